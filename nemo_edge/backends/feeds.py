@@ -1,0 +1,28 @@
+"""Checks a feed against what a graph takes, so that every backend refuses the same things with the same words."""
+
+from __future__ import annotations
+
+__all__ = ["check_feed"]
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from nemo_edge.component import VALUE_MASK
+from nemo_edge.errors import InputError
+
+
+def check_feed(feed: Mapping[str, np.ndarray], inputs: Mapping[str, Sequence[int | str | None]]) -> None:
+    """Raise `InputError` unless `feed` has exactly `inputs`, of their ranks and fixed dimensions, with a mask in [0, 1]."""
+    missing, extra = [n for n in inputs if n not in feed], [n for n in feed if n not in inputs]
+    if missing or extra:
+        problem = f"lacks {missing[0]!r}" if missing else f"has no input {extra[0]!r}"
+        raise InputError(f"the feed {problem}: this graph takes {', '.join(inputs)}")
+    for name, expected in inputs.items():
+        shape = feed[name].shape
+        if len(shape) != len(expected) or any(isinstance(e, int) and e != s for s, e in zip(shape, expected, strict=True)):
+            wanted = ", ".join(str(e) for e in expected)
+            raise InputError(f"input {name!r} has shape [{', '.join(map(str, shape))}], expected [{wanted}]")
+    mask = feed.get(VALUE_MASK)
+    if mask is not None and not (np.isfinite(mask).all() and mask.min() >= 0 and mask.max() <= 1):
+        raise InputError(f"{VALUE_MASK} must hold factors from 0 to 1, but has NaN or values outside: check how it was made")

@@ -1,0 +1,137 @@
+"""ONNX Runtime: opens an ONNX file with one execution provider, and refuses to fall back to another."""
+
+from __future__ import annotations
+
+__all__ = ["PROVIDERS", "EngineFile", "OnnxRuntimeRunner", "available", "compile_engine", "describe", "open_engine", "open_runner"]
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+import onnxruntime as ort
+from pydantic import BaseModel, ConfigDict
+
+from nemo_edge.backends.feeds import check_feed
+from nemo_edge.errors import InputError, MissingDependency
+from nemo_edge.files import write_atomically
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+"""Recipe name of a provider → ONNX Runtime's name."""
+
+_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
+_SILENT = 4
+
+
+class EngineFile(BaseModel):
+    """How an ONNX file of a bundle is run: what ONNX Runtime needs beside the graph itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    component: str
+    backend: Literal["onnxruntime"] = "onnxruntime"
+    provider: str
+    model: str
+    """Path of the ONNX file inside the bundle."""
+    threads: int | None = None
+    version: str
+    inputs: dict[str, tuple[int | str | None, ...]]
+    outputs: dict[str, tuple[int | str | None, ...]]
+
+
+class OnnxRuntimeRunner:
+    """Owns one inference session."""
+
+    def __init__(self, model: Path, provider: str = "cpu", threads: int | None = None) -> None:
+        self._session: ort.InferenceSession | None = _session(model, provider, threads)
+        ports = self._session.get_inputs()
+        self.inputs = {port.name: tuple(port.shape) for port in ports}
+        self._dtypes = {port.name: _DTYPES[port.type] for port in ports}
+        self._outputs = [port.name for port in self._session.get_outputs()]
+
+    def __call__(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once. Raises `InputError` as `Runner` says."""
+        if self._session is None:
+            raise InputError("this runner is closed: open the engine again")
+        check_feed(feed, self.inputs)
+        typed = {name: np.ascontiguousarray(feed[name], self._dtypes[name]) for name in self.inputs}
+        values = self._session.run(self._outputs, typed)
+        return {n: v.astype(np.float32, copy=False) for n, v in zip(self._outputs, values, strict=True)}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._session = None
+
+
+def open_runner(model: Path, provider: str = "cpu", threads: int | None = None) -> OnnxRuntimeRunner:
+    """Open an ONNX file. Raises `MissingDependency` when the provider is not there, `InputError` for a bad file."""
+    return OnnxRuntimeRunner(model, provider, threads)
+
+
+def compile_engine(bundle: Path, component: str, model: str, provider: str, threads: int | None) -> EngineFile:
+    """Open the bundle's ONNX file once and write `engines/<component>.onnxruntime.<provider>.json` that says how to run it."""
+    session = _session(bundle / model, provider, threads)
+    engine = EngineFile(
+        component=component,
+        provider=provider,
+        model=model,
+        threads=threads,
+        version=ort.__version__,
+        inputs={port.name: tuple(port.shape) for port in session.get_inputs()},
+        outputs={port.name: tuple(port.shape) for port in session.get_outputs()},
+    )
+    write_atomically(bundle / "engines" / f"{component}.onnxruntime.{provider}.json", engine.model_dump_json(indent=1) + "\n")
+    return engine
+
+
+def open_engine(bundle: Path, component: str, provider: str) -> OnnxRuntimeRunner:
+    """Open what `compile_engine` wrote."""
+    path = bundle / "engines" / f"{component}.onnxruntime.{provider}.json"
+    if not path.is_file():
+        raise InputError(f"the bundle {bundle} has no {provider} engine of {component}: build it with engine.provider = {provider!r}")
+    engine = EngineFile.model_validate_json(path.read_bytes())
+    return OnnxRuntimeRunner(bundle / engine.model, engine.provider, engine.threads)
+
+
+def available() -> tuple[str, ...]:
+    """The providers this build of ONNX Runtime names (a GPU provider may still lack its libraries)."""
+    return tuple(name for name, full in PROVIDERS.items() if full in ort.get_available_providers())
+
+
+def describe() -> dict[str, Any]:
+    """Version and providers, for provenance."""
+    return {"backend": "onnxruntime", "version": ort.__version__, "providers": available()}
+
+
+def _session(model: Path, provider: str, threads: int | None) -> ort.InferenceSession:
+    wanted = PROVIDERS[provider]
+    if wanted not in ort.get_available_providers():
+        raise MissingDependency(
+            f"this ONNX Runtime ({ort.__version__}) has no {wanted}: install onnxruntime-gpu, or set engine.provider to one of "
+            f"{', '.join(available())}"
+        )
+    options = ort.SessionOptions()
+    options.log_severity_level = _SILENT
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or 0
+    if provider != "cpu":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        session = ort.InferenceSession(str(model), options, providers=[wanted])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        first = str(error).strip().splitlines()[0]
+        if provider != "cpu":
+            raise MissingDependency(
+                f"{wanted} cannot run {model} here: {first}; needs an NVIDIA GPU with CUDA 12 or 13 and cuDNN 9"
+            ) from error
+        raise InputError(f"ONNX Runtime cannot open {model}: {first}") from error
+    if wanted not in session.get_providers():
+        raise MissingDependency(
+            f"{wanted} was asked for, but ONNX Runtime loaded only {', '.join(session.get_providers())}: install its libraries "
+            "(CUDA, cuDNN, TensorRT), or set engine.provider to cpu"
+        )
+    return session

@@ -1,0 +1,296 @@
+"""From a recipe to a bundle: the stages in order, each skipped when what it is made from has not changed.
+
+Stages leave their results in `.<bundle>.build/<stage>-<key>/` beside the bundle; the key is a hash of all that went in. A
+stage that was interrupted goes on where it stopped; a bundle appears whole, by one rename.
+"""
+
+from __future__ import annotations
+
+__all__ = ["BuildResult", "Plan", "build", "plan"]
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from nemo_edge import __version__
+from nemo_edge.bundle import MANIFEST, Manifest, check_output, open_bundle, publish, staging, verify
+from nemo_edge.errors import BundleError, InputError
+from nemo_edge.files import checkpoint_hashes, explain, sha256_file, sha256_json, write_atomically
+from nemo_edge.progress import Progress
+from nemo_edge.prompts import Prompt, read_prompts
+from nemo_edge.recipe import Recipe
+
+_PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "torchmetrics", "numpy")
+
+
+class Plan(BaseModel):
+    """What a build would do: the key of each stage, and whether its result is there already."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    output: str
+    key: str
+    up_to_date: bool
+    """The bundle is there, made from exactly this, with every file as it was."""
+    stages: dict[str, str]
+    done: tuple[str, ...]
+
+
+class BuildResult(BaseModel):
+    """The bundle that is there now."""
+
+    model_config = ConfigDict(frozen=True)
+
+    bundle: str
+    skipped: bool
+    """No work was done: the bundle was up to date."""
+    manifest: Manifest
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate passed."""
+        return self.manifest.passed
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The recipe's files, read and hashed."""
+
+    memorized: list[Prompt]
+    general: list[Prompt]
+    held_out: list[Prompt]
+    checkpoint: dict[str, str]
+    prompts: dict[str, str]
+    versions: dict[str, str]
+
+
+def plan(recipe: Recipe) -> Plan:
+    """Read the inputs, hash them, and say what would run. Raises `InputError` for what cannot be used."""
+    check_output(recipe.output)
+    inputs = _inputs(recipe)
+    keys = _keys(recipe, inputs)
+    done = tuple(stage for stage, key in keys.items() if (_folder(recipe, stage, key) / "stage.json").is_file())
+    return Plan(
+        name=recipe.name,
+        output=str(recipe.output),
+        key=keys["measure"],
+        up_to_date=_up_to_date(recipe, keys["measure"]),
+        stages=keys,
+        done=done,
+    )
+
+
+def build(recipe: Recipe, progress: Progress | None = None) -> BuildResult:
+    """Build the bundle, or find it up to date. A failed gate does not stop the bundle, it marks it.
+
+    Raises `InputError` for inputs that cannot be used, `MissingDependency` for a provider that is not here, `ExportError`
+    for a graph that does not agree with eager.
+    """
+    check_output(recipe.output)
+    inputs = _inputs(recipe)
+    keys = _keys(recipe, inputs)
+    if _up_to_date(recipe, keys["measure"]):
+        return BuildResult(bundle=str(recipe.output), skipped=True, manifest=open_bundle(recipe.output))
+    try:
+        manifest = _Build(recipe, inputs, keys, progress or Progress()).run()
+    except OSError as error:
+        raise explain(error, Path(error.filename or recipe.output)) from error
+    return BuildResult(bundle=str(recipe.output), skipped=False, manifest=manifest)
+
+
+def _inputs(recipe: Recipe) -> _Inputs:
+    memorized = read_prompts(recipe.prompts.memorized, recipe.prompts.limit)
+    general = read_prompts(recipe.prompts.general)
+    wanted = recipe.calibration.prompts + recipe.fidelity.general_prompts
+    if len(general) < 3:
+        raise InputError(f"prompts file {recipe.prompts.general} holds {len(general)} general prompts, at least 3 are needed")
+    held_out = general[-min(recipe.fidelity.general_prompts, max(1, len(general) - 2)) :]
+    used = general[: len(general) - len(held_out)] if len(general) < wanted else general[: recipe.calibration.prompts]
+    files = [recipe.prompts.memorized, recipe.prompts.general]
+    files += [p for p in (recipe.calibration.statistics, recipe.fidelity.sscd) if p is not None]
+    missing = next((p for p in files if not p.is_file()), None)
+    if missing:
+        raise InputError(f"{missing}, which the recipe names, does not exist")
+    hashes = {p.name: sha256_file(p) for p in files}
+    hashes |= {p.image.name: sha256_file(p.image) for p in memorized if p.image}
+    return _Inputs(memorized, used, held_out, checkpoint_hashes(recipe.checkpoint.path), hashes, _versions())
+
+
+def _versions() -> dict[str, str]:
+    found = {"nemo-edge": __version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _keys(recipe: Recipe, inputs: _Inputs) -> dict[str, str]:
+    """A hash for each stage of everything its result depends on, the stages before it included."""
+    general, memorized = [p.text for p in inputs.general], [p.text for p in inputs.memorized]
+    r = recipe.model_dump(mode="json")
+    calibrate = sha256_json([inputs.versions, inputs.checkpoint, general, r["calibration"], r["localization"]])
+    localize = sha256_json([calibrate, memorized])
+    export = sha256_json([localize, r["export"]])
+    compiled = sha256_json([export, r["engine"]])
+    held_out = [p.text for p in inputs.held_out]
+    measure = sha256_json([compiled, inputs.prompts, held_out, r["sampling"], r["fidelity"], r["gates"], r["name"]])
+    return {"calibrate": calibrate, "localize": localize, "export": export, "compile": compiled, "measure": measure}
+
+
+def _folder(recipe: Recipe, stage: str, key: str) -> Path:
+    return recipe.output.parent / f".{recipe.output.name}.build" / f"{stage}-{key[:12]}"
+
+
+def _up_to_date(recipe: Recipe, key: str) -> bool:
+    try:
+        return open_bundle(recipe.output).key == key and verify(recipe.output).passed
+    except BundleError:
+        return False
+
+
+class _Build:
+    """One run of the stages that are not done; the checkpoint is opened by the first that needs it."""
+
+    def __init__(self, recipe: Recipe, inputs: _Inputs, keys: dict[str, str], progress: Progress) -> None:
+        self.recipe, self.inputs, self.keys, self.progress = recipe, inputs, keys, progress
+        self._checkpoint: Any = None
+
+    def run(self) -> Manifest:
+        from nemo_edge import stages
+        from nemo_edge.calibration import Calibration
+        from nemo_edge.export import Exported
+        from nemo_edge.fidelity import Measurement
+        from nemo_edge.localization import read_results
+        from nemo_edge.neurons import NeuronSet
+
+        recipe, inputs = self.recipe, self.inputs
+        calibrated = self._stage(
+            "calibrate", lambda folder: stages.calibrate_stage(self.checkpoint, recipe, inputs.general, folder, self.progress)
+        )
+        calibration = Calibration.load(calibrated / "calibration.safetensors")
+        assert calibration.threshold is not None
+        threshold = calibration.threshold.value
+        localized = self._stage(
+            "localize",
+            lambda folder: stages.localize_stage(
+                self.checkpoint, calibration.statistics, threshold, recipe, inputs.memorized, folder, self.progress
+            ),
+        )
+        localizations = self._of_prompts(read_results(localized / "localization.jsonl"))
+        neurons = NeuronSet.load(localized / "neurons.json")
+        exported = self._stage("export", lambda folder: self._export(neurons, folder))
+        records = [Exported.model_validate(e) for e in json.loads((exported / "exported.json").read_text())]
+        with staging(recipe.output) as staged:
+            _link_tree(exported, staged, leave=("stage.json", "exported.json"))
+            stages.compile_stage(staged, recipe, records)
+            measured = self._stage(
+                "measure",
+                lambda folder: stages.measure_stage(
+                    self.checkpoint, staged, recipe, inputs.memorized, inputs.held_out, localizations, threshold, folder, self.progress
+                ),
+            )
+            measurement = Measurement.model_validate_json((measured / "measurement.json").read_bytes())
+            return self._assemble(staged, calibrated, localized, measured, neurons, localizations, measurement)
+
+    @property
+    def checkpoint(self) -> Any:
+        if self._checkpoint is None:
+            from nemo_edge.checkpoint import open_checkpoint
+
+            self._checkpoint = open_checkpoint(self.recipe.checkpoint.path, allow_pickle=self.recipe.checkpoint.allow_pickle)
+        return self._checkpoint
+
+    def _stage(self, name: str, work: Callable[[Path], object]) -> Path:
+        """Return the folder of a stage's results, made now unless they are there with the hashes they were left with."""
+        folder = _folder(self.recipe, name, self.keys[name])
+        record = folder / "stage.json"
+        if record.is_file() and _intact(folder, json.loads(record.read_text())):
+            self.progress.note(f"{name}: nothing has changed")
+            return folder
+        if record.is_file():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        work(folder)
+        files = sorted(p for p in folder.rglob("*") if p.is_file())
+        write_atomically(record, json.dumps({p.relative_to(folder).as_posix(): sha256_file(p) for p in files}, indent=1) + "\n")
+        return folder
+
+    def _of_prompts(self, results: Sequence[Any]) -> list[Any]:
+        by_prompt = {r.prompt: r for r in results}
+        return [by_prompt[p.text] for p in self.inputs.memorized]
+
+    def _export(self, neurons: Any, folder: Path) -> None:
+        from nemo_edge import stages
+
+        shutil.rmtree(folder)
+        folder.mkdir()
+        provenance = {"version": __version__, "recipe": self.recipe.name, "checkpoint": sha256_json(self.inputs.checkpoint)}
+        exported = stages.export_stage(self.checkpoint, self.recipe, neurons, folder, provenance, self.progress)
+        write_atomically(folder / "exported.json", json.dumps([e.model_dump(mode="json") for e in exported], indent=1) + "\n")
+
+    def _assemble(
+        self, staged: Path, calibrated: Path, localized: Path, measured: Path, neurons: Any, localizations: Any, measurement: Any
+    ) -> Manifest:
+        from nemo_edge.gates import judge
+        from nemo_edge.report import write_report
+
+        gates = judge(measurement, localizations, self.recipe.gates)
+        for source in (calibrated, localized, measured):
+            _link_tree(source, staged, leave=("stage.json", "pictures"))
+        facts = {"nemo-edge": __version__, "checkpoint": self.recipe.checkpoint.path, "build key": self.keys["measure"]}
+        facts |= {f"sha256 of {name}": digest for name, digest in self.inputs.checkpoint.items() if name.endswith(".safetensors")}
+        facts |= {"neurons": neurons.content_hash()} | {k: v for k, v in self.inputs.versions.items() if k != "nemo-edge"}
+        write_report(
+            staged / "report",
+            self.recipe.name,
+            measurement,
+            localizations,
+            gates,
+            [p.text for p in self.inputs.held_out],
+            measured / "pictures",
+            facts,
+        )
+        manifest = Manifest(
+            name=self.recipe.name,
+            family=json.loads((staged / "model_index.json").read_text())["_class_name"],
+            key=self.keys["measure"],
+            variants=self.recipe.export.variants,
+            checkpoint=self.inputs.checkpoint,
+            prompts=self.inputs.prompts,
+            recipe=self.recipe.model_dump(mode="json"),
+            versions=self.inputs.versions,
+            neurons_hash=neurons.content_hash(),
+            threshold=measurement.threshold,
+            gates=gates,
+            passed=all(gate.passed for gate in gates),
+            files={},
+        )
+        return publish(staged, self.recipe.output, manifest)
+
+
+def _intact(folder: Path, files: dict[str, str]) -> bool:
+    return all((folder / name).is_file() and sha256_file(folder / name) == digest for name, digest in files.items())
+
+
+def _link_tree(source: Path, target: Path, leave: Sequence[str]) -> None:
+    """Put the files of a stage into the bundle: hard links where the file system has them, else copies."""
+    for path in source.rglob("*"):
+        relative = path.relative_to(source)
+        if path.is_dir() or relative.parts[0] in leave or path.name == MANIFEST:
+            continue
+        place = target / relative
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, place)
+        except OSError:
+            shutil.copy2(path, place)

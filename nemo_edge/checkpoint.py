@@ -1,0 +1,304 @@
+"""Opens a diffusers checkpoint and hands out what the rest needs: components, conditioning, value layers.
+
+The only module that knows the attribute names of diffusers' modules. Takes Stable Diffusion 1.x, 2.x, XL and UNets distilled from them.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Checkpoint", "Conditioning", "open_checkpoint", "summary", "value_layers", "value_projections"]
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nemo_edge.component import Component, Port
+from nemo_edge.configuration import Configuration
+from nemo_edge.errors import InputError
+from nemo_edge.files import PICKLE_FILES, WEIGHT_FILES, checkpoint_hashes, sha256_json
+from nemo_edge.neurons import ValueLayer
+
+Layers = Literal["paper", "all"]
+Conditioning = dict[str, Tensor]
+"""UNet inputs that come from the prompt, each [B, …]: `encoder_hidden_states`, and XL's `text_embeds`, `time_ids`."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An open checkpoint: float32 modules on one device, in evaluation mode, and their configuration."""
+
+    source: str
+    config: Configuration
+    unet: nn.Module
+    vae: nn.Module
+    text_encoders: tuple[nn.Module, ...]
+    files: dict[str, str] = field(default_factory=dict)
+    """The files it was read from and their sha256."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device the modules are on."""
+        return next(self.unet.parameters()).device
+
+    def content_hash(self) -> str:
+        """Return one hash of all its files."""
+        return sha256_json(self.files)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Encode prompts: `encoder_hidden_states` [B, T, D], for XL also `text_embeds` [B, P] and `time_ids` [B, 6]."""
+        components = [self.text_component(i) for i in range(len(self.text_encoders))]
+        ids = self.config.token_ids(prompts)
+        outputs = [
+            dict(zip(c.outputs, c.module(torch.from_numpy(i).to(self.device)), strict=True)) for c, i in zip(components, ids, strict=True)
+        ]
+        return conditioning(self.config.family, outputs, self.config.pixel_size)
+
+    def components(self) -> tuple[Component, ...]:
+        """Return every graph of the checkpoint: text encoders, UNet, VAE decoder."""
+        texts = tuple(self.text_component(i) for i in range(len(self.text_encoders)))
+        return (*texts, self.unet_component(), self.vae_component())
+
+    def text_component(self, index: int) -> Component:
+        """Text encoder `index` as a graph: `input_ids` [B, T] → hidden states and the pooled output."""
+        encoder, tokenizer = self.text_encoders[index], self.config.tokenizers[index]
+        name = "text_encoder" if index == 0 else f"text_encoder_{index + 1}"
+        high = int(encoder.config.vocab_size)
+        ids = Port("input_ids", ("batch", int(tokenizer.model_max_length)), "ids", high)
+        if self.config.family == "sd":
+            return Component(name, _TextGraph(encoder), (ids,), ("last_hidden_state", "pooler_output"), {})
+        depth = int(encoder.config.num_hidden_layers)
+        first = "pooler_output" if index == 0 else "text_embeds"
+        outputs = (first, "last_hidden_state", *(f"hidden_states.{i}" for i in range(depth + 1)))
+        return Component(name, _HiddenTextGraph(encoder), (ids,), outputs, {})
+
+    def unet_component(self) -> Component:
+        """The UNet as a graph: `sample`, `timestep`, conditioning → `out_sample`."""
+        channels, height, width = self.config.latent_shape
+        tokens, wide = int(self.config.tokenizers[0].model_max_length), _int(self.config.unet["cross_attention_dim"])
+        inputs = [
+            Port("sample", ("batch", channels, "height", "width")),
+            Port("timestep", ("batch",), "time", int(self.config.scheduler["num_train_timesteps"])),
+            Port("encoder_hidden_states", ("batch", tokens, wide)),
+        ]
+        if self.config.family == "sdxl":
+            inputs += [
+                Port("text_embeds", ("batch", int(self.text_encoders[-1].config.projection_dim))),
+                Port("time_ids", ("batch", 6), "time", 1024),
+            ]
+        return Component("unet", _UNetGraph(self.unet), tuple(inputs), ("out_sample",), {"height": height, "width": width})
+
+    def vae_component(self) -> Component:
+        """The VAE's decoder as a graph: `latent_sample` (already divided by the scaling factor) → `sample`."""
+        _, height, width = self.config.latent_shape
+        latents = Port("latent_sample", ("batch", int(self.config.vae["latent_channels"]), "height", "width"))
+        return Component("vae_decoder", _DecoderGraph(self.vae), (latents,), ("sample",), {"height": height, "width": width})
+
+
+def conditioning(family: str, outputs: Sequence[dict[str, Any]], pixel_size: tuple[int, int]) -> dict[str, Any]:
+    """Turn the outputs of the text encoders into the UNet's inputs; for torch tensors and numpy arrays alike."""
+    if family == "sd":
+        return {"encoder_hidden_states": outputs[0]["last_hidden_state"]}
+    hidden = [o[[name for name in o if name.startswith("hidden_states.")][-2]] for o in outputs]
+    pooled = outputs[-1]["text_embeds"]
+    ids = [[*pixel_size, 0, 0, *pixel_size]] * len(pooled)
+    if isinstance(pooled, Tensor):
+        return {
+            "encoder_hidden_states": torch.cat(hidden, dim=-1),
+            "text_embeds": pooled,
+            "time_ids": torch.tensor(ids, dtype=pooled.dtype, device=pooled.device),
+        }
+    time_ids = np.array(ids, pooled.dtype)
+    return {"encoder_hidden_states": np.concatenate(hidden, axis=-1), "text_embeds": pooled, "time_ids": time_ids}
+
+
+def value_projections(unet: nn.Module, layers: Layers = "paper") -> Iterator[tuple[str, nn.Linear]]:
+    """Iterate over the value projections of cross-attention (`attn2.to_v`) with their names.
+
+    Order: down blocks, mid block, then with `layers="all"` the up blocks, as the paper numbers them (the official code's
+    layers 0 to 6 for Stable Diffusion 1.x). Raises `InputError` for a UNet without cross-attention there.
+    """
+    blocks = [("down_blocks", unet.down_blocks), ("mid_block", unet.mid_block)]
+    if layers == "all":
+        blocks.append(("up_blocks", unet.up_blocks))
+    found = [
+        (f"{prefix}.{name}.to_v", module.to_v)
+        for prefix, block in blocks
+        if block is not None
+        for name, module in block.named_modules()
+        if name.endswith("attn2") and getattr(module, "to_v", None) is not None
+    ]
+    if not found:
+        where = "its down and mid blocks" if layers == "paper" else "any block"
+        raise InputError(
+            f"the UNet ({type(unet).__name__}) has no cross-attention in {where}: there are no value neurons to silence; "
+            "give a text-conditional UNet2DConditionModel (Stable Diffusion 1.x, 2.x, XL)"
+        )
+    return iter(found)
+
+
+def value_layers(unet: nn.Module, layers: Layers = "paper") -> tuple[ValueLayer, ...]:
+    """Return the value layers in the order of `value_projections`."""
+    return tuple(ValueLayer(name=name, width=linear.out_features) for name, linear in value_projections(unet, layers))
+
+
+def summary(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what a person asks of a checkpoint: pipeline, prediction type, parameters, value layers, files."""
+    paper = {layer.name for layer in value_layers(checkpoint.unet)}
+    modules = {c.name: c.module for c in checkpoint.components()}
+    return {
+        "source": checkpoint.source,
+        "pipeline": checkpoint.config.index["_class_name"],
+        "prediction_type": checkpoint.config.prediction_type,
+        "latent_shape": list(checkpoint.config.latent_shape),
+        "parameters": {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()},
+        "value_layers": [{**v.model_dump(), "paper": v.name in paper} for v in value_layers(checkpoint.unet, "all")],
+        "files": checkpoint.files,
+    }
+
+
+def open_checkpoint(path: str, *, allow_pickle: bool = False, device: str = "cpu") -> Checkpoint:
+    """Open a checkpoint: a diffusers folder, a hub id, or a single `.safetensors` file.
+
+    Weights are read from safetensors and held in float32; a pickle is refused unless `allow_pickle` is set. Raises
+    `InputError` for anything that is not a Stable Diffusion checkpoint.
+    """
+    local = Path(path).expanduser()
+    if local.is_dir():
+        _check_folder(local, allow_pickle)
+        pipeline = _pipeline_from_folder(str(local), allow_pickle)
+    elif local.is_file():
+        if local.suffix in PICKLE_FILES and not allow_pickle:
+            raise _pickle_error(local)
+        pipeline = _pipeline_from_file(local)
+    elif path.count("/") == 1 and not path.startswith((".", "/", "~")):
+        pipeline = _pipeline_from_folder(path, allow_pickle)
+    else:
+        raise InputError(f"checkpoint {path} does not exist: give a diffusers folder, a .safetensors file or a hub id (owner/name)")
+    return _from_pipeline(pipeline, path, device)
+
+
+def _check_folder(folder: Path, allow_pickle: bool) -> None:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        state = "is empty" if not any(folder.iterdir()) else "has no model_index.json"
+        raise InputError(f"checkpoint folder {folder} {state}: give a folder saved with diffusers' save_pretrained")
+    weights = [p for p in folder.rglob("*") if p.suffix in (*WEIGHT_FILES, *PICKLE_FILES)]
+    if not weights:
+        raise InputError(f"checkpoint folder {folder} holds no weights (*.safetensors): it was not copied whole")
+    pickles = [p for p in weights if p.suffix in PICKLE_FILES and not any(p.parent.glob("*.safetensors"))]
+    if pickles and not allow_pickle:
+        raise _pickle_error(pickles[0])
+
+
+def _pickle_error(path: Path) -> InputError:
+    return InputError(
+        f"{path} is a pickle, which can run any code when it is loaded: convert the checkpoint to safetensors, "
+        "or pass --allow-pickle if you trust where it comes from"
+    )
+
+
+def _pipeline_from_folder(path: str, allow_pickle: bool) -> Any:
+    from diffusers import DiffusionPipeline
+
+    options = {"safety_checker": None, "requires_safety_checker": False, "use_safetensors": None if allow_pickle else True}
+    try:
+        with _quiet():
+            return DiffusionPipeline.from_pretrained(path, torch_dtype=torch.float32, **options)
+    except (OSError, ValueError) as error:
+        raise InputError(f"checkpoint {path} cannot be opened: {_first_line(error)}") from error
+
+
+def _pipeline_from_file(path: Path) -> Any:
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    reasons = []
+    for pipeline in (StableDiffusionPipeline, StableDiffusionXLPipeline):
+        try:
+            with _quiet():
+                return pipeline.from_single_file(str(path), torch_dtype=torch.float32)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            reasons.append(_first_line(error))
+    raise InputError(f"checkpoint {path} is not a Stable Diffusion file, or its configuration cannot be fetched: {reasons[0]}")
+
+
+def _from_pipeline(pipeline: Any, path: str, device: str) -> Checkpoint:
+    encoders = [m for m in (pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)) if m is not None]
+    tokenizers = [t for t in (pipeline.tokenizer, getattr(pipeline, "tokenizer_2", None)) if t is not None]
+    config = Configuration(
+        index=pipeline.config,
+        unet=pipeline.unet.config,
+        vae=pipeline.vae.config,
+        scheduler=pipeline.scheduler.config,
+        text_encoders=tuple(m.config.to_dict() for m in encoders),
+        tokenizers=tuple(tokenizers),
+    )
+    for module in (pipeline.unet, pipeline.vae, *encoders):
+        module.eval().requires_grad_(False).to(device)
+    return Checkpoint(path, config, pipeline.unet, pipeline.vae, tuple(encoders), checkpoint_hashes(path))
+
+
+def _quiet() -> Any:
+    """diffusers' and transformers' progress bars and advice off while a pipeline is opened."""
+    from contextlib import ExitStack
+
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    stack = ExitStack()
+    for library in (diffusers_logging, transformers_logging):
+        stack.callback(library.set_verbosity, library.get_verbosity())
+        stack.callback(library.enable_progress_bar)
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    return stack
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _int(value: Any) -> int:
+    return int(value[0] if isinstance(value, (tuple, list)) else value)
+
+
+class _TextGraph(nn.Module):
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.encoder(input_ids)
+        return out.last_hidden_state, out.pooler_output
+
+
+class _HiddenTextGraph(_TextGraph):
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        out = self.encoder(input_ids, output_hidden_states=True)
+        pooled = out.text_embeds if hasattr(out, "text_embeds") else out.pooler_output
+        return (pooled, out.last_hidden_state, *out.hidden_states)
+
+
+class _UNetGraph(nn.Module):
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *added: Tensor) -> tuple[Tensor]:
+        extra = {"added_cond_kwargs": dict(zip(("text_embeds", "time_ids"), added, strict=True))} if added else {}
+        out: tuple[Tensor] = self.unet(sample, timestep, encoder_hidden_states, return_dict=False, **extra)
+        return (out[0],)
+
+
+class _DecoderGraph(nn.Module):
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latent_sample: Tensor) -> tuple[Tensor]:
+        out: tuple[Tensor] = self.vae.decode(latent_sample, return_dict=False)
+        return (out[0],)

@@ -1,0 +1,312 @@
+"""The command line: translates options into settings, calls one library function, prints one result.
+
+Heavy imports are inside the commands, so that `--help` is immediate.
+"""
+
+from __future__ import annotations
+
+__all__ = ["app", "main"]
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="nemo-edge",
+    help="Ship text-to-image diffusion models as engines that do not give back their training images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Checkpoint = Annotated[str, typer.Argument(help="Diffusers folder, .safetensors file or hub id.")]
+Bundle = Annotated[Path, typer.Argument(help="Folder of a bundle.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
+AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Open pickle weights, which can run any code.")]
+Prompts = Annotated[Path, typer.Argument(help="Prompts: .txt, .csv (column Caption or prompt) or .jsonl.")]
+AllLayers = Annotated[bool, typer.Option("--all-layers", help="Value layers of the up blocks too, not only the paper's.")]
+Statistics = Annotated[Path, typer.Option("--statistics", help="What `nemo-edge calibrate` wrote, or the official .pt file.")]
+ThresholdOption = Annotated[float | None, typer.Option("--threshold", min=0, max=1, help="τ; else the one in the statistics.")]
+
+
+@app.command()
+def build(
+    recipe: Annotated[Path, typer.Argument(help="Recipe, a TOML file.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and check everything, say what would run, write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Build a bundle: calibrate, localize, export, compile, measure, judge. Exit code 3 when a gate fails."""
+    from nemo_edge import console
+    from nemo_edge.build import build as run
+    from nemo_edge.build import plan
+    from nemo_edge.recipe import load_recipe
+
+    settings = load_recipe(recipe)
+    if dry_run:
+        _print(plan(settings), as_json, console.show_plan)
+        return
+    result = run(settings, console.Bars())
+    _print(result, as_json, console.show_build)
+    if not result.passed:
+        raise typer.Exit(3)
+
+
+@app.command()
+def calibrate(
+    checkpoint: Checkpoint,
+    prompts: Prompts,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the statistics go, a .safetensors file.")],
+    limit: Annotated[int | None, typer.Option("--limit", min=2, help="Use the first so many prompts.")] = None,
+    all_layers: AllLayers = False,
+    allow_pickle: AllowPickle = False,
+    as_json: Json = False,
+) -> None:
+    """Measure reference statistics and the threshold τ on general prompts."""
+    from nemo_edge import console
+    from nemo_edge.prompts import read_prompts
+
+    texts = [p.text for p in read_prompts(prompts, limit)]
+    from nemo_edge.calibration import calibrate as run
+
+    with console.Bars().task("calibrate", len(texts)) as advance:
+        calibration = run(_open(checkpoint, allow_pickle), texts, _localization(all_layers), advance)
+    calibration.save(out)
+    _print(calibration.provenance, as_json, lambda p: console.show_calibration(p, out))
+
+
+@app.command()
+def detect(
+    checkpoint: Checkpoint,
+    prompts: Prompts,
+    statistics: Statistics,
+    threshold: ThresholdOption = None,
+    all_layers: AllLayers = False,
+    allow_pickle: AllowPickle = False,
+    as_json: Json = False,
+) -> None:
+    """Say which prompts are memorized."""
+    from nemo_edge import console
+    from nemo_edge.prompts import read_prompts
+
+    texts = [p.text for p in read_prompts(prompts)]
+    localizer = _localizer(checkpoint, statistics, threshold, all_layers, allow_pickle)
+    rows = []
+    with console.Bars().task("detect", len(texts)) as advance:
+        for text in texts:
+            score, seeds = localizer.detect(text)
+            rows.append({"prompt": text, "score": score, "memorized": bool(seeds), "seeds": list(seeds)})
+            advance(1)
+    _print({"threshold": localizer.threshold, "prompts": rows}, as_json, console.show_detection)
+
+
+@app.command()
+def localize(
+    checkpoint: Checkpoint,
+    prompts: Prompts,
+    statistics: Statistics,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for localization.jsonl and neurons.json.")],
+    threshold: ThresholdOption = None,
+    all_layers: AllLayers = False,
+    allow_pickle: AllowPickle = False,
+    as_json: Json = False,
+) -> None:
+    """Find the memorization neurons of each prompt; an interrupted run goes on where it stopped."""
+    from nemo_edge import console
+    from nemo_edge.bundle import check_folder
+    from nemo_edge.prompts import read_prompts
+
+    texts = [p.text for p in read_prompts(prompts)]
+    check_folder(out)
+    localizer = _localizer(checkpoint, statistics, threshold, all_layers, allow_pickle)
+    from nemo_edge.localization import union
+
+    with console.Bars().task("localize", len(texts)) as advance:
+        found = localizer.localize_all(texts, out / "localization.jsonl", lambda _: advance(1))
+    union(found).save(out / "neurons.json")
+    _print(
+        {"results": [r.model_dump(mode="json") for r in found], "out": str(out)}, as_json, lambda _: console.show_localizations(found, out)
+    )
+
+
+@app.command()
+def export(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the ONNX files; must be absent or empty.")],
+    neurons: Annotated[Path | None, typer.Option("--neurons", help="neurons.json; without it nothing is baked.")] = None,
+    masked: Annotated[bool, typer.Option("--masked", help="Give the UNet a value_mask input instead of baking.")] = False,
+    dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16.")] = "fp32",
+    opset: Annotated[int, typer.Option("--opset", min=18, max=24, help="ONNX opset.")] = 23,
+    all_layers: AllLayers = False,
+    allow_pickle: AllowPickle = False,
+    as_json: Json = False,
+) -> None:
+    """Export a checkpoint to ONNX, each file checked against eager PyTorch."""
+    from nemo_edge import console
+    from nemo_edge.neurons import NeuronSet
+
+    chosen = NeuronSet.load(neurons) if neurons else None
+    settings = _export_settings(dtype, opset, "masked" if masked else "baked")
+    from nemo_edge.stages import export_folder
+
+    opened = _open(checkpoint, allow_pickle)
+    exported = export_folder(opened, settings, chosen, "all" if all_layers else "paper", out, console.Bars())
+    _print(
+        {"out": str(out), "exported": [e.model_dump(mode="json") for e in exported]}, as_json, lambda _: console.show_export(exported, out)
+    )
+
+
+@app.command()
+def verify(bundle: Bundle, as_json: Json = False) -> None:
+    """Compare every file of a bundle with the hashes of its manifest. Exit code 2 when one differs."""
+    from nemo_edge import console
+    from nemo_edge.bundle import verify as run
+
+    result = run(bundle)
+    _print(result, as_json, console.show_verification)
+    if not result.passed:
+        raise typer.Exit(2)
+
+
+@app.command()
+def generate(
+    bundle: Bundle,
+    prompt: Annotated[str, typer.Argument(help="The prompt.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG file; with several pictures, -00, -01 … is added.")],
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the first picture.")] = 0,
+    count: Annotated[int, typer.Option("--count", min=1, max=64, help="Pictures, from seeds one after the other.")] = 1,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, max=1000, help="Denoising steps; else the recipe's.")] = None,
+    guidance: Annotated[float | None, typer.Option("--guidance", min=0, help="Guidance scale; else the recipe's.")] = None,
+    height: Annotated[int | None, typer.Option("--height", help="Pixels, a multiple of 8.")] = None,
+    width: Annotated[int | None, typer.Option("--width", help="Pixels, a multiple of 8.")] = None,
+    variant: Annotated[str | None, typer.Option("--variant", help="baked or masked; else the first of the bundle.")] = None,
+    mask: Annotated[Path | None, typer.Option("--mask", help="For masked: neurons.json or .npy to silence; else the bundle's.")] = None,
+    unmitigated: Annotated[bool, typer.Option("--unmitigated", help="For masked: silence nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make pictures with the engines of a bundle."""
+    from nemo_edge import console
+    from nemo_edge.studio import Request, draw
+
+    wanted = {"steps": steps, "guidance": guidance, "height": height, "width": width}
+    overrides = {name: value for name, value in wanted.items() if value is not None}
+    paths = draw(bundle, Request(prompt, seed, count, overrides, variant, mask, unmitigated), out)
+    _print({"pictures": [str(p) for p in paths]}, as_json, lambda _: console.show_paths(paths))
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="A bundle, or a checkpoint.")],
+    allow_pickle: AllowPickle = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a bundle or a checkpoint holds: components, value layers, gates, provenance."""
+    from nemo_edge import console
+    from nemo_edge.bundle import MANIFEST, open_bundle
+
+    if (Path(path) / MANIFEST).is_file():
+        _print(open_bundle(Path(path)), as_json, console.show_manifest)
+        return
+    opened = _open(path, allow_pickle)
+    from nemo_edge.checkpoint import summary
+
+    _print(summary(opened), as_json, console.show_checkpoint)
+
+
+def main() -> None:
+    """Run the command line and leave with the exit code of DESIGN: 0 done, 1 a defect, 2 input, 3 a gate, 4 a dependency."""
+    debug = "--debug" in sys.argv
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    signal.signal(signal.SIGTERM, _terminated)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        code = app(arguments, standalone_mode=False)
+    except BaseException as error:
+        if debug:
+            raise
+        code = _exit_code(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _exit_code(error: BaseException) -> int:
+    """Say what happened in one line on standard error; return the exit code."""
+    import click
+
+    from nemo_edge.errors import InputError, MissingDependency
+
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return _say("interrupted; the same command goes on where it stopped", 130)
+    if isinstance(error, _Terminated):
+        return _say("terminated; the same command goes on where it stopped", 143)
+    if isinstance(error, click.ClickException):
+        return _say(f"{error.format_message()} (see --help)", 2)
+    if isinstance(error, SystemExit):
+        return int(error.code or 0)
+    codes: tuple[tuple[type[BaseException], int], ...] = ((InputError, 2), (MissingDependency, 4))
+    code = next((code for kind, code in codes if isinstance(error, kind)), 1)
+    if code == 1:
+        return _say(f"a defect of nemo-edge: {type(error).__name__}: {error} (run again with --debug for the traceback)", 1)
+    return _say(str(error), code)
+
+
+def _say(message: str, code: int) -> int:
+    print(f"nemo-edge: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as an exception, so that contexts are left and temporary files removed."""
+
+
+def _terminated(_signal: int, _frame: object) -> None:
+    raise _Terminated
+
+
+def _print(result: Any, as_json: bool, show: Callable[[Any], None]) -> None:
+    if not as_json:
+        show(result)
+        return
+    content = result.model_dump(mode="json") if hasattr(result, "model_dump") else result
+    passed = getattr(result, "passed", None)
+    print(json.dumps(content if passed is None else {**content, "passed": passed}, ensure_ascii=False))
+
+
+def _open(path: str, allow_pickle: bool) -> Any:
+    from nemo_edge.checkpoint import open_checkpoint
+
+    return open_checkpoint(path, allow_pickle=allow_pickle)
+
+
+def _localization(all_layers: bool) -> Any:
+    from nemo_edge.recipe import LocalizationSettings
+
+    return LocalizationSettings(layers="all" if all_layers else "paper")
+
+
+def _localizer(checkpoint: str, statistics: Path, threshold: float | None, all_layers: bool, allow_pickle: bool) -> Any:
+    from nemo_edge.localization import open_localizer
+
+    return open_localizer(_open(checkpoint, allow_pickle), statistics, threshold, _localization(all_layers))
+
+
+def _export_settings(dtype: str, opset: int, variant: str) -> Any:
+    from pydantic import ValidationError
+
+    from nemo_edge.errors import InputError
+    from nemo_edge.recipe import ExportSettings
+
+    try:
+        return ExportSettings.model_validate({"dtype": dtype, "opset": opset, "variants": [variant]})
+    except ValidationError as error:
+        raise InputError(f"--dtype {dtype}: expected fp32, fp16 or bf16") from error
+
+
+if __name__ == "__main__":
+    main()

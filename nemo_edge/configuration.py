@@ -1,0 +1,116 @@
+"""What a model is, without its weights: configurations, tokenizers, noise schedule. Saved with a bundle, so that a bundle
+can make pictures without the checkpoint it came from.
+"""
+
+from __future__ import annotations
+
+__all__ = ["PIPELINES", "Configuration"]
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from nemo_edge.errors import BundleError, InputError
+
+Family = Literal["sd", "sdxl"]
+
+PIPELINES: dict[str, Family] = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The configurations of a pipeline's parts, as diffusers and transformers write them.
+
+    Raises `InputError` for a pipeline that is not Stable Diffusion.
+    """
+
+    index: Mapping[str, Any]
+    unet: Mapping[str, Any]
+    vae: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+    text_encoders: tuple[Mapping[str, Any], ...]
+    tokenizers: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        if self.index.get("_class_name") not in PIPELINES:
+            raise InputError(f"the checkpoint is a {self.index.get('_class_name')}; nemo-edge takes {', '.join(PIPELINES)}")
+
+    @property
+    def family(self) -> Family:
+        """Stable Diffusion 1.x/2.x ("sd") or XL ("sdxl")."""
+        return PIPELINES[self.index["_class_name"]]
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent stands for, in each direction."""
+        return int(2 ** (len(self.vae["block_out_channels"]) - 1))
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the latents the UNet was trained on."""
+        size = self.unet["sample_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        return int(self.unet["in_channels"]), int(height), int(width)
+
+    @property
+    def pixel_size(self) -> tuple[int, int]:
+        """Height and width of the pictures the model was trained on, in pixels."""
+        _, height, width = self.latent_shape
+        return height * self.factor, width * self.factor
+
+    @property
+    def prediction_type(self) -> str:
+        """What the UNet predicts: "epsilon", "v_prediction" or "sample"."""
+        return str(self.scheduler.get("prediction_type", "epsilon"))
+
+    def token_ids(self, prompts: Sequence[str]) -> list[np.ndarray]:
+        """Return the ids of each tokenizer, int64 [B, T], padded and cut to the text encoder's length."""
+        return [
+            tokenizer(
+                list(prompts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="np"
+            ).input_ids.astype(np.int64)
+            for tokenizer in self.tokenizers
+        ]
+
+    def save(self, folder: Path, unet: str) -> None:
+        """Write the configurations into a bundle's layout; `unet` is the folder of its UNet."""
+        parts = {"scheduler/scheduler_config.json": self.scheduler, f"{unet}/config.json": self.unet, "vae_decoder/config.json": self.vae}
+        parts |= {f"{_numbered('text_encoder', i)}/config.json": config for i, config in enumerate(self.text_encoders)}
+        for name, config in {"model_index.json": self.index, **parts}.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(json.dumps(dict(config), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        for i, tokenizer in enumerate(self.tokenizers):
+            tokenizer.save_pretrained(folder / _numbered("tokenizer", i))
+
+    @classmethod
+    def load(cls, bundle: Path) -> Configuration:
+        """Read what `save` writes. Raises `BundleError` when a part is missing."""
+        from transformers import CLIPTokenizer
+
+        unet = next((f for f in ("unet", "unet_masked") if (bundle / f / "config.json").is_file()), "unet")
+        count = 1 + (bundle / "tokenizer_2").is_dir()
+        try:
+            texts = [_read(bundle / _numbered("text_encoder", i) / "config.json") for i in range(count)]
+            return cls(
+                index=_read(bundle / "model_index.json"),
+                unet=_read(bundle / unet / "config.json"),
+                vae=_read(bundle / "vae_decoder" / "config.json"),
+                scheduler=_read(bundle / "scheduler" / "scheduler_config.json"),
+                text_encoders=tuple(texts),
+                tokenizers=tuple(CLIPTokenizer.from_pretrained(str(bundle / _numbered("tokenizer", i))) for i in range(count)),
+            )
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{bundle} lacks a part of its model: {error}") from error
+
+
+def _numbered(name: str, index: int) -> str:
+    return name if index == 0 else f"{name}_{index + 1}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return config

@@ -1,0 +1,184 @@
+"""How results look to people: progress bars on standard error, tables on standard output."""
+
+from __future__ import annotations
+
+__all__ = [
+    "Bars",
+    "show_build",
+    "show_calibration",
+    "show_checkpoint",
+    "show_detection",
+    "show_export",
+    "show_localizations",
+    "show_manifest",
+    "show_paths",
+    "show_plan",
+    "show_verification",
+]
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from nemo_edge.progress import Advance, Progress
+
+
+class Bars(Progress):
+    """A bar with its ETA for each task, a line for each note, on standard error."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[Advance]:
+        """Show a bar within the context."""
+        columns = (
+            TextColumn("{task.description:<20}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+        )
+        with Bar(*columns, console=self._console) as bar:
+            task = bar.add_task(description, total=total)
+            yield lambda done: bar.advance(task, done)
+
+    def note(self, message: str) -> None:
+        """Print one line."""
+        self._console.print(escape(message), style="dim", highlight=False)
+
+
+def show_build(result: Any) -> None:
+    """The gates, what became of each memorized prompt, and where the bundle is."""
+    out, manifest = Console(), result.manifest
+    if result.skipped:
+        out.print(f"{escape(result.bundle)} is up to date: nothing has changed, nothing was done.", soft_wrap=True)
+    else:
+        _show_mitigations(out, Path(result.bundle))
+    _show_gates(out, manifest.gates)
+    verdict = "[green]every gate passed[/]" if manifest.passed else "[red]a gate failed: this bundle must not be shipped[/]"
+    out.print(f"{escape(result.bundle)}: {verdict}", soft_wrap=True)
+    out.print(f"report: {escape(result.bundle)}/report/index.html", soft_wrap=True, highlight=False)
+
+
+def show_plan(plan: Any) -> None:
+    """What a build would do."""
+    out = Console()
+    for stage, key in plan.stages.items():
+        out.print(f"{stage:<10} {key[:12]}  {'done' if plan.up_to_date or stage in plan.done else 'would run'}", highlight=False)
+    out.print(f"{escape(plan.output)}: {'up to date' if plan.up_to_date else 'would be built'}", soft_wrap=True)
+
+
+def show_calibration(provenance: Any, path: Path) -> None:
+    """τ and where the statistics are."""
+    mean, std = provenance.threshold_mean, provenance.threshold_std
+    Console().print(
+        f"τ = {mean + std:.3f} (mean {mean:.3f} + std {std:.3f} over {provenance.prompts} prompts), written to {path}", soft_wrap=True
+    )
+
+
+def show_detection(found: dict[str, Any]) -> None:
+    """The score of each prompt."""
+    table = _table("Prompt", "Score", "Seeds", "Verdict")
+    for row in found["prompts"]:
+        verdict = "[red]memorized[/]" if row["memorized"] else "not memorized"
+        table.add_row(escape(row["prompt"]), f"{row['score']:.3f}", str(len(row["seeds"])), verdict)
+    Console().print(table)
+    Console().print(f"τ = {found['threshold']:.3f}", highlight=False)
+
+
+def show_localizations(found: Sequence[Any], out: Path) -> None:
+    """The neurons of each prompt."""
+    table = _table("Prompt", "Score", "Left", "Neurons", "Tests", "s")
+    for r in found:
+        left = f"{r.refined_score:.3f}" + (" floor" if r.floor else "") if r.memorized else "–"
+        numbers = (str(len(r.refined)), str(r.evaluations), f"{r.seconds:.1f}")
+        table.add_row(escape(r.prompt), f"{r.score:.3f}", left, *numbers)
+    Console().print(table)
+    Console().print(f"written to {escape(str(out))}", soft_wrap=True)
+
+
+def show_export(exported: Sequence[Any], out: Path) -> None:
+    """The ONNX files and how they agree with eager."""
+    table = _table("File", "Type", "Opset", "Largest error")
+    for e in exported:
+        table.add_row(e.model, e.dtype, str(e.opset), f"{max(a.largest_error for a in e.agreement):.1e}")
+    Console().print(table)
+    Console().print(f"written to {escape(str(out))}", soft_wrap=True)
+
+
+def show_verification(result: Any) -> None:
+    """What is wrong with a bundle's files."""
+    out = Console()
+    for problem in result.problems:
+        out.print(f"[red]{escape(problem)}[/]", soft_wrap=True)
+    state = f"{result.files} files, all as the manifest says" if result.passed else "not the bundle that was built: build it again"
+    out.print(f"{escape(result.bundle)}: {state}", soft_wrap=True)
+
+
+def show_manifest(manifest: Any) -> None:
+    """What a bundle holds."""
+    out = Console()
+    out.print(f"[bold]{escape(manifest.name)}[/] · {manifest.family} · {', '.join(manifest.variants)} · τ {manifest.threshold:.3f}")
+    _show_gates(out, manifest.gates)
+    table = _table("File", "sha256")
+    for name, digest in manifest.files.items():
+        table.add_row(escape(name), digest[:16])
+    out.print(table)
+
+
+def show_checkpoint(facts: dict[str, Any]) -> None:
+    """What a checkpoint holds."""
+    out = Console()
+    out.print(f"[bold]{escape(facts['source'])}[/] · {facts['pipeline']} · {facts['prediction_type']}", soft_wrap=True)
+    table = _table("Component", "Parameters")
+    for name, count in facts["parameters"].items():
+        table.add_row(name, f"{count:,}")
+    out.print(table)
+    table = _table("Value layer", "Neurons", "Paper's")
+    for layer in facts["value_layers"]:
+        table.add_row(layer["name"], str(layer["width"]), "yes" if layer["paper"] else "")
+    out.print(table)
+
+
+def show_paths(paths: Sequence[Path]) -> None:
+    """One path a line."""
+    for path in paths:
+        print(path)
+
+
+def _show_gates(out: Console, gates: Sequence[Any]) -> None:
+    table = _table("Gate", "Measured", "Limit", "Verdict")
+    for gate in gates:
+        verdict = "[green]passed[/]" if gate.passed else "[red]failed[/]"
+        table.add_row(gate.name, f"{gate.value:.3g}", f"{gate.limit:.3g}", verdict)
+    out.print(table)
+
+
+def _show_mitigations(out: Console, bundle: Path) -> None:
+    from nemo_edge.fidelity import Measurement
+
+    measurement = Measurement.model_validate_json((bundle / "measurement.json").read_bytes())
+    for variant in measurement.variants:
+        table = _table("Prompt", "Neurons", "Score", "Copies", "Random", title=f"{variant.variant}: before → after")
+        for m in variant.mitigations:
+            copies = f"{m.copies_before} → {m.copies_after}" if m.copies_before is not None else "–"
+            random = str(m.copies_random) if m.copies_random is not None else "–"
+            table.add_row(escape(m.prompt), str(m.neurons), f"{m.score_before:.2f} → {m.score_after:.2f}", copies, random)
+        out.print(table)
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        justify: Callable[..., Any] | Any = "left" if index == 0 or column in ("Verdict", "sha256") else "right"
+        table.add_column(column, justify=justify, overflow="fold")
+    return table

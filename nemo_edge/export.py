@@ -1,0 +1,222 @@
+"""A checkpoint's components as ONNX files, each run against eager before it counts as exported.
+
+Knows torch's exporter and what an ONNX file of ours must hold (names, dynamic dimensions, provenance); not what runs it later.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Agreement", "Exported", "export_component", "verify_component"]
+
+import copy
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
+from nemo_edge.backends.torch import open_runner
+from nemo_edge.component import Component
+from nemo_edge.errors import ExportError
+from nemo_edge.files import explain
+from nemo_edge.recipe import ExportSettings
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
+"""Largest error of a component in ONNX Runtime, relative to the largest value of eager float32's output."""
+
+DATA_FILE = "model.onnx.data"
+
+
+class Agreement(BaseModel):
+    """How far a graph is from eager float32 on one random feed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    batch: int
+    output: str
+    largest_error: float
+    largest_value: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error, relative to the largest value, is within the tolerance (NaN is not)."""
+        return bool(self.largest_error <= self.tolerance * max(self.largest_value, 1.0))
+
+
+class Exported(BaseModel):
+    """One ONNX file and how it agrees with eager."""
+
+    model_config = ConfigDict(frozen=True)
+
+    component: str
+    model: str
+    dtype: str
+    opset: int
+    agreement: tuple[Agreement, ...]
+
+
+def export_component(
+    component: Component, folder: Path, settings: ExportSettings, provenance: Mapping[str, str], factor: int = 8
+) -> Exported:
+    """Write `folder/model.onnx` (weights beside it) and return how it agrees with eager at two batch sizes.
+
+    `provenance` goes into the file's `metadata_props` as `nemo_edge.<key>`; `factor` is the number of pixels of a latent.
+    Raises `ExportError` when the checker refuses the graph or it does not agree, `InputError` for a full disk; nothing
+    is left then.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        path = Path(temporary) / "model.onnx"
+        try:
+            _write(component, path, settings, provenance, factor)
+            onnx.checker.check_model(str(path), full_check=False)
+        except OSError as error:
+            raise explain(error, folder) from error
+        except onnx.checker.ValidationError as error:
+            raise ExportError(f"the ONNX checker refuses {component.name}: {error}") from error
+        agreement = verify_component(component, path, settings, factor)
+        os.chmod(temporary, 0o755)
+        os.replace(temporary, folder)
+        Path(temporary).mkdir()  # for the context to remove
+    return Exported(
+        component=component.name, model=f"{folder.name}/model.onnx", dtype=settings.dtype, opset=settings.opset, agreement=agreement
+    )
+
+
+def verify_component(component: Component, path: Path, settings: ExportSettings, factor: int = 8) -> tuple[Agreement, ...]:
+    """Run an ONNX file in ONNX Runtime against eager float32 at two batch sizes.
+
+    A bf16 graph is run with its types widened to float32, its weights as they are, since ONNX Runtime's CPU provider has
+    no bf16 kernels. Raises `ExportError` when an output disagrees.
+    """
+    reference = open_runner(component)
+    batches = (settings.batch,) if settings.batch else (1, 3)
+    found: list[Agreement] = []
+    with _openable(path, settings.dtype) as openable, OnnxRuntimeRunner(openable) as runner:
+        for batch in batches:
+            feed = component.example(batch, seed=batch, **_pinned(component, settings, factor))
+            expected, got = reference(feed), runner(feed)
+            found += [_agreement(batch, name, expected[name], got[name], TOLERANCES[settings.dtype]) for name in component.outputs]
+    wrong = next((a for a in found if not a.passed), None)
+    if wrong:
+        raise ExportError(
+            f"{component.name}: output {wrong.output} at batch {wrong.batch} is off by {wrong.largest_error:.2g} (largest value "
+            f"{wrong.largest_value:.2g}, tolerance {wrong.tolerance:.0e}): try export.dtype = 'fp32' or export.opset = 18"
+        )
+    return tuple(found)
+
+
+def _agreement(batch: int, name: str, expected: np.ndarray, got: np.ndarray, tolerance: float) -> Agreement:
+    error = np.abs(expected.astype(np.float64) - got).max() if expected.shape == got.shape else np.inf
+    return Agreement(batch=batch, output=name, largest_error=float(error), largest_value=float(np.abs(expected).max()), tolerance=tolerance)
+
+
+def _write(component: Component, path: Path, settings: ExportSettings, provenance: Mapping[str, str], factor: int) -> None:
+    module = _Typed(component.module, DTYPES[settings.dtype])
+    sizes = _pinned(component, settings, factor)
+    batch = settings.batch or 2  # a size of 1 would be taken for a constant by the exporter
+    example = component.example(batch, **sizes)
+    io_dtype = torch.float32 if settings.dtype == "bf16" else DTYPES[settings.dtype]
+    arguments = tuple(_tensor(example[port.name], io_dtype) for port in component.inputs)
+    pinned = {*sizes, *(["batch"] if settings.batch else [])}
+    shapes = tuple(
+        {axis: torch.export.Dim(dim) for axis, dim in enumerate(port.dims) if isinstance(dim, str) and dim not in pinned}
+        for port in component.inputs
+    )
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            arguments,
+            dynamo=True,
+            opset_version=settings.opset,
+            input_names=[port.name for port in component.inputs],
+            output_names=list(component.outputs),
+            dynamic_shapes=(shapes,),
+            external_data=True,
+        )
+    assert program is not None
+    program.model.metadata_props.update({f"nemo_edge.{key}": value for key, value in provenance.items()})
+    program.model.producer_name = "nemo-edge"
+    program.save(str(path), external_data=True)
+
+
+def _pinned(component: Component, settings: ExportSettings, factor: int) -> dict[str, int]:
+    wanted = {"height": settings.height, "width": settings.width}
+    return {name: pixels // factor for name, pixels in wanted.items() if pixels and name in component.sizes}
+
+
+def _tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+class _Typed(nn.Module):
+    """A component's module in another dtype: a cast copy of its weights; bf16 keeps float32 at its borders."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.module = module if dtype == torch.float32 else copy.deepcopy(module).to(dtype)
+        self.dtype = dtype
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        if self.dtype != torch.bfloat16:
+            return tuple(self.module(*inputs))
+        outputs = self.module(*(x.to(self.dtype) if x.is_floating_point() else x for x in inputs))
+        return tuple(x.float() for x in outputs)
+
+
+@contextmanager
+def _openable(path: Path, dtype: str) -> Any:
+    """The file itself; for bf16 a temporary copy whose bfloat16 types are float32."""
+    if dtype != "bf16":
+        yield path
+        return
+    model = onnx.load(str(path))
+    _widen(model.graph)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        wide = Path(folder) / "model.onnx"
+        onnx.save(model, str(wide), save_as_external_data=True, location="weights")
+        yield wide
+
+
+def _widen(graph: onnx.GraphProto) -> None:
+    wide, narrow = onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16
+    for tensor in [*graph.initializer, *(a.t for node in graph.node for a in node.attribute if a.HasField("t"))]:
+        if tensor.data_type == narrow:
+            values = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.name in ("to", "dtype") and attribute.i == narrow:
+                attribute.i = wide
+    for value in [*graph.input, *graph.output, *graph.value_info]:
+        if value.type.tensor_type.elem_type == narrow:
+            value.type.tensor_type.elem_type = wide
+
+
+@contextmanager
+def _quiet() -> Any:
+    """The exporter's advice off: it prints to standard output, warns, and logs."""
+    names: Sequence[str] = ("torch.onnx", "torch.export", "onnxscript", "torch.onnx._internal.exporter")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

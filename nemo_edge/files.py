@@ -1,0 +1,78 @@
+"""Files that are whole or absent: atomic writes, hashes, and the one place where a full disk is explained."""
+
+from __future__ import annotations
+
+__all__ = ["PICKLE_FILES", "WEIGHT_FILES", "checkpoint_hashes", "explain", "sha256_file", "sha256_json", "write_atomically"]
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from nemo_edge.errors import InputError
+
+WEIGHT_FILES = (".safetensors",)
+PICKLE_FILES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write `content` to a temporary name beside `path`, then rename. Raises `InputError` when it cannot be written."""
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise explain(error, path) from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except OSError as error:
+        raise explain(error, path) from error
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def explain(error: OSError, path: Path) -> InputError:
+    """Return the error a user can act on for a failed write to `path`."""
+    if error.errno == errno.ENOSPC:
+        return InputError(f"the disk is full while writing {path}: free some space, then run the same command again")
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return InputError(f"{path} cannot be written ({error.strerror}): choose a folder you may write to")
+    return InputError(f"{path} cannot be written: {error.strerror or error}")
+
+
+def sha256_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: object) -> str:
+    """Return the sha256 of a value's canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def checkpoint_hashes(path: str) -> dict[str, str]:
+    """Return the sha256 of each file that makes a checkpoint what it is: weights, configurations, vocabularies.
+
+    `path` is a folder or a file; for a hub id the local cache is read. A path that does not exist has no files.
+    """
+    local = Path(path).expanduser()
+    if local.is_file():
+        return {local.name: sha256_file(local)}
+    if not local.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+        try:
+            local = Path(snapshot_download(path, local_files_only=True))
+        except (HFValidationError, LocalEntryNotFoundError):
+            return {}
+    kept = (*WEIGHT_FILES, *PICKLE_FILES, ".json", ".txt")
+    return {p.relative_to(local).as_posix(): sha256_file(p) for p in sorted(local.rglob("*")) if p.suffix in kept}

@@ -1,0 +1,133 @@
+"""Is a prompt memorized? Noise differences, the memorization score, and the threshold τ.
+
+After Hintersdorf et al., "Finding NeMo" (NeurIPS 2024), §3.1, as its official code does it: δ at the *second* of 50 DDIM
+steps (the paper says the first), MS-SSIM (the paper says SSIM), min-max scaling per sample and channel.
+Knows runners, not what runs them. Shapes: S seeds, C channels, H and W of the latents, P = S(S-1)/2 pairs of seeds.
+"""
+
+from __future__ import annotations
+
+__all__ = ["NoiseProbe", "Threshold", "ms_ssim", "pairwise_scores", "seed_scores", "threshold_of"]
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nemo_edge.backends import Runner
+from nemo_edge.component import VALUE_MASK
+from nemo_edge.configuration import Configuration
+from nemo_edge.errors import InputError
+from nemo_edge.recipe import LocalizationSettings
+
+_SMALLEST = 40  # torchmetrics' MS-SSIM with 11 taps and 3 scales needs more pixels than this
+_ENLARGED = 64  # the size of Stable Diffusion's latents
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """τ = mean + one standard deviation of the per-prompt highest pairwise score over general prompts (paper §3.1)."""
+
+    mean: float
+    std: float
+
+    @property
+    def value(self) -> float:
+        """τ itself."""
+        return self.mean + self.std
+
+
+@dataclass(frozen=True)
+class NoiseProbe:
+    """Predicts the noise of S fixed latents for a prompt, without guidance, and returns δ.
+
+    One batch of latents from one seed, as the official code draws it (the paper's Alg. 1 seeds each one).
+    """
+
+    latents_SCHW: Tensor
+    timestep: float
+    alpha: float
+    sigma: float
+    prediction_type: str
+
+    @classmethod
+    def of(cls, config: Configuration, settings: LocalizationSettings) -> NoiseProbe:
+        """The probe of a model: `samples` latents of its own size, at `timesteps[1]` of `steps` DDIM steps."""
+        from diffusers import DDIMScheduler
+
+        if config.prediction_type not in ("epsilon", "v_prediction"):
+            raise InputError(f"a model that predicts {config.prediction_type!r} has no noise difference: epsilon or v_prediction needed")
+        scheduler = DDIMScheduler.from_config(dict(config.scheduler))
+        scheduler.set_timesteps(settings.steps)
+        timestep = int(scheduler.timesteps[1])
+        alpha_bar = float(scheduler.alphas_cumprod[timestep])
+        generator = torch.Generator().manual_seed(settings.seed)
+        latents = torch.randn((settings.samples, *config.latent_shape), generator=generator)
+        return cls(latents, float(timestep), alpha_bar**0.5, (1 - alpha_bar) ** 0.5, config.prediction_type)
+
+    def __call__(
+        self,
+        unet: Runner,
+        conditioning: Mapping[str, np.ndarray],
+        seeds: Sequence[int] | None = None,
+        mask: np.ndarray | None = None,
+    ) -> Tensor:
+        """Return δ, scaled to [0, 1] per sample and channel: float32 [S, C, H, W].
+
+        `conditioning` holds one row ([1, …]); `seeds` picks some of the latents; `mask` is [N], for a masked UNet.
+        """
+        x_SCHW = self.latents_SCHW if seeds is None else self.latents_SCHW[list(seeds)]
+        count = len(x_SCHW)
+        rows = {name: np.repeat(value, count, axis=0) for name, value in conditioning.items()}
+        if VALUE_MASK in unet.inputs:
+            width = int(unet.inputs[VALUE_MASK][1] or 0)
+            rows[VALUE_MASK] = np.broadcast_to(np.ones(width, np.float32) if mask is None else mask, (count, width))
+        output = unet({**rows, "sample": x_SCHW.numpy(), "timestep": np.full(count, self.timestep, np.float32)})["out_sample"]
+        return _scaled(self._epsilon(torch.from_numpy(output), x_SCHW) - x_SCHW)
+
+    def _epsilon(self, output: Tensor, x: Tensor) -> Tensor:
+        """The predicted noise: the output itself, or αv + σx for a v-prediction model (Salimans & Ho 2022, App. D)."""
+        return output if self.prediction_type == "epsilon" else self.alpha * output + self.sigma * x
+
+
+def ms_ssim(a_SCHW: Tensor, b_SCHW: Tensor) -> Tensor:
+    """Return the multi-scale structural similarity of each pair, [S], with the official code's settings.
+
+    Latents of 40 pixels or less are enlarged by an integer factor (nearest) first. The data range is that of the whole
+    batch, so that a pair's score depends a little (about 1e-3) on what else is in it.
+    """
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+    size = min(a_SCHW.shape[-2:])
+    if size <= _SMALLEST:
+        factor = -(-_ENLARGED // size)
+        a_SCHW, b_SCHW = (t.repeat_interleave(factor, -1).repeat_interleave(factor, -2) for t in (a_SCHW, b_SCHW))
+    scores: Tensor = multiscale_structural_similarity_index_measure(
+        a_SCHW, b_SCHW, reduction="none", kernel_size=11, betas=(0.33, 0.33, 0.33)
+    )
+    return scores.reshape(-1)
+
+
+def pairwise_scores(delta_SCHW: Tensor) -> Tensor:
+    """Return the MS-SSIM of all pairs of seeds, [P], in the order of `torch.combinations`."""
+    pairs_P2 = torch.combinations(torch.arange(len(delta_SCHW)), r=2)
+    return ms_ssim(delta_SCHW[pairs_P2[:, 0]], delta_SCHW[pairs_P2[:, 1]])
+
+
+def seed_scores(scores_P: Tensor, count: int) -> Tensor:
+    """Return for each of `count` seeds its highest score over the pairs it is in, [S]."""
+    pairs_P2 = torch.combinations(torch.arange(count), r=2)
+    return torch.stack([scores_P[(pairs_P2 == seed).any(dim=1)].max() for seed in range(count)])
+
+
+def threshold_of(highest: Sequence[float]) -> Threshold:
+    """Return τ's mean and standard deviation from the highest pairwise score of each general prompt."""
+    values = torch.tensor(highest, dtype=torch.float64)
+    return Threshold(float(values.mean()), float(values.std()))
+
+
+def _scaled(delta_SCHW: Tensor) -> Tensor:
+    low, high = delta_SCHW.amin(dim=(2, 3), keepdim=True), delta_SCHW.amax(dim=(2, 3), keepdim=True)
+    return (delta_SCHW - low) / (high - low)

@@ -1,0 +1,214 @@
+"""Value neurons and sets of them: set algebra, masks, JSON, and the official code's CSV.
+
+Knows layers by name and width only; nothing of torch or of a UNet.
+"""
+
+from __future__ import annotations
+
+__all__ = ["NeuronSet", "OfficialRow", "ValueLayer", "read_official_csv", "write_official_csv"]
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+
+from nemo_edge.errors import InputError
+from nemo_edge.files import write_atomically
+
+OFFICIAL_COLUMNS = ("Caption", "URL", "Initial Neurons", "Initial SSIM", "Refined Neurons", "Refined SSIM")
+
+_INDEX_LISTS = TypeAdapter(list[list[int]])
+
+
+class ValueLayer(BaseModel):
+    """One value projection: the name of its `attn2.to_v` in the UNet and its number of output units."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    width: int
+
+
+class NeuronSet(BaseModel):
+    """A set of value neurons: for each layer, in the UNet's order, the sorted indices of its output units.
+
+    Two sets can be combined (`|`, `&`, `-`) when their layers are the same.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    layers: tuple[ValueLayer, ...]
+    indices: tuple[tuple[int, ...], ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.indices) != len(self.layers):
+            raise ValueError(f"neurons of {len(self.indices)} layers given, but the model has {len(self.layers)} value layers")
+        for layer, chosen in zip(self.layers, self.indices, strict=True):
+            wrong = [i for i in chosen if not 0 <= i < layer.width]
+            if wrong:
+                raise ValueError(f"neuron {wrong[0]} of {layer.name} is out of range: the layer has neurons 0 to {layer.width - 1}")
+            if list(chosen) != sorted(set(chosen)):
+                raise ValueError(f"neurons of {layer.name} are not sorted or not distinct")
+        return self
+
+    @classmethod
+    def from_lists(cls, layers: Sequence[ValueLayer], lists: Iterable[Iterable[int]]) -> NeuronSet:
+        """Make a set from one list of indices a layer; duplicates in a list are one neuron.
+
+        Raises `InputError` when an index is negative or too large, or the number of lists is not that of the layers.
+        """
+        try:
+            return cls(layers=tuple(layers), indices=tuple(tuple(sorted(set(chosen))) for chosen in lists))
+        except ValidationError as error:
+            raise InputError(_reason(error)) from error
+
+    @classmethod
+    def empty(cls, layers: Sequence[ValueLayer]) -> NeuronSet:
+        """The set without neurons."""
+        return cls.from_lists(layers, [[] for _ in layers])
+
+    @classmethod
+    def load(cls, path: Path) -> NeuronSet:
+        """Read the JSON that `save` writes. Raises `InputError` for any other file."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError as error:
+            raise InputError(f"neuron file {path} does not exist") from error
+        except ValidationError as error:
+            raise InputError(f"neuron file {path}: {_reason(error)}") from error
+
+    def save(self, path: Path) -> None:
+        """Write the set as JSON, atomically."""
+        write_atomically(path, self.model_dump_json(indent=1) + "\n")
+
+    def content_hash(self) -> str:
+        """Return the sha256 of the set's canonical JSON."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    def mask(self) -> np.ndarray:
+        """Return the factor of each neuron over all layers, float32 [N]: 1 keeps, 0 silences."""
+        mask_N = np.ones(self.total, np.float32)
+        for offset, chosen in zip(self._offsets(), self.indices, strict=True):
+            mask_N[[offset + i for i in chosen]] = 0
+        return mask_N
+
+    @property
+    def total(self) -> int:
+        """The number of neurons N of all layers, silenced or not."""
+        return sum(layer.width for layer in self.layers)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The number of chosen neurons of each layer."""
+        return tuple(len(chosen) for chosen in self.indices)
+
+    def items(self) -> Iterator[tuple[ValueLayer, tuple[int, ...]]]:
+        """Iterate over (layer, chosen indices) in the UNet's order."""
+        return iter(zip(self.layers, self.indices, strict=True))
+
+    def without(self, layer: int, neuron: int | None = None) -> NeuronSet:
+        """Return the set without one neuron of a layer, or without the whole layer."""
+        lists = [list(chosen) for chosen in self.indices]
+        lists[layer] = [] if neuron is None else [i for i in lists[layer] if i != neuron]
+        return NeuronSet.from_lists(self.layers, lists)
+
+    def jaccard(self, other: NeuronSet) -> float:
+        """Return |a ∩ b| / |a ∪ b|, 1 for two empty sets."""
+        union = len(self | other)
+        return len(self & other) / union if union else 1.0
+
+    def random_like(self, seed: int) -> NeuronSet:
+        """Draw as many neurons of each layer as this set has, none of this set's own (as far as there are others)."""
+        rng = np.random.default_rng(seed)
+        lists = []
+        for layer, chosen in self.items():
+            others = np.setdiff1d(np.arange(layer.width), chosen)
+            lists.append(rng.choice(others, min(len(chosen), len(others)), replace=False).tolist())
+        return NeuronSet.from_lists(self.layers, lists)
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def __or__(self, other: NeuronSet) -> NeuronSet:
+        return self._combined(other, set.union)
+
+    def __and__(self, other: NeuronSet) -> NeuronSet:
+        return self._combined(other, set.intersection)
+
+    def __sub__(self, other: NeuronSet) -> NeuronSet:
+        return self._combined(other, set.difference)
+
+    def _combined(self, other: NeuronSet, operation: object) -> NeuronSet:
+        if self.layers != other.layers:
+            raise InputError("two neuron sets of different value layers cannot be combined: they belong to different models")
+        assert callable(operation)
+        pairs = zip(self.indices, other.indices, strict=True)
+        return NeuronSet.from_lists(self.layers, [operation(set(a), set(b)) for a, b in pairs])
+
+    def _offsets(self) -> list[int]:
+        return list(accumulate((layer.width for layer in self.layers), initial=0))[:-1]
+
+
+class OfficialRow(BaseModel):
+    """One row of the official code's result file: the neurons of one caption, as lists with their duplicates."""
+
+    model_config = ConfigDict(frozen=True)
+
+    caption: str
+    url: str
+    initial: list[list[int]]
+    initial_score: float
+    refined: list[list[int]]
+    refined_score: float
+
+
+def read_official_csv(path: Path) -> list[OfficialRow]:
+    """Read a result file of the official code (`;`-separated). Raises `InputError` naming the file and the row."""
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file, delimiter=";")
+        missing = [c for c in OFFICIAL_COLUMNS if c not in (reader.fieldnames or ())]
+        if missing:
+            raise InputError(f"{path} has no column {missing[0]!r}: expected the official columns {';'.join(OFFICIAL_COLUMNS)}")
+        return [_official_row(row, f"{path}, row {number}") for number, row in enumerate(reader, 2)]
+
+
+def _official_row(row: dict[str, str], where: str) -> OfficialRow:
+    try:
+        return OfficialRow(
+            caption=row["Caption"],
+            url=row["URL"],
+            initial=_INDEX_LISTS.validate_json(row["Initial Neurons"]),
+            initial_score=float(row["Initial SSIM"]),
+            refined=_INDEX_LISTS.validate_json(row["Refined Neurons"]),
+            refined_score=float(row["Refined SSIM"]),
+        )
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{where} is not a result of the official code: {error}") from error
+
+
+def write_official_csv(path: Path, rows: Iterable[OfficialRow]) -> None:
+    """Write a result file that the official code's scripts read, atomically."""
+    import io
+
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, delimiter=";", lineterminator="\n")
+    writer.writerow(OFFICIAL_COLUMNS)
+    for r in rows:
+        writer.writerow((r.caption, r.url, json.dumps(r.initial), r.initial_score, json.dumps(r.refined), r.refined_score))
+    write_atomically(path, text.getvalue())
+
+
+def _reason(error: ValidationError) -> str:
+    """The first complaint of pydantic, without its decoration."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message

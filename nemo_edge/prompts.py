@@ -1,0 +1,106 @@
+"""Lists of prompts: read from text, CSV or JSON lines, with the training picture of each where it is known."""
+
+from __future__ import annotations
+
+__all__ = ["Prompt", "read_prompts"]
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from nemo_edge.errors import InputError
+
+MAX_SIZE_BYTES = 64 * 2**20
+COLUMNS = ("Caption", "caption", "prompt", "Prompt", "text")
+
+
+class Prompt(BaseModel):
+    """A prompt; `image` is its training picture (a file), `kind` the label of its memory (VM, TM), where known."""
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str
+    image: Path | None = None
+    kind: str = ""
+    url: str = ""
+
+
+def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
+    """Read prompts from `.txt` (one a line), `.csv` (`,` or `;`, column Caption or prompt) or `.jsonl`.
+
+    Images are looked up beside the file. Raises `InputError` when the file is missing, empty, binary, not UTF-8, too
+    large, or has no column of prompts.
+    """
+    text = _read_text(path)
+    readers = {".csv": _rows_of_csv, ".jsonl": _rows_of_jsonl}
+    rows = readers.get(path.suffix.lower(), _rows_of_text)(text, path)
+    prompts = [_prompt(row, path) for row in rows][:limit]
+    if not prompts:
+        raise InputError(f"prompts file {path} holds no prompt: write one prompt a line, or a CSV with a column Caption")
+    return prompts
+
+
+def _read_text(path: Path) -> str:
+    try:
+        size = path.stat().st_size
+        if path.is_dir():
+            raise InputError(f"prompts file {path} is a folder: give a .txt, .csv or .jsonl file")
+        if size > MAX_SIZE_BYTES:
+            raise InputError(f"prompts file {path} has {size / 2**20:.0f} MB, more than {MAX_SIZE_BYTES >> 20}: split it")
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"prompts file {path} does not exist") from error
+    except OSError as error:
+        raise InputError(f"prompts file {path} cannot be read: {error.strerror}") from error
+    if b"\0" in data:
+        raise InputError(f"prompts file {path} is binary: give a text file (.txt, .csv or .jsonl)")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(f"prompts file {path} is not UTF-8 (line {line}): convert it, e.g. iconv -t UTF-8") from error
+
+
+def _rows_of_text(text: str, path: Path) -> Iterable[dict[str, str]]:
+    return [{"prompt": line.strip()} for line in text.splitlines() if line.strip()]
+
+
+def _rows_of_jsonl(text: str, path: Path) -> Iterable[dict[str, str]]:
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"prompts file {path}, line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise InputError(f'prompts file {path}, line {number}: expected an object like {{"prompt": "…"}}')
+        rows.append(row)
+    return rows
+
+
+def _rows_of_csv(text: str, path: Path) -> Iterable[dict[str, str]]:
+    header = text.partition("\n")[0]
+    delimiter = ";" if header.count(";") > header.count(",") else ","
+    try:
+        return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
+    except csv.Error as error:
+        raise InputError(f"prompts file {path} is not a CSV file: {error}") from error
+
+
+def _prompt(row: dict[str, str], path: Path) -> Prompt:
+    column = next((name for name in COLUMNS if name in row), None)
+    if column is None:
+        found = ", ".join(repr(name) for name in row if name) or "none"
+        raise InputError(f"prompts file {path} has no column of prompts: expected Caption or prompt, found {found}")
+    image = row.get("image") or row.get("Image")
+    kind = row.get("type") or row.get("kind") or ""
+    place = path.parent / image if image else None
+    if place is not None and not place.is_file():
+        raise InputError(f"prompts file {path}: the picture {place} does not exist")
+    return Prompt(text=row[column] or "", image=place, kind=kind, url=row.get("URL") or "")

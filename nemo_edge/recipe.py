@@ -1,0 +1,212 @@
+"""The recipe of a build: every setting and every default, from TOML or code.
+
+Knows names and ranges only; whether a file exists is found out by the stage that opens it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CalibrationSettings",
+    "CheckpointSettings",
+    "EngineSettings",
+    "ExportSettings",
+    "FidelitySettings",
+    "GateSettings",
+    "LocalizationSettings",
+    "PromptSettings",
+    "Recipe",
+    "SamplingSettings",
+    "load_recipe",
+]
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nemo_edge.errors import InputError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Variant = Literal["baked", "masked"]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CheckpointSettings(_Settings):
+    """Which model: a diffusers folder, a hub id, or a single `.safetensors` file."""
+
+    path: str
+    allow_pickle: bool = False
+    """Open pickle weights (.bin, .ckpt), which can run any code when loaded."""
+
+
+class PromptSettings(_Settings):
+    """Which prompts: those to examine for memories, and general ones that stand for everybody's use."""
+
+    memorized: Path
+    general: Path
+    limit: int | None = Field(default=None, ge=1)
+    """Use the first so many of the memorized prompts."""
+
+
+class CalibrationSettings(_Settings):
+    """Reference statistics of the value neurons and the threshold τ, both from the general prompts."""
+
+    statistics: Path | None = None
+    """A finished statistics file (our `.safetensors`, or the official `.pt`); nothing is computed then but τ."""
+    threshold: Share | None = None
+    """τ itself, where it is known; the paper's for Stable Diffusion 1.4 is 0.428."""
+    prompts: int = Field(default=300, ge=2)
+    """How many of the general prompts are used."""
+
+
+class LocalizationSettings(_Settings):
+    """The method's settings; the defaults are the official code's."""
+
+    mode: Literal["paper"] = "paper"
+    layers: Literal["paper", "all"] = "paper"
+    seed: int = 1
+    samples: int = Field(default=10, ge=2, le=64)
+    steps: int = Field(default=50, ge=2, le=1000)
+    initial_theta: float = Field(default=5.0, gt=0)
+    theta_step: float = Field(default=0.25, gt=0)
+    min_theta: float = Field(default=1.0, ge=0)
+    initial_k: int = Field(default=0, ge=0)
+
+
+class ExportSettings(_Settings):
+    """The ONNX files."""
+
+    variants: tuple[Variant, ...] = ("baked", "masked")
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    opset: int = Field(default=23, ge=18, le=24)
+    height: int | None = Field(default=None, ge=8, multiple_of=8)
+    """Pin the height of the pictures (pixels); any height where it is not given. The same for width and batch."""
+    width: int | None = Field(default=None, ge=8, multiple_of=8)
+    batch: int | None = Field(default=None, ge=1)
+
+
+class EngineSettings(_Settings):
+    """What runs the bundle here."""
+
+    backend: Literal["onnxruntime"] = "onnxruntime"
+    provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    threads: int | None = Field(default=None, ge=1)
+
+
+class SamplingSettings(_Settings):
+    """How pictures are made."""
+
+    scheduler: Literal["ddim", "euler", "dpmsolver++"] = "ddim"
+    steps: int = Field(default=50, ge=1, le=1000)
+    guidance: float = Field(default=7.0, ge=0)
+    negative_prompt: str = ""
+    height: int | None = Field(default=None, ge=8, multiple_of=8)
+    width: int | None = Field(default=None, ge=8, multiple_of=8)
+
+
+class FidelitySettings(_Settings):
+    """How the finished engines are examined."""
+
+    seeds: int = Field(default=10, ge=1)
+    """Pictures of each memorized prompt, with and without its memory, from the seeds 0 up to this number."""
+    general_prompts: int = Field(default=16, ge=1)
+    """Held-out general prompts whose pictures are compared, one seed each."""
+    sscd: Path | None = None
+    """SSCD's TorchScript file, to be measured beside the ℓ2 distance."""
+
+
+class GateSettings(_Settings):
+    """What the bundle must hold to be shipped; a gate set to `false` in TOML is not applied."""
+
+    memorization_score: float | Literal[False] | None = None
+    """Highest score left on a memorized prompt; τ where it is not given."""
+    schedule_floor: int | Literal[False] = 0
+    """How many prompts may end at the schedule's floor, with a score above τ."""
+    replication: float | Literal[False] = 0.1
+    """Highest share of the prompts with a training picture of which any seed still returns it."""
+    general_drift: float | Literal[False] = 0.1
+    """Largest mean drift of general pictures, 1 - SSIM, against the unmitigated model."""
+    engine_error: float | Literal[False] = 1e-4
+    """Largest error of engine against eager along the trajectory, relative to the largest value of the tensor."""
+
+
+class Recipe(_Settings):
+    """Everything a build needs to know."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    output: Path
+    checkpoint: CheckpointSettings
+    prompts: PromptSettings
+    calibration: CalibrationSettings = CalibrationSettings()
+    localization: LocalizationSettings = LocalizationSettings()
+    export: ExportSettings = ExportSettings()
+    engine: EngineSettings = EngineSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    fidelity: FidelitySettings = FidelitySettings()
+    gates: GateSettings = GateSettings()
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe; its relative paths are relative to the recipe's folder.
+
+    Raises `InputError` for TOML that is not valid, an unknown key (naming the nearest right one) or a value out of range.
+    """
+    try:
+        values = tomllib.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"recipe {path} does not exist: `nemo-edge build RECIPE.toml`") from error
+    except OSError as error:
+        raise InputError(f"recipe {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe {path} is not valid TOML: {error}") from error
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"recipe {path}: {_complaint(error)}") from error
+    return _anchored(recipe, path.parent)
+
+
+def _complaint(error: ValidationError) -> str:
+    """The first problem in one line; for an unknown key, with the nearest right one."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return f"{place}: {first['msg']} (got {first['input']!r})" if first["type"] != "missing" else f"{place} is missing"
+    known = _keys(Recipe)
+    near = difflib.get_close_matches(place, known, n=1, cutoff=0.5) or difflib.get_close_matches(
+        str(first["loc"][-1]), [key.rpartition(".")[2] for key in known], n=1, cutoff=0.5
+    )
+    hint = f"did you mean {near[0]!r}?" if near else f"the keys here are {', '.join(k for k in known if '.' not in k)}"
+    return f"unknown key {place!r}: {hint}"
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += _keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _anchored(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with its relative paths made relative to `folder`."""
+
+    def anchor(value: Any) -> Any:
+        if isinstance(value, Path):
+            return folder / value.expanduser()
+        if isinstance(value, _Settings):
+            return value.model_copy(update={name: anchor(getattr(value, name)) for name in type(value).model_fields})
+        return value
+
+    anchored: Recipe = anchor(recipe)
+    local = folder / Path(recipe.checkpoint.path).expanduser()
+    if local.exists() or recipe.checkpoint.path.startswith((".", "/", "~")):
+        settings = recipe.checkpoint.model_copy(update={"path": str(local)})
+        anchored = anchored.model_copy(update={"checkpoint": settings})
+    return anchored

@@ -1,0 +1,140 @@
+"""The denoising loop over any runner and any of diffusers' schedulers, as a generator of steps.
+
+Knows the names of the graphs' inputs and outputs, not what runs them. The same seed gives the same noise on every runner.
+Shapes: B pictures, R = 2B rows of guidance (unconditional first), C channels, H and W of the latents, N value neurons.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Pipeline", "Step", "denoise", "generate", "initial_noise", "latent_shape", "make_scheduler"]
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from nemo_edge.backends import Runner
+from nemo_edge.checkpoint import conditioning
+from nemo_edge.component import VALUE_MASK
+from nemo_edge.configuration import Configuration
+from nemo_edge.errors import InputError
+from nemo_edge.recipe import SamplingSettings
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The runners of a model's components and its configuration."""
+
+    config: Configuration
+    text: tuple[Runner, ...]
+    unet: Runner
+    vae: Runner
+
+    @property
+    def masked(self) -> bool:
+        """Whether the UNet takes a `value_mask`."""
+        return VALUE_MASK in self.unet.inputs
+
+    def encode(self, prompts: Sequence[str], pixel_size: tuple[int, int]) -> dict[str, np.ndarray]:
+        """The UNet's inputs that come from the prompts, each [B, …]."""
+        ids = self.config.token_ids(prompts)
+        outputs = [runner({"input_ids": i}) for runner, i in zip(self.text, ids, strict=True)]
+        return conditioning(self.config.family, outputs, pixel_size)
+
+    def decode(self, latents_BCHW: np.ndarray) -> np.ndarray:
+        """Latents to pictures: uint8 [B, height, width, 3]."""
+        shift = self.config.vae.get("shift_factor") or 0.0
+        pictures = self.vae({"latent_sample": latents_BCHW / np.float32(self.config.vae["scaling_factor"]) + np.float32(shift)})["sample"]
+        return np.uint8(np.rint((pictures.transpose(0, 2, 3, 1).clip(-1, 1) + 1) * 127.5))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the loop: the time, the UNet's output for all rows, and the latents after the step."""
+
+    index: int
+    time: float
+    output_RCHW: np.ndarray
+    latents_BCHW: np.ndarray
+
+
+def make_scheduler(config: Configuration, name: str) -> Any:
+    """Make diffusers' scheduler `name` ("ddim", "euler", "dpmsolver++") with the model's noise schedule."""
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+
+    classes = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "dpmsolver++": DPMSolverMultistepScheduler}
+    return classes[name].from_config(dict(config.scheduler))
+
+
+def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> np.ndarray:
+    """Standard normal noise, float32 [B, C, H, W], each picture from a generator of its own seed."""
+    return np.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)).numpy() for seed in seeds])
+
+
+def latent_shape(config: Configuration, settings: SamplingSettings) -> tuple[int, int, int]:
+    """Channels, height and width of the latents of the pictures that `settings` ask for."""
+    channels, height, width = config.latent_shape
+    height = settings.height // config.factor if settings.height else height
+    width = settings.width // config.factor if settings.width else width
+    return channels, height, width
+
+
+def denoise(
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: SamplingSettings,
+    mask: np.ndarray | None = None,
+) -> Iterator[Step]:
+    """Yield the steps that turn noise into the latents of `prompts`, one picture a prompt and seed.
+
+    `mask` is [N] or [B, N] and goes to both rows of guidance, as the official code does. For a masked UNet it defaults
+    to all ones. Raises `InputError` for a mask of the wrong width or for a UNet that takes none.
+    """
+    batch, guided = len(prompts), settings.guidance != 0
+    shape = latent_shape(pipeline.config, settings)
+    size = (shape[1] * pipeline.config.factor, shape[2] * pipeline.config.factor)
+    rows = [*([settings.negative_prompt] * batch if guided else []), *prompts]
+    feed = pipeline.encode(rows, size) | _mask_feed(pipeline.unet, mask, batch, len(rows))
+    scheduler = make_scheduler(pipeline.config, settings.scheduler)
+    scheduler.set_timesteps(settings.steps)
+    latents = torch.from_numpy(initial_noise(seeds, shape)) * scheduler.init_noise_sigma
+    for index, t in enumerate(scheduler.timesteps):
+        scaled = scheduler.scale_model_input(latents, t).numpy()
+        sample = np.concatenate([scaled, scaled]) if guided else scaled
+        output = pipeline.unet({**feed, "sample": sample, "timestep": np.full(len(rows), float(t), np.float32)})["out_sample"]
+        prediction = torch.from_numpy(_guided(output, settings.guidance) if guided else output)
+        latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
+        yield Step(index, float(t), output, latents.numpy())
+
+
+def generate(
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: SamplingSettings,
+    mask: np.ndarray | None = None,
+) -> np.ndarray:
+    """Make one picture a prompt and seed: uint8 [B, height, width, 3]."""
+    *_, last = denoise(pipeline, prompts, seeds, settings, mask)
+    return pipeline.decode(last.latents_BCHW)
+
+
+def _guided(output_RCHW: np.ndarray, guidance: float) -> np.ndarray:
+    unconditional, conditional = np.split(output_RCHW, 2)
+    return unconditional + np.float32(guidance) * (conditional - unconditional)
+
+
+def _mask_feed(unet: Runner, mask: np.ndarray | None, batch: int, rows: int) -> dict[str, np.ndarray]:
+    if VALUE_MASK not in unet.inputs:
+        if mask is not None:
+            raise InputError("this UNet is baked and takes no mask: use the masked variant of the bundle")
+        return {}
+    width = int(unet.inputs[VALUE_MASK][1] or 0)
+    mask = np.ones(width, np.float32) if mask is None else np.asarray(mask, np.float32)
+    if mask.shape not in ((width,), (batch, width)):
+        raise InputError(f"the mask has shape {list(mask.shape)}, expected [{width}] or [{batch}, {width}] (pictures × value neurons)")
+    mask_BN = np.broadcast_to(mask, (batch, width))
+    return {VALUE_MASK: np.concatenate([mask_BN] * (rows // batch))}

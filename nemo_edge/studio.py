@@ -1,0 +1,99 @@
+"""Makes pictures with the engines of a finished bundle; needs nothing of the checkpoint it came from."""
+
+from __future__ import annotations
+
+__all__ = ["Request", "draw"]
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pydantic import ValidationError
+
+from nemo_edge.bundle import Manifest, open_bundle, verify
+from nemo_edge.configuration import Configuration
+from nemo_edge.errors import BundleError, InputError
+from nemo_edge.files import explain
+from nemo_edge.neurons import NeuronSet
+from nemo_edge.recipe import Recipe, SamplingSettings
+from nemo_edge.sampling import generate
+from nemo_edge.stages import open_pipeline
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to draw. `overrides` are sampling settings other than the recipe's; `mask` and `unmitigated` are for masked engines."""
+
+    prompt: str
+    seed: int = 0
+    count: int = 1
+    overrides: dict[str, Any] = field(default_factory=dict)
+    variant: str | None = None
+    mask: Path | None = None
+    unmitigated: bool = False
+
+
+def draw(bundle: Path, request: Request, out: Path) -> list[Path]:
+    """Draw the pictures and write them as PNG; return their paths.
+
+    Every file is checked against the manifest before an engine is opened. Raises `BundleError` when one was changed,
+    `InputError` for a size, a variant or a mask that does not fit.
+    """
+    manifest = open_bundle(bundle)
+    problems = verify(bundle).problems
+    if problems:
+        raise BundleError(f"{bundle} was changed since it was built ({problems[0]}): build it again; no engine was opened")
+    recipe = Recipe.model_validate(manifest.recipe)
+    variant = _variant(manifest, request)
+    settings = _settings(recipe, request)
+    seeds = range(request.seed, request.seed + request.count)
+    with ExitStack() as stack:
+        pipeline = open_pipeline(Configuration.load(bundle), bundle, recipe.engine.provider, variant, stack)
+        mask = _mask(bundle, request) if variant == "masked" else None
+        pictures = generate(pipeline, [request.prompt] * request.count, list(seeds), settings, mask)
+    paths = [out if request.count == 1 else out.with_name(f"{out.stem}-{i:02d}{out.suffix or '.png'}") for i in range(request.count)]
+    for picture, path in zip(pictures, paths, strict=True):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(path, format="PNG")
+        except OSError as error:
+            raise explain(error, path) from error
+    return paths
+
+
+def _variant(manifest: Manifest, request: Request) -> str:
+    variant = request.variant or ("masked" if request.mask or request.unmitigated else manifest.variants[0])
+    if variant not in manifest.variants:
+        raise InputError(f"this bundle has no variant {variant!r}: it has {', '.join(manifest.variants)}")
+    if variant != "masked" and (request.mask or request.unmitigated):
+        raise InputError("a baked engine takes no mask, and cannot be unmitigated: use --variant masked")
+    return variant
+
+
+def _settings(recipe: Recipe, request: Request) -> SamplingSettings:
+    try:
+        return SamplingSettings.model_validate({**recipe.sampling.model_dump(), **request.overrides})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"--{first['loc'][0]} {first['input']}: {first['msg'].lower()}") from error
+
+
+def _mask(bundle: Path, request: Request) -> np.ndarray:
+    found = NeuronSet.load(bundle / "neurons.json")
+    if request.unmitigated:
+        return NeuronSet.empty(found.layers).mask()
+    if request.mask is None:
+        return found.mask()
+    if request.mask.suffix != ".npy":
+        chosen = NeuronSet.load(request.mask)
+        if chosen.layers != found.layers:
+            raise InputError(f"{request.mask} has neurons of other value layers than this bundle: it belongs to another model")
+        return chosen.mask()
+    try:
+        array: np.ndarray = np.load(request.mask, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{request.mask} is not a mask (.npy, float, [{found.total}]): {error}") from error
+    return array

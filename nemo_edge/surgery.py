@@ -1,0 +1,103 @@
+"""Takes value neurons out of a UNet: for a while (`silenced`), for good (`bake_`), or by a run-time mask (`gate`).
+
+All three give bit-identical results in eager float32. Knows value projections by name, nothing of prompts or scores.
+Shapes: B rows, T tokens, N neurons of all layers, W neurons of one layer.
+"""
+
+from __future__ import annotations
+
+__all__ = ["bake_", "gate", "silenced"]
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nemo_edge.component import VALUE_MASK, Component, Port
+from nemo_edge.errors import InputError
+from nemo_edge.neurons import NeuronSet, ValueLayer
+
+
+@contextmanager
+def silenced(unet: nn.Module, neurons: NeuronSet) -> Iterator[nn.Module]:
+    """Within the context the outputs of `neurons` are zero, for all rows and tokens; leaving it restores the UNet exactly.
+
+    Their rows of the value weights are zeroed and put back, which is bit for bit the official code's forward hook that
+    multiplies by 0, and lets an exporter see the baked weights.
+    """
+    before = [
+        (tensor, list(rows), tensor.detach()[list(rows)].clone())
+        for linear, rows in _projections(unet, neurons)
+        for tensor in (linear.weight, linear.bias)
+        if tensor is not None
+    ]
+    try:
+        yield bake_(unet, neurons)
+    finally:
+        with torch.no_grad():
+            for tensor, rows, values in before:
+                tensor[rows] = values
+
+
+@torch.no_grad()
+def bake_(unet: nn.Module, neurons: NeuronSet) -> nn.Module:
+    """Zero the rows (and biases) of `neurons` in the value weights, in place. Return the same UNet."""
+    for linear, rows in _projections(unet, neurons):
+        linear.weight[list(rows)] = 0
+        if linear.bias is not None:
+            linear.bias[list(rows)] = 0
+    return unet
+
+
+def gate(component: Component, unet: nn.Module, layers: Sequence[ValueLayer]) -> Component:
+    """Return the UNet's component with one more input, `value_mask` [B, N], a factor per row and neuron.
+
+    N runs over `layers` in order. The UNet itself is not changed.
+    """
+    module = _GatedGraph(component.module, [linear for linear, _ in _projections(unet, NeuronSet.empty(layers))])
+    mask = Port(VALUE_MASK, ("batch", sum(layer.width for layer in layers)), "mask")
+    return Component(component.name, module, (*component.inputs, mask), component.outputs, component.sizes)
+
+
+def _projections(unet: nn.Module, neurons: NeuronSet) -> Iterator[tuple[Any, tuple[int, ...]]]:
+    """The projections that the set's layers name, with the chosen rows.
+
+    Raises `InputError` where the UNet has none of that name and width.
+    """
+    for layer, rows in neurons.items():
+        try:
+            linear = unet.get_submodule(layer.name)
+        except AttributeError as error:
+            raise InputError(f"the UNet has no value layer {layer.name}: the neurons belong to another model") from error
+        if getattr(linear, "out_features", None) != layer.width:
+            raise InputError(
+                f"value layer {layer.name} has {getattr(linear, 'out_features', '?')} neurons in this UNet, "
+                f"but {layer.width} in the neuron set: it belongs to another model"
+            )
+        yield linear, rows
+
+
+class _GatedGraph(nn.Module):
+    """Multiplies each value projection's output by its slice of the mask, by hooks that live for one forward."""
+
+    def __init__(self, graph: nn.Module, projections: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.graph = graph
+        self._projections = tuple(projections)  # a tuple: their parameters are registered once, under `graph`
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor]:
+        *others, mask_BN = inputs
+        widths = [linear.out_features for linear in self._projections]
+        with ExitStack() as stack:
+            for linear, slice_BW in zip(self._projections, mask_BN.split(widths, dim=1), strict=True):
+                handle = linear.register_forward_hook(partial(_times, slice_BW[:, None, :]))
+                stack.callback(handle.remove)
+            out: tuple[Tensor] = self.graph(*others)
+        return out
+
+
+def _times(factor_B1W: Tensor, _module: nn.Module, _args: object, value_BTW: Tensor) -> Tensor:
+    return value_BTW * factor_B1W
