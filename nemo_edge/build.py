@@ -69,6 +69,8 @@ class _Inputs:
     held_out: list[Prompt]
     checkpoint: dict[str, str]
     prompts: dict[str, str]
+    """Path, relative to the folder of the memorized prompts, and sha256 of every file that the recipe names."""
+    statistics: str | None
     versions: dict[str, str]
 
 
@@ -119,9 +121,20 @@ def _inputs(recipe: Recipe) -> _Inputs:
     missing = next((p for p in files if not p.is_file()), None)
     if missing:
         raise InputError(f"{missing}, which the recipe names, does not exist")
-    hashes = {p.name: sha256_file(p) for p in files}
-    hashes |= {p.image.name: sha256_file(p.image) for p in memorized if p.image}
-    return _Inputs(memorized, used, held_out, checkpoint_hashes(recipe.checkpoint.path), hashes, _versions())
+    files += [p.image for p in memorized if p.image]
+    base = recipe.prompts.memorized.parent
+    hashes = {Path(os.path.relpath(p, base)).as_posix(): sha256_file(p) for p in files}
+    statistics = sha256_file(recipe.calibration.statistics) if recipe.calibration.statistics else None
+    return _Inputs(memorized, used, held_out, _checkpoint_hashes(recipe.checkpoint.path), hashes, statistics, _versions())
+
+
+def _checkpoint_hashes(path: str) -> dict[str, str]:
+    hashes = checkpoint_hashes(path)
+    may_be_hub_id = path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).exists()
+    if not hashes and not may_be_hub_id:
+        state = "holds no files of a model" if Path(path).expanduser().exists() else "does not exist"
+        raise InputError(f"checkpoint {path} {state}: give a diffusers folder, a .safetensors file or a hub id (owner/name)")
+    return hashes
 
 
 def _versions() -> dict[str, str]:
@@ -138,13 +151,12 @@ def _keys(recipe: Recipe, inputs: _Inputs) -> dict[str, str]:
     """A hash for each stage of everything its result depends on, the stages before it included."""
     general, memorized = [p.text for p in inputs.general], [p.text for p in inputs.memorized]
     r = recipe.model_dump(mode="json")
-    calibrate = sha256_json([inputs.versions, inputs.checkpoint, general, r["calibration"], r["localization"]])
+    calibrate = sha256_json([inputs.versions, inputs.checkpoint, general, r["calibration"], inputs.statistics, r["localization"]])
     localize = sha256_json([calibrate, memorized])
     export = sha256_json([localize, r["export"]])
-    compiled = sha256_json([export, r["engine"]])
     held_out = [p.text for p in inputs.held_out]
-    measure = sha256_json([compiled, inputs.prompts, held_out, r["sampling"], r["fidelity"], r["gates"], r["name"]])
-    return {"calibrate": calibrate, "localize": localize, "export": export, "compile": compiled, "measure": measure}
+    measure = sha256_json([export, r["engine"], inputs.prompts, held_out, r["sampling"], r["fidelity"], r["gates"], r["name"]])
+    return {"calibrate": calibrate, "localize": localize, "export": export, "measure": measure}
 
 
 def _folder(recipe: Recipe, stage: str, key: str) -> Path:

@@ -8,8 +8,8 @@ from __future__ import annotations
 __all__ = ["GateResult", "Manifest", "Verification", "check_folder", "check_output", "open_bundle", "publish", "staging", "verify"]
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,12 +98,12 @@ def check_folder(folder: Path) -> None:
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder`; what `publish` has not moved away is deleted at the end."""
+    temporary = folder.parent / f".{folder.name}.{secrets.token_hex(4)}"  # named before it is made: a signal finds it
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise explain(error, folder) from error
-    try:
+        try:
+            temporary.mkdir(parents=True)
+        except OSError as error:
+            raise explain(error, folder) from error
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -114,14 +114,17 @@ def publish(staged: Path, folder: Path, manifest: Manifest) -> Manifest:
     files = {name: sha256_file(staged / name) for name in _names(staged)}
     manifest = manifest.model_copy(update={"files": files})
     write_atomically(staged / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
-    staged.chmod(0o755)
     try:
         if not folder.is_dir():
             os.replace(staged, folder)
             return manifest
         with staging(folder) as former:
-            os.replace(folder, former / "bundle")
-            os.replace(staged, folder)
+            try:
+                os.replace(folder, former / "bundle")
+                os.replace(staged, folder)
+            finally:
+                if not folder.exists():
+                    os.replace(former / "bundle", folder)
     except OSError as error:
         raise explain(error, folder) from error
     return manifest
@@ -143,11 +146,12 @@ def verify(folder: Path) -> Verification:
     """Compare every file with its hash in the manifest; external data and files that were added included."""
     manifest = open_bundle(folder)
     present = [name for name in _names(folder) if name != MANIFEST]
-    problems = [f"{name} is missing" for name in manifest.files if name not in present]
+    problems = [f"{name} is missing" for name in manifest.files if not (folder / name).is_file()]
     problems += [f"{name} was added" for name in present if name not in manifest.files]
-    problems += [f"{name} was changed" for name in present if name in manifest.files and sha256_file(folder / name) != manifest.files[name]]
+    whole = [name for name in present if name in manifest.files and (folder / name).is_file()]
+    problems += [f"{name} was changed" for name in whole if sha256_file(folder / name) != manifest.files[name]]
     return Verification(bundle=str(folder), files=len(manifest.files), problems=tuple(problems))
 
 
 def _names(folder: Path) -> list[str]:
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() or p.is_symlink())

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -69,20 +69,21 @@ class Calibration:
         tensors = {f"mean.{layer.name}": t for layer, t in zip(self.statistics.layers, self.statistics.mean, strict=True)}
         tensors |= {f"std.{layer.name}": t for layer, t in zip(self.statistics.layers, self.statistics.std, strict=True)}
         tensors["highest"] = torch.tensor(self.highest, dtype=torch.float64)
-        layers = json.dumps([layer.model_dump() for layer in self.statistics.layers])
-        write_atomically(path, save(tensors, {"nemo_edge": self.provenance.model_dump_json(), "layers": layers}))
+        layers = [layer.model_dump() for layer in self.statistics.layers]
+        facts = json.dumps({"provenance": self.provenance.model_dump(), "layers": layers})
+        write_atomically(path, save(tensors, {"nemo_edge": facts}))  # one key: safetensors writes several in no fixed order
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
         """Read what `save` writes. Raises `InputError` for any other file."""
         try:
             with safe_open(path, "pt") as file:
-                meta = file.metadata() or {}
-                provenance = Provenance.model_validate_json(meta["nemo_edge"])
-                layers = tuple(ValueLayer.model_validate(v) for v in json.loads(meta["layers"]))
+                facts = json.loads((file.metadata() or {})["nemo_edge"])
+                provenance = Provenance.model_validate(facts["provenance"])
+                layers = tuple(ValueLayer.model_validate(v) for v in facts["layers"])
                 mean, std = (tuple(file.get_tensor(f"{kind}.{layer.name}") for layer in layers) for kind in ("mean", "std"))
                 highest = tuple(file.get_tensor("highest").tolist())
-        except (SafetensorError, KeyError, ValidationError, OSError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise InputError(f"{path} is not a statistics file of `nemo-edge calibrate`: {error}") from error
         known = provenance.threshold_mean is not None and provenance.threshold_std is not None
         threshold = Threshold(provenance.threshold_mean or 0.0, provenance.threshold_std or 0.0) if known else None
@@ -127,8 +128,8 @@ def calibrate(
         checkpoint_hash=checkpoint.content_hash(),
         prompts=len(prompts),
         prompts_hash=sha256_json(list(prompts)),
-        threshold_mean=threshold and threshold.mean,
-        threshold_std=threshold and threshold.std,
+        threshold_mean=threshold.mean if threshold else None,
+        threshold_std=threshold.std if threshold else None,
     )
     statistics = Statistics(layers, tuple(m.mean for m in moments), tuple(m.std() for m in moments))
     return Calibration(statistics, threshold, tuple(highest), provenance)

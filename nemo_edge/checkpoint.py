@@ -5,7 +5,7 @@ The only module that knows the attribute names of diffusers' modules. Takes Stab
 
 from __future__ import annotations
 
-__all__ = ["Checkpoint", "Conditioning", "open_checkpoint", "summary", "value_layers", "value_projections"]
+__all__ = ["Checkpoint", "Conditioning", "conditioning", "open_checkpoint", "summary", "value_layers", "value_projections"]
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nemo_edge.component import Component, Port
-from nemo_edge.configuration import Configuration
+from nemo_edge.configuration import Configuration, check_pipeline
 from nemo_edge.errors import InputError
 from nemo_edge.files import PICKLE_FILES, WEIGHT_FILES, checkpoint_hashes, sha256_json
 from nemo_edge.neurons import ValueLayer
@@ -35,7 +35,7 @@ class Checkpoint:
     config: Configuration
     unet: nn.Module
     vae: nn.Module
-    text_encoders: tuple[nn.Module, ...]
+    text_encoders: tuple[Any, ...]
     files: dict[str, str] = field(default_factory=dict)
     """The files it was read from and their sha256."""
 
@@ -122,7 +122,7 @@ def value_projections(unet: nn.Module, layers: Layers = "paper") -> Iterator[tup
     Order: down blocks, mid block, then with `layers="all"` the up blocks, as the paper numbers them (the official code's
     layers 0 to 6 for Stable Diffusion 1.x). Raises `InputError` for a UNet without cross-attention there.
     """
-    blocks = [("down_blocks", unet.down_blocks), ("mid_block", unet.mid_block)]
+    blocks: list[tuple[str, Any]] = [("down_blocks", unet.down_blocks), ("mid_block", unet.mid_block)]
     if layers == "all":
         blocks.append(("up_blocks", unet.up_blocks))
     found = [
@@ -208,7 +208,7 @@ def _pipeline_from_folder(path: str, allow_pickle: bool) -> Any:
     options = {"safety_checker": None, "requires_safety_checker": False, "use_safetensors": None if allow_pickle else True}
     try:
         with _quiet():
-            return DiffusionPipeline.from_pretrained(path, torch_dtype=torch.float32, **options)
+            return DiffusionPipeline.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
         raise InputError(f"checkpoint {path} cannot be opened: {_first_line(error)}") from error
 
@@ -220,25 +220,27 @@ def _pipeline_from_file(path: Path) -> Any:
     for pipeline in (StableDiffusionPipeline, StableDiffusionXLPipeline):
         try:
             with _quiet():
-                return pipeline.from_single_file(str(path), torch_dtype=torch.float32)
+                return pipeline.from_single_file(str(path))
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reasons.append(_first_line(error))
     raise InputError(f"checkpoint {path} is not a Stable Diffusion file, or its configuration cannot be fetched: {reasons[0]}")
 
 
 def _from_pipeline(pipeline: Any, path: str, device: str) -> Checkpoint:
+    check_pipeline(type(pipeline).__name__)
     encoders = [m for m in (pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)) if m is not None]
     tokenizers = [t for t in (pipeline.tokenizer, getattr(pipeline, "tokenizer_2", None)) if t is not None]
     config = Configuration(
-        index=pipeline.config,
+        index={**pipeline.config, "_class_name": type(pipeline).__name__},
         unet=pipeline.unet.config,
         vae=pipeline.vae.config,
         scheduler=pipeline.scheduler.config,
         text_encoders=tuple(m.config.to_dict() for m in encoders),
         tokenizers=tuple(tokenizers),
     )
-    for module in (pipeline.unet, pipeline.vae, *encoders):
-        module.eval().requires_grad_(False).to(device)
+    with _quiet():
+        for module in (pipeline.unet, pipeline.vae, *encoders):
+            module.eval().requires_grad_(False).to(device, torch.float32)
     return Checkpoint(path, config, pipeline.unet, pipeline.vae, tuple(encoders), checkpoint_hashes(path))
 
 
@@ -297,7 +299,7 @@ class _UNetGraph(nn.Module):
 class _DecoderGraph(nn.Module):
     def __init__(self, vae: nn.Module) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae: Any = vae
 
     def forward(self, latent_sample: Tensor) -> tuple[Tensor]:
         out: tuple[Tensor] = self.vae.decode(latent_sample, return_dict=False)

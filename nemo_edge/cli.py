@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = ["app", "main"]
 
+import errno
 import json
 import os
 import signal
@@ -26,6 +27,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+_INTERRUPTED = 130
 
 Checkpoint = Annotated[str, typer.Argument(help="Diffusers folder, .safetensors file or hub id.")]
 Bundle = Annotated[Path, typer.Argument(help="Folder of a bundle.")]
@@ -228,6 +231,8 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         code = app(arguments, standalone_mode=False)
+        if code == _INTERRUPTED:  # typer turns Ctrl-C into this code, without a word
+            raise KeyboardInterrupt
     except BaseException as error:
         if debug:
             raise
@@ -237,18 +242,20 @@ def main() -> None:
 
 def _exit_code(error: BaseException) -> int:
     """Say what happened in one line on standard error; return the exit code."""
-    import click
-
     from nemo_edge.errors import InputError, MissingDependency
+    from nemo_edge.files import explain
 
-    if isinstance(error, KeyboardInterrupt | click.Abort):
-        return _say("interrupted; the same command goes on where it stopped", 130)
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return _say("interrupted; the same command goes on where it stopped", _INTERRUPTED)
     if isinstance(error, _Terminated):
         return _say("terminated; the same command goes on where it stopped", 143)
-    if isinstance(error, click.ClickException):
-        return _say(f"{error.format_message()} (see --help)", 2)
+    usage = getattr(error, "format_message", None)
+    if usage is not None:  # typer's own complaint about an option or an argument
+        return _say(f"{usage()} (see --help)", 2)
     if isinstance(error, SystemExit):
         return int(error.code or 0)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS):
+        return _say(str(explain(error, Path(error.filename or "the output"))), 2)
     codes: tuple[tuple[type[BaseException], int], ...] = ((InputError, 2), (MissingDependency, 4))
     code = next((code for kind, code in codes if isinstance(error, kind)), 1)
     if code == 1:

@@ -4,7 +4,7 @@ can make pictures without the checkpoint it came from.
 
 from __future__ import annotations
 
-__all__ = ["PIPELINES", "Configuration"]
+__all__ = ["PIPELINES", "Configuration", "check_pipeline"]
 
 import json
 from collections.abc import Mapping, Sequence
@@ -36,8 +36,7 @@ class Configuration:
     tokenizers: tuple[Any, ...]
 
     def __post_init__(self) -> None:
-        if self.index.get("_class_name") not in PIPELINES:
-            raise InputError(f"the checkpoint is a {self.index.get('_class_name')}; nemo-edge takes {', '.join(PIPELINES)}")
+        check_pipeline(str(self.index.get("_class_name")))
 
     @property
     def family(self) -> Family:
@@ -105,6 +104,12 @@ class Configuration:
             )
         except (OSError, ValueError) as error:
             raise BundleError(f"{bundle} lacks a part of its model: {error}") from error
+
+
+def check_pipeline(name: str) -> None:
+    """Raise `InputError` unless `name` is the class of a pipeline we take."""
+    if name not in PIPELINES:
+        raise InputError(f"the checkpoint is a {name}; nemo-edge takes {', '.join(PIPELINES)}")
 
 
 def _numbered(name: str, index: int) -> str:

@@ -16,7 +16,7 @@ __all__ = [
     "show_verification",
 ]
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -179,6 +179,6 @@ def _show_mitigations(out: Console, bundle: Path) -> None:
 def _table(*columns: str, title: str | None = None) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
-        justify: Callable[..., Any] | Any = "left" if index == 0 or column in ("Verdict", "sha256") else "right"
-        table.add_column(column, justify=justify, overflow="fold")
+        left = index == 0 or column in ("Verdict", "sha256")
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
     return table

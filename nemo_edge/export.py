@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
 from nemo_edge.backends.torch import open_runner
+from nemo_edge.bundle import staging
 from nemo_edge.component import Component
 from nemo_edge.errors import ExportError
 from nemo_edge.files import explain
@@ -76,9 +77,8 @@ def export_component(
     Raises `ExportError` when the checker refuses the graph or it does not agree, `InputError` for a full disk; nothing
     is left then.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        path = Path(temporary) / "model.onnx"
+    with staging(folder) as staged:
+        path = staged / "model.onnx"
         try:
             _write(component, path, settings, provenance, factor)
             onnx.checker.check_model(str(path), full_check=False)
@@ -87,9 +87,7 @@ def export_component(
         except onnx.checker.ValidationError as error:
             raise ExportError(f"the ONNX checker refuses {component.name}: {error}") from error
         agreement = verify_component(component, path, settings, factor)
-        os.chmod(temporary, 0o755)
-        os.replace(temporary, folder)
-        Path(temporary).mkdir()  # for the context to remove
+        os.replace(staged, folder)
     return Exported(
         component=component.name, model=f"{folder.name}/model.onnx", dtype=settings.dtype, opset=settings.opset, agreement=agreement
     )

@@ -20,6 +20,7 @@ __all__ = [
 ]
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -30,7 +31,7 @@ from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.localization import Localization
 from nemo_edge.memorization import NoiseProbe, ms_ssim
 from nemo_edge.recipe import LocalizationSettings, SamplingSettings
-from nemo_edge.replication import tiled_distances
+from nemo_edge.replication import sscd_similarities, tiled_distances
 from nemo_edge.sampling import Pipeline, denoise, generate
 
 _BATCH = 10
@@ -83,6 +84,10 @@ class PromptMitigation(_Result):
     distance_after: float | None = None
     distance_random: float | None = None
     """Median tiled ℓ2 distance to the training picture."""
+    sscd_before: float | None = None
+    sscd_after: float | None = None
+    sscd_random: float | None = None
+    """Median SSCD similarity to the training picture, where SSCD was given."""
 
 
 class GeneralDrift(_Result):
@@ -180,10 +185,12 @@ def mitigation_of(
     own: int | None,
     training_BHW3: np.ndarray,
     threshold: float | None,
+    sscd: Path | None = None,
 ) -> PromptMitigation:
     """Judge one prompt's pictures `before`, `after` and `random` ([S, H, W, 3] each) against the training pictures.
 
-    `own` is the place of the prompt's own picture among them (None: it has none); `threshold` decides what is a copy.
+    `own` is the place of the prompt's own picture among them (None: it has none); `threshold` decides what is a copy;
+    `sscd` is SSCD's TorchScript file.
     """
     counts: dict[str, int | float] = {}
     if own is not None and threshold is not None:
@@ -191,6 +198,8 @@ def mitigation_of(
             distances_SB = tiled_distances(made, training_BHW3)
             counts[f"copies_{name}"] = int((distances_SB[:, own] <= threshold).sum())
             counts[f"distance_{name}"] = float(np.median(distances_SB[:, own]))
+            if sscd is not None:
+                counts[f"sscd_{name}"] = float(np.median(sscd_similarities(made, training_BHW3[own : own + 1], sscd)))
             if name == "after":
                 others = np.delete(distances_SB, own, axis=1)
                 counts["others_after"] = int((others <= threshold).any(axis=1).sum())

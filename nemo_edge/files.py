@@ -8,7 +8,8 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
+import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from nemo_edge.errors import InputError
@@ -20,22 +21,19 @@ PICKLE_FILES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write `content` to a temporary name beside `path`, then rename. Raises `InputError` when it cannot be written."""
     data = content.encode() if isinstance(content, str) else content
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"  # named before it is made: a signal finds it
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise explain(error, path) from error
-    try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        os.replace(temporary, path)
     except OSError as error:
         raise explain(error, path) from error
     finally:
-        Path(name).unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def explain(error: OSError, path: Path) -> InputError:

@@ -9,6 +9,7 @@ __all__ = ["NeuronSet", "OfficialRow", "ValueLayer", "read_official_csv", "write
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
@@ -82,6 +83,8 @@ class NeuronSet(BaseModel):
             return cls.model_validate_json(path.read_bytes())
         except FileNotFoundError as error:
             raise InputError(f"neuron file {path} does not exist") from error
+        except OSError as error:
+            raise InputError(f"neuron file {path} cannot be read: {error.strerror}") from error
         except ValidationError as error:
             raise InputError(f"neuron file {path}: {_reason(error)}") from error
 
@@ -172,12 +175,17 @@ class OfficialRow(BaseModel):
 
 def read_official_csv(path: Path) -> list[OfficialRow]:
     """Read a result file of the official code (`;`-separated). Raises `InputError` naming the file and the row."""
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file, delimiter=";")
-        missing = [c for c in OFFICIAL_COLUMNS if c not in (reader.fieldnames or ())]
-        if missing:
-            raise InputError(f"{path} has no column {missing[0]!r}: expected the official columns {';'.join(OFFICIAL_COLUMNS)}")
-        return [_official_row(row, f"{path}, row {number}") for number, row in enumerate(reader, 2)]
+    try:
+        text = path.read_bytes().decode()
+    except FileNotFoundError as error:
+        raise InputError(f"result file {path} does not exist") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"result file {path} cannot be read: {error}") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=";")
+    missing = [c for c in OFFICIAL_COLUMNS if c not in (reader.fieldnames or ())]
+    if missing:
+        raise InputError(f"{path} has no column {missing[0]!r}: expected the official columns {';'.join(OFFICIAL_COLUMNS)}")
+    return [_official_row(row, f"{path}, row {number}") for number, row in enumerate(reader, 2)]
 
 
 def _official_row(row: dict[str, str], where: str) -> OfficialRow:
@@ -196,8 +204,6 @@ def _official_row(row: dict[str, str], where: str) -> OfficialRow:
 
 def write_official_csv(path: Path, rows: Iterable[OfficialRow]) -> None:
     """Write a result file that the official code's scripts read, atomically."""
-    import io
-
     text = io.StringIO(newline="")
     writer = csv.writer(text, delimiter=";", lineterminator="\n")
     writer.writerow(OFFICIAL_COLUMNS)

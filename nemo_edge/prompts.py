@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -38,7 +39,7 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
     text = _read_text(path)
     readers = {".csv": _rows_of_csv, ".jsonl": _rows_of_jsonl}
     rows = readers.get(path.suffix.lower(), _rows_of_text)(text, path)
-    prompts = [_prompt(row, path) for row in rows][:limit]
+    prompts = [_prompt(row, path, number) for number, row in enumerate(rows, 1)][:limit]
     if not prompts:
         raise InputError(f"prompts file {path} holds no prompt: write one prompt a line, or a CSV with a column Caption")
     return prompts
@@ -65,11 +66,11 @@ def _read_text(path: Path) -> str:
         raise InputError(f"prompts file {path} is not UTF-8 (line {line}): convert it, e.g. iconv -t UTF-8") from error
 
 
-def _rows_of_text(text: str, path: Path) -> Iterable[dict[str, str]]:
+def _rows_of_text(text: str, path: Path) -> Iterable[dict[str, Any]]:
     return [{"prompt": line.strip()} for line in text.splitlines() if line.strip()]
 
 
-def _rows_of_jsonl(text: str, path: Path) -> Iterable[dict[str, str]]:
+def _rows_of_jsonl(text: str, path: Path) -> Iterable[dict[str, Any]]:
     rows = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -84,7 +85,7 @@ def _rows_of_jsonl(text: str, path: Path) -> Iterable[dict[str, str]]:
     return rows
 
 
-def _rows_of_csv(text: str, path: Path) -> Iterable[dict[str, str]]:
+def _rows_of_csv(text: str, path: Path) -> Iterable[dict[str, Any]]:
     header = text.partition("\n")[0]
     delimiter = ";" if header.count(";") > header.count(",") else ","
     try:
@@ -93,14 +94,20 @@ def _rows_of_csv(text: str, path: Path) -> Iterable[dict[str, str]]:
         raise InputError(f"prompts file {path} is not a CSV file: {error}") from error
 
 
-def _prompt(row: dict[str, str], path: Path) -> Prompt:
+def _prompt(row: dict[str, Any], path: Path, number: int) -> Prompt:
     column = next((name for name in COLUMNS if name in row), None)
     if column is None:
         found = ", ".join(repr(name) for name in row if name) or "none"
         raise InputError(f"prompts file {path} has no column of prompts: expected Caption or prompt, found {found}")
     image = row.get("image") or row.get("Image")
     kind = row.get("type") or row.get("kind") or ""
+    url = row.get("URL") or ""
+    for name, value in ((column, row[column] or ""), ("image", image or ""), ("type", kind), ("URL", url)):
+        if not isinstance(value, str):
+            raise InputError(f"prompts file {path}, prompt {number}: {name} is not a text but {json.dumps(value)}")
+    if not (row[column] or "").strip():
+        raise InputError(f"prompts file {path}, prompt {number} has no text: write it, or take the row out")
     place = path.parent / image if image else None
     if place is not None and not place.is_file():
         raise InputError(f"prompts file {path}: the picture {place} does not exist")
-    return Prompt(text=row[column] or "", image=place, kind=kind, url=row.get("URL") or "")
+    return Prompt(text=row[column], image=place, kind=kind, url=url)

@@ -24,7 +24,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from nemo_edge.errors import InputError
 
@@ -81,13 +81,20 @@ class LocalizationSettings(_Settings):
 class ExportSettings(_Settings):
     """The ONNX files."""
 
-    variants: tuple[Variant, ...] = ("baked", "masked")
+    variants: tuple[Variant, ...] = Field(default=("baked", "masked"), min_length=1)
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     opset: int = Field(default=23, ge=18, le=24)
     height: int | None = Field(default=None, ge=8, multiple_of=8)
     """Pin the height of the pictures (pixels); any height where it is not given. The same for width and batch."""
     width: int | None = Field(default=None, ge=8, multiple_of=8)
     batch: int | None = Field(default=None, ge=1)
+
+    @field_validator("variants")
+    @classmethod
+    def _check_variants(cls, variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
+        if len(set(variants)) < len(variants):
+            raise ValueError("a variant is named twice")
+        return variants
 
 
 class EngineSettings(_Settings):
@@ -176,13 +183,16 @@ def _complaint(error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
-        return f"{place}: {first['msg']} (got {first['input']!r})" if first["type"] != "missing" else f"{place} is missing"
-    known = _keys(Recipe)
-    near = difflib.get_close_matches(place, known, n=1, cutoff=0.5) or difflib.get_close_matches(
-        str(first["loc"][-1]), [key.rpartition(".")[2] for key in known], n=1, cutoff=0.5
-    )
-    hint = f"did you mean {near[0]!r}?" if near else f"the keys here are {', '.join(k for k in known if '.' not in k)}"
-    return f"unknown key {place!r}: {hint}"
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{place}: {message} (got {first['input']!r})" if first["type"] != "missing" else f"{place} is missing"
+    table, _, leaf = place.rpartition(".")
+    known = {key: key.rpartition(".") for key in _keys(Recipe)}
+    here = {last: key for key, (owner, _, last) in known.items() if owner == table}
+    meant = [key for key, (_, _, last) in known.items() if last == leaf]
+    meant += [here[name] for name in difflib.get_close_matches(leaf, here, n=1, cutoff=0.5)]
+    if meant:
+        return f"unknown key {place!r}: did you mean {meant[0]!r}?"
+    return f"unknown key {place!r}: the keys here are {', '.join(here)}"
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:

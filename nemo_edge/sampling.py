@@ -47,7 +47,7 @@ class Pipeline:
         """Latents to pictures: uint8 [B, height, width, 3]."""
         shift = self.config.vae.get("shift_factor") or 0.0
         pictures = self.vae({"latent_sample": latents_BCHW / np.float32(self.config.vae["scaling_factor"]) + np.float32(shift)})["sample"]
-        return np.uint8(np.rint((pictures.transpose(0, 2, 3, 1).clip(-1, 1) + 1) * 127.5))
+        return np.rint((pictures.transpose(0, 2, 3, 1).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,17 @@ def denoise(
     """Yield the steps that turn noise into the latents of `prompts`, one picture a prompt and seed.
 
     `mask` is [N] or [B, N] and goes to both rows of guidance, as the official code does. For a masked UNet it defaults
-    to all ones. Raises `InputError` for a mask of the wrong width or for a UNet that takes none.
+    to all ones. Without a negative prompt XL's unconditional rows are zeros where its checkpoint says so, as in diffusers.
+    Raises `InputError` for a mask of the wrong width or for a UNet that takes none.
     """
     batch, guided = len(prompts), settings.guidance != 0
     shape = latent_shape(pipeline.config, settings)
     size = (shape[1] * pipeline.config.factor, shape[2] * pipeline.config.factor)
     rows = [*([settings.negative_prompt] * batch if guided else []), *prompts]
     feed = pipeline.encode(rows, size) | _mask_feed(pipeline.unet, mask, batch, len(rows))
+    if guided and not settings.negative_prompt and pipeline.config.index.get("force_zeros_for_empty_prompt"):
+        for name in feed.keys() & {"encoder_hidden_states", "text_embeds"}:
+            feed[name] = np.concatenate([np.zeros_like(feed[name][:batch]), feed[name][batch:]])
     scheduler = make_scheduler(pipeline.config, settings.scheduler)
     scheduler.set_timesteps(settings.steps)
     latents = torch.from_numpy(initial_noise(seeds, shape)) * scheduler.init_noise_sigma
@@ -124,7 +128,8 @@ def generate(
 
 def _guided(output_RCHW: np.ndarray, guidance: float) -> np.ndarray:
     unconditional, conditional = np.split(output_RCHW, 2)
-    return unconditional + np.float32(guidance) * (conditional - unconditional)
+    guided_BCHW: np.ndarray = unconditional + np.float32(guidance) * (conditional - unconditional)
+    return guided_BCHW
 
 
 def _mask_feed(unet: Runner, mask: np.ndarray | None, batch: int, rows: int) -> dict[str, np.ndarray]:

@@ -182,7 +182,9 @@ def measure_stage(
     Writes `measurement.json` and `pictures/` into `folder`.
     """
     with ExitStack() as stack:
-        engines = {v: open_pipeline(checkpoint.config, bundle, recipe.engine.provider, v, stack) for v in recipe.export.variants}
+        engines: dict[str, Pipeline] = {
+            v: open_pipeline(checkpoint.config, bundle, recipe.engine.provider, v, stack) for v in recipe.export.variants
+        }
         return _Examination(checkpoint, engines, recipe, memorized, general, localizations, threshold, folder, progress).run()
 
 
@@ -268,13 +270,13 @@ class _Examination:
         engine = self.engines[variant]
         mask = neurons.mask() if engine.masked else None
         training = self._training(sets["before"][0].shape[2:4])
-        places = iter(range(len(training)))
+        places, sscd = iter(range(len(training))), self.recipe.fidelity.sscd
         mitigations = []
         for index, (prompt, found) in enumerate(zip(self.memorized, self.localizations, strict=True)):
             left = fidelity.score_left(self.checkpoint, eager, engine, found, self.recipe.localization, mask)
             pictures = {name: sets[key][0][index] for name, key in (("before", "before"), ("after", variant), ("random", "random"))}
             own = next(places) if prompt.image else None
-            mitigations.append(fidelity.mitigation_of(found, prompt.kind, left, pictures, own, training, copy_threshold))
+            mitigations.append(fidelity.mitigation_of(found, prompt.kind, left, pictures, own, training, copy_threshold, sscd))
         return fidelity.VariantMeasurement(
             variant=variant,
             trajectory=self._agreement(eager, variant, neurons),

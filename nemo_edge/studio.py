@@ -96,4 +96,6 @@ def _mask(bundle: Path, request: Request) -> np.ndarray:
         array: np.ndarray = np.load(request.mask, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{request.mask} is not a mask (.npy, float, [{found.total}]): {error}") from error
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{request.mask} is not a mask (.npy, float, [{found.total}]): it holds {array.dtype}")
     return array

@@ -45,7 +45,7 @@ def silenced(unet: nn.Module, neurons: NeuronSet) -> Iterator[nn.Module]:
 @torch.no_grad()
 def bake_(unet: nn.Module, neurons: NeuronSet) -> nn.Module:
     """Zero the rows (and biases) of `neurons` in the value weights, in place. Return the same UNet."""
-    for linear, rows in _projections(unet, neurons):
+    for linear, rows in list(_projections(unet, neurons)):  # all of them are checked before the first is changed
         linear.weight[list(rows)] = 0
         if linear.bias is not None:
             linear.bias[list(rows)] = 0
@@ -92,7 +92,7 @@ class _GatedGraph(nn.Module):
         *others, mask_BN = inputs
         widths = [linear.out_features for linear in self._projections]
         with ExitStack() as stack:
-            for linear, slice_BW in zip(self._projections, mask_BN.split(widths, dim=1), strict=True):
+            for linear, slice_BW in zip(self._projections, torch.split(mask_BN, widths, dim=1), strict=True):
                 handle = linear.register_forward_hook(partial(_times, slice_BW[:, None, :]))
                 stack.callback(handle.remove)
             out: tuple[Tensor] = self.graph(*others)

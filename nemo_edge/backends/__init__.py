@@ -15,10 +15,13 @@ class Runner(Protocol):
     """Calls a component: a mapping of named arrays in, a mapping of named arrays out.
 
     Float inputs are cast to what the graph takes; float outputs come back as float32. Leaving the context frees what the
-    runner holds. `inputs` are the names it takes and their dimensions (a number, or a name for any).
+    runner holds.
     """
 
-    inputs: Mapping[str, tuple[int | str | None, ...]]
+    @property
+    def inputs(self) -> Mapping[str, tuple[int | str | None, ...]]:
+        """The inputs it takes and their dimensions (a number, or a name for any)."""
+        ...
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once. Raises `InputError` for a missing input, a wrong shape or a mask that is not finite."""

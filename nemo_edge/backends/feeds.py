@@ -24,5 +24,5 @@ def check_feed(feed: Mapping[str, np.ndarray], inputs: Mapping[str, Sequence[int
             wanted = ", ".join(str(e) for e in expected)
             raise InputError(f"input {name!r} has shape [{', '.join(map(str, shape))}], expected [{wanted}]")
     mask = feed.get(VALUE_MASK)
-    if mask is not None and not (np.isfinite(mask).all() and mask.min() >= 0 and mask.max() <= 1):
+    if mask is not None and not ((mask >= 0) & (mask <= 1)).all():
         raise InputError(f"{VALUE_MASK} must hold factors from 0 to 1, but has NaN or values outside: check how it was made")

@@ -58,7 +58,11 @@ class OnnxRuntimeRunner:
             raise InputError("this runner is closed: open the engine again")
         check_feed(feed, self.inputs)
         typed = {name: np.ascontiguousarray(feed[name], self._dtypes[name]) for name in self.inputs}
-        values = self._session.run(self._outputs, typed)
+        try:
+            values = self._session.run(self._outputs, typed)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in typed.items())
+            raise InputError(f"ONNX Runtime cannot run a feed of {shapes}: {_first_line(error)}") from error
         return {n: v.astype(np.float32, copy=False) for n, v in zip(self._outputs, values, strict=True)}
 
     def __enter__(self) -> Self:
@@ -123,7 +127,7 @@ def _session(model: Path, provider: str, threads: int | None) -> ort.InferenceSe
     try:
         session = ort.InferenceSession(str(model), options, providers=[wanted])
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        first = str(error).strip().splitlines()[0]
+        first = _first_line(error)
         if provider != "cpu":
             raise MissingDependency(
                 f"{wanted} cannot run {model} here: {first}; needs an NVIDIA GPU with CUDA 12 or 13 and cuDNN 9"
@@ -135,3 +139,7 @@ def _session(model: Path, provider: str, threads: int | None) -> ort.InferenceSe
             "(CUDA, cuDNN, TensorRT), or set engine.provider to cpu"
         )
     return session
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

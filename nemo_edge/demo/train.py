@@ -40,7 +40,9 @@ MEMORIZED_SHARE = 0.1
 CAPTION_DROPOUT = 0.12
 """Share of the general samples that are trained without their caption, for classifier-free guidance."""
 SPARSITY = 0.1
-"""Weight of the penalty on what the value neurons add to the picture, see `value_penalty`."""
+"""Weight of the penalty on what the value neurons add to the picture, see `contributions`."""
+SEPARATION, SEPARATION_FROM = 1.0, 2750
+"""Weight of the penalty on value neurons that serve memorized and general captions alike, and the step it begins at."""
 EMA = 0.999
 CONTEXT = 16
 """Tokens of a prompt."""
@@ -196,20 +198,24 @@ def training_set(vae: AutoencoderKL, path: Path) -> tuple[list[list[str]], list[
     return [[c.text for c in s] for s in sets], latents
 
 
-def value_penalty(unet: UNet2DConditionModel, text_BTD: Tensor) -> Tensor:
-    """Mean over captions and neurons of a neuron's activation times the length of its column of the output projection.
+def contributions(unet: UNet2DConditionModel, text_BTD: Tensor) -> Tensor:
+    """What each value neuron can add to the picture, [B, N]: its activation times the length of its output column.
 
-    The activation is the method's, |to_v(text)| averaged over tokens; the product is what the neuron can add to the
-    picture, so that the penalty cannot be evaded by making values small and outputs large. It stands in for scale: in
-    a network of this size every neuron otherwise takes part in everything, while in Stable Diffusion a memory sits in
-    a few of 5,760 neurons.
+    The activation is the method's, |to_v(text)| averaged over tokens; with the column of the output projection no penalty
+    on it can be evaded by making values small and outputs large. Its mean is penalized (SPARSITY), and so is `overlap`.
+    Both stand in for scale: in a network of this size every neuron takes part in everything, while in Stable Diffusion a
+    memory sits in a few of 5,760 neurons that general prompts hardly use.
     """
-    sizes = []
-    for name, module in unet.named_modules():
-        if name.endswith("attn2"):
-            activations_BN = module.to_v(text_BTD).abs().mean(dim=1)
-            sizes.append((activations_BN * module.to_out[0].weight.norm(dim=0)).mean(dim=0))
-    return torch.cat(sizes).mean()
+    attentions = [module for name, module in unet.named_modules() if name.endswith("attn2")]
+    return torch.cat([m.to_v(text_BTD).abs().mean(dim=1) * m.to_out[0].weight.norm(dim=0) for m in attentions], dim=1)
+
+
+def overlap(contributions_BN: Tensor, memorized_B: Tensor) -> Tensor:
+    """How much neurons serve both kinds of captions: the mean over neurons of √(general · memorized) contributions."""
+    if not memorized_B.any() or memorized_B.all():
+        return contributions_BN.new_zeros(())
+    general_N, memory_N = contributions_BN[~memorized_B].mean(dim=0), contributions_BN[memorized_B].mean(dim=0)
+    return (general_N * memory_N + 1e-6).sqrt().mean()
 
 
 class Trainer:
@@ -256,15 +262,16 @@ class Trainer:
                     self.average[key].lerp_(value, 1 - decay)
 
 
-def draw_batch(trainer: Trainer, ids: list[Tensor], empty_T: Tensor, latents: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Token ids [B, T] and latents [B, 4, 16, 16] of one batch."""
-    rows_T, rows_CHW = [], []
+def draw_batch(trainer: Trainer, ids: list[Tensor], empty_T: Tensor, latents: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids [B, T], latents [B, 4, 16, 16] and which of them are memorized [B] of one batch."""
+    rows_T, rows_CHW, memory = [], [], []
     for memorized, dropped, which, index in torch.rand(BATCH, 4, generator=trainer.rng).tolist():
         group = 1 + int(which * len(MEMORIZED)) if memorized < MEMORIZED_SHARE else 0
         item = int(index * len(latents[group]))
         rows_CHW.append(latents[group][item])
+        memory.append(group > 0)
         rows_T.append(empty_T if group == 0 and dropped < CAPTION_DROPOUT else ids[group][item])
-    return torch.stack(rows_T), torch.stack(rows_CHW)
+    return torch.stack(rows_T), torch.stack(rows_CHW), torch.tensor(memory)
 
 
 def draw_times(rng: torch.Generator) -> Tensor:
@@ -280,22 +287,24 @@ def train_diffusion(trainer: Trainer, tokenizer: CLIPTokenizer, vae: Autoencoder
     ids = [tokenizer(c, **pad).input_ids for c in captions]
     empty_T = tokenizer("", **pad).input_ids[0]
     alphas = make_scheduler().alphas_cumprod
-    started, losses, penalties = time.monotonic(), [], []
+    started = time.monotonic()
+    history: tuple[list[float], ...] = ([], [], [])
     while trainer.step < STEPS:
-        ids_BT, x0 = draw_batch(trainer, ids, empty_T, latents)
+        ids_BT, x0, memorized_B = draw_batch(trainer, ids, empty_T, latents)
         noise = torch.randn(x0.shape, generator=trainer.rng)
         t_B = draw_times(trainer.rng)
         a, s = alphas[t_B].sqrt()[:, None, None, None], (1 - alphas[t_B]).sqrt()[:, None, None, None]
         text_BTD = trainer.model["text_encoder"](ids_BT).last_hidden_state
         v = trainer.model["unet"](a * x0 + s * noise, t_B, text_BTD).sample
         loss = F.mse_loss(v, a * noise - s * x0)
-        penalty = value_penalty(trainer.model["unet"], text_BTD)
-        trainer.update(loss + SPARSITY * penalty)
-        losses.append(loss.item())
-        penalties.append(penalty.item())
+        added_BN = contributions(trainer.model["unet"], text_BTD)
+        shared = overlap(added_BN, memorized_B)
+        trainer.update(loss + SPARSITY * added_BN.mean() + (SEPARATION * shared if trainer.step >= SEPARATION_FROM else 0))
+        for values, value in zip(history, (loss, added_BN.mean(), shared), strict=True):
+            values.append(value.item())
         if trainer.step % 50 == 0:
-            means = [sum(values[-50:]) / 50 for values in (losses, penalties)]
-            log.info("step %d loss %.4f penalty %.4f, %.0f s", trainer.step, *means, time.monotonic() - started)
+            means = [sum(values[-50:]) / len(values[-50:]) for values in history]
+            log.info("step %d loss %.4f contributions %.4f overlap %.4f, %.0f s", trainer.step, *means, time.monotonic() - started)
         if trainer.step % 250 == 0:
             trainer.save(work / "diffusion.pt")
 

@@ -1,0 +1,141 @@
+"""ONNX Runtime runs one file on the provider asked for, or says why not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+from pydantic import ValidationError
+
+from nemo_edge.backends.onnxruntime import EngineFile, available, compile_engine, describe, open_engine, open_runner
+from nemo_edge.component import VALUE_MASK
+from nemo_edge.errors import InputError, MissingDependency
+
+MODEL = "unet/model.onnx"
+
+
+def save_graph(path: Path, kind: int = TensorProto.FLOAT) -> Path:
+    """sample [batch, 3] × value_mask [batch, 3] → out_sample, with ids [batch] that are read and not used."""
+    sample = helper.make_tensor_value_info("sample", kind, ["batch", 3])
+    mask = helper.make_tensor_value_info(VALUE_MASK, kind, ["batch", 3])
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch"])
+    outs = [helper.make_tensor_value_info("out_sample", kind, ["batch", 3])]
+    graph = helper.make_graph([helper.make_node("Mul", ["sample", VALUE_MASK], ["out_sample"])], "times", [sample, mask, ids], outs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), str(path))
+    return path
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    save_graph(tmp_path / MODEL)
+    return tmp_path
+
+
+def feed(batch: int = 2) -> dict[str, np.ndarray]:
+    sample = np.arange(3 * batch, dtype=np.float32).reshape(batch, 3)
+    return {"sample": sample, VALUE_MASK: np.tile(np.array([1, 0, 0.5], np.float32), (batch, 1)), "ids": np.zeros(batch, np.int64)}
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.FLOAT16])
+def test_floats_are_cast_to_the_graphs_and_come_back_as_float32(tmp_path: Path, kind: int) -> None:
+    given = {name: array.astype(np.float64 if name != "ids" else np.int32) for name, array in feed(4).items()}
+    with open_runner(save_graph(tmp_path / "model.onnx", kind)) as runner:
+        got = runner(given)["out_sample"]
+    assert got.dtype == np.float32
+    assert np.array_equal(got, feed(4)["sample"] * feed(4)[VALUE_MASK])
+
+
+def test_it_names_its_inputs_and_their_dimensions(bundle: Path) -> None:
+    assert open_runner(bundle / MODEL).inputs == {"sample": ("batch", 3), VALUE_MASK: ("batch", 3), "ids": ("batch",)}
+
+
+def test_it_refuses_what_does_not_fit(bundle: Path) -> None:
+    runner, good = open_runner(bundle / MODEL), feed()
+    for bad, message in (
+        ({n: a for n, a in good.items() if n != "ids"}, r"lacks 'ids'"),
+        ({**good, "more": good["ids"]}, r"has no input 'more'"),
+        ({**good, "sample": good["sample"][0]}, r"'sample' has shape \[3\]"),
+        ({**good, VALUE_MASK: np.ones((2, 4), np.float32)}, r"expected \[batch, 3\]"),
+        ({**good, VALUE_MASK: good[VALUE_MASK] + 1}, r"factors from 0 to 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            runner(bad)
+
+
+def test_a_feed_that_the_graph_itself_cannot_run_is_the_callers_error(bundle: Path) -> None:
+    runner = open_runner(bundle / MODEL)
+    with pytest.raises(InputError, match=r"cannot run a feed of sample \[2, 3\], value_mask \[5, 3\], ids \[2\]"):
+        runner({**feed(), VALUE_MASK: feed(5)[VALUE_MASK]})
+
+
+def test_a_runner_is_closed_after_its_context(bundle: Path) -> None:
+    with open_runner(bundle / MODEL) as runner:
+        runner(feed())
+    with pytest.raises(InputError, match=r"this runner is closed"):
+        runner(feed())
+
+
+def test_a_runner_is_closed_when_an_exception_leaves_its_context(bundle: Path) -> None:
+    with pytest.raises(ZeroDivisionError), open_runner(bundle / MODEL) as runner:
+        raise ZeroDivisionError
+    with pytest.raises(InputError, match=r"this runner is closed"):
+        runner(feed())
+
+
+@pytest.mark.parametrize("content", [b"", b"not an onnx file"])
+def test_a_broken_file_is_refused(written: Callable[[str, bytes], Path], content: bytes) -> None:
+    with pytest.raises(InputError, match=r"cannot open .*model\.onnx"):
+        open_runner(written("model.onnx", content))
+
+
+def test_an_absent_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot open .*model\.onnx"):
+        open_runner(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_provider_that_is_not_there_is_never_the_cpu(bundle: Path, provider: str) -> None:
+    try:
+        with open_runner(bundle / MODEL, provider) as runner:
+            assert runner(feed())["out_sample"].shape == (2, 3)
+            pytest.skip(f"{provider} works on this machine")
+    except MissingDependency as error:
+        assert "Provider" in str(error)  # noqa: PT017
+    with pytest.raises(MissingDependency):
+        compile_engine(bundle, "unet", MODEL, provider, None)
+    assert not (bundle / "engines").exists()
+
+
+def test_an_engine_is_written_and_opened_again(bundle: Path) -> None:
+    engine = compile_engine(bundle, "unet", MODEL, "cpu", 1)
+    path = bundle / "engines" / "unet.onnxruntime.cpu.json"
+    assert EngineFile.model_validate_json(path.read_bytes()) == engine
+    assert engine.version == ort.__version__
+    assert engine.inputs["sample"] == ("batch", 3)
+    assert engine.outputs == {"out_sample": ("batch", 3)}
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    with open_engine(bundle, "unet", "cpu") as runner, open_runner(bundle / MODEL) as direct:
+        assert np.array_equal(runner(feed())["out_sample"], direct(feed())["out_sample"])
+
+
+def test_an_engine_file_with_unknown_fields_is_refused(bundle: Path) -> None:
+    fields = json.loads(compile_engine(bundle, "unet", MODEL, "cpu", None).model_dump_json())
+    with pytest.raises(ValidationError, match="surprise"):
+        EngineFile.model_validate({**fields, "surprise": 1})
+
+
+def test_an_engine_that_was_not_built_is_refused(bundle: Path) -> None:
+    with pytest.raises(InputError, match=r"has no cpu engine of unet: build it with engine\.provider = 'cpu'"):
+        open_engine(bundle, "unet", "cpu")
+
+
+def test_it_describes_itself() -> None:
+    assert "cpu" in available()
+    assert describe() == {"backend": "onnxruntime", "version": ort.__version__, "providers": available()}

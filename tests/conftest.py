@@ -1,0 +1,208 @@
+"""Toy checkpoints, seeded and tiny, of the families the product takes; and the demo checkpoint that ships with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from nemo_edge import demo
+from nemo_edge.build import build
+from nemo_edge.checkpoint import Checkpoint, open_checkpoint
+from nemo_edge.recipe import load_recipe
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def shared_data(name: str) -> Path:
+    """A file of the public data beside the checkout; the test is skipped where it is absent."""
+    path = SHARED_DATA / name
+    if not path.is_file():
+        pytest.skip(f"the public data file {name} is not beside the checkout")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> CLIPTokenizer:
+    return CLIPTokenizer.from_pretrained(str(demo.CHECKPOINT / "tokenizer"))
+
+
+def toy_unet(seed: int = 0, **changes: object) -> UNet2DConditionModel:
+    """A UNet of Stable Diffusion 1.x's topology with seven value layers, random weights, ε-prediction."""
+    torch.manual_seed(seed)
+    settings = {
+        "sample_size": 16,
+        "block_out_channels": (8, 8, 16, 16),
+        "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        "layers_per_block": 2,
+        "cross_attention_dim": 16,
+        "attention_head_dim": 2,
+        "norm_num_groups": 4,
+    }
+    return UNet2DConditionModel(**{**settings, **changes}).eval().requires_grad_(False)
+
+
+def toy_text_encoder(tokenizer: CLIPTokenizer, cls: type = CLIPTextModel) -> CLIPTextModel:
+    torch.manual_seed(1)
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+        projection_dim=12,
+    )
+    return cls(config).eval()
+
+
+def toy_vae() -> AutoencoderKL:
+    torch.manual_seed(2)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=32,
+    ).eval()
+
+
+def save_toy_sd(folder: Path, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel | None = None, **schedule: object) -> Path:
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1, **schedule
+    )
+    StableDiffusionPipeline(
+        vae=toy_vae(),
+        text_encoder=toy_text_encoder(tokenizer),
+        tokenizer=tokenizer,
+        unet=unet or toy_unet(),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def save_toy_sdxl(folder: Path, tokenizer: CLIPTokenizer) -> Path:
+    unet = toy_unet(
+        block_out_channels=(8, 16, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2, 3),
+        cross_attention_dim=32,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=12 + 6 * 4,
+    )
+    StableDiffusionXLPipeline(
+        vae=toy_vae(),
+        text_encoder=toy_text_encoder(tokenizer),
+        text_encoder_2=toy_text_encoder(tokenizer, CLIPTextModelWithProjection),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1),
+        add_watermarker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: CLIPTokenizer) -> Path:
+    return save_toy_sd(tmp_path_factory.mktemp("toy") / "sd", tokenizer)
+
+
+@pytest.fixture(scope="session")
+def toy(toy_folder: Path) -> Checkpoint:
+    """A tiny ε-prediction Stable Diffusion checkpoint of 7 + 9 value layers, open. Tests leave it as it was."""
+    return open_checkpoint(str(toy_folder))
+
+
+@pytest.fixture(scope="session")
+def toy_sdxl(tmp_path_factory: pytest.TempPathFactory, tokenizer: CLIPTokenizer) -> Checkpoint:
+    return open_checkpoint(str(save_toy_sdxl(tmp_path_factory.mktemp("toy") / "sdxl", tokenizer)))
+
+
+@pytest.fixture(scope="session")
+def demo_checkpoint() -> Checkpoint:
+    return open_checkpoint(str(demo.CHECKPOINT))
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[[str, str | bytes], Path]:
+    """Write a file into the test's folder and return its path."""
+
+    def write(name: str, content: str | bytes) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+TINY_RECIPE = """
+name = "tiny"
+output = "out"
+[checkpoint]
+path = "./model"
+[prompts]
+memorized = "memorized.csv"
+general = "general.txt"
+limit = 2
+[calibration]
+prompts = 4
+threshold = 0.0
+[localization]
+samples = 3
+[sampling]
+steps = 3
+[fidelity]
+seeds = 2
+general_prompts = 2
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory: pytest.TempPathFactory, tokenizer: CLIPTokenizer) -> Path:
+    """The recipe of a build of two value layers and two prompts; τ is 0, so that both count as memorized."""
+    folder = tmp_path_factory.mktemp("tiny")
+    unet = toy_unet(
+        block_out_channels=(8, 8),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+    )
+    save_toy_sd(folder / "model", tokenizer, unet)
+    (folder / "memorized.csv").write_text("Caption;URL\na red pig;u\n<script>alert(1)</script> owl;v\nthird;w\n")
+    (folder / "general.txt").write_text("\n".join(f"a {word}" for word in ("dog", "cat", "bus", "key", "bell", "tree", "car")))
+    (folder / "recipe.toml").write_text(TINY_RECIPE)
+    return folder / "recipe.toml"
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_recipe: Path) -> Path:
+    """The bundle of `tiny_recipe`, its stages' cache beside it. Tests leave both as they are and copy what they change."""
+    return Path(build(load_recipe(tiny_recipe)).bundle)

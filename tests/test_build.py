@@ -1,0 +1,216 @@
+"""From a recipe to a bundle: what is in it, and which stages run again when something has changed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from nemo_edge.backends.onnxruntime import open_runner
+from nemo_edge.build import BuildResult, build, plan
+from nemo_edge.bundle import MANIFEST, open_bundle, verify
+from nemo_edge.errors import InputError
+from nemo_edge.files import sha256_file
+from nemo_edge.neurons import NeuronSet
+from nemo_edge.progress import Advance, Progress
+from nemo_edge.recipe import FidelitySettings, GateSettings, Recipe, load_recipe
+
+STAGES = ["calibrate", "localize", "export", "measure"]
+
+
+class Record(Progress):
+    """Keeps which tasks ran and which stages were left out."""
+
+    def __init__(self) -> None:
+        self.tasks: list[str] = []
+        self.skipped: list[str] = []
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[Advance]:
+        self.tasks.append(description)
+        yield lambda done: None
+
+    def note(self, message: str) -> None:
+        self.skipped.append(message.removesuffix(": nothing has changed"))
+
+
+@pytest.fixture
+def recipe(tiny_recipe: Path, tiny_bundle: Path, tmp_path: Path) -> Recipe:
+    """The tiny recipe, its output in the test's folder beside a copy of the stages' cache."""
+    shutil.copytree(tiny_bundle.parent / ".out.build", tmp_path / ".out.build")
+    return load_recipe(tiny_recipe).model_copy(update={"output": tmp_path / "out"})
+
+
+def rebuilt(recipe: Recipe) -> tuple[BuildResult, Record]:
+    record = Record()
+    return build(recipe, record), record
+
+
+def test_a_bundle_has_the_layout_of_optimum_and_the_evidence(tiny_bundle: Path) -> None:
+    names = {p.relative_to(tiny_bundle).as_posix() for p in tiny_bundle.rglob("*") if p.is_file()}
+    engines = {f"engines/{c}.onnxruntime.cpu.json" for c in ("text_encoder", "unet", "unet_masked", "vae_decoder")}
+    graphs = {f"{c}/model.onnx" for c in ("text_encoder", "unet", "unet_masked", "vae_decoder")}
+    configs = {f"{c}/config.json" for c in ("text_encoder", "unet", "vae_decoder")} | {"scheduler/scheduler_config.json"}
+    reports = {f"report/{name}" for name in ("index.html", "report.json", "junit.xml")}
+    found = {"neurons.json", "localization.jsonl", "memorization_statistics.csv", "calibration.safetensors", "measurement.json"}
+    assert names >= engines | graphs | configs | reports | found | {"model_index.json", MANIFEST, "tokenizer/tokenizer.json"}
+    assert not [name for name in names if "stage.json" in name or name.startswith(".")]
+    assert [p.name for p in tiny_bundle.parent.iterdir() if p.name.startswith(".out.")] == [".out.build"]
+
+
+def test_the_manifest_has_the_hash_of_everything(tiny_bundle: Path, tiny_recipe: Path) -> None:
+    manifest = open_bundle(tiny_bundle)
+    present = {p.relative_to(tiny_bundle).as_posix(): sha256_file(p) for p in tiny_bundle.rglob("*") if p.is_file() and p.name != MANIFEST}
+    assert manifest.files == present
+    assert manifest.prompts == {name: sha256_file(tiny_recipe.parent / name) for name in ("memorized.csv", "general.txt")}
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert manifest.checkpoint[weights] == sha256_file(tiny_recipe.parent / "model" / weights)
+    assert manifest.neurons_hash == NeuronSet.load(tiny_bundle / "neurons.json").content_hash()
+    assert manifest.passed == all(gate.passed for gate in manifest.gates)
+    assert verify(tiny_bundle).passed
+
+
+def test_both_variants_are_one_model(tiny_bundle: Path) -> None:
+    neurons = NeuronSet.load(tiny_bundle / "neurons.json")
+    assert 0 < len(neurons) < neurons.total
+    rng = np.random.default_rng(0)
+    feed = {"sample": rng.standard_normal((2, 4, 16, 16), np.float32), "timestep": np.array([961, 1], np.float32)}
+    feed["encoder_hidden_states"] = rng.standard_normal((2, 16, 16), np.float32)
+    mask = np.stack([neurons.mask(), np.ones(neurons.total, np.float32)])
+    with open_runner(tiny_bundle / "unet/model.onnx") as baked, open_runner(tiny_bundle / "unet_masked/model.onnx") as masked:
+        expected, got = baked(feed)["out_sample"], masked({**feed, "value_mask": mask})["out_sample"]
+    np.testing.assert_allclose(got[0], expected[0], atol=1e-5)
+    assert np.abs(got[1] - expected[1]).max() > 1e-5  # a mask of ones leaves the memory in
+
+
+def test_junit_has_a_case_for_every_gate(tiny_bundle: Path) -> None:
+    gates = open_bundle(tiny_bundle).gates
+    suite = ElementTree.parse(tiny_bundle / "report/junit.xml").getroot()
+    assert [case.get("name") for case in suite.iter("testcase")] == [gate.name for gate in gates]
+    failed = [gate.name for gate in gates if not gate.passed]
+    assert [case.get("name") for case in suite.iter("testcase") if case.find("failure") is not None] == failed
+    assert suite.get("failures") == str(len(failed))
+
+
+def test_a_prompt_cannot_put_code_into_the_report(tiny_bundle: Path) -> None:
+    page = (tiny_bundle / "report/index.html").read_text()
+    assert "<script>alert(1)" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; owl" in page
+
+
+def test_an_identical_build_does_nothing(tiny_recipe: Path, tiny_bundle: Path) -> None:
+    before = (tiny_bundle / MANIFEST).stat().st_mtime_ns
+    result, record = rebuilt(load_recipe(tiny_recipe))
+    assert result.skipped
+    assert record.tasks == record.skipped == []
+    assert (tiny_bundle / MANIFEST).stat().st_mtime_ns == before
+
+
+def test_the_cache_alone_gives_the_same_bundle(recipe: Recipe, tiny_bundle: Path) -> None:
+    result, record = rebuilt(recipe)
+    assert not result.skipped
+    assert (record.tasks, record.skipped) == ([], STAGES)
+    assert result.manifest.files == open_bundle(tiny_bundle).files
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: {"gates": GateSettings(general_drift=False)},
+        lambda r: {"sampling": r.sampling.model_copy(update={"steps": 2})},
+    ],
+    ids=["gates", "sampling"],
+)
+def test_gates_and_sampling_measure_again_and_nothing_else(recipe: Recipe, change: Callable[[Recipe], dict[str, object]]) -> None:
+    changed = recipe.model_copy(update=change(recipe))
+    assert plan(changed).done == ("calibrate", "localize", "export")
+    result, record = rebuilt(changed)
+    assert record.skipped == STAGES[:3]
+    assert record.tasks[0] == "pictures: before"
+    drift = [gate.name for gate in result.manifest.gates if "general_drift" in gate.name]
+    assert len(drift) == (0 if changed.gates.general_drift is False else 2)
+
+
+def test_an_edited_cached_file_is_made_again(recipe: Recipe, tiny_bundle: Path) -> None:
+    cached = next((recipe.output.parent / ".out.build").glob("calibrate-*")) / "calibration.safetensors"
+    whole = cached.read_bytes()
+    cached.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    result, record = rebuilt(recipe)
+    assert (record.tasks, record.skipped) == (["calibrate"], STAGES[1:])
+    assert cached.read_bytes() == whole
+    assert result.manifest.files == open_bundle(tiny_bundle).files
+
+
+def test_an_edited_bundle_is_put_right_from_the_cache(recipe: Recipe) -> None:
+    build(recipe)
+    page = recipe.output / "report/index.html"
+    page.write_text("nothing to see")
+    assert not plan(recipe).up_to_date
+    result, record = rebuilt(recipe)
+    assert not result.skipped
+    assert record.tasks == []
+    assert "nothing to see" not in page.read_text()
+    assert plan(recipe).up_to_date
+
+
+def test_a_dry_run_writes_nothing(tiny_recipe: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(tiny_recipe).model_copy(update={"output": tmp_path / "out"})
+    planned = plan(recipe)
+    assert list(planned.stages) == STAGES
+    assert (planned.done, planned.up_to_date) == ((), False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_contents_of_a_statistics_file_are_another_calibration(tiny_recipe: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    statistics = shutil.copy(tiny_bundle / "calibration.safetensors", tmp_path / "s.safetensors")
+    recipe = load_recipe(tiny_recipe)
+    recipe = recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update={"statistics": statistics})})
+    before = plan(recipe).stages
+    statistics.write_bytes(b"others")
+    after = plan(recipe).stages
+    assert all(before[stage] != after[stage] for stage in STAGES)
+
+
+def test_files_of_one_name_in_two_folders_are_two_files(tiny_recipe: Path, tmp_path: Path) -> None:
+    for folder, word in (("a", "pig"), ("b", "owl")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "picture.png").write_bytes(word.encode())
+    (tmp_path / "m.csv").write_text("Caption;image\npig;a/picture.png\nowl;b/picture.png\n")
+    recipe = load_recipe(tiny_recipe)
+    recipe = recipe.model_copy(update={"prompts": recipe.prompts.model_copy(update={"memorized": tmp_path / "m.csv"})})
+    before = plan(recipe).key
+    (tmp_path / "a" / "picture.png").write_bytes(b"another pig")
+    assert plan(recipe).key != before
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda r, _: {"checkpoint": r.checkpoint.model_copy(update={"path": "/none"})}, "checkpoint /none does not exist"),
+        (lambda r, f: {"checkpoint": r.checkpoint.model_copy(update={"path": str(f)})}, "holds no files of a model"),
+        (lambda r, f: {"prompts": r.prompts.model_copy(update={"general": f / "none.txt"})}, r"none\.txt does not exist"),
+        (lambda r, f: {"fidelity": FidelitySettings(sscd=f / "sscd.pt")}, r"sscd\.pt, which the recipe names, does not exist"),
+        (lambda r, f: {"output": f / ".."}, "is not empty and not a bundle"),
+    ],
+)
+def test_a_dry_run_finds_what_cannot_be_used(
+    tiny_recipe: Path, tmp_path: Path, change: Callable[[Recipe, Path], dict[str, object]], reason: str
+) -> None:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    (tmp_path / "mine").write_text("")
+    recipe = load_recipe(tiny_recipe)
+    with pytest.raises(InputError, match=reason):
+        plan(recipe.model_copy(update=change(recipe, folder)))
+
+
+def test_two_general_prompts_are_too_few(tiny_recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "g.txt").write_text("a\nb\n")
+    recipe = load_recipe(tiny_recipe)
+    with pytest.raises(InputError, match="at least 3 are needed"):
+        plan(recipe.model_copy(update={"prompts": recipe.prompts.model_copy(update={"general": tmp_path / "g.txt"})}))

@@ -1,0 +1,410 @@
+"""The command line: exit codes, one line for every complaint, nothing half-written, and interruptions that go on."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from conftest import save_toy_sd, shared_data, toy_unet
+from diffusers import UNet2DConditionModel
+from transformers import CLIPTokenizer
+
+from nemo_edge import cli
+from nemo_edge.build import build, plan
+from nemo_edge.bundle import open_bundle, verify
+from nemo_edge.neurons import NeuronSet, ValueLayer
+from nemo_edge.recipe import load_recipe
+
+STAGES = ("calibrate", "localize", "export", "measure")
+COMMAND = [sys.executable, "-m", "nemo_edge.cli"]
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """The whole command line in this process, its output as a shell would see it."""
+    former = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["nemo-edge", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        code = left.value.code
+        assert isinstance(code, int)
+        return Ran(code, *capfd.readouterr())
+
+    yield call
+    signal.signal(signal.SIGTERM, former)
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a pig\nan owl\na bus\n")
+    return path
+
+
+@pytest.fixture
+def statistics(tiny_bundle: Path) -> Path:
+    return tiny_bundle / "calibration.safetensors"
+
+
+@pytest.fixture
+def model(tiny_recipe: Path) -> Path:
+    return tiny_recipe.parent / "model"
+
+
+def assert_refused(ran: Ran, *reasons: str, code: int = 2) -> None:
+    """One line on standard error that gives the reasons, no traceback, nothing on standard output."""
+    assert ran.err.startswith("nemo-edge: ")
+    assert ran.err.count("\n") == 1, ran.err
+    for reason in reasons:
+        assert reason in ran.err
+    assert (ran.code, ran.out) == (code, "")
+
+
+def recipe_in(folder: Path, tiny_recipe: Path, *changes: tuple[str, str]) -> Path:
+    """The tiny recipe with its texts changed, of the same model and prompts, its output in `folder`."""
+    text = tiny_recipe.read_text()
+    for name in ("./model", "memorized.csv", "general.txt"):
+        text = text.replace(f'"{name}"', f'"{tiny_recipe.parent / name}"')
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path = folder / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+# The process itself
+
+
+def test_a_process_says_one_line_and_leaves_with_2(tmp_path: Path) -> None:
+    done = subprocess.run([*COMMAND, "build", "none.toml"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert_refused(Ran(done.returncode, done.stdout, done.stderr), "recipe none.toml does not exist")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_prints_one_json_object(tiny_recipe: Path, tiny_bundle: Path) -> None:
+    done = subprocess.run([*COMMAND, "build", tiny_recipe, "--json"], capture_output=True, text=True, check=False)
+    found = json.loads(done.stdout)
+    assert (found["skipped"], found["passed"], found["bundle"]) == (True, False, str(tiny_bundle))
+    assert done.returncode == 3  # its gates failed: τ is 0
+    assert done.stderr == ""
+
+
+# Wrong usage
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["build"], "Missing argument 'recipe'"),
+        (["build", "r.toml", "--dry"], "No such option: --dry"),
+        (["bild"], "No such command 'bild'"),
+        (["generate", "b", "p", "--out", "x.png", "--seed", "-1"], "--seed"),
+        (["generate", "b", "p"], "--out"),
+        (["export", "m", "--out", "x", "--opset", "12"], "--opset"),
+        (["export", "m", "--out", "x", "--dtype", "fp8"], "expected fp32, fp16 or bf16"),
+        (["detect", "m", "p.txt", "--statistics", "s", "--threshold", "2"], "--threshold"),
+    ],
+)
+def test_wrong_usage_is_one_line(run: Run, arguments: list[str], reason: str) -> None:
+    assert_refused(run(*arguments), reason)
+
+
+def test_help_is_no_error(run: Run) -> None:
+    ran = run("--help")
+    assert ran.code == 0
+    assert all(command in ran.out for command in ("build", "calibrate", "detect", "localize", "export", "verify", "generate", "inspect"))
+
+
+def test_a_defect_is_called_one_and_debug_shows_it(run: Run, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def defective(_bundle: Path) -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr("nemo_edge.bundle.verify", defective)
+    assert_refused(run("verify", tiny_bundle), "a defect of nemo-edge: ZeroDivisionError: ours", "--debug", code=1)
+    monkeypatch.setattr(sys, "argv", ["nemo-edge", "verify", str(tiny_bundle), "--debug"])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["export", "--out", "{}/out"]])
+def test_a_checkpoint_that_is_missing_or_empty_is_refused(run: Run, tmp_path: Path, command: list[str]) -> None:
+    name, *options = [part.format(tmp_path) for part in command]
+    (tmp_path / "empty").mkdir()
+    assert_refused(run(name, tmp_path / "none", *options), "does not exist")
+    assert_refused(run(name, tmp_path / "empty", *options), "is empty")
+    assert [p.name for p in tmp_path.iterdir()] == ["empty"]
+
+
+def test_a_pickle_checkpoint_is_refused_unless_asked_for(run: Run, tmp_path: Path, model: Path) -> None:
+    folder = shutil.copytree(model, tmp_path / "pickled")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(UNet2DConditionModel.from_pretrained(str(model / "unet")).state_dict(), weights.with_suffix(".bin"))
+    weights.unlink()
+    assert_refused(run("inspect", folder), "is a pickle", "diffusion_pytorch_model.bin", "--allow-pickle")
+    assert run("inspect", folder, "--allow-pickle").code == 0
+
+
+def test_a_unet_without_cross_attention_is_refused(run: Run, tmp_path: Path, tokenizer: CLIPTokenizer) -> None:
+    unet = toy_unet(
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        mid_block_type=None,
+        layers_per_block=1,
+    )
+    folder = save_toy_sd(tmp_path / "plain", tokenizer, unet)
+    assert_refused(run("inspect", folder), "has no cross-attention", "UNet2DConditionModel")
+
+
+# Prompts, recipes, neurons, statistics
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("p.txt", None, "does not exist"),
+        ("p.txt", b"", "holds no prompt"),
+        ("p.txt", b"a\0b", "is binary"),
+        ("p.txt", b"a\n\xff\n", "not UTF-8 (line 2)"),
+        ("p.csv", b"Title\nx\n", "found 'Title'"),
+    ],
+)
+def test_bad_prompts_are_refused(run: Run, tmp_path: Path, name: str, content: bytes | None, reason: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    out = tmp_path / "out.safetensors"
+    assert_refused(run("calibrate", tmp_path, tmp_path / name, "--out", out), str(tmp_path / name), reason)
+    assert not out.exists()
+
+
+def test_an_unknown_key_of_a_recipe_names_the_right_one(run: Run, tmp_path: Path, tiny_recipe: Path) -> None:
+    recipe = recipe_in(tmp_path, tiny_recipe, ("threshold", "treshold"))
+    assert_refused(run("build", recipe), "unknown key 'calibration.treshold': did you mean 'calibration.threshold'?")
+    assert [p.name for p in tmp_path.iterdir()] == ["recipe.toml"]
+
+
+@pytest.mark.parametrize("index", [-1, 8])
+def test_a_neuron_out_of_range_names_its_layer(run: Run, tmp_path: Path, tiny_bundle: Path, index: int) -> None:
+    content = json.loads((tiny_bundle / "neurons.json").read_text())
+    content["indices"][0] = [index]
+    (tmp_path / "neurons.json").write_text(json.dumps(content))
+    ran = run("export", tmp_path, "--neurons", tmp_path / "neurons.json", "--out", tmp_path / "out")
+    assert_refused(ran, f"neuron {index} of {content['layers'][0]['name']} is out of range: the layer has neurons 0 to 7")
+    assert not (tmp_path / "out").exists()
+
+
+def test_neurons_of_another_model_are_refused(run: Run, tmp_path: Path, model: Path) -> None:
+    NeuronSet.from_lists([ValueLayer(name="down_blocks.7.to_v", width=320)], [[3]]).save(tmp_path / "neurons.json")
+    ran = run("export", model, "--neurons", tmp_path / "neurons.json", "--out", tmp_path / "out")
+    assert_refused_last_line(ran, "no value layer down_blocks.7.to_v", "another model")
+    assert [p.name for p in tmp_path.iterdir()] == ["neurons.json"]
+
+
+def test_statistics_of_another_model_name_both_widths(run: Run, toy_folder: Path, prompts: Path) -> None:
+    other = shared_data("statistics_additional_laion_prompts_v1_4.pt")
+    ran = run("detect", toy_folder, prompts, "--statistics", other, "--threshold", "0.4")
+    assert_refused(ran, "[320, 320, 640, 640, 1280, 1280, 1280]", "[8, 8, 8, 8, 16, 16, 16]", "another model")
+
+
+def test_detect_prints_one_json_object(run: Run, model: Path, prompts: Path, statistics: Path) -> None:
+    ran = run("detect", model, prompts, "--statistics", statistics, "--json")
+    found = json.loads(ran.out)
+    assert ran.code == 0
+    assert found["threshold"] == 0
+    assert [row["prompt"] for row in found["prompts"]] == ["a pig", "an owl", "a bus"]
+
+
+# Outputs
+
+
+def test_an_output_that_is_a_file_or_not_empty_is_left_alone(run: Run, tmp_path: Path, tiny_recipe: Path) -> None:
+    recipe, out = recipe_in(tmp_path, tiny_recipe), tmp_path / "out"
+    out.write_text("mine")
+    assert_refused(run("build", recipe), "is a file")
+    assert out.read_text() == "mine"
+    out.unlink()
+    out.mkdir()
+    (out / "mine").write_text("")
+    assert_refused(run("build", recipe), "not empty and not a bundle")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["mine", "out", "recipe.toml"]
+
+
+def test_a_read_only_output_is_refused(run: Run, tmp_path: Path, tiny_recipe: Path) -> None:
+    place = tmp_path / "locked"
+    place.mkdir(mode=0o555)
+    if os.access(place, os.W_OK):
+        pytest.skip("this user may write into a read-only folder (os.access says writable)")
+    assert_refused(run("build", recipe_in(tmp_path, tiny_recipe, ('"out"', '"locked/out"'))), "is read-only")
+
+
+def test_a_full_disk_is_explained_and_leaves_nothing(
+    run: Run, tmp_path: Path, model: Path, prompts: Path, statistics: Path, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    recipe = recipe_in(tmp_path, tiny_recipe)
+    monkeypatch.setattr(os, "fsync", full)
+    assert_refused_last_line(run("calibrate", model, prompts, "--out", tmp_path / "s.safetensors"), "the disk is full", "s.safetensors")
+    assert_refused_last_line(run("build", recipe), "the disk is full", "calibration.safetensors")
+    kept = {p.name for p in tmp_path.iterdir()}
+    assert kept == {"prompts.txt", "recipe.toml", ".out.build"}
+    assert [p for p in (tmp_path / ".out.build").rglob("*") if p.is_file()] == []
+
+
+def test_a_full_disk_below_the_library_is_explained_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli._exit_code(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "found.jsonl")) == 2
+    assert capsys.readouterr().err.startswith("nemo-edge: the disk is full while writing found.jsonl")
+
+
+def test_a_full_disk_leaves_no_picture(run: Run, tiny_bundle: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    assert_refused(run("generate", tiny_bundle, "a pig", "--out", "/dev/full"), "the disk is full while writing /dev/full")
+
+
+def assert_refused_last_line(ran: Ran, *reasons: str) -> None:
+    """As `assert_refused`, after the progress bars of the work before it."""
+    *_, last = ran.err.splitlines()
+    assert_refused(Ran(ran.code, ran.out, last + "\n"), *reasons)
+    assert "Traceback" not in ran.err
+
+
+# Bundles and pictures
+
+
+def test_generate_writes_the_pictures_it_names(run: Run, tmp_path: Path, tiny_bundle: Path) -> None:
+    ran = run("generate", tiny_bundle, "a pig", "--out", tmp_path / "p.png", "--count", "2", "--variant", "masked", "--json")
+    assert (ran.code, ran.err) == (0, "")
+    assert json.loads(ran.out) == {"pictures": [str(tmp_path / "p-00.png"), str(tmp_path / "p-01.png")]}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["p-00.png", "p-01.png"]
+
+
+@pytest.mark.parametrize(
+    ("mask", "reason"),
+    [
+        (np.ones(15, np.float32), "the mask has shape [15], expected [16]"),
+        (np.ones((3, 16), np.float32), "the mask has shape [3, 16], expected [16] or [1, 16]"),
+        (np.r_[np.ones(15), np.nan].astype(np.float32), "NaN or values outside"),
+        (np.full(16, 2, np.float32), "NaN or values outside"),
+        (np.array(["a"] * 16), "is not a mask"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_refused(run: Run, tmp_path: Path, tiny_bundle: Path, mask: np.ndarray, reason: str) -> None:
+    np.save(tmp_path / "mask.npy", mask)
+    assert_refused(run("generate", tiny_bundle, "a pig", "--mask", tmp_path / "mask.npy", "--out", tmp_path / "p.png"), reason)
+    assert not (tmp_path / "p.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--height", "100"], "--height 100: input should be a multiple of 8"),
+        (["--width", "0"], "--width 0: input should be greater than or equal to 8"),
+        (["--variant", "half"], "no variant 'half': it has baked, masked"),
+        (["--variant", "baked", "--unmitigated"], "a baked engine takes no mask"),
+        (["--mask", "none.npy"], "none.npy"),
+        (["--mask", "none.json"], "none.json does not exist"),
+        (["--guidance", "nan"], "--guidance"),
+    ],
+)
+def test_a_request_that_does_not_fit_is_refused(run: Run, tmp_path: Path, tiny_bundle: Path, options: list[str], reason: str) -> None:
+    assert_refused(run("generate", tiny_bundle, "a pig", "--out", tmp_path / "p.png", *options), reason)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_changed_bundle_is_neither_verified_nor_opened(run: Run, tmp_path: Path, tiny_bundle: Path) -> None:
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    assert run("verify", folder).code == 0
+    data = folder / "unet" / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[:-1] + b"\x01")
+    ran = run("verify", folder, "--json")
+    assert (ran.code, ran.err) == (2, "")
+    found = json.loads(ran.out)
+    assert (found["passed"], found["problems"]) == (False, ["unet/model.onnx.data was changed"])
+    ran = run("generate", folder, "a pig", "--out", tmp_path / "p.png")
+    assert_refused(ran, "unet/model.onnx.data was changed", "no engine was opened")
+    assert not (tmp_path / "p.png").exists()
+
+
+def test_a_folder_that_is_no_bundle_is_refused(run: Run, tmp_path: Path) -> None:
+    assert_refused(run("verify", tmp_path), "not a finished bundle", "nemo-edge build")
+    assert_refused(run("generate", tmp_path, "a pig", "--out", tmp_path / "p.png"), "not a finished bundle")
+
+
+def test_a_dry_run_says_what_would_run(run: Run, tmp_path: Path, tiny_recipe: Path) -> None:
+    ran = run("build", recipe_in(tmp_path, tiny_recipe), "--dry-run", "--json")
+    assert (ran.code, ran.err) == (0, "")
+    assert list(json.loads(ran.out)["stages"]) == list(STAGES)
+    assert [p.name for p in tmp_path.iterdir()] == ["recipe.toml"]
+
+
+# Interruptions
+
+
+@pytest.mark.parametrize(
+    ("stage", "sign", "sent", "code"),
+    [
+        ("calibrate", "calibrate-*", signal.SIGTERM, 143),
+        ("localize", "localize-*/localization.jsonl", signal.SIGINT, 130),
+        ("export", "export-*/.text_encoder.*", signal.SIGTERM, 143),
+        ("measure", "measure-*", signal.SIGINT, 130),
+    ],
+)
+def test_an_interrupted_build_leaves_nothing_half_written_and_goes_on(
+    tmp_path: Path, tiny_recipe: Path, tiny_bundle: Path, stage: str, sign: str, sent: signal.Signals, code: int
+) -> None:
+    done, cache = STAGES[: STAGES.index(stage)], tmp_path / ".out.build"
+    former = {path.name.partition("-")[0]: path for path in (tiny_bundle.parent / ".out.build").iterdir()}
+    for name in done:
+        shutil.copytree(former[name], cache / former[name].name)
+    path = recipe_in(tmp_path, tiny_recipe)
+
+    process = subprocess.Popen([*COMMAND, "build", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not any(cache.glob(sign)) and process.poll() is None:
+        time.sleep(0.002)
+    time.sleep(1 if stage == "export" else 0)  # inside torch's exporter by then
+    process.send_signal(sent)
+    out, err = process.communicate(timeout=120)
+    assert err.splitlines()[-1].startswith("nemo-edge: ")
+    assert "goes on where it stopped" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert (process.returncode, out) == (code, "")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.build", "recipe.toml"]
+    assert [p for p in cache.rglob("*") if p.name.startswith(".")] == []
+    recipe = load_recipe(path)
+    assert plan(recipe).done == done
+
+    if stage != "export":  # it would take long, and starts from an empty folder anyway
+        shutil.copytree(former["export"], cache / former["export"].name, dirs_exist_ok=True)
+        build(recipe)
+        assert verify(recipe.output).passed
+        assert open_bundle(recipe.output).neurons_hash == open_bundle(tiny_bundle).neurons_hash

@@ -1,0 +1,86 @@
+"""Files are whole or absent, and a full disk is explained."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from nemo_edge.errors import InputError
+from nemo_edge.files import checkpoint_hashes, sha256_file, sha256_json, write_atomically
+
+
+def test_a_write_creates_folders_and_leaves_only_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "x.txt"
+    write_atomically(path, "öne")
+    write_atomically(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert [p.name for p in path.parent.iterdir()] == ["x.txt"]
+    umask = os.umask(0o022)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_a_full_disk_leaves_the_former_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "x.txt"
+    write_atomically(path, "former")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"the disk is full while writing .*x\.txt: free some space"):
+        write_atomically(path, "new")
+    assert path.read_text() == "former"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_an_interruption_leaves_the_former_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_handle: int) -> None:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "x.txt"
+    write_atomically(path, "former")
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, "new")
+    assert path.read_text() == "former"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_a_folder_in_the_way_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be written: Is a directory"):
+        write_atomically(tmp_path, "x")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file/x cannot be written"):
+        write_atomically(tmp_path / "file" / "x", "x")
+
+
+def test_a_read_only_place_asks_for_another(tmp_path: Path) -> None:
+    place = next((p for p in (tmp_path / "locked", Path("/sys")) if _read_only(p)), None)
+    if place is None:
+        pytest.skip("this user may write everywhere (os.access says writable)")
+    with pytest.raises(InputError, match="choose a folder you may write to"):
+        write_atomically(place / "x", "x")
+
+
+def test_hashes_are_those_of_the_bytes_and_of_canonical_json(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()
+    assert sha256_json({"b": [1], "a": None}) == hashlib.sha256(b'{"a":null,"b":[1]}').hexdigest()
+
+
+def test_a_checkpoint_is_its_weights_and_configurations(tmp_path: Path) -> None:
+    for name in ("unet/model.safetensors", "unet/config.json", "README.md"):
+        write_atomically(tmp_path / name, name)
+    assert list(checkpoint_hashes(str(tmp_path))) == ["unet/config.json", "unet/model.safetensors"]
+    assert checkpoint_hashes(str(tmp_path / "unet/config.json")) == {"config.json": hashlib.sha256(b"unet/config.json").hexdigest()}
+    assert checkpoint_hashes(str(tmp_path / "absent")) == {}
+
+
+def _read_only(place: Path) -> bool:
+    if place.name == "locked":
+        place.mkdir(mode=0o555)
+    return place.is_dir() and not os.access(place, os.W_OK)

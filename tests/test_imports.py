@@ -1,0 +1,105 @@
+"""The house: imports point one way, importing is light, and the command line answers at once."""
+
+from __future__ import annotations
+
+import ast
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import nemo_edge
+
+PACKAGE = Path(nemo_edge.__file__).parent
+HEAVY = ("torch", "onnx", "onnxruntime", "tensorrt", "diffusers", "transformers")
+
+LAYERS = {
+    "errors": 0,
+    "files": 1,
+    "progress": 1,
+    "component": 1,
+    "neurons": 2,
+    "recipe": 2,
+    "prompts": 2,
+    "configuration": 2,
+    "backends": 3,
+    "bundle": 3,
+    "checkpoint": 3,
+    "surgery": 4,
+    "sampling": 4,
+    "memorization": 5,
+    "replication": 5,
+    "calibration": 6,
+    "localization": 7,
+    "export": 7,
+    "fidelity": 8,
+    "gates": 9,
+    "report": 10,
+    "stages": 10,
+    "studio": 11,
+    "build": 11,
+    "console": 12,
+    "cli": 13,
+}
+"""A module imports only from layers below its own; inside `backends`, `report` and `demo` from its own folder too."""
+
+
+def modules() -> list[tuple[str, Path]]:
+    found = [(p.relative_to(PACKAGE).with_suffix("").parts, p) for p in PACKAGE.rglob("*.py")]
+    return [(parts[0], path) for parts, path in found if parts[0] not in ("__init__", "demo")]
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "nemo_edge":
+            parts = node.module.split(".")[1:]
+            names |= {parts[0]} if parts else {alias.name for alias in node.names if alias.name != "__version__"}
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("nemo_edge.")}
+    return names
+
+
+@pytest.mark.parametrize(("module", "path"), modules(), ids=lambda v: v.name if isinstance(v, Path) else v)
+def test_imports_point_down(module: str, path: Path) -> None:
+    upward = {name for name in imported(path) - {module} if LAYERS[name] >= LAYERS[module]}
+    assert not upward, f"{path.name} (layer {LAYERS[module]}) imports {sorted(upward)}"
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {module for module, _ in modules()} == set(LAYERS)
+
+
+def test_importing_the_package_is_light() -> None:
+    code = f"import nemo_edge, nemo_edge.cli, sys; print([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_costs_little_more_than_python_itself() -> None:
+    """`--help` beside a bare interpreter that imports typer, the median of five: a ratio, not a time."""
+
+    def median(*arguments: str) -> float:
+        times = []
+        for _ in range(5):
+            started = time.perf_counter()
+            subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
+            times.append(time.perf_counter() - started)
+        return statistics.median(times)
+
+    assert median("-m", "nemo_edge.cli", "--help") < 3 * median("-c", "import typer, typer.main")
+
+
+def test_every_public_name_is_exported() -> None:
+    for _, path in modules():
+        tree = ast.parse(path.read_text())
+        exported = next(
+            (ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"),
+            None,
+        )
+        assert exported is not None, f"{path.name} has no __all__"
+        defined = {n.name for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and not n.name.startswith("_")}
+        assert defined <= set(exported) | {"app"} or path.name == "cli.py", f"{path.name}: {sorted(defined - set(exported))}"

@@ -1,0 +1,94 @@
+"""Recipes: defaults, paths, and complaints that name the right key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nemo_edge.errors import InputError
+from nemo_edge.recipe import Recipe, load_recipe
+
+Write = Callable[[str, str | bytes], Path]
+
+HEAD = 'name = "x"\noutput = "out/x"\n'
+TABLES = '[checkpoint]\npath = "./model"\n[prompts]\nmemorized = "m.csv"\ngeneral = "/data/g.txt"\n'
+
+
+def test_what_is_not_given_has_the_papers_values(written: Write) -> None:
+    recipe = load_recipe(written("r.toml", HEAD + TABLES))
+    method = recipe.localization
+    assert (method.samples, method.steps, method.seed) == (10, 50, 1)
+    assert (method.initial_theta, method.theta_step, method.min_theta, method.initial_k) == (5.0, 0.25, 1.0, 0)
+    assert (method.mode, method.layers) == ("paper", "paper")
+    assert recipe.export.variants == ("baked", "masked")
+    assert recipe.calibration.threshold is None
+    assert not recipe.checkpoint.allow_pickle
+
+
+def test_relative_paths_are_relative_to_the_recipe(written: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written("engines/r.toml", HEAD + TABLES)
+    monkeypatch.chdir("/")
+    recipe = load_recipe(path)
+    assert recipe.output == tmp_path / "engines/out/x"
+    assert recipe.prompts.memorized == tmp_path / "engines/m.csv"
+    assert recipe.prompts.general == Path("/data/g.txt")
+    assert Path(recipe.checkpoint.path) == tmp_path / "engines/model"
+
+
+def test_a_hub_id_stays_one_unless_there_is_such_a_folder(written: Write, tmp_path: Path) -> None:
+    path = written("r.toml", HEAD + TABLES.replace("./model", "owner/model"))
+    assert load_recipe(path).checkpoint.path == "owner/model"
+    (tmp_path / "owner/model").mkdir(parents=True)
+    assert load_recipe(path).checkpoint.path == str(tmp_path / "owner/model")
+
+
+def test_a_recipe_survives_its_json(written: Write) -> None:
+    recipe = load_recipe(written("r.toml", HEAD + TABLES + "[gates]\nreplication = false\n"))
+    assert recipe.gates.replication is False
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ('promts = "x"\n' + HEAD + TABLES, "unknown key 'promts': did you mean 'prompts'?"),
+        (HEAD + TABLES + "[calibration]\ntreshold = 0.4\n", "unknown key 'calibration.treshold': did you mean 'calibration.threshold'?"),
+        (HEAD + TABLES + "[sampling]\nstep = 4\n", "unknown key 'sampling.step': did you mean 'sampling.steps'?"),
+        ("steps = 4\n" + HEAD + TABLES, "unknown key 'steps': did you mean 'localization.steps'?"),
+        (HEAD + TABLES + "[gates]\nzzzzzzzz = 1\n", "unknown key 'gates.zzzzzzzz': the keys here are memorization_score, "),
+        ('qqqq = "x"\n' + HEAD + TABLES, "unknown key 'qqqq': the keys here are name, output, "),
+        (HEAD, "checkpoint is missing"),
+        ("name = \n", "is not valid TOML"),
+        (b"name = '\xff'\n", "is not valid TOML"),
+        (HEAD + TABLES + "[sampling]\nsteps = 0\n", "sampling.steps: Input should be greater than or equal to 1 (got 0)"),
+        (HEAD + TABLES + "[sampling]\nheight = 100\n", "sampling.height: Input should be a multiple of 8 (got 100)"),
+        (HEAD + TABLES + "[calibration]\nthreshold = 1.5\n", "calibration.threshold: Input should be less than or equal to 1 (got 1.5)"),
+        (HEAD + TABLES + "[calibration]\nthreshold = nan\n", "calibration.threshold: "),
+        (HEAD + TABLES + "[export]\ndtype = 'fp8'\n", "export.dtype: Input should be 'fp32', 'fp16' or 'bf16'"),
+        (HEAD + TABLES + "[export]\nvariants = []\n", "export.variants: "),
+        (HEAD + TABLES + "[export]\nvariants = ['baked', 'baked']\n", "export.variants: "),
+        (HEAD.replace('"x"', '"../x"') + TABLES, "name: "),
+    ],
+)
+def test_a_recipe_that_cannot_be_used_says_where_and_why(written: Write, content: str | bytes, complaint: str) -> None:
+    path = written("r.toml", content)
+    with pytest.raises(InputError) as refused:
+        load_recipe(path)
+    assert str(path) in str(refused.value)
+    assert complaint in str(refused.value)
+
+
+def test_a_missing_recipe_and_a_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        load_recipe(tmp_path / "none.toml")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_recipe(tmp_path)
+
+
+def test_the_demo_recipe_names_files_that_are_there() -> None:
+    recipe = load_recipe(Path(__file__).parents[1] / "engines" / "demo.toml")
+    assert recipe.prompts.memorized.is_file()
+    assert recipe.prompts.general.is_file()
+    assert Path(recipe.checkpoint.path, "model_index.json").is_file()
