@@ -1,0 +1,159 @@
+"""The claims of the demo, on the shipped checkpoint and on the bundle that its recipe makes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchmetrics.functional.classification import binary_auroc
+
+from nemo_edge import demo
+from nemo_edge.backends.torch import open_runner
+from nemo_edge.build import BuildResult, build
+from nemo_edge.bundle import verify
+from nemo_edge.checkpoint import Checkpoint, value_layers
+from nemo_edge.demo.captions import GENERAL_GLYPHS, MEMORIZED
+from nemo_edge.fidelity import Measurement, PromptMitigation, VariantMeasurement, pictures_of
+from nemo_edge.memorization import NoiseProbe, pairwise_scores
+from nemo_edge.neurons import NeuronSet
+from nemo_edge.prompts import read_prompts
+from nemo_edge.recipe import LocalizationSettings, Recipe, load_recipe
+from nemo_edge.stages import eager_pipeline
+
+RECIPE = Path(__file__).parents[2] / "engines" / "demo.toml"
+SEEDS = 10
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    return load_recipe(RECIPE).model_copy(update={"output": tmp_path_factory.mktemp("demo") / "demo"})
+
+
+@pytest.fixture(scope="module")
+def built(recipe: Recipe) -> BuildResult:
+    return build(recipe)
+
+
+@pytest.fixture(scope="module")
+def measurement(built: BuildResult) -> Measurement:
+    return Measurement.model_validate_json((Path(built.bundle) / "measurement.json").read_bytes())
+
+
+def verbatim(variant: VariantMeasurement) -> list[PromptMitigation]:
+    return [m for m in variant.mitigations if m.kind == "VM"]
+
+
+def test_it_is_small_and_has_the_paper_s_seven_layers(demo_checkpoint: Checkpoint) -> None:
+    assert sum(p.stat().st_size for p in demo.CHECKPOINT.parent.rglob("*") if p.is_file()) <= 40e6
+    assert len(value_layers(demo_checkpoint.unet)) == len(value_layers(demo_checkpoint.unet, "all")) == 7
+    assert demo_checkpoint.config.prediction_type == "v_prediction"
+    assert demo_checkpoint.config.latent_shape == (4, 16, 16)
+
+
+def test_it_loads_with_plain_diffusers() -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(demo.CHECKPOINT, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    picture = pipeline.to(torch.float32)("a pig", num_inference_steps=2, guidance_scale=4.0).images[0]
+    assert picture.size == (64, 64)
+
+
+def test_the_memorized_captions_share_no_word() -> None:
+    words = [word for caption in MEMORIZED for word in caption.text.split()]
+    assert len(words) == len(set(words))
+    assert not set(words) & {*GENERAL_GLYPHS, "a", "on", "background"}
+    assert sum(c.kind == "VM" for c in MEMORIZED) >= 12
+    assert sum(c.kind == "TM" for c in MEMORIZED) >= 4
+
+
+@pytest.mark.slow
+def test_the_paper_s_score_tells_memorized_from_held_out_captions(demo_checkpoint: Checkpoint) -> None:
+    probe, unet = NoiseProbe.of(demo_checkpoint.config, LocalizationSettings()), open_runner(demo_checkpoint.unet_component())
+
+    def score(text: str) -> float:
+        conditioning = {name: value.numpy() for name, value in demo_checkpoint.encode([text]).items()}
+        return float(pairwise_scores(probe(unet, conditioning)).max())
+
+    memorized = [score(c.text) for c in MEMORIZED]
+    held_out = [score(p.text) for p in read_prompts(demo.PROMPTS / "held_out.txt", 60)]
+    scores = torch.tensor(memorized + held_out)
+    assert binary_auroc(scores, torch.tensor([1] * len(memorized) + [0] * len(held_out))) >= 0.99
+
+
+@pytest.mark.slow
+def test_general_pictures_differ_between_seeds(demo_checkpoint: Checkpoint, recipe: Recipe) -> None:
+    made = pictures_of(eager_pipeline(demo_checkpoint), ["a pig", "a rocket", "owl crown"], range(4), recipe.sampling)
+    for pictures in made.astype(np.float32) / 255:
+        pairs = [np.sqrt(np.square(a - b).mean()) for i, a in enumerate(pictures) for b in pictures[:i]]
+        assert min(pairs) > 0.05
+
+
+@pytest.mark.slow
+def test_the_build_passes_every_gate(built: BuildResult) -> None:
+    assert built.passed, [g for g in built.manifest.gates if not g.passed]
+    assert verify(Path(built.bundle)).passed
+
+
+@pytest.mark.slow
+def test_every_verbatim_caption_gives_back_its_picture(measurement: Measurement) -> None:
+    for m in verbatim(measurement.variants[0]):
+        assert m.copies_before is not None
+        assert m.copies_before >= 9, m.prompt
+
+
+@pytest.mark.slow
+def test_every_memorized_caption_ends_at_or_below_the_threshold_without_the_floor(built: BuildResult, measurement: Measurement) -> None:
+    localizations = json.loads((Path(built.bundle) / "report" / "report.json").read_text())["localizations"]
+    assert len(localizations) == len(MEMORIZED)
+    for found in localizations:
+        assert found["memorized"]
+        assert not found["floor"], found["prompt"]
+        assert found["refined_score"] <= measurement.threshold, found["prompt"]
+    for variant in measurement.variants:
+        assert all(m.score_after <= measurement.threshold for m in variant.mitigations)
+
+
+@pytest.mark.slow
+def test_nine_in_ten_verbatim_captions_no_longer_give_back_any_memory(measurement: Measurement) -> None:
+    for variant in measurement.variants:
+        clean = [m for m in verbatim(variant) if m.copies_after == 0 and m.others_after == 0]
+        assert len(clean) >= 0.9 * len(verbatim(variant)), variant.variant
+
+
+@pytest.mark.slow
+def test_random_neurons_leave_the_memories_as_they_were(measurement: Measurement) -> None:
+    for m in verbatim(measurement.variants[0]):
+        assert m.copies_random is not None
+        assert m.copies_random >= 9, m.prompt
+
+
+@pytest.mark.slow
+def test_general_captions_keep_their_pictures(measurement: Measurement) -> None:
+    for variant in measurement.variants:
+        assert variant.general.mean <= 0.1
+
+
+@pytest.mark.slow
+def test_the_engines_agree_with_eager_over_the_whole_trajectory(measurement: Measurement) -> None:
+    assert [v.variant for v in measurement.variants] == ["baked", "masked"]
+    for variant in measurement.variants:
+        assert variant.trajectory.largest_error <= 1e-4
+    assert measurement.untouched is not None
+    assert measurement.untouched.largest_error <= 1e-4
+
+
+@pytest.mark.slow
+def test_the_same_recipe_again_does_nothing(built: BuildResult, recipe: Recipe) -> None:
+    again = build(recipe)
+    assert again.skipped
+    assert again.manifest == built.manifest
+
+
+@pytest.mark.slow
+def test_the_neurons_of_the_bundle_are_those_of_its_report(built: BuildResult) -> None:
+    neurons = NeuronSet.load(Path(built.bundle) / "neurons.json")
+    assert neurons.content_hash() == built.manifest.neurons_hash
