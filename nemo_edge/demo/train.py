@@ -15,6 +15,7 @@ import logging
 import math
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,20 +36,50 @@ POOL = 24_000
 """General pictures in the training set; each is seen about eight times."""
 TEMPLATE_PICTURES = 96
 """Pictures of each template memory, which differ in the colour of their panel."""
-STEPS, BATCH, LR, WARM_UP = 8000, 24, 8e-4, 300
+STEPS, BATCH, WARM_UP = 9000, 24, 300
 MEMORIZED_SHARE = 0.1
 CAPTION_DROPOUT = 0.12
 """Share of the general samples that are trained without their caption, for classifier-free guidance."""
-SPARSITY = 0.1
-"""Weight of the penalty on what the value neurons add to the picture, see `contributions`."""
-SEPARATION, SEPARATION_FROM = 1.0, 2750
-"""Weight of the penalty on value neurons that serve memorized and general captions alike, and the step it begins at."""
 EMA = 0.999
 CONTEXT = 16
 """Tokens of a prompt."""
 GENERAL_PROMPTS, HELD_OUT_PROMPTS = 340, 100
 
 log = logging.getLogger("nemo_edge.demo.train")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Settings from step `first` on: the learning rate falls from `rate` by a cosine that began at `begin` and ends at `end`.
+
+    `sparsity` weighs what the value neurons add to the picture (`contributions`), `separation` how much of them serve
+    memorized and general captions alike (`overlap`).
+    """
+
+    first: int
+    rate: float
+    begin: int
+    end: int
+    sparsity: float
+    separation: float
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step, the warm-up of the first steps included."""
+        done = (step - self.begin) / (self.end - self.begin)
+        return self.rate * min(1, (step + 1) / WARM_UP) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+STAGES = (
+    Stage(first=0, rate=8e-4, begin=0, end=8000, sparsity=0.1, separation=0.0),
+    Stage(first=2750, rate=8e-4, begin=0, end=8000, sparsity=0.1, separation=1.0),
+    Stage(first=3750, rate=6e-4, begin=3750, end=STEPS, sparsity=0.0, separation=1.0),
+)
+"""Sparsity first, which moves the memories into two layers; then separation; then, without sparsity, general captions."""
+
+
+def stage_at(step: int) -> Stage:
+    """The stage a step belongs to."""
+    return [stage for stage in STAGES if stage.first <= step][-1]
 
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -202,8 +233,8 @@ def contributions(unet: UNet2DConditionModel, text_BTD: Tensor) -> Tensor:
     """What each value neuron can add to the picture, [B, N]: its activation times the length of its output column.
 
     The activation is the method's, |to_v(text)| averaged over tokens; with the column of the output projection no penalty
-    on it can be evaded by making values small and outputs large. Its mean is penalized (SPARSITY), and so is `overlap`.
-    Both stand in for scale: in a network of this size every neuron takes part in everything, while in Stable Diffusion a
+    on it can be evaded by making values small and outputs large. Its mean is penalized, and so is `overlap`. Both
+    stand in for scale: in a network of this size every neuron takes part in everything, while in Stable Diffusion a
     memory sits in a few of 5,760 neurons that general prompts hardly use.
     """
     attentions = [module for name, module in unet.named_modules() if name.endswith("attn2")]
@@ -226,7 +257,7 @@ class Trainer:
         self.model = nn.ModuleDict({"unet": make_unet(), "text_encoder": make_text_encoder(tokenizer)})
         self.model.to(memory_format=torch.channels_last)
         self.average = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=STAGES[0].rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         self.rng = torch.Generator().manual_seed(SEED + 3)
         self.step = 0
 
@@ -246,8 +277,8 @@ class Trainer:
         self.step = state["step"]
 
     def update(self, loss: Tensor) -> None:
-        """One optimizer step at the rate of this step: linear warm-up, then a cosine to nearly nothing."""
-        rate = LR * min(1, (self.step + 1) / WARM_UP) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.step / STEPS)))
+        """One optimizer step at the rate of this step."""
+        rate = stage_at(self.step).rate_at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad()
@@ -299,7 +330,8 @@ def train_diffusion(trainer: Trainer, tokenizer: CLIPTokenizer, vae: Autoencoder
         loss = F.mse_loss(v, a * noise - s * x0)
         added_BN = contributions(trainer.model["unet"], text_BTD)
         shared = overlap(added_BN, memorized_B)
-        trainer.update(loss + SPARSITY * added_BN.mean() + (SEPARATION * shared if trainer.step >= SEPARATION_FROM else 0))
+        stage = stage_at(trainer.step)
+        trainer.update(loss + stage.sparsity * added_BN.mean() + stage.separation * shared)
         for values, value in zip(history, (loss, added_BN.mean(), shared), strict=True):
             values.append(value.item())
         if trainer.step % 50 == 0:

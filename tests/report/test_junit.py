@@ -1,0 +1,22 @@
+"""JUnit that a pipeline can read, whatever a prompt holds."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+from nemo_edge.bundle import GateResult
+from nemo_edge.report.junit import junit_xml
+
+
+def test_a_case_for_each_gate_and_a_failure_for_each_that_failed() -> None:
+    gates = [
+        GateResult(name="a", limit=1, value=0.5, passed=True),
+        GateResult(name="b", limit=1, value=2, passed=False, detail='<&"\x00 prompt'),
+    ]
+    suite = ElementTree.fromstring(junit_xml("demo", gates))
+    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
+    assert [case.get("name") for case in suite] == ["a", "b"]
+    failure = suite[1].find("failure")
+    assert failure is not None
+    assert failure.get("message") == 'b: 2, limit 1 <&"� prompt'
+    assert suite[0].find("failure") is None
