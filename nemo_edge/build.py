@@ -8,10 +8,12 @@ from __future__ import annotations
 
 __all__ = ["BuildResult", "Plan", "build", "plan"]
 
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -101,11 +103,39 @@ def build(recipe: Recipe, progress: Progress | None = None) -> BuildResult:
     keys = _keys(recipe, inputs)
     if _up_to_date(recipe, keys["measure"]):
         return BuildResult(bundle=str(recipe.output), skipped=True, manifest=open_bundle(recipe.output))
+    _preflight(recipe, inputs)
     try:
-        manifest = _Build(recipe, inputs, keys, progress or Progress()).run()
+        with _lock(recipe):
+            manifest = _Build(recipe, inputs, keys, progress or Progress()).run()
     except OSError as error:
         raise explain(error, Path(error.filename or recipe.output)) from error
     return BuildResult(bundle=str(recipe.output), skipped=False, manifest=manifest)
+
+
+def _preflight(recipe: Recipe, inputs: _Inputs) -> None:
+    """Find out now, not after hours of work, what the last stages would stumble over."""
+    from nemo_edge.backends.onnxruntime import check_provider
+    from nemo_edge.replication import load_picture, load_sscd
+
+    check_provider(recipe.engine.provider)
+    for prompt in inputs.memorized:
+        if prompt.image:
+            load_picture(prompt.image, (8, 8))
+    if recipe.fidelity.sscd:
+        load_sscd(recipe.fidelity.sscd)
+
+
+@contextmanager
+def _lock(recipe: Recipe) -> Iterator[None]:
+    """Hold the build's cache for this process. Raises `InputError` while another build of the same bundle runs."""
+    folder = recipe.output.parent / f".{recipe.output.name}.build"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another build of {recipe.output} is running: wait for it, or give another output") from error
+        yield
 
 
 def _inputs(recipe: Recipe) -> _Inputs:
@@ -130,10 +160,8 @@ def _inputs(recipe: Recipe) -> _Inputs:
 
 def _checkpoint_hashes(path: str) -> dict[str, str]:
     hashes = checkpoint_hashes(path)
-    may_be_hub_id = path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).exists()
-    if not hashes and not may_be_hub_id:
-        state = "holds no files of a model" if Path(path).expanduser().exists() else "does not exist"
-        raise InputError(f"checkpoint {path} {state}: give a diffusers folder, a .safetensors file or a hub id (owner/name)")
+    if not hashes:
+        raise InputError(f"checkpoint {path} holds no files of a model: give a diffusers folder, a .safetensors file or a hub id")
     return hashes
 
 
@@ -256,7 +284,7 @@ class _Build:
         from nemo_edge.gates import judge
         from nemo_edge.report import write_report
 
-        gates = judge(measurement, localizations, self.recipe.gates)
+        gates = judge(measurement, localizations, self.recipe)
         for source in (calibrated, localized, measured):
             _link_tree(source, staged, leave=("stage.json", "pictures"))
         facts = {"nemo-edge": __version__, "checkpoint": self.recipe.checkpoint.path, "build key": self.keys["measure"]}

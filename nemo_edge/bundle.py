@@ -26,7 +26,7 @@ MANIFEST = "manifest.json"
 class GateResult(BaseModel):
     """One gate: what was measured against what limit."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     name: str
     limit: float
@@ -38,7 +38,7 @@ class GateResult(BaseModel):
 class Manifest(BaseModel):
     """Where a bundle came from, what it holds, and whether it may be shipped."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     schema_version: Literal[1] = 1
     name: str
@@ -79,8 +79,15 @@ class Verification(BaseModel):
 def check_output(folder: Path) -> None:
     """Raise `InputError` unless a bundle can be put at `folder`: it is absent, empty, or a bundle already."""
     check_folder(folder)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+    if folder.is_dir() and any(folder.iterdir()) and not _is_bundle(folder):
         raise InputError(f"the output folder {folder} is not empty and not a bundle: give another folder, or empty it")
+
+
+def _is_bundle(folder: Path) -> bool:
+    try:
+        return bool(open_bundle(folder))
+    except BundleError:
+        return False
 
 
 def check_folder(folder: Path) -> None:

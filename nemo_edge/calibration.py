@@ -51,6 +51,8 @@ class Provenance(BaseModel):
     checkpoint_hash: str
     prompts: int
     prompts_hash: str
+    statistics_hash: str = ""
+    """sha256 of the file that mean and deviation were taken from; empty: they were measured on the prompts."""
     threshold_mean: float | None = None
     threshold_std: float | None = None
 

@@ -14,15 +14,19 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from nemo_edge.component import Component, Port
 from nemo_edge.configuration import Configuration, check_pipeline
 from nemo_edge.errors import InputError
-from nemo_edge.files import PICKLE_FILES, WEIGHT_FILES, checkpoint_hashes, sha256_json
+from nemo_edge.files import PICKLE_FILES, WEIGHT_FILES, checkpoint_folder, checkpoint_hashes, sha256_json
 from nemo_edge.neurons import ValueLayer
 
 Layers = Literal["paper", "all"]
+
+_WEIGHTED_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+_XL_KEY = "conditioner.embedders.1."  # only a single file of Stable Diffusion XL has a second text encoder
 Conditioning = dict[str, Tensor]
 """UNet inputs that come from the prompt, each [B, …]: `encoder_hidden_states`, and XL's `text_embeds`, `time_ids`."""
 
@@ -167,18 +171,14 @@ def open_checkpoint(path: str, *, allow_pickle: bool = False, device: str = "cpu
     Weights are read from safetensors and held in float32; a pickle is refused unless `allow_pickle` is set. Raises
     `InputError` for anything that is not a Stable Diffusion checkpoint.
     """
-    local = Path(path).expanduser()
+    local = checkpoint_folder(path)
     if local.is_dir():
         _check_folder(local, allow_pickle)
         pipeline = _pipeline_from_folder(str(local), allow_pickle)
-    elif local.is_file():
+    else:
         if local.suffix in PICKLE_FILES and not allow_pickle:
             raise _pickle_error(local)
         pipeline = _pipeline_from_file(local)
-    elif path.count("/") == 1 and not path.startswith((".", "/", "~")):
-        pipeline = _pipeline_from_folder(path, allow_pickle)
-    else:
-        raise InputError(f"checkpoint {path} does not exist: give a diffusers folder, a .safetensors file or a hub id (owner/name)")
     return _from_pipeline(pipeline, path, device)
 
 
@@ -187,7 +187,8 @@ def _check_folder(folder: Path, allow_pickle: bool) -> None:
     if not index.is_file():
         state = "is empty" if not any(folder.iterdir()) else "has no model_index.json"
         raise InputError(f"checkpoint folder {folder} {state}: give a folder saved with diffusers' save_pretrained")
-    weights = [p for p in folder.rglob("*") if p.suffix in (*WEIGHT_FILES, *PICKLE_FILES)]
+    parts = [p for part in _WEIGHTED_PARTS if (folder / part).is_dir() for p in (folder / part).iterdir()]
+    weights = [p for p in parts if p.suffix in (*WEIGHT_FILES, *PICKLE_FILES)]
     if not weights:
         raise InputError(f"checkpoint folder {folder} holds no weights (*.safetensors): it was not copied whole")
     pickles = [p for p in weights if p.suffix in PICKLE_FILES and not any(p.parent.glob("*.safetensors"))]
@@ -198,7 +199,7 @@ def _check_folder(folder: Path, allow_pickle: bool) -> None:
 def _pickle_error(path: Path) -> InputError:
     return InputError(
         f"{path} is a pickle, which can run any code when it is loaded: convert the checkpoint to safetensors, "
-        "or pass --allow-pickle if you trust where it comes from"
+        "or pass --allow-pickle (in a recipe: checkpoint.allow_pickle = true) if you trust where it comes from"
     )
 
 
@@ -216,14 +217,20 @@ def _pipeline_from_folder(path: str, allow_pickle: bool) -> Any:
 def _pipeline_from_file(path: Path) -> Any:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-    reasons = []
-    for pipeline in (StableDiffusionPipeline, StableDiffusionXLPipeline):
-        try:
-            with _quiet():
-                return pipeline.from_single_file(str(path))
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reasons.append(_first_line(error))
-    raise InputError(f"checkpoint {path} is not a Stable Diffusion file, or its configuration cannot be fetched: {reasons[0]}")
+    try:
+        pipeline = StableDiffusionXLPipeline if _is_xl(path) else StableDiffusionPipeline
+        with _quiet():
+            return pipeline.from_single_file(str(path))
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = _first_line(error)
+        raise InputError(f"checkpoint {path} is not a Stable Diffusion file, or its configuration cannot be fetched: {reason}") from error
+
+
+def _is_xl(path: Path) -> bool:
+    if path.suffix not in WEIGHT_FILES:
+        return "xl" in path.stem.lower()
+    with safe_open(path, "pt") as file:
+        return any(key.startswith(_XL_KEY) for key in file.keys())  # noqa: SIM118  not a dict
 
 
 def _from_pipeline(pipeline: Any, path: str, device: str) -> Checkpoint:

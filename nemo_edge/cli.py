@@ -40,6 +40,9 @@ Statistics = Annotated[Path, typer.Option("--statistics", help="What `nemo-edge 
 ThresholdOption = Annotated[float | None, typer.Option("--threshold", min=0, max=1, help="τ; else the one in the statistics.")]
 
 
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR)
+
+
 @app.command()
 def build(
     recipe: Annotated[Path, typer.Argument(help="Recipe, a TOML file.")],
@@ -74,9 +77,11 @@ def calibrate(
 ) -> None:
     """Measure reference statistics and the threshold τ on general prompts."""
     from nemo_edge import console
+    from nemo_edge.bundle import check_folder
     from nemo_edge.prompts import read_prompts
 
     texts = [p.text for p in read_prompts(prompts, limit)]
+    check_folder(out.absolute().parent)
     from nemo_edge.calibration import calibrate as run
 
     with console.Bars().task("calibrate", len(texts)) as advance:
@@ -200,7 +205,7 @@ def generate(
 
     wanted = {"steps": steps, "guidance": guidance, "height": height, "width": width}
     overrides = {name: value for name, value in wanted.items() if value is not None}
-    paths = draw(bundle, Request(prompt, seed, count, overrides, variant, mask, unmitigated), out)
+    paths = draw(bundle, Request(prompt, seed, count, overrides, variant, mask, unmitigated), out, console.Bars())
     _print({"pictures": [str(p) for p in paths]}, as_json, lambda _: console.show_paths(paths))
 
 
@@ -242,23 +247,23 @@ def main() -> None:
 
 def _exit_code(error: BaseException) -> int:
     """Say what happened in one line on standard error; return the exit code."""
-    from nemo_edge.errors import InputError, MissingDependency
+    from nemo_edge.errors import InputError, MissingDependency, NemoEdgeError
     from nemo_edge.files import explain
 
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return _say("interrupted; the same command goes on where it stopped", _INTERRUPTED)
+        return _say("interrupted; the same command goes on from what was finished", _INTERRUPTED)
     if isinstance(error, _Terminated):
-        return _say("terminated; the same command goes on where it stopped", 143)
+        return _say("terminated; the same command goes on from what was finished", 143)
     usage = getattr(error, "format_message", None)
     if usage is not None:  # typer's own complaint about an option or an argument
         return _say(f"{usage()} (see --help)", 2)
     if isinstance(error, SystemExit):
         return int(error.code or 0)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS):
+    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
         return _say(str(explain(error, Path(error.filename or "the output"))), 2)
     codes: tuple[tuple[type[BaseException], int], ...] = ((InputError, 2), (MissingDependency, 4))
     code = next((code for kind, code in codes if isinstance(error, kind)), 1)
-    if code == 1:
+    if code == 1 and not isinstance(error, NemoEdgeError):
         return _say(f"a defect of nemo-edge: {type(error).__name__}: {error} (run again with --debug for the traceback)", 1)
     return _say(str(error), code)
 

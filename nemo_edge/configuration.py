@@ -75,15 +75,19 @@ class Configuration:
             for tokenizer in self.tokenizers
         ]
 
-    def save(self, folder: Path, unet: str) -> None:
-        """Write the configurations into a bundle's layout; `unet` is the folder of its UNet."""
-        parts = {"scheduler/scheduler_config.json": self.scheduler, f"{unet}/config.json": self.unet, "vae_decoder/config.json": self.vae}
+    def save(self, folder: Path, unets: Sequence[str]) -> None:
+        """Write the configurations into a bundle's layout; `unets` are the folders of its UNets."""
+        parts = {
+            "scheduler/scheduler_config.json": self.scheduler,
+            **{f"{u}/config.json": self.unet for u in unets},
+            "vae_decoder/config.json": self.vae,
+        }
         parts |= {f"{_numbered('text_encoder', i)}/config.json": config for i, config in enumerate(self.text_encoders)}
         for name, config in {"model_index.json": self.index, **parts}.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(json.dumps(dict(config), indent=1, sort_keys=True) + "\n", encoding="utf-8")
         for i, tokenizer in enumerate(self.tokenizers):
-            tokenizer.save_pretrained(folder / _numbered("tokenizer", i))
+            _save_tokenizer(tokenizer, folder / _numbered("tokenizer", i))
 
     @classmethod
     def load(cls, bundle: Path) -> Configuration:
@@ -110,6 +114,18 @@ def check_pipeline(name: str) -> None:
     """Raise `InputError` unless `name` is the class of a pipeline we take."""
     if name not in PIPELINES:
         raise InputError(f"the checkpoint is a {name}; nemo-edge takes {', '.join(PIPELINES)}")
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write a tokenizer with `vocab.json` and `merges.txt` beside `tokenizer.json`, for readers older than transformers 5."""
+    tokenizer.save_pretrained(folder)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or (folder / "vocab.json").is_file():
+        return
+    model = json.loads(backend.to_str())["model"]
+    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{pair}\n" for pair in pairs), encoding="utf-8")
 
 
 def _numbered(name: str, index: int) -> str:

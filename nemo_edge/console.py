@@ -81,7 +81,8 @@ def show_calibration(provenance: Any, path: Path) -> None:
     """τ and where the statistics are."""
     mean, std = provenance.threshold_mean, provenance.threshold_std
     Console().print(
-        f"τ = {mean + std:.3f} (mean {mean:.3f} + std {std:.3f} over {provenance.prompts} prompts), written to {path}", soft_wrap=True
+        f"τ = {mean + std:.3f} (mean {mean:.3f} + std {std:.3f} over {provenance.prompts} prompts), written to {escape(str(path))}",
+        soft_wrap=True,
     )
 
 
@@ -168,11 +169,12 @@ def _show_mitigations(out: Console, bundle: Path) -> None:
 
     measurement = Measurement.model_validate_json((bundle / "measurement.json").read_bytes())
     for variant in measurement.variants:
-        table = _table("Prompt", "Neurons", "Score", "Copies", "Random", title=f"{variant.variant}: before → after")
+        table = _table("Prompt", "Neurons", "Score", "Copies", "Others", "Random", title=f"{variant.variant}: before → after")
         for m in variant.mitigations:
             copies = f"{m.copies_before} → {m.copies_after}" if m.copies_before is not None else "–"
+            others = str(m.others_after) if m.others_after is not None else "–"
             random = str(m.copies_random) if m.copies_random is not None else "–"
-            table.add_row(escape(m.prompt), str(m.neurons), f"{m.score_before:.2f} → {m.score_after:.2f}", copies, random)
+            table.add_row(escape(m.prompt), str(m.neurons), f"{m.score_before:.2f} → {m.score_after:.2f}", copies, others, random)
         out.print(table)
 
 

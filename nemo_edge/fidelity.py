@@ -38,7 +38,7 @@ _BATCH = 10
 
 
 class _Result(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 class StepError(_Result):
@@ -118,6 +118,8 @@ class Measurement(_Result):
     """The tiled ℓ2 distance below which a picture is a copy; None where no training picture is known."""
     neurons: int
     """Neurons silenced, the union over all memorized prompts."""
+    random_neurons: int
+    """Neurons the random control silenced: as many of each layer, as far as the layer has others."""
     variants: tuple[VariantMeasurement, ...]
     untouched: TrajectoryAgreement | None = None
     """The masked engine with a mask of ones against eager's unmitigated model."""
@@ -149,9 +151,13 @@ def score_left(
     localization: Localization,
     settings: LocalizationSettings,
     mask: np.ndarray | None,
+    shape: tuple[int, int, int] | None = None,
 ) -> float:
-    """The highest MS-SSIM, over the kept seeds, between eager's unmitigated δ and the engine's mitigated δ."""
-    probe = NoiseProbe.of(checkpoint.config, settings)
+    """The highest MS-SSIM, over the kept seeds, between eager's unmitigated δ and the engine's mitigated δ.
+
+    `shape` is that of the engine's latents, where it is pinned to another than the model's own.
+    """
+    probe = NoiseProbe.of(checkpoint.config, settings, shape)
     conditioning = {name: value.cpu().numpy() for name, value in checkpoint.encode([localization.prompt]).items()}
     seeds = localization.seeds or tuple(range(settings.samples))
     return float(ms_ssim(probe(eager.unet, conditioning, seeds), probe(engine.unet, conditioning, seeds, mask)).max())

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["PICKLE_FILES", "WEIGHT_FILES", "checkpoint_hashes", "explain", "sha256_file", "sha256_json", "write_atomically"]
+__all__ = [
+    "PICKLE_FILES",
+    "WEIGHT_FILES",
+    "checkpoint_folder",
+    "checkpoint_hashes",
+    "explain",
+    "sha256_file",
+    "sha256_json",
+    "write_atomically",
+]
 
 import errno
 import hashlib
@@ -59,18 +68,30 @@ def sha256_json(value: object) -> str:
 def checkpoint_hashes(path: str) -> dict[str, str]:
     """Return the sha256 of each file that makes a checkpoint what it is: weights, configurations, vocabularies.
 
-    `path` is a folder or a file; for a hub id the local cache is read. A path that does not exist has no files.
+    `path` is a folder, a file, or a hub id, which is fetched into the local cache. Raises `InputError` for anything else.
     """
-    local = Path(path).expanduser()
+    local = checkpoint_folder(path)
     if local.is_file():
         return {local.name: sha256_file(local)}
-    if not local.is_dir():
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-        try:
-            local = Path(snapshot_download(path, local_files_only=True))
-        except (HFValidationError, LocalEntryNotFoundError):
-            return {}
     kept = (*WEIGHT_FILES, *PICKLE_FILES, ".json", ".txt")
     return {p.relative_to(local).as_posix(): sha256_file(p) for p in sorted(local.rglob("*")) if p.suffix in kept}
+
+
+def checkpoint_folder(path: str) -> Path:
+    """Return where a checkpoint lies on this machine; a hub id is fetched (no pickles) unless it is in the cache.
+
+    Raises `InputError` when there is nothing of that name.
+    """
+    local = Path(path).expanduser()
+    if local.exists():
+        return local
+    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise InputError(f"checkpoint {path} does not exist: give a diffusers folder, a .safetensors file or a hub id (owner/name)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
+    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"checkpoint {path} does not exist here and cannot be fetched from the hub: {reason}") from error

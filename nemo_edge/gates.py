@@ -5,15 +5,18 @@ from __future__ import annotations
 __all__ = ["judge"]
 
 from collections.abc import Iterator, Sequence
+from math import inf, isnan
+from typing import Literal
 
 from nemo_edge.bundle import GateResult
 from nemo_edge.fidelity import Measurement, VariantMeasurement
 from nemo_edge.localization import Localization
-from nemo_edge.recipe import GateSettings
+from nemo_edge.recipe import GateSettings, Recipe
 
 
-def judge(measurement: Measurement, localizations: Sequence[Localization], gates: GateSettings) -> tuple[GateResult, ...]:
+def judge(measurement: Measurement, localizations: Sequence[Localization], recipe: Recipe) -> tuple[GateResult, ...]:
     """Return every gate that applies, in a fixed order. A value that is not a number fails."""
+    gates, tolerance = recipe.gates, recipe.engine_tolerance
     results = []
     if gates.schedule_floor is not False:
         floors = [r.prompt for r in localizations if r.floor]
@@ -21,17 +24,19 @@ def judge(measurement: Measurement, localizations: Sequence[Localization], gates
             _gate("schedule_floor", gates.schedule_floor, len(floors), f"prompts at the floor: {', '.join(floors)}" if floors else "")
         )
     for variant in measurement.variants:
-        results += _of_variant(variant, measurement, gates)
-    if measurement.untouched is not None and gates.engine_error is not False:
-        results.append(_gate("engine_error.untouched", gates.engine_error, measurement.untouched.largest_error, "mask of ones"))
+        results += _of_variant(variant, measurement, gates, tolerance)
+    if measurement.untouched is not None and tolerance is not False:
+        results.append(_gate("engine_error.untouched", tolerance, measurement.untouched.largest_error, "mask of ones"))
     return tuple(results)
 
 
-def _of_variant(variant: VariantMeasurement, measurement: Measurement, gates: GateSettings) -> Iterator[GateResult]:
+def _of_variant(
+    variant: VariantMeasurement, measurement: Measurement, gates: GateSettings, tolerance: float | Literal[False]
+) -> Iterator[GateResult]:
     name, memorized = variant.variant, [m for m in variant.mitigations if m.neurons]
     if gates.memorization_score is not False and memorized:
         limit = measurement.threshold if gates.memorization_score is None else gates.memorization_score
-        worst = max(memorized, key=lambda m: m.score_after)
+        worst = max(memorized, key=lambda m: inf if isnan(m.score_after) else m.score_after)
         yield _gate(f"memorization_score.{name}", limit, worst.score_after, worst.prompt)
     copied = [m for m in variant.mitigations if m.copies_before]
     if gates.replication is not False and copied:
@@ -40,8 +45,8 @@ def _of_variant(variant: VariantMeasurement, measurement: Measurement, gates: Ga
         yield _gate(f"replication.{name}", gates.replication, len(still) / len(copied), detail)
     if gates.general_drift is not False:
         yield _gate(f"general_drift.{name}", gates.general_drift, variant.general.mean, f"largest {variant.general.largest:.3f}")
-    if gates.engine_error is not False:
-        yield _gate(f"engine_error.{name}", gates.engine_error, variant.trajectory.largest_error, "whole trajectory")
+    if tolerance is not False:
+        yield _gate(f"engine_error.{name}", tolerance, variant.trajectory.largest_error, "whole trajectory")
 
 
 def _gate(name: str, limit: float, value: float, detail: str = "") -> GateResult:

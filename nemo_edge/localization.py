@@ -10,6 +10,7 @@ from __future__ import annotations
 
 __all__ = ["Localization", "Localizer", "open_localizer", "read_results", "union"]
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -18,12 +19,14 @@ from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import save
 from torch import Tensor
 
 from nemo_edge.backends.torch import open_runner
 from nemo_edge.calibration import Calibration, Statistics, activations, load_statistics
 from nemo_edge.checkpoint import Checkpoint, value_layers
 from nemo_edge.errors import InputError
+from nemo_edge.files import sha256_json
 from nemo_edge.memorization import NoiseProbe, ms_ssim, pairwise_scores, seed_scores
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.recipe import LocalizationSettings
@@ -39,6 +42,8 @@ class Localization(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
+    inputs: str
+    """Hash of what the result depends on beside the prompt: weights, statistics, τ, settings."""
     prompt: str
     memorized: bool
     """Whether any seed's highest pairwise score is above τ."""
@@ -71,6 +76,9 @@ class Localizer:
         self.settings = settings
         self._probe = NoiseProbe.of(checkpoint.config, settings)
         self._unet = open_runner(checkpoint.unet_component())
+        tensors = {f"{kind}{i}": t for kind in ("mean", "std") for i, t in enumerate(getattr(statistics, kind))}
+        measured = hashlib.sha256(save(tensors)).hexdigest()
+        self.inputs = sha256_json([checkpoint.files, measured, threshold, settings.model_dump()])
 
     def detect(self, prompt: str) -> tuple[float, tuple[int, ...]]:
         """Return the prompt's highest pairwise score and the seeds above τ (none: not memorized)."""
@@ -93,10 +101,11 @@ class Localizer:
         )
         if search.seeds:
             lists, theta, k, initial_score = search.select()
-            floor = initial_score > threshold
+            floor = not initial_score <= threshold  # a score that is not a number has not passed either
             refined = search.refine(lists, initial_score if floor else threshold)
             refined_score = search.blocked_score(refined)
         return Localization(
+            inputs=self.inputs,
             prompt=prompt,
             memorized=bool(search.seeds),
             threshold=threshold,
@@ -116,8 +125,13 @@ class Localizer:
     def localize_all(
         self, prompts: Sequence[str], results: Path | None = None, report: Callable[[Localization], None] = lambda result: None
     ) -> list[Localization]:
-        """Localize each prompt; with `results`, append each as a line of JSON and take up what is there already."""
+        """Localize each prompt; with `results`, append each as a line of JSON and take up what is there already.
+
+        Raises `InputError` when what is there was made from other inputs.
+        """
         known = {r.prompt: r for r in read_results(results)} if results is not None and results.is_file() else {}
+        if any(r.inputs != self.inputs for r in known.values()):
+            raise InputError(f"{results} was made with another checkpoint, statistics, threshold or settings: give another folder")
         found = []
         for prompt in prompts:
             result = known.get(prompt)

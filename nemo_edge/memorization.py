@@ -53,8 +53,8 @@ class NoiseProbe:
     prediction_type: str
 
     @classmethod
-    def of(cls, config: Configuration, settings: LocalizationSettings) -> NoiseProbe:
-        """The probe of a model: `samples` latents of its own size, at `timesteps[1]` of `steps` DDIM steps."""
+    def of(cls, config: Configuration, settings: LocalizationSettings, shape: tuple[int, int, int] | None = None) -> NoiseProbe:
+        """The probe of a model: `samples` latents of its own size (or of `shape`), at `timesteps[1]` of `steps` DDIM steps."""
         from diffusers import DDIMScheduler
 
         if config.prediction_type not in ("epsilon", "v_prediction"):
@@ -64,7 +64,7 @@ class NoiseProbe:
         timestep = int(scheduler.timesteps[1])
         alpha_bar = float(scheduler.alphas_cumprod[timestep])
         generator = torch.Generator().manual_seed(settings.seed)
-        latents = torch.randn((settings.samples, *config.latent_shape), generator=generator)
+        latents = torch.randn((settings.samples, *(shape or config.latent_shape)), generator=generator)
         return cls(latents, float(timestep), alpha_bar**0.5, (1 - alpha_bar) ** 0.5, config.prediction_type)
 
     def __call__(

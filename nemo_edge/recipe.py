@@ -22,9 +22,9 @@ __all__ = [
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nemo_edge.errors import InputError
 
@@ -138,8 +138,9 @@ class GateSettings(_Settings):
     """Highest share of the prompts with a training picture of which any seed still returns it."""
     general_drift: float | Literal[False] = 0.1
     """Largest mean drift of general pictures, 1 - SSIM, against the unmitigated model."""
-    engine_error: float | Literal[False] = 1e-4
-    """Largest error of engine against eager along the trajectory, relative to the largest value of the tensor."""
+    engine_error: float | Literal[False] | None = None
+    """Largest error of engine against eager along the trajectory, relative to the largest value of the tensor; where it is
+    not given, 1e-4 for fp32, 0.05 for fp16, 0.2 for bf16."""
 
 
 class Recipe(_Settings):
@@ -156,6 +157,22 @@ class Recipe(_Settings):
     sampling: SamplingSettings = SamplingSettings()
     fidelity: FidelitySettings = FidelitySettings()
     gates: GateSettings = GateSettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.export.dtype == "bf16" and self.engine.provider == "cpu":
+            raise ValueError("export.dtype = 'bf16' cannot run with engine.provider = 'cpu': choose fp32 or fp16, or a GPU provider")
+        for name in ("height", "width"):
+            pinned, wanted = getattr(self.export, name), getattr(self.sampling, name)
+            if pinned and pinned != wanted:
+                raise ValueError(f"export.{name} = {pinned} pins the graph, so sampling.{name} must be {pinned} too")
+        return self
+
+    @property
+    def engine_tolerance(self) -> float | Literal[False]:
+        """The gate on engine against eager: as given, else by the type of the weights."""
+        given = self.gates.engine_error
+        return {"fp32": 1e-4, "fp16": 0.05, "bf16": 0.2}[self.export.dtype] if given is None else given
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -5,9 +5,10 @@ Knows pictures only. Shapes: A and B pictures, H and W pixels, 3 channels; bytes
 
 from __future__ import annotations
 
-__all__ = ["COPIES", "TILES", "copy_threshold", "load_picture", "sscd_similarities", "tiled_distances"]
+__all__ = ["COPIES", "TILES", "copy_threshold", "load_picture", "load_sscd", "sscd_similarities", "tiled_distances"]
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -53,10 +54,7 @@ def sscd_similarities(a_AHW3: np.ndarray, b_BHW3: np.ndarray, model: Path) -> np
     """
     import torch
 
-    try:
-        network = torch.jit.load(str(model), map_location="cpu").eval()
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"{model} is not SSCD's TorchScript file (sscd_disc_mixup.torchscript.pt)") from error
+    network = load_sscd(model)
 
     @torch.no_grad()
     def embedded(pictures: np.ndarray) -> torch.Tensor:
@@ -68,6 +66,16 @@ def sscd_similarities(a_AHW3: np.ndarray, b_BHW3: np.ndarray, model: Path) -> np
 
     similarities: np.ndarray = (embedded(a_AHW3) @ embedded(b_BHW3).T).numpy()
     return similarities
+
+
+def load_sscd(model: Path) -> Any:
+    """Open SSCD's TorchScript file. Raises `InputError` for any other file."""
+    import torch
+
+    try:
+        return torch.jit.load(str(model), map_location="cpu").eval()
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{model} is not SSCD's TorchScript file (sscd_disc_mixup.torchscript.pt)") from error
 
 
 def _tiles(pictures: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from nemo_edge.checkpoint import conditioning
 from nemo_edge.component import VALUE_MASK
 from nemo_edge.configuration import Configuration
 from nemo_edge.errors import InputError
+from nemo_edge.progress import Advance
 from nemo_edge.recipe import SamplingSettings
 
 
@@ -120,10 +121,14 @@ def generate(
     seeds: Sequence[int],
     settings: SamplingSettings,
     mask: np.ndarray | None = None,
+    advance: Advance = lambda done: None,
 ) -> np.ndarray:
-    """Make one picture a prompt and seed: uint8 [B, height, width, 3]."""
-    *_, last = denoise(pipeline, prompts, seeds, settings, mask)
-    return pipeline.decode(last.latents_BCHW)
+    """Make one picture a prompt and seed: uint8 [B, height, width, 3]. `advance` is told of every step of every picture."""
+    latents = initial_noise(seeds, latent_shape(pipeline.config, settings))
+    for step in denoise(pipeline, prompts, seeds, settings, mask):
+        latents = step.latents_BCHW
+        advance(len(prompts))
+    return pipeline.decode(latents)
 
 
 def _guided(output_RCHW: np.ndarray, guidance: float) -> np.ndarray:

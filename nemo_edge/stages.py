@@ -29,20 +29,21 @@ from PIL import Image
 
 from nemo_edge import __version__, fidelity, replication
 from nemo_edge.backends import Runner, onnxruntime, torch
-from nemo_edge.bundle import check_output, staging
+from nemo_edge.bundle import check_folder, staging
 from nemo_edge.calibration import Calibration, Statistics, calibrate, load_statistics
 from nemo_edge.checkpoint import Checkpoint, Layers, value_layers
 from nemo_edge.component import Component
 from nemo_edge.configuration import Configuration
+from nemo_edge.errors import InputError
 from nemo_edge.export import Exported, export_component
-from nemo_edge.files import write_atomically
+from nemo_edge.files import sha256_file, write_atomically
 from nemo_edge.localization import Localization, Localizer, union
 from nemo_edge.memorization import Threshold
 from nemo_edge.neurons import NeuronSet, OfficialRow, write_official_csv
-from nemo_edge.progress import Progress
+from nemo_edge.progress import Advance, Progress
 from nemo_edge.prompts import Prompt
 from nemo_edge.recipe import ExportSettings, Recipe
-from nemo_edge.sampling import Pipeline
+from nemo_edge.sampling import Pipeline, latent_shape
 from nemo_edge.surgery import gate, silenced
 
 UNET_FOLDERS = {"baked": "unet", "masked": "unet_masked"}
@@ -52,16 +53,18 @@ UNET_FOLDERS = {"baked": "unet", "masked": "unet_masked"}
 def calibrate_stage(checkpoint: Checkpoint, recipe: Recipe, general: Sequence[Prompt], folder: Path, progress: Progress) -> Calibration:
     """Statistics and τ in `folder/calibration.safetensors`: measured, or taken from the recipe as far as it gives them."""
     settings, prompts = recipe.calibration, [p.text for p in general][: recipe.calibration.prompts]
+    layers = value_layers(checkpoint.unet, recipe.localization.layers)
+    given = load_statistics(settings.statistics, layers) if settings.statistics else None
     with progress.task("calibrate", len(prompts)) as advance:
         measured = calibrate(checkpoint, prompts, recipe.localization, advance, with_threshold=settings.threshold is None)
-    statistics, threshold = measured.statistics, measured.threshold
-    if settings.statistics is not None:
-        statistics = load_statistics(settings.statistics, value_layers(checkpoint.unet, recipe.localization.layers))
+    threshold = measured.threshold
     if settings.threshold is not None:
         threshold = Threshold(settings.threshold, 0.0)
     assert threshold is not None
     provenance = measured.provenance.model_copy(update={"threshold_mean": threshold.mean, "threshold_std": threshold.std})
-    calibration = Calibration(statistics, threshold, measured.highest, provenance)
+    if settings.statistics is not None:
+        provenance = provenance.model_copy(update={"statistics_hash": sha256_file(settings.statistics)})
+    calibration = Calibration(given or measured.statistics, threshold, measured.highest, provenance)
     calibration.save(folder / "calibration.safetensors")
     return calibration
 
@@ -113,7 +116,7 @@ def _export_into(
                 facts = {**provenance, "component": component.name, "folder": place, "neurons": neurons.content_hash() if silence else ""}
                 exported.append(export_component(component, folder / place, settings, facts, checkpoint.config.factor))
             advance(1)
-    checkpoint.config.save(folder, UNET_FOLDERS[settings.variants[0]])
+    checkpoint.config.save(folder, [UNET_FOLDERS[variant] for variant in settings.variants])
     return exported
 
 
@@ -121,8 +124,10 @@ def export_folder(
     checkpoint: Checkpoint, settings: ExportSettings, neurons: NeuronSet | None, layers: Layers, folder: Path, progress: Progress
 ) -> list[Exported]:
     """Export a checkpoint into a folder of its own, all or nothing; without `neurons` nothing is baked."""
-    check_output(folder)
-    chosen = neurons or NeuronSet.empty(value_layers(checkpoint.unet, layers))
+    check_folder(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"the output folder {folder} is not empty: give another folder, or empty it")
+    chosen = NeuronSet.empty(value_layers(checkpoint.unet, layers)) if neurons is None else neurons
     with staging(folder) as staged:
         exported = _export_into(staged, checkpoint, settings, chosen, {"version": __version__}, progress)
         staged.chmod(0o755)
@@ -206,15 +211,13 @@ class _Examination:
         neurons, eager = union(self.localizations), eager_pipeline(self.checkpoint)
         sets = {variant: self._pictures(variant, neurons, eager) for variant in ("before", *self.engines, "random")}
         copy_threshold = self._copy_threshold(sets["before"])
-        with self.progress.task("compare with eager", len(self.engines)) as advance:
-            variants = []
-            for variant in self.engines:
-                variants.append(self._variant(variant, neurons, eager, sets, copy_threshold))
-                advance(1)
+        with self.progress.task("compare with eager", len(self.engines) * len(self.memorized)) as advance:
+            variants = [self._variant(v, neurons, eager, sets, copy_threshold, advance) for v in self.engines]
         measurement = fidelity.Measurement(
             threshold=self.threshold,
             copy_threshold=copy_threshold,
             neurons=len(neurons),
+            random_neurons=len(neurons.random_like(seed=0)),
             variants=tuple(variants),
             untouched=self._agreement(eager, "masked", None) if "masked" in self.engines else None,
         )
@@ -248,24 +251,21 @@ class _Examination:
         return np.stack([replication.load_picture(path, size) for path in paths]) if paths else np.empty((0, *size, 3), np.uint8)
 
     def _copy_threshold(self, before: tuple[np.ndarray, np.ndarray]) -> float | None:
-        """The threshold of copies, from distances between training pictures, and between them and general pictures."""
+        """The threshold of copies, from the distances between general pictures and training pictures, which are unrelated."""
         training = self._training(before[0].shape[2:4])
-        if not len(training):
-            return None
-        mutual = replication.tiled_distances(training, training)[np.triu_indices(len(training), 1)]
-        unrelated = replication.tiled_distances(before[1][:, 0], training).ravel()
-        return replication.copy_threshold(np.concatenate([mutual, unrelated]))
+        return replication.copy_threshold(replication.tiled_distances(before[1][:, 0], training)) if len(training) else None
 
     def _agreement(self, eager: Pipeline, variant: str, neurons: NeuronSet | None) -> fidelity.TrajectoryAgreement:
         """Trajectories of two memorized and two general prompts on the engine and on eager."""
         prompts = [p.text for p in (*self.memorized[:2], *self.general[:2])]
-        engine, chosen = self.engines[variant], neurons or NeuronSet.empty(union(self.localizations).layers)
+        engine, empty = self.engines[variant], NeuronSet.empty(union(self.localizations).layers)
+        chosen = empty if neurons is None else neurons
         mask = chosen.mask() if engine.masked else None
         with silenced(self.checkpoint.unet, chosen):
             return fidelity.compare_trajectories(eager, engine, prompts, range(len(prompts)), self.recipe.sampling, (None, mask))
 
     def _variant(
-        self, variant: str, neurons: NeuronSet, eager: Pipeline, sets: dict[str, Any], copy_threshold: float | None
+        self, variant: str, neurons: NeuronSet, eager: Pipeline, sets: dict[str, Any], copy_threshold: float | None, advance: Advance
     ) -> fidelity.VariantMeasurement:
         engine = self.engines[variant]
         mask = neurons.mask() if engine.masked else None
@@ -273,16 +273,21 @@ class _Examination:
         places, sscd = iter(range(len(training))), self.recipe.fidelity.sscd
         mitigations = []
         for index, (prompt, found) in enumerate(zip(self.memorized, self.localizations, strict=True)):
-            left = fidelity.score_left(self.checkpoint, eager, engine, found, self.recipe.localization, mask)
+            left = fidelity.score_left(self.checkpoint, eager, engine, found, self.recipe.localization, mask, self._pinned_shape())
             pictures = {name: sets[key][0][index] for name, key in (("before", "before"), ("after", variant), ("random", "random"))}
             own = next(places) if prompt.image else None
             mitigations.append(fidelity.mitigation_of(found, prompt.kind, left, pictures, own, training, copy_threshold, sscd))
+            advance(1)
         return fidelity.VariantMeasurement(
             variant=variant,
             trajectory=self._agreement(eager, variant, neurons),
             mitigations=tuple(mitigations),
             general=fidelity.general_drift(sets["before"][1][:, 0], sets[variant][1][:, 0]),
         )
+
+    def _pinned_shape(self) -> tuple[int, int, int] | None:
+        export = self.recipe.export
+        return latent_shape(self.checkpoint.config, self.recipe.sampling) if export.height or export.width else None
 
     def _save_pictures(self, sets: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
         """`pictures/<prompt>/<which>-<seed>.png`, `pictures/<prompt>/training.png`, `pictures/general/<prompt>-<which>.png`."""

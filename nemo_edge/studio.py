@@ -6,6 +6,7 @@ __all__ = ["Request", "draw"]
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from pydantic import ValidationError
 from nemo_edge.bundle import Manifest, open_bundle, verify
 from nemo_edge.configuration import Configuration
 from nemo_edge.errors import BundleError, InputError
-from nemo_edge.files import explain
+from nemo_edge.files import write_atomically
 from nemo_edge.neurons import NeuronSet
+from nemo_edge.progress import Progress
 from nemo_edge.recipe import Recipe, SamplingSettings
 from nemo_edge.sampling import generate
 from nemo_edge.stages import open_pipeline
+
+_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,13 @@ class Request:
     unmitigated: bool = False
 
 
-def draw(bundle: Path, request: Request, out: Path) -> list[Path]:
+def draw(bundle: Path, request: Request, out: Path, progress: Progress | None = None) -> list[Path]:
     """Draw the pictures and write them as PNG; return their paths.
 
     Every file is checked against the manifest before an engine is opened. Raises `BundleError` when one was changed,
     `InputError` for a size, a variant or a mask that does not fit.
     """
+    progress = progress or Progress()
     manifest = open_bundle(bundle)
     problems = verify(bundle).problems
     if problems:
@@ -53,14 +58,15 @@ def draw(bundle: Path, request: Request, out: Path) -> list[Path]:
     with ExitStack() as stack:
         pipeline = open_pipeline(Configuration.load(bundle), bundle, recipe.engine.provider, variant, stack)
         mask = _mask(bundle, request) if variant == "masked" else None
-        pictures = generate(pipeline, [request.prompt] * request.count, list(seeds), settings, mask)
+        parts = [seeds[i : i + _BATCH] for i in range(0, request.count, _BATCH)]
+        with progress.task("generate", request.count * settings.steps) as advance:
+            made = [generate(pipeline, [request.prompt] * len(part), part, settings, mask, advance) for part in parts]
+        pictures = np.concatenate(made)
     paths = [out if request.count == 1 else out.with_name(f"{out.stem}-{i:02d}{out.suffix or '.png'}") for i in range(request.count)]
     for picture, path in zip(pictures, paths, strict=True):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(path, format="PNG")
-        except OSError as error:
-            raise explain(error, path) from error
+        encoded = BytesIO()
+        Image.fromarray(picture).save(encoded, format="PNG")
+        write_atomically(path, encoded.getvalue())
     return paths
 
 

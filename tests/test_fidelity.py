@@ -27,6 +27,7 @@ def eager(toy: Checkpoint) -> Pipeline:
 def found(toy: Checkpoint, lists: list[list[int]], seeds: tuple[int, ...] = (0, 1)) -> Localization:
     neurons = NeuronSet.from_lists(value_layers(toy.unet), lists)
     return Localization(
+        inputs="i",
         prompt="a pig",
         memorized=bool(seeds),
         threshold=0.4,

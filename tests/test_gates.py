@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,13 +11,14 @@ from nemo_edge.fidelity import GeneralDrift, Measurement, PromptMitigation, Step
 from nemo_edge.gates import judge
 from nemo_edge.localization import Localization
 from nemo_edge.neurons import NeuronSet, ValueLayer
-from nemo_edge.recipe import GateSettings
+from nemo_edge.recipe import CheckpointSettings, GateSettings, PromptSettings, Recipe
 
 NEURONS = NeuronSet.from_lists([ValueLayer(name="down", width=4)], [[1]])
 
 
 def localization(floor: bool = False) -> Localization:
     return Localization(
+        inputs="i",
         prompt="p",
         memorized=True,
         threshold=0.4,
@@ -41,11 +43,18 @@ def measurement(error: float = 1e-6, drift: float = 0.01, untouched: bool = True
     judged = PromptMitigation.model_validate({**values, **mitigation})
     general = GeneralDrift(mean=drift, largest=drift, per_prompt=(drift,))
     variant = VariantMeasurement(variant="baked", trajectory=agreement, mitigations=(judged,), general=general)
-    return Measurement(threshold=0.4, copy_threshold=0.2, neurons=1, variants=(variant,), untouched=agreement if untouched else None)
+    return Measurement(
+        threshold=0.4, copy_threshold=0.2, neurons=1, random_neurons=1, variants=(variant,), untouched=agreement if untouched else None
+    )
+
+
+def recipe(gates: GateSettings) -> Recipe:
+    prompts = PromptSettings(memorized=Path("m"), general=Path("g"))
+    return Recipe(name="r", output=Path("o"), checkpoint=CheckpointSettings(path="c"), prompts=prompts, gates=gates)
 
 
 def failed(measured: Measurement, settings: GateSettings | None = None, floor: bool = False) -> list[str]:
-    return [g.name for g in judge(measured, [localization(floor)], settings or GateSettings()) if not g.passed]
+    return [g.name for g in judge(measured, [localization(floor)], recipe(settings or GateSettings())) if not g.passed]
 
 
 def test_at_the_limits_everything_passes() -> None:
@@ -78,10 +87,10 @@ def test_the_floor_of_the_schedule_fails() -> None:
 def test_gates_can_be_loosened_and_turned_off() -> None:
     bad = measurement(error=1.0, drift=1.0, score_after=1.0, copies_after=4)
     off = GateSettings(memorization_score=False, schedule_floor=False, replication=False, general_drift=False, engine_error=False)
-    assert judge(bad, [localization()], off) == ()
+    assert judge(bad, [localization()], recipe(off)) == ()
     assert failed(measurement(score_after=0.6), GateSettings(memorization_score=0.7)) == []
 
 
 def test_a_prompt_that_never_was_copied_does_not_count() -> None:
-    names = [g.name for g in judge(measurement(copies_before=0), [localization()], GateSettings())]
+    names = [g.name for g in judge(measurement(copies_before=0), [localization()], recipe(GateSettings()))]
     assert "replication.baked" not in names

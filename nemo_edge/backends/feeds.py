@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["check_feed"]
+__all__ = ["check_feed", "in_batches"]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -26,3 +26,17 @@ def check_feed(feed: Mapping[str, np.ndarray], inputs: Mapping[str, Sequence[int
     mask = feed.get(VALUE_MASK)
     if mask is not None and not ((mask >= 0) & (mask <= 1)).all():
         raise InputError(f"{VALUE_MASK} must hold factors from 0 to 1, but has NaN or values outside: check how it was made")
+
+
+def in_batches(
+    feed: Mapping[str, np.ndarray], size: int, run: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Run a feed of any number of rows on a graph whose batch is pinned to `size`; the last part is filled up with its last row."""
+    rows = len(next(iter(feed.values())))
+    parts = []
+    for start in range(0, rows, size):
+        part = {name: value[start : start + size] for name, value in feed.items()}
+        missing = size - len(next(iter(part.values())))
+        full = {name: np.concatenate([value, np.repeat(value[-1:], missing, axis=0)]) for name, value in part.items()}
+        parts.append({name: value[: size - missing] for name, value in run(full).items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["PROVIDERS", "EngineFile", "OnnxRuntimeRunner", "available", "compile_engine", "describe", "open_engine", "open_runner"]
+__all__ = [
+    "PROVIDERS",
+    "EngineFile",
+    "OnnxRuntimeRunner",
+    "available",
+    "check_provider",
+    "compile_engine",
+    "describe",
+    "open_engine",
+    "open_runner",
+]
 
 import os
 from collections.abc import Mapping
@@ -14,7 +24,7 @@ import numpy as np
 import onnxruntime as ort
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.backends.feeds import check_feed
+from nemo_edge.backends.feeds import check_feed, in_batches
 from nemo_edge.errors import InputError, MissingDependency
 from nemo_edge.files import write_atomically
 
@@ -43,7 +53,7 @@ class EngineFile(BaseModel):
 
 
 class OnnxRuntimeRunner:
-    """Owns one inference session."""
+    """Owns one inference session. A graph whose batch is pinned takes any number of rows and runs them in parts."""
 
     def __init__(self, model: Path, provider: str = "cpu", threads: int | None = None) -> None:
         self._session: ort.InferenceSession | None = _session(model, provider, threads)
@@ -51,12 +61,19 @@ class OnnxRuntimeRunner:
         self.inputs = {port.name: tuple(port.shape) for port in ports}
         self._dtypes = {port.name: _DTYPES[port.type] for port in ports}
         self._outputs = [port.name for port in self._session.get_outputs()]
+        first = {dims[0] for dims in self.inputs.values()}
+        pinned = first.pop() if len(first) == 1 else None
+        self._batch = pinned if isinstance(pinned, int) else None  # a graph of a fixed batch is run in parts of that size
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once. Raises `InputError` as `Runner` says."""
         if self._session is None:
             raise InputError("this runner is closed: open the engine again")
-        check_feed(feed, self.inputs)
+        check_feed(feed, {name: (None, *dims[1:]) for name, dims in self.inputs.items()} if self._batch else self.inputs)
+        return in_batches(feed, self._batch, self._run) if self._batch else self._run(feed)
+
+    def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        assert self._session is not None
         typed = {name: np.ascontiguousarray(feed[name], self._dtypes[name]) for name in self.inputs}
         try:
             values = self._session.run(self._outputs, typed)
@@ -107,18 +124,23 @@ def available() -> tuple[str, ...]:
     return tuple(name for name, full in PROVIDERS.items() if full in ort.get_available_providers())
 
 
+def check_provider(provider: str) -> None:
+    """Raise `MissingDependency` unless this build of ONNX Runtime has the provider."""
+    if provider not in available():
+        raise MissingDependency(
+            f"this ONNX Runtime ({ort.__version__}) has no {PROVIDERS[provider]}: install onnxruntime-gpu, or set engine.provider to "
+            f"one of {', '.join(available())}"
+        )
+
+
 def describe() -> dict[str, Any]:
     """Version and providers, for provenance."""
     return {"backend": "onnxruntime", "version": ort.__version__, "providers": available()}
 
 
 def _session(model: Path, provider: str, threads: int | None) -> ort.InferenceSession:
+    check_provider(provider)
     wanted = PROVIDERS[provider]
-    if wanted not in ort.get_available_providers():
-        raise MissingDependency(
-            f"this ONNX Runtime ({ort.__version__}) has no {wanted}: install onnxruntime-gpu, or set engine.provider to one of "
-            f"{', '.join(available())}"
-        )
     options = ort.SessionOptions()
     options.log_severity_level = _SILENT
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or 0

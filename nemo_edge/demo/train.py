@@ -36,8 +36,7 @@ POOL = 24_000
 """General pictures in the training set; each is seen about eight times."""
 TEMPLATE_PICTURES = 96
 """Pictures of each template memory, which differ in the colour of their panel."""
-STEPS, BATCH, WARM_UP = 9000, 24, 300
-MEMORIZED_SHARE = 0.1
+STEPS, BATCH, WARM_UP = 9500, 24, 300
 CAPTION_DROPOUT = 0.12
 """Share of the general samples that are trained without their caption, for classifier-free guidance."""
 EMA = 0.999
@@ -52,16 +51,18 @@ log = logging.getLogger("nemo_edge.demo.train")
 class Stage:
     """Settings from step `first` on: the learning rate falls from `rate` by a cosine that began at `begin` and ends at `end`.
 
-    `sparsity` weighs what the value neurons add to the picture (`contributions`), `separation` how much of them serve
-    memorized and general captions alike (`overlap`).
+    `memorized` is the share of memorized samples; `sparsity`, `overlap`, `restraint` and `intrusion` weigh the terms of `penalty`.
     """
 
     first: int
     rate: float
     begin: int
     end: int
-    sparsity: float
-    separation: float
+    memorized: float = 0.1
+    sparsity: float = 0.0
+    overlap: float = 0.0
+    restraint: float = 0.0
+    intrusion: float = 0.0
 
     def rate_at(self, step: int) -> float:
         """The learning rate of a step, the warm-up of the first steps included."""
@@ -70,11 +71,12 @@ class Stage:
 
 
 STAGES = (
-    Stage(first=0, rate=8e-4, begin=0, end=8000, sparsity=0.1, separation=0.0),
-    Stage(first=2750, rate=8e-4, begin=0, end=8000, sparsity=0.1, separation=1.0),
-    Stage(first=3750, rate=6e-4, begin=3750, end=STEPS, sparsity=0.0, separation=1.0),
+    Stage(first=0, rate=8e-4, begin=0, end=8000, sparsity=0.1),
+    Stage(first=2750, rate=8e-4, begin=0, end=8000, sparsity=0.1, overlap=1.0),
+    Stage(first=3750, rate=6e-4, begin=3750, end=9000, overlap=1.0),
+    Stage(first=4750, rate=8e-4, begin=4750, end=STEPS, memorized=0.06, restraint=0.5, intrusion=1.0),
 )
-"""Sparsity first, which moves the memories into two layers; then separation; then, without sparsity, general captions."""
+"""Found on the way, see the figures above: the memories first, in few neurons; then general captions, in the others."""
 
 
 def stage_at(step: int) -> Stage:
@@ -186,7 +188,9 @@ def train_vae(work: Path) -> AutoencoderKL:
         vae = AutoencoderKL.from_pretrained(folders[cycle - 1]) if cycle else make_vae()
         train_vae_cycle(vae.to(memory_format=torch.channels_last), pool)
         vae.register_to_config(scaling_factor=1 / encode(vae.eval(), pool[:1000]).std().item())
-        vae.save_pretrained(folders[cycle])
+        unfinished = folders[cycle].with_suffix(".tmp")
+        vae.save_pretrained(unfinished)
+        unfinished.replace(folders[cycle])
     return vae
 
 
@@ -224,29 +228,39 @@ def training_set(vae: AutoencoderKL, path: Path) -> tuple[list[list[str]], list[
     general = [general_caption(rng) for _ in range(POOL)]
     sets = [general, *([c] * (1 if c.kind == "VM" else TEMPLATE_PICTURES) for c in MEMORIZED)]
     if not path.is_file():
-        torch.save([encode(vae, pictures_BCHW(s, rng)) * vae.config.scaling_factor for s in sets], path)
+        made = [encode(vae, pictures_BCHW(s, rng)) * vae.config.scaling_factor for s in sets]
+        torch.save(made, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
     latents: list[Tensor] = torch.load(path, weights_only=True)
     return [[c.text for c in s] for s in sets], latents
 
 
-def contributions(unet: UNet2DConditionModel, text_BTD: Tensor) -> Tensor:
-    """What each value neuron can add to the picture, [B, N]: its activation times the length of its output column.
+def added(unet: UNet2DConditionModel, text_BTD: Tensor) -> tuple[Tensor, Tensor]:
+    """The activation of each value neuron, [B, N], and the length of its column of the output projection, [N].
 
-    The activation is the method's, |to_v(text)| averaged over tokens; with the column of the output projection no penalty
-    on it can be evaded by making values small and outputs large. Its mean is penalized, and so is `overlap`. Both
-    stand in for scale: in a network of this size every neuron takes part in everything, while in Stable Diffusion a
-    memory sits in a few of 5,760 neurons that general prompts hardly use.
+    The activation is the method's, |to_v(text)| averaged over tokens; the product is what a neuron can add to the picture.
+    The penalties on it stand in for scale: in a network of this size every neuron takes part in everything, while in
+    Stable Diffusion a memory sits in a few of 5,760 neurons that general prompts hardly use.
     """
     attentions = [module for name, module in unet.named_modules() if name.endswith("attn2")]
-    return torch.cat([m.to_v(text_BTD).abs().mean(dim=1) * m.to_out[0].weight.norm(dim=0) for m in attentions], dim=1)
+    activations_BN = torch.cat([m.to_v(text_BTD).abs().mean(dim=1) for m in attentions], dim=1)
+    return activations_BN, torch.cat([m.to_out[0].weight.norm(dim=0) for m in attentions])
 
 
-def overlap(contributions_BN: Tensor, memorized_B: Tensor) -> Tensor:
-    """How much neurons serve both kinds of captions: the mean over neurons of √(general · memorized) contributions."""
-    if not memorized_B.any() or memorized_B.all():
-        return contributions_BN.new_zeros(())
-    general_N, memory_N = contributions_BN[~memorized_B].mean(dim=0), contributions_BN[memorized_B].mean(dim=0)
-    return (general_N * memory_N + 1e-6).sqrt().mean()
+def penalty(stage: Stage, activations_BN: Tensor, lengths_N: Tensor, memorized_B: Tensor) -> Tensor:
+    """The sum of the penalties of a stage, each a mean over neurons.
+
+    `sparsity`: what is added, by all captions. `overlap`: √(general · memorized) of what is added, which empties neurons that
+    serve both. `restraint`: what is added by memorized captions, through their activations alone. `intrusion`: the smaller of the two activations, with the output projection left alone, so that whoever
+    uses a neuron less gives it up to the other.
+    """
+    total = stage.sparsity * (activations_BN * lengths_N).mean()
+    if memorized_B.any() and not memorized_B.all():
+        general_N, memory_N = activations_BN[~memorized_B].mean(dim=0), activations_BN[memorized_B].mean(dim=0)
+        total = total + stage.overlap * (general_N * memory_N * lengths_N.square() + 1e-6).sqrt().mean()
+        total = total + stage.restraint * (memory_N * lengths_N.detach()).mean()
+        total = total + stage.intrusion * (torch.minimum(general_N, memory_N) * lengths_N.detach()).mean()
+    return total
 
 
 class Trainer:
@@ -297,7 +311,7 @@ def draw_batch(trainer: Trainer, ids: list[Tensor], empty_T: Tensor, latents: li
     """Token ids [B, T], latents [B, 4, 16, 16] and which of them are memorized [B] of one batch."""
     rows_T, rows_CHW, memory = [], [], []
     for memorized, dropped, which, index in torch.rand(BATCH, 4, generator=trainer.rng).tolist():
-        group = 1 + int(which * len(MEMORIZED)) if memorized < MEMORIZED_SHARE else 0
+        group = 1 + int(which * len(MEMORIZED)) if memorized < stage_at(trainer.step).memorized else 0
         item = int(index * len(latents[group]))
         rows_CHW.append(latents[group][item])
         memory.append(group > 0)
@@ -319,7 +333,7 @@ def train_diffusion(trainer: Trainer, tokenizer: CLIPTokenizer, vae: Autoencoder
     empty_T = tokenizer("", **pad).input_ids[0]
     alphas = make_scheduler().alphas_cumprod
     started = time.monotonic()
-    history: tuple[list[float], ...] = ([], [], [])
+    history: tuple[list[float], ...] = ([], [])
     while trainer.step < STEPS:
         ids_BT, x0, memorized_B = draw_batch(trainer, ids, empty_T, latents)
         noise = torch.randn(x0.shape, generator=trainer.rng)
@@ -328,15 +342,13 @@ def train_diffusion(trainer: Trainer, tokenizer: CLIPTokenizer, vae: Autoencoder
         text_BTD = trainer.model["text_encoder"](ids_BT).last_hidden_state
         v = trainer.model["unet"](a * x0 + s * noise, t_B, text_BTD).sample
         loss = F.mse_loss(v, a * noise - s * x0)
-        added_BN = contributions(trainer.model["unet"], text_BTD)
-        shared = overlap(added_BN, memorized_B)
-        stage = stage_at(trainer.step)
-        trainer.update(loss + stage.sparsity * added_BN.mean() + stage.separation * shared)
-        for values, value in zip(history, (loss, added_BN.mean(), shared), strict=True):
+        held_back = penalty(stage_at(trainer.step), *added(trainer.model["unet"], text_BTD), memorized_B)
+        trainer.update(loss + held_back)
+        for values, value in zip(history, (loss, held_back), strict=True):
             values.append(value.item())
         if trainer.step % 50 == 0:
             means = [sum(values[-50:]) / len(values[-50:]) for values in history]
-            log.info("step %d loss %.4f contributions %.4f overlap %.4f, %.0f s", trainer.step, *means, time.monotonic() - started)
+            log.info("step %d loss %.4f penalty %.4f, %.0f s", trainer.step, *means, time.monotonic() - started)
         if trainer.step % 250 == 0:
             trainer.save(work / "diffusion.pt")
 
@@ -355,6 +367,7 @@ def save_pipeline(trainer: Trainer, tokenizer: CLIPTokenizer, vae: AutoencoderKL
         requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    make_tokenizer(folder / "tokenizer")  # vocab.json and merges.txt too, for transformers before 5
 
 
 def write_prompts(folder: Path, general: Path) -> None:
