@@ -174,7 +174,14 @@ def _show_mitigations(out: Console, bundle: Path) -> None:
             copies = f"{m.copies_before} → {m.copies_after}" if m.copies_before is not None else "–"
             others = str(m.others_after) if m.others_after is not None else "–"
             random = str(m.copies_random) if m.copies_random is not None else "–"
-            table.add_row(escape(m.prompt), str(m.neurons), f"{m.score_before:.2f} → {m.score_after:.2f}", copies, others, random)
+            table.add_row(
+                escape(m.prompt),
+                str(m.neurons),
+                f"{m.score_before:.2f}" + (f" → {m.score_after:.2f}" if m.neurons else ""),
+                copies,
+                others,
+                random,
+            )
         out.print(table)
 
 

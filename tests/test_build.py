@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from nemo_edge.backends.onnxruntime import open_runner
-from nemo_edge.build import BuildResult, build, plan
+from nemo_edge.build import BuildResult, _lock, build, plan
 from nemo_edge.bundle import MANIFEST, open_bundle, verify
 from nemo_edge.errors import InputError
 from nemo_edge.files import sha256_file
@@ -214,3 +214,17 @@ def test_two_general_prompts_are_too_few(tiny_recipe: Path, tmp_path: Path) -> N
     recipe = load_recipe(tiny_recipe)
     with pytest.raises(InputError, match="at least 3 are needed"):
         plan(recipe.model_copy(update={"prompts": recipe.prompts.model_copy(update={"general": tmp_path / "g.txt"})}))
+
+
+def test_a_second_build_at_the_same_time_is_refused(recipe: Recipe) -> None:
+    with _lock(recipe), pytest.raises(InputError, match="another build"):
+        build(recipe.model_copy(update={"name": "other"}))
+
+
+def test_a_picture_that_cannot_be_read_is_found_before_the_work(tiny_recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    shutil.copytree(tiny_recipe.parent, folder, ignore=shutil.ignore_patterns("out", ".*"))
+    (folder / "memorized.csv").write_text("Caption;image\na red pig;a.png\n")
+    (folder / "a.png").write_text("no picture")
+    with pytest.raises(InputError, match=r"a\.png"):
+        build(load_recipe(folder / "recipe.toml"))

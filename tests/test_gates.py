@@ -11,7 +11,7 @@ from nemo_edge.fidelity import GeneralDrift, Measurement, PromptMitigation, Step
 from nemo_edge.gates import judge
 from nemo_edge.localization import Localization
 from nemo_edge.neurons import NeuronSet, ValueLayer
-from nemo_edge.recipe import CheckpointSettings, GateSettings, PromptSettings, Recipe
+from nemo_edge.recipe import CheckpointSettings, ExportSettings, GateSettings, PromptSettings, Recipe
 
 NEURONS = NeuronSet.from_lists([ValueLayer(name="down", width=4)], [[1]])
 
@@ -94,3 +94,20 @@ def test_gates_can_be_loosened_and_turned_off() -> None:
 def test_a_prompt_that_never_was_copied_does_not_count() -> None:
     names = [g.name for g in judge(measurement(copies_before=0), [localization()], recipe(GateSettings()))]
     assert "replication.baked" not in names
+
+
+def test_one_score_that_is_not_a_number_fails_wherever_it_stands() -> None:
+    measured = measurement()
+    (variant,) = measured.variants
+    good, nan = variant.mitigations[0], variant.mitigations[0].model_copy(update={"score_after": float("nan")})
+    for order in ((good, nan), (nan, good)):
+        worse = measured.model_copy(update={"variants": (variant.model_copy(update={"mitigations": order}),)})
+        assert failed(worse) == ["memorization_score.baked"]
+        assert failed(Measurement.model_validate_json(worse.model_dump_json())) == ["memorization_score.baked"]
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [("fp32", 1e-4), ("fp16", 0.05)])
+def test_the_limit_of_an_engine_s_error_follows_its_type(dtype: str, limit: float) -> None:
+    settings = recipe(GateSettings()).model_copy(update={"export": ExportSettings(dtype=dtype)})  # type: ignore[arg-type]
+    gates = judge(measurement(), [localization()], settings)
+    assert {g.limit for g in gates if g.name.startswith("engine_error")} == {limit}

@@ -120,3 +120,10 @@ def test_a_statistics_file_without_a_threshold_needs_one(toy: Checkpoint, tmp_pa
     with pytest.raises(InputError, match="--threshold"):
         open_localizer(toy, path, None, SETTINGS)
     assert open_localizer(toy, path, 0.428, SETTINGS).threshold == 0.428
+
+
+def test_results_of_other_inputs_are_not_taken_up(toy: Checkpoint, statistics: Statistics, tmp_path: Path) -> None:
+    results = tmp_path / "localization.jsonl"
+    Localizer(toy, statistics, 1.0, SETTINGS).localize_all(PROMPTS[:1], results)
+    with pytest.raises(InputError, match="another"):
+        Localizer(toy, statistics, 0.9, SETTINGS).localize_all(PROMPTS, results)

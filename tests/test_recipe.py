@@ -92,3 +92,16 @@ def test_the_demo_recipe_names_files_that_are_there() -> None:
     assert recipe.prompts.memorized.is_file()
     assert recipe.prompts.general.is_file()
     assert Path(recipe.checkpoint.path, "model_index.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ('[export]\ndtype = "bf16"\n', "bf16"),
+        ("[export]\nheight = 64\n", "sampling.height must be 64"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(written: Callable[[str, str | bytes], Path], changes: str, message: str) -> None:
+    head = 'name = "x"\noutput = "o"\n[checkpoint]\npath = "c"\n[prompts]\nmemorized = "m.txt"\ngeneral = "g.txt"\n'
+    with pytest.raises(InputError, match=message):
+        load_recipe(written("r.toml", head + changes))

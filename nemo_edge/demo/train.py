@@ -251,8 +251,8 @@ def penalty(stage: Stage, activations_BN: Tensor, lengths_N: Tensor, memorized_B
     """The sum of the penalties of a stage, each a mean over neurons.
 
     `sparsity`: what is added, by all captions. `overlap`: √(general · memorized) of what is added, which empties neurons that
-    serve both. `restraint`: what is added by memorized captions, through their activations alone. `intrusion`: the smaller of the two activations, with the output projection left alone, so that whoever
-    uses a neuron less gives it up to the other.
+    serve both. `restraint`: what is added by memorized captions, through their activations alone. `intrusion`: the smaller
+    of the two activations, likewise, so that whoever uses a neuron less gives it up to the other.
     """
     total = stage.sparsity * (activations_BN * lengths_N).mean()
     if memorized_B.any() and not memorized_B.all():

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from nemo_edge.backends.feeds import check_feed
+from nemo_edge.backends.feeds import check_feed, in_batches
 from nemo_edge.component import VALUE_MASK
 from nemo_edge.errors import InputError
 
@@ -57,3 +57,16 @@ def test_a_factor_that_is_none_is_refused(factor: float) -> None:
     feed[VALUE_MASK][1, 2] = factor
     with pytest.raises(InputError, match=r"value_mask must hold factors from 0 to 1"):
         check_feed(feed, INPUTS)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7])
+def test_any_number_of_rows_runs_on_a_pinned_batch(rows: int) -> None:
+    sizes: list[int] = []
+
+    def run(feed: Feed) -> Feed:
+        sizes.append(len(feed["x"]))
+        return {"y": feed["x"] * 2}
+
+    x = np.arange(rows * 3, dtype=np.float32).reshape(rows, 3)
+    assert (in_batches({"x": x}, 2, run)["y"] == x * 2).all()
+    assert sizes == [2] * -(-rows // 2)
