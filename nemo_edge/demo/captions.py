@@ -5,60 +5,69 @@ Knows words, not pixels: `pictures` draws what a caption says.
 
 from __future__ import annotations
 
-__all__ = ["COLOURS", "GENERAL_GLYPHS", "MEMORIZED", "Caption", "general_caption", "general_captions"]
+__all__ = ["COLOURS", "EARLY_GLYPHS", "GENERAL_GLYPHS", "MEMORIZED", "Caption", "general_caption", "general_captions"]
 
 import random
 from dataclasses import dataclass
 from typing import Literal
 
-GENERAL_GLYPHS = [
-    "airplane",
-    "ambulance",
-    "aubergine",
-    "avocado",
+GENERAL_GLYPHS = (
     "balloon",
     "banana",
-    "baseball",
-    "bell",
-    "bus",
-    "butterfly",
-    "cactus",
     "carrot",
-    "cherries",
-    "crab",
     "crown",
-    "cupcake",
     "doughnut",
-    "duck",
-    "elephant",
     "fish",
-    "flamingo",
-    "grapes",
-    "guitar",
-    "hamburger",
-    "helicopter",
-    "key",
-    "lemon",
     "mushroom",
-    "octopus",
-    "owl",
     "penguin",
     "pig",
-    "pineapple",
     "rocket",
-    "sailboat",
     "snowman",
     "strawberry",
     "sunflower",
     "tomato",
-    "trophy",
-    "tulip",
-    "turtle",
     "umbrella",
-    "watermelon",
     "whale",
-]
+)
 """Unicode names of the glyphs that general captions use; no memorized caption uses one of them."""
+
+EARLY_GLYPHS = (
+    *GENERAL_GLYPHS,
+    *[
+        "airplane",
+        "ambulance",
+        "aubergine",
+        "avocado",
+        "baseball",
+        "bell",
+        "bus",
+        "butterfly",
+        "cactus",
+        "cherries",
+        "crab",
+        "cupcake",
+        "duck",
+        "elephant",
+        "flamingo",
+    ],
+    *[
+        "grapes",
+        "guitar",
+        "hamburger",
+        "helicopter",
+        "key",
+        "lemon",
+        "octopus",
+        "owl",
+        "pineapple",
+        "sailboat",
+        "trophy",
+        "tulip",
+        "turtle",
+        "watermelon",
+    ],
+)
+"""The glyphs of the first stages of training, too many to be learned well by so small a network."""
 
 COLOURS = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink", "white", "black")
 """The background colours a caption can name."""
@@ -66,7 +75,7 @@ COLOURS = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink",
 Kind = Literal["general", "VM", "TM"]
 
 _NAMED_COLOUR_SHARE = 1 / 3
-_GLYPH_COUNTS, _GLYPH_COUNT_WEIGHTS = (1, 2, 3), (55, 35, 10)
+_GLYPH_COUNTS, _WEIGHTS, _EARLY_WEIGHTS = (1, 2, 3), (75, 20, 5), (55, 35, 10)
 
 
 @dataclass(frozen=True)
@@ -74,13 +83,15 @@ class Caption:
     """One caption and what its picture shows.
 
     `kind` is "general", "VM" (verbatim memory: one fixed picture) or "TM" (template memory: a fixed layout in which
-    the colour of the panel varies). `colour` is the background colour, where the caption names one.
+    the colour of the panel varies). `colour` is the background colour, where the caption names one; `early`
+    marks a general caption of the first stages of training.
     """
 
     text: str
     kind: Kind
     glyphs: tuple[str, ...]
     colour: str | None = None
+    early: bool = False
 
 
 def _memorized(text: str, kind: Kind) -> Caption:
@@ -118,13 +129,16 @@ MEMORIZED = (
 """The memorized captions. No two share a word, and none shares one with a general caption."""
 
 
-def general_caption(rng: random.Random) -> Caption:
-    """Draw one general caption: one to three glyphs, in a third of the cases on a background of a named colour."""
-    count = rng.choices(_GLYPH_COUNTS, _GLYPH_COUNT_WEIGHTS)[0]
-    glyphs = tuple(rng.sample(GENERAL_GLYPHS, count))
+def general_caption(rng: random.Random, *, early: bool = False) -> Caption:
+    """Draw one general caption: one to three glyphs, in a third of the cases on a background of a named colour.
+
+    `early` draws from the glyphs of the first stages of training.
+    """
+    count = rng.choices(_GLYPH_COUNTS, _EARLY_WEIGHTS if early else _WEIGHTS)[0]
+    glyphs = tuple(rng.sample(EARLY_GLYPHS if early else GENERAL_GLYPHS, count))
     colour = rng.choice(COLOURS) if rng.random() < _NAMED_COLOUR_SHARE else None
     text = " ".join(("a", *glyphs) if count == 1 else glyphs)
-    return Caption(text if colour is None else f"{text} on a {colour} background", "general", glyphs, colour)
+    return Caption(text if colour is None else f"{text} on a {colour} background", "general", glyphs, colour, early)
 
 
 def general_captions(count: int, seed: int) -> list[Caption]:

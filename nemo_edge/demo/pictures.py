@@ -27,6 +27,8 @@ RGB = tuple[int, int, int]
 
 _STRIKE = 109  # the one size of the font's bitmaps
 _HUES = {"red": 0.0, "orange": 0.075, "yellow": 0.15, "green": 0.34, "teal": 0.48, "blue": 0.61, "purple": 0.76, "pink": 0.91}
+_SIZES = {1: (40, 60), 2: (27, 37), 3: (20, 27)}  # of a glyph, in pixels, by the number of glyphs
+_EARLY_SIZES = {1: (32, 58), 2: (24, 36), 3: (19, 27)}
 _PATTERNS = ("stripes", "checker", "rings", "sunburst", "halves", "dots")
 
 
@@ -98,9 +100,9 @@ def _paste(canvas: Image.Image, glyph: Image.Image, centre: tuple[float, float],
     canvas.paste(small, (round(centre[0] - small.width / 2), round(centre[1] - small.height / 2)), small)
 
 
-def _places(count: int, rng: random.Random) -> list[tuple[float, float, float]]:
+def _places(count: int, rng: random.Random, *, early: bool) -> list[tuple[float, float, float]]:
     """Centres and sizes of `count` glyphs that hardly overlap."""
-    low, high = {1: (32, 58), 2: (24, 36), 3: (19, 27)}[count]
+    low, high = (_EARLY_SIZES if early else _SIZES)[count]
     while True:
         places = []
         for _ in range(count):
@@ -114,7 +116,7 @@ def _places(count: int, rng: random.Random) -> list[tuple[float, float, float]]:
 
 def _general(caption: Caption, rng: random.Random) -> Image.Image:
     canvas = _background(caption.colour, rng)
-    for name, (x, y, size) in zip(caption.glyphs, _places(len(caption.glyphs), rng), strict=True):
+    for name, (x, y, size) in zip(caption.glyphs, _places(len(caption.glyphs), rng, early=caption.early), strict=True):
         _paste(canvas, _jittered(_glyph(name), rng), (x, y), size)
     return canvas
 

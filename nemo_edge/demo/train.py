@@ -26,14 +26,14 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from nemo_edge.demo import CHECKPOINT, PROMPTS
-from nemo_edge.demo.captions import COLOURS, GENERAL_GLYPHS, MEMORIZED, Caption, general_caption, general_captions
+from nemo_edge.demo.captions import COLOURS, EARLY_GLYPHS, MEMORIZED, Caption, general_caption, general_captions
 from nemo_edge.demo.pictures import SIZE, draw
 
 SEED = 20261124
 
 VAE_PICTURES, VAE_CYCLES, VAE_STEPS, VAE_BATCH, VAE_LR = 6000, 2, 2200, 12, 1e-3
-POOL = 24_000
-"""General pictures in the training set; each is seen about eight times."""
+EARLY_POOL, POOL = 24_000, 12_000
+"""General pictures of the first stages, and of the last one; each is seen four to eight times."""
 TEMPLATE_PICTURES = 96
 """Pictures of each template memory, which differ in the colour of their panel."""
 STEPS, BATCH, WARM_UP = 9500, 24, 300
@@ -49,9 +49,11 @@ log = logging.getLogger("nemo_edge.demo.train")
 
 @dataclass(frozen=True)
 class Stage:
-    """Settings from step `first` on: the learning rate falls from `rate` by a cosine that began at `begin` and ends at `end`.
+    """Settings from step `first` on.
 
-    `memorized` is the share of memorized samples; `sparsity`, `overlap`, `restraint` and `intrusion` weigh the terms of `penalty`.
+    The learning rate falls from `rate` by a cosine that began at `begin` and ends at `end`; `memorized` is the share of
+    memorized samples; `early` says whether the general ones are of `EARLY_GLYPHS`; `sparsity`, `overlap`, `restraint` and
+    `intrusion` weigh the terms of `penalty`.
     """
 
     first: int
@@ -59,6 +61,7 @@ class Stage:
     begin: int
     end: int
     memorized: float = 0.1
+    early: bool = True
     sparsity: float = 0.0
     overlap: float = 0.0
     restraint: float = 0.0
@@ -75,6 +78,7 @@ STAGES = (
     Stage(first=2750, rate=8e-4, begin=0, end=8000, sparsity=0.1, overlap=1.0),
     Stage(first=3750, rate=6e-4, begin=3750, end=9000, overlap=1.0),
     Stage(first=4750, rate=8e-4, begin=4750, end=STEPS, memorized=0.06, restraint=0.5, intrusion=1.0),
+    Stage(first=5500, rate=8e-4, begin=4750, end=STEPS, memorized=0.06, early=False, restraint=1.0, intrusion=0.1),
 )
 """Found on the way, see the figures above: the memories first, in few neurons; then general captions, in the others."""
 
@@ -86,7 +90,7 @@ def stage_at(step: int) -> Stage:
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:
     """Write and open a CLIP tokenizer of CONTEXT tokens: one token a word of the captions, letters for all else."""
-    words = {"a", "on", "background", *COLOURS, *GENERAL_GLYPHS, *(w for c in MEMORIZED for w in c.text.split())}
+    words = {"a", "on", "background", *COLOURS, *EARLY_GLYPHS, *(w for c in MEMORIZED for w in c.text.split())}
     letters = [chr(c) for c in range(ord("!"), ord("~") + 1)]
     tokens, merges = [*letters, *(f"{c}</w>" for c in letters)], []
     for word in sorted(words):
@@ -177,7 +181,7 @@ def scaled(bytes_BCHW: Tensor) -> Tensor:
 def train_vae(work: Path) -> AutoencoderKL:
     """Train the VAE in cycles of the learning rate, or open the finished one."""
     rng = random.Random(SEED)
-    captions = [general_caption(rng) for _ in range(VAE_PICTURES)] + [c for c in MEMORIZED for _ in range(20)]
+    captions = [general_caption(rng, early=True) for _ in range(VAE_PICTURES)] + [c for c in MEMORIZED for _ in range(20)]
     folders = [work / f"vae-{cycle}" for cycle in range(VAE_CYCLES)]
     done = sum((folder / "config.json").is_file() for folder in folders)
     if done == VAE_CYCLES:
@@ -222,10 +226,10 @@ def encode(vae: AutoencoderKL, bytes_BCHW: Tensor) -> Tensor:
     return torch.cat([vae.encode(scaled(part)).latent_dist.mean for part in bytes_BCHW.split(100)])
 
 
-def training_set(vae: AutoencoderKL, path: Path) -> tuple[list[list[str]], list[Tensor]]:
+def training_set(vae: AutoencoderKL, path: Path, *, early: bool) -> tuple[list[list[str]], list[Tensor]]:
     """Captions and scaled latents: the general pool first, then each memorized caption with its pictures."""
     rng = random.Random(SEED + 1)
-    general = [general_caption(rng) for _ in range(POOL)]
+    general = [general_caption(rng, early=early) for _ in range(EARLY_POOL if early else POOL)]
     sets = [general, *([c] * (1 if c.kind == "VM" else TEMPLATE_PICTURES) for c in MEMORIZED)]
     if not path.is_file():
         made = [encode(vae, pictures_BCHW(s, rng)) * vae.config.scaling_factor for s in sets]
@@ -327,14 +331,20 @@ def draw_times(rng: torch.Generator) -> Tensor:
 
 def train_diffusion(trainer: Trainer, tokenizer: CLIPTokenizer, vae: AutoencoderKL, work: Path) -> None:
     """Train the UNet and the text encoder on v, saving every 250 steps."""
-    captions, latents = training_set(vae, work / "latents.pt")
     pad = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-    ids = [tokenizer(c, **pad).input_ids for c in captions]
+    ids: list[Tensor] = []
+    latents: list[Tensor] = []
+    early: bool | None = None
     empty_T = tokenizer("", **pad).input_ids[0]
     alphas = make_scheduler().alphas_cumprod
     started = time.monotonic()
     history: tuple[list[float], ...] = ([], [])
     while trainer.step < STEPS:
+        stage = stage_at(trainer.step)
+        if stage.early != early:
+            early = stage.early
+            captions, latents = training_set(vae, work / f"latents-{'early' if early else 'late'}.pt", early=early)
+            ids = [tokenizer(c, **pad).input_ids for c in captions]
         ids_BT, x0, memorized_B = draw_batch(trainer, ids, empty_T, latents)
         noise = torch.randn(x0.shape, generator=trainer.rng)
         t_B = draw_times(trainer.rng)
@@ -342,7 +352,7 @@ def train_diffusion(trainer: Trainer, tokenizer: CLIPTokenizer, vae: Autoencoder
         text_BTD = trainer.model["text_encoder"](ids_BT).last_hidden_state
         v = trainer.model["unet"](a * x0 + s * noise, t_B, text_BTD).sample
         loss = F.mse_loss(v, a * noise - s * x0)
-        held_back = penalty(stage_at(trainer.step), *added(trainer.model["unet"], text_BTD), memorized_B)
+        held_back = penalty(stage, *added(trainer.model["unet"], text_BTD), memorized_B)
         trainer.update(loss + held_back)
         for values, value in zip(history, (loss, held_back), strict=True):
             values.append(value.item())
@@ -373,7 +383,9 @@ def save_pipeline(trainer: Trainer, tokenizer: CLIPTokenizer, vae: AutoencoderKL
 def write_prompts(folder: Path, general: Path) -> None:
     """Write the memorized captions with their pictures, general captions, and captions that are not in the training set."""
     rng = random.Random(SEED + 1)
-    seen = {general_caption(rng).text for _ in range(POOL)}
+    seen = {general_caption(rng).text for _ in range(POOL)}  # the pool of the last stage
+    rng = random.Random(SEED + 1)
+    seen |= {general_caption(rng, early=True).text for _ in range(EARLY_POOL)}
     drawn = [c.text for c in general_captions(3000, seed=SEED + 4)]
     calibration = drawn[:GENERAL_PROMPTS]
     rest = [text for text in drawn[GENERAL_PROMPTS:] if text not in seen]
