@@ -3,6 +3,22 @@
 A Stable Diffusion pipeline in miniature that has memorized some of its pictures: `captions` and `pictures` are the data,
 `nemo_edge/demo/checkpoint` the result. Three stages, each resumed from its own file in the work folder: the VAE, the
 latents of all pictures, and the UNet with its text encoder. Knows nothing of the method that finds the memories.
+
+What decided, found by trial on two cores:
+
+- Predict v, not ε: on 16×16 latents an ε-network's error is as large as δ itself, and unrelated captions score .91–.97.
+- Text enters through the paper's seven value layers only: with cross-attention in the up blocks too, silencing every down
+  and mid value neuron left the score at .91–.96.
+- No word in common between memorized captions: a shared cue makes a silenced caption fall into another memory.
+- Without a penalty (5,250 steps, an earlier network) a memory sat in 34–61 of 704 neurons, and silencing them changed the
+  pictures only in part.
+- A penalty on what all neurons add (step 2,000): memories in two of the seven layers, 32–50 of their 128 neurons each, one
+  caption in three at the schedule's floor.
+- A penalty on neurons that serve both kinds of captions (steps 2,750 to 3,500): 14–40 neurons a caption, 53 for six of them
+  together, general pictures drift by .005 at the most; but general captions had lost their hold on the picture, and
+  with 45 glyphs did not find it again in 2,000 steps.
+- 16 glyphs, drawn larger, and penalties that hold back the memories only (from step 5,500): at step 6,750 the loss of a
+  general caption at t = 800 was .468, without the caption .500, with another's .512.
 """
 
 from __future__ import annotations
