@@ -16,6 +16,7 @@ __all__ = [
     "show_verification",
 ]
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,9 +30,14 @@ from rich.table import Table
 
 from nemo_edge.progress import Advance, Progress
 
+_WORTH_A_LINE_S = 2.0
+
 
 class Bars(Progress):
-    """A bar with its ETA for each task, a line for each note, on standard error."""
+    """A bar with its ETA for each task, a line for each note, on standard error.
+
+    Where standard error is not a terminal, a task of more than two seconds leaves one line when it is done.
+    """
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -47,9 +53,13 @@ class Bars(Progress):
             TextColumn("ETA"),
             TimeRemainingColumn(),
         )
-        with Bar(*columns, console=self._console) as bar:
+        started = time.monotonic()
+        with Bar(*columns, console=self._console, disable=not self._console.is_terminal) as bar:
             task = bar.add_task(description, total=total)
             yield lambda done: bar.advance(task, done)
+        seconds = time.monotonic() - started
+        if not self._console.is_terminal and seconds > _WORTH_A_LINE_S:
+            self.note(f"{description}: {total} in {seconds:.0f} s")
 
     def note(self, message: str) -> None:
         """Print one line."""

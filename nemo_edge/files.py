@@ -28,8 +28,14 @@ PICKLE_FILES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write `content` to a temporary name beside `path`, then rename. Raises `InputError` when it cannot be written."""
+    """Write `content` to a temporary name beside `path`, then rename. Raises `InputError` when it cannot be written.
+
+    A device or a pipe at `path` is written to as it is, and not replaced.
+    """
     data = content.encode() if isinstance(content, str) else content
+    if path.exists() and not path.is_file() and not path.is_dir():
+        _write_through(path, data)
+        return
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"  # named before it is made: a signal finds it
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,6 +49,14 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    try:
+        with path.open("wb") as file:
+            file.write(data)
+    except OSError as error:
+        raise explain(error, path) from error
 
 
 def explain(error: OSError, path: Path) -> InputError:

@@ -77,7 +77,8 @@ def test_a_checkpoint_is_its_weights_and_configurations(tmp_path: Path) -> None:
         write_atomically(tmp_path / name, name)
     assert list(checkpoint_hashes(str(tmp_path))) == ["unet/config.json", "unet/model.safetensors"]
     assert checkpoint_hashes(str(tmp_path / "unet/config.json")) == {"config.json": hashlib.sha256(b"unet/config.json").hexdigest()}
-    assert checkpoint_hashes(str(tmp_path / "absent")) == {}
+    with pytest.raises(InputError, match="does not exist"):
+        checkpoint_hashes(str(tmp_path / "absent"))
 
 
 def _read_only(place: Path) -> bool:

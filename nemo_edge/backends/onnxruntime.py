@@ -69,7 +69,7 @@ class OnnxRuntimeRunner:
         """Run once. Raises `InputError` as `Runner` says."""
         if self._session is None:
             raise InputError("this runner is closed: open the engine again")
-        check_feed(feed, {name: (None, *dims[1:]) for name, dims in self.inputs.items()} if self._batch else self.inputs)
+        check_feed(feed, {name: ("batch", *dims[1:]) for name, dims in self.inputs.items()} if self._batch else self.inputs)
         return in_batches(feed, self._batch, self._run) if self._batch else self._run(feed)
 
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
