@@ -93,7 +93,7 @@ def test_general_pictures_differ_between_seeds(demo_checkpoint: Checkpoint, reci
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="the four template captions end at the schedule's floor and their neurons harm general captions: train on")
+@pytest.mark.xfail(strict=True, reason="the gates of the three tests below fail: the demo needs more training")
 def test_the_build_passes_every_gate(built: BuildResult) -> None:
     assert built.passed, [g for g in built.manifest.gates if not g.passed]
     assert verify(Path(built.bundle)).passed
@@ -107,7 +107,7 @@ def test_every_verbatim_caption_gives_back_its_picture(measurement: Measurement)
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="the four template captions end at the schedule's floor and their neurons harm general captions: train on")
+@pytest.mark.xfail(strict=True, reason="the four template captions end at the schedule's floor: the demo needs more training")
 def test_every_memorized_caption_ends_at_or_below_the_threshold_without_the_floor(built: BuildResult, measurement: Measurement) -> None:
     localizations = json.loads((Path(built.bundle) / "report" / "report.json").read_text())["localizations"]
     assert len(localizations) == len(MEMORIZED)
@@ -120,7 +120,9 @@ def test_every_memorized_caption_ends_at_or_below_the_threshold_without_the_floo
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="the four template captions end at the schedule's floor and their neurons harm general captions: train on")
+@pytest.mark.xfail(
+    strict=True, reason="one or two of ten pictures a caption count as a copy of another training picture: the demo needs more training"
+)
 def test_nine_in_ten_verbatim_captions_no_longer_give_back_any_memory(measurement: Measurement) -> None:
     for variant in measurement.variants:
         clean = [m for m in verbatim(variant) if m.copies_after == 0 and m.others_after == 0]
@@ -135,7 +137,7 @@ def test_random_neurons_leave_the_memories_as_they_were(measurement: Measurement
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="the four template captions end at the schedule's floor and their neurons harm general captions: train on")
+@pytest.mark.xfail(strict=True, reason="the union of all neurons found changes general pictures: the demo needs more training")
 def test_general_captions_keep_their_pictures(measurement: Measurement) -> None:
     for variant in measurement.variants:
         assert variant.general.mean <= 0.1
