@@ -19,6 +19,9 @@ What decided, found by trial on two cores:
   with 45 glyphs did not find it again in 2,000 steps.
 - 16 glyphs, drawn larger, and penalties that hold back the memories only (from step 5,500): at step 6,750 the loss of a
   general caption at t = 800 was .468, without the caption .500, with another's .512.
+- The shipped checkpoint (step 9,500), `benchmarks/results/demo.json`: 1–7 neurons a verbatim caption, but general captions
+  share them (drift .39, no less when the verbatim captions' 22 neurons alone are silenced), and the templates end at the
+  floor. The penalties of the last stage were too weak to keep the two kinds of captions apart.
 """
 
 from __future__ import annotations
