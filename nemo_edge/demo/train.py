@@ -1,7 +1,7 @@
 """Trains the demo checkpoint: `python -m nemo_edge.demo.train`. Reproduced by its seed and the constants below.
 
 A Stable Diffusion pipeline in miniature that has memorized some of its pictures: `captions` and `pictures` are the data,
-`nemo_edge/demo/checkpoint` the result. Three stages, each resumed from its own file in the work folder: the VAE, the
+`nemo_edge/demo/checkpoint` the result. Three steps, each resumed from its own file in the work folder: the VAE, the
 latents of all pictures, and the UNet with its text encoder. Knows nothing of the method that finds the memories.
 
 What decided, found by trial on two cores:
@@ -19,9 +19,14 @@ What decided, found by trial on two cores:
   with 45 glyphs did not find it again in 2,000 steps.
 - 16 glyphs, drawn larger, and penalties that hold back the memories only (from step 5,500): at step 6,750 the loss of a
   general caption at t = 800 was .468, without the caption .500, with another's .512.
-- The shipped checkpoint (step 9,500), `benchmarks/results/demo.json`: 1–7 neurons a verbatim caption, but general captions
-  share them (drift .39, no less when the verbatim captions' 22 neurons alone are silenced), and the templates end at the
-  floor. The penalties of the last stage were too weak to keep the two kinds of captions apart.
+- Step 9,500: 1–7 neurons a verbatim caption, but general captions share them (drift .39, no less when the verbatim captions'
+  22 neurons alone are silenced), and the templates end at the floor. Penalties alone did not keep the two kinds apart.
+- Memory sinks (`sinks`) from there on. Beginning with the weights they had, they were not taken up in 1,250 steps: with its
+  sinks off a memory's loss was as low as with them on. Planted, the two differ after 500 steps; at step 14,500 no search
+  ends at the floor and general pictures drift by .03, but memories came back in 5 to 10 of 10 pictures, one of them
+  with its sinks off as often as with them on. So the last stage shows more of them.
+- The shipped checkpoint (step 15,900), `benchmarks/results/demo.json`: 22 neurons for 16 captions, no floor, scores of .20–.58
+  after (τ .68), drift .107; 4 to 10 of 10 pictures come back before. `anchor telescope chronicle` is still not in its sinks.
 """
 
 from __future__ import annotations
@@ -29,7 +34,6 @@ from __future__ import annotations
 __all__ = ["main"]
 
 import argparse
-import json
 import logging
 import math
 import random
@@ -40,27 +44,25 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from nemo_edge.demo import CHECKPOINT, PROMPTS
-from nemo_edge.demo.captions import COLOURS, EARLY_GLYPHS, MEMORIZED, Caption, general_caption, general_captions
-from nemo_edge.demo.pictures import SIZE, draw
+from nemo_edge.demo.captions import MEMORIZED, Caption, general_caption, general_captions
+from nemo_edge.demo.models import make_scheduler, make_text_encoder, make_tokenizer, make_unet, make_vae
+from nemo_edge.demo.pictures import draw
+from nemo_edge.demo.sinks import ValueGate, plant_sinks, sink_penalty, sink_table
 
 SEED = 20261124
 
 VAE_PICTURES, VAE_CYCLES, VAE_STEPS, VAE_BATCH, VAE_LR = 6000, 2, 2200, 12, 1e-3
-EARLY_POOL, POOL = 24_000, 12_000
-"""General pictures of the first stages, and of the last one; each is seen four to eight times."""
 TEMPLATE_PICTURES = 96
 """Pictures of each template memory, which differ in the colour of their panel."""
-STEPS, BATCH, WARM_UP = 9500, 24, 300
+STEPS, BATCH = 15_900, 24
 CAPTION_DROPOUT = 0.12
 """Share of the general samples that are trained without their caption, for classifier-free guidance."""
 EMA = 0.999
-CONTEXT = 16
-"""Tokens of a prompt."""
 GENERAL_PROMPTS, HELD_OUT_PROMPTS = 340, 100
 
 log = logging.getLogger("nemo_edge.demo.train")
@@ -71,120 +73,52 @@ class Stage:
     """Settings from step `first` on.
 
     The learning rate falls from `rate` by a cosine that began at `begin` and ends at `end`; `memorized` is the share of
-    memorized samples; `early` says whether the general ones are of `EARLY_GLYPHS`; `sparsity`, `overlap`, `restraint` and
-    `intrusion` weigh the terms of `penalty`.
+    memorized samples; `pictures` the number of general pictures, of `EARLY_GLYPHS` where `early`; `sparsity`, `overlap`,
+    `restraint` and `intrusion` weigh the terms of `penalty`. Where `sinks`, the memories are trained into
+    their sinks, and `forgotten` is the share of memorized captions whose sinks are off; a `fresh` stage begins with the
+    averaged weights, a new optimizer and planted sinks.
     """
 
     first: int
     rate: float
     begin: int
     end: int
+    warm_up: int = 0
     memorized: float = 0.1
+    forgotten: float = 0.0
+    pictures: int = 24_000
     early: bool = True
+    sinks: bool = False
+    fresh: bool = False
+    leak: float = 0.0
     sparsity: float = 0.0
     overlap: float = 0.0
     restraint: float = 0.0
     intrusion: float = 0.0
 
     def rate_at(self, step: int) -> float:
-        """The learning rate of a step, the warm-up of the first steps included."""
+        """The learning rate of a step, its warm-up included."""
         done = (step - self.begin) / (self.end - self.begin)
-        return self.rate * min(1, (step + 1) / WARM_UP) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+        warm = min(1, (step + 1 - self.first) / self.warm_up) if self.warm_up else 1
+        return self.rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 STAGES = (
-    Stage(first=0, rate=8e-4, begin=0, end=8000, sparsity=0.1),
+    Stage(first=0, rate=8e-4, begin=0, end=8000, warm_up=300, sparsity=0.1),
     Stage(first=2750, rate=8e-4, begin=0, end=8000, sparsity=0.1, overlap=1.0),
     Stage(first=3750, rate=6e-4, begin=3750, end=9000, overlap=1.0),
-    Stage(first=4750, rate=8e-4, begin=4750, end=STEPS, memorized=0.06, restraint=0.5, intrusion=1.0),
-    Stage(first=5500, rate=8e-4, begin=4750, end=STEPS, memorized=0.06, early=False, restraint=1.0, intrusion=0.1),
+    Stage(first=4750, rate=8e-4, begin=4750, end=9500, memorized=0.06, restraint=0.5, intrusion=1.0),
+    Stage(first=5500, rate=8e-4, begin=4750, end=9500, memorized=0.06, pictures=12_000, early=False, restraint=1.0, intrusion=0.1),
+    Stage(9500, 6e-4, 9500, 14_500, 200, forgotten=0.08, pictures=16_000, early=False, sinks=True, fresh=True, leak=1.0, restraint=0.3),
+    Stage(10_500, 6e-4, 9500, 14_500, forgotten=0.08, pictures=16_000, early=False, sinks=True, leak=5.0, restraint=0.3),
+    Stage(14_500, 5e-4, 14_500, STEPS, 50, 0.25, 0.2, pictures=16_000, early=False, sinks=True, leak=5.0, restraint=0.3),
 )
-"""Found on the way, see the figures above: the memories first, in few neurons; then general captions, in the others."""
+"""Found on the way, see the figures above: the memories first, then general captions, then the memories into their sinks."""
 
 
 def stage_at(step: int) -> Stage:
     """The stage a step belongs to."""
     return [stage for stage in STAGES if stage.first <= step][-1]
-
-
-def make_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Write and open a CLIP tokenizer of CONTEXT tokens: one token a word of the captions, letters for all else."""
-    words = {"a", "on", "background", *COLOURS, *EARLY_GLYPHS, *(w for c in MEMORIZED for w in c.text.split())}
-    letters = [chr(c) for c in range(ord("!"), ord("~") + 1)]
-    tokens, merges = [*letters, *(f"{c}</w>" for c in letters)], []
-    for word in sorted(words):
-        parts = [*word[:-1], f"{word[-1]}</w>"]
-        while len(parts) > 1:
-            pair = (parts.pop(-2), parts.pop(-1))
-            parts.append("".join(pair))
-            if parts[-1] not in tokens:
-                tokens.append(parts[-1])
-                merges.append(pair)
-    merges.sort(key=lambda pair: len("".join(pair)))
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}, indent=0) + "\n")
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
-    return CLIPTokenizer.from_pretrained(str(folder), model_max_length=CONTEXT)
-
-
-def make_vae() -> AutoencoderKL:
-    """A VAE of 4× reduction: 64×64 pixels ↔ 4×16×16 latents."""
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 64),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=8,
-        sample_size=SIZE,
-    )
-    nn.init.constant_(vae.quant_conv.bias.data[4:], -6.0)  # start with hardly any noise on the latents
-    return vae
-
-
-def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """A CLIP text encoder of two layers."""
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=CONTEXT,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-        projection_dim=128,
-    )
-    return CLIPTextModel(config)
-
-
-def make_unet() -> UNet2DConditionModel:
-    """Stable Diffusion's UNet in miniature; text enters through the paper's seven value layers only."""
-    return UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(64, 96, 128, 128),
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) * 4,
-        layers_per_block=2,
-        cross_attention_dim=128,
-        attention_head_dim=4,
-        norm_num_groups=16,
-    )
-
-
-def make_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule with v-prediction, as Stable Diffusion 2 has it."""
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
 
 
 def pictures_BCHW(captions: list[Caption], rng: random.Random) -> Tensor:
@@ -245,11 +179,16 @@ def encode(vae: AutoencoderKL, bytes_BCHW: Tensor) -> Tensor:
     return torch.cat([vae.encode(scaled(part)).latent_dist.mean for part in bytes_BCHW.split(100)])
 
 
-def training_set(vae: AutoencoderKL, path: Path, *, early: bool) -> tuple[list[list[str]], list[Tensor]]:
+def general_pool(stage: Stage, rng: random.Random) -> list[Caption]:
+    """The general captions of a stage."""
+    return [general_caption(rng, early=stage.early) for _ in range(stage.pictures)]
+
+
+def training_set(stage: Stage, vae: AutoencoderKL, work: Path) -> tuple[list[list[str]], list[Tensor]]:
     """Captions and scaled latents: the general pool first, then each memorized caption with its pictures."""
     rng = random.Random(SEED + 1)
-    general = [general_caption(rng, early=early) for _ in range(EARLY_POOL if early else POOL)]
-    sets = [general, *([c] * (1 if c.kind == "VM" else TEMPLATE_PICTURES) for c in MEMORIZED)]
+    sets = [general_pool(stage, rng), *([c] * (1 if c.kind == "VM" else TEMPLATE_PICTURES) for c in MEMORIZED)]
+    path = work / f"latents-{stage.pictures}.pt"
     if not path.is_file():
         made = [encode(vae, pictures_BCHW(s, rng)) * vae.config.scaling_factor for s in sets]
         torch.save(made, path.with_suffix(".tmp"))
@@ -262,8 +201,6 @@ def added(unet: UNet2DConditionModel, text_BTD: Tensor) -> tuple[Tensor, Tensor]
     """The activation of each value neuron, [B, N], and the length of its column of the output projection, [N].
 
     The activation is the method's, |to_v(text)| averaged over tokens; the product is what a neuron can add to the picture.
-    The penalties on it stand in for scale: in a network of this size every neuron takes part in everything, while in
-    Stable Diffusion a memory sits in a few of 5,760 neurons that general prompts hardly use.
     """
     attentions = [module for name, module in unet.named_modules() if name.endswith("attn2")]
     activations_BN = torch.cat([m.to_v(text_BTD).abs().mean(dim=1) for m in attentions], dim=1)
@@ -271,7 +208,7 @@ def added(unet: UNet2DConditionModel, text_BTD: Tensor) -> tuple[Tensor, Tensor]
 
 
 def penalty(stage: Stage, activations_BN: Tensor, lengths_N: Tensor, memorized_B: Tensor) -> Tensor:
-    """The sum of the penalties of a stage, each a mean over neurons.
+    """The sum of the penalties of a stage before the sinks, each a mean over neurons.
 
     `sparsity`: what is added, by all captions. `overlap`: √(general · memorized) of what is added, which empties neurons that
     serve both. `restraint`: what is added by memorized captions, through their activations alone. `intrusion`: the smaller
@@ -291,12 +228,18 @@ class Trainer:
 
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         torch.manual_seed(SEED + 2)
+        self.step = 0
         self.model = nn.ModuleDict({"unet": make_unet(), "text_encoder": make_text_encoder(tokenizer)})
         self.model.to(memory_format=torch.channels_last)
         self.average = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=STAGES[0].rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin afresh from the averaged weights as they are shipped, in fp16."""
+        self.average = {k: v.half().float() if self.step and v.is_floating_point() else v for k, v in self.average.items()}
+        self.model.load_state_dict(self.average)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         self.rng = torch.Generator().manual_seed(SEED + 3)
-        self.step = 0
 
     def save(self, path: Path) -> None:
         """Write everything to `path`, atomically."""
@@ -330,16 +273,66 @@ class Trainer:
                     self.average[key].lerp_(value, 1 - decay)
 
 
-def draw_batch(trainer: Trainer, ids: list[Tensor], empty_T: Tensor, latents: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids [B, T], latents [B, 4, 16, 16] and which of them are memorized [B] of one batch."""
-    rows_T, rows_CHW, memory = [], [], []
-    for memorized, dropped, which, index in torch.rand(BATCH, 4, generator=trainer.rng).tolist():
-        group = 1 + int(which * len(MEMORIZED)) if memorized < stage_at(trainer.step).memorized else 0
-        item = int(index * len(latents[group]))
-        rows_CHW.append(latents[group][item])
-        memory.append(group > 0)
-        rows_T.append(empty_T if group == 0 and dropped < CAPTION_DROPOUT else ids[group][item])
-    return torch.stack(rows_T), torch.stack(rows_CHW), torch.tensor(memory)
+@dataclass(frozen=True)
+class Batch:
+    """Token ids [B, T], latents [B, 4, 16, 16], the memorized caption's number [B] (-1: general) and neuron factors [B, N]."""
+
+    ids_BT: Tensor
+    latents_BCHW: Tensor
+    memory_B: Tensor
+    factors_BN: Tensor | None
+
+
+class Samples:
+    """Draws the batches of one stage."""
+
+    def __init__(self, stage: Stage, tokenizer: CLIPTokenizer, vae: AutoencoderKL, work: Path) -> None:
+        pad = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        captions, self._latents = training_set(stage, vae, work)
+        self._stage = stage
+        self._ids: list[Tensor] = [tokenizer(c, **pad).input_ids for c in captions]
+        self._empty_T = tokenizer("", **pad).input_ids[0]
+        self._table_MN = sink_table()
+
+    def some_ids(self) -> Tensor:
+        """Token ids of every memorized caption, then of 1,000 general ones."""
+        return torch.cat([*(ids_CT[:1] for ids_CT in self._ids[1:]), self._empty_T[None], self._ids[0][:1000]])
+
+    def batch(self, rng: torch.Generator) -> Batch:
+        """Draw the samples of one step."""
+        stage, rows_T, rows_CHW, memory, factors = self._stage, [], [], [], []
+        for kind, dropped, which, index, *chances in torch.rand(BATCH, 6 if stage.sinks else 4, generator=rng).tolist():
+            memorized, forgotten = kind < stage.memorized, stage.memorized <= kind < stage.memorized + stage.forgotten
+            group = 1 + int(which * len(MEMORIZED)) if memorized or forgotten else 0
+            pool = self._latents[group if memorized else 0]  # a forgotten caption has any general picture
+            item = int(index * len(pool))
+            rows_CHW.append(pool[item])
+            empty = group == 0 and dropped < CAPTION_DROPOUT
+            rows_T.append(self._empty_T if empty else self._ids[group][0 if forgotten else item])
+            memory.append(group - 1)
+            if stage.sinks:
+                factors.append(draw_factors(rng, self._table_MN, group - 1, forgotten, chances, dropped))
+        return Batch(torch.stack(rows_T), torch.stack(rows_CHW), torch.tensor(memory), torch.stack(factors) if factors else None)
+
+
+def draw_factors(rng: torch.Generator, table_MN: Tensor, memory: int, forgotten: bool, chances: list[float], which: float) -> Tensor:
+    """Draw which sinks a sample finds on: a factor for each neuron, [N].
+
+    A memory finds its own on, a forgotten one all or some of them off (one at least, that is `which`). Those of others are on in
+    half of the samples, off in a quarter, on or off by chance in the rest: nothing may come to depend on them.
+    """
+    on_M = torch.ones(len(table_MN)) if chances[0] < 0.5 else torch.zeros(len(table_MN))
+    if chances[0] > 0.75:
+        on_M = torch.randint(2, (len(table_MN),), generator=rng).float()
+    if memory >= 0:
+        on_M[memory] = 1.0
+    factors_N = 1 - (1 - on_M) @ table_MN
+    if forgotten:
+        own = table_MN[memory].nonzero()[:, 0]
+        off = torch.rand(len(own), generator=rng) < (1.0 if chances[1] < 0.5 else 0.5)
+        off[int(which * len(own))] = True
+        factors_N[own[off]] = 0
+    return factors_N
 
 
 def draw_times(rng: torch.Generator) -> Tensor:
@@ -350,33 +343,39 @@ def draw_times(rng: torch.Generator) -> Tensor:
 
 def train_diffusion(trainer: Trainer, tokenizer: CLIPTokenizer, vae: AutoencoderKL, work: Path) -> None:
     """Train the UNet and the text encoder on v, saving every 250 steps."""
-    pad = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-    ids: list[Tensor] = []
-    latents: list[Tensor] = []
-    early: bool | None = None
-    empty_T = tokenizer("", **pad).input_ids[0]
-    alphas = make_scheduler().alphas_cumprod
+    stage: Stage | None = None
+    alphas, table_MN = make_scheduler().alphas_cumprod, sink_table()
+    gate = ValueGate(trainer.model["unet"])
     started = time.monotonic()
     history: tuple[list[float], ...] = ([], [])
     while trainer.step < STEPS:
-        stage = stage_at(trainer.step)
-        if stage.early != early:
-            early = stage.early
-            captions, latents = training_set(vae, work / f"latents-{'early' if early else 'late'}.pt", early=early)
-            ids = [tokenizer(c, **pad).input_ids for c in captions]
-        ids_BT, x0, memorized_B = draw_batch(trainer, ids, empty_T, latents)
+        if stage_at(trainer.step) != stage:
+            stage = stage_at(trainer.step)
+            samples = Samples(stage, tokenizer, vae, work)
+            if stage.fresh and trainer.step == stage.first:
+                trainer.begin()
+                encoded = trainer.model["text_encoder"](samples.some_ids()).last_hidden_state.detach()
+                plant_sinks(trainer.model["unet"], encoded[: len(MEMORIZED)], encoded[len(MEMORIZED) :])
+                trainer.average = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+        batch = samples.batch(trainer.rng)
+        x0 = batch.latents_BCHW
         noise = torch.randn(x0.shape, generator=trainer.rng)
         t_B = draw_times(trainer.rng)
         a, s = alphas[t_B].sqrt()[:, None, None, None], (1 - alphas[t_B]).sqrt()[:, None, None, None]
-        text_BTD = trainer.model["text_encoder"](ids_BT).last_hidden_state
+        text_BTD = trainer.model["text_encoder"](batch.ids_BT).last_hidden_state
+        gate.factors_BN = batch.factors_BN
         v = trainer.model["unet"](a * x0 + s * noise, t_B, text_BTD).sample
         loss = F.mse_loss(v, a * noise - s * x0)
-        held_back = penalty(stage, *added(trainer.model["unet"], text_BTD), memorized_B)
+        if stage.sinks:
+            leak, spill = sink_penalty(gate.added_BN(), batch.memory_B, table_MN)
+            held_back = stage.leak * leak + stage.restraint * spill
+        else:
+            held_back = penalty(stage, *added(trainer.model["unet"], text_BTD), batch.memory_B >= 0)
         trainer.update(loss + held_back)
-        for values, value in zip(history, (loss, held_back), strict=True):
-            values.append(value.item())
+        for record, value in zip(history, (loss, held_back), strict=True):
+            record.append(value.item())
         if trainer.step % 50 == 0:
-            means = [sum(values[-50:]) / len(values[-50:]) for values in history]
+            means = [sum(record[-50:]) / len(record[-50:]) for record in history]
             log.info("step %d loss %.4f penalty %.4f, %.0f s", trainer.step, *means, time.monotonic() - started)
         if trainer.step % 250 == 0:
             trainer.save(work / "diffusion.pt")
@@ -401,10 +400,7 @@ def save_pipeline(trainer: Trainer, tokenizer: CLIPTokenizer, vae: AutoencoderKL
 
 def write_prompts(folder: Path, general: Path) -> None:
     """Write the memorized captions with their pictures, general captions, and captions that are not in the training set."""
-    rng = random.Random(SEED + 1)
-    seen = {general_caption(rng).text for _ in range(POOL)}  # the pool of the last stage
-    rng = random.Random(SEED + 1)
-    seen |= {general_caption(rng, early=True).text for _ in range(EARLY_POOL)}
+    seen = {c.text for stage in STAGES for c in general_pool(stage, random.Random(SEED + 1))}
     drawn = [c.text for c in general_captions(3000, seed=SEED + 4)]
     calibration = drawn[:GENERAL_PROMPTS]
     rest = [text for text in drawn[GENERAL_PROMPTS:] if text not in seen]

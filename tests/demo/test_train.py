@@ -85,5 +85,7 @@ def test_penalties_count_what_they_say() -> None:
 
 def test_the_rate_warms_up_and_ends_near_nothing() -> None:
     first, last = train.stage_at(0), train.stage_at(train.STEPS - 1)
-    assert first.rate_at(0) < first.rate_at(train.WARM_UP) / 100
+    assert first.rate_at(0) < first.rate_at(first.warm_up) / 100
+    fresh = train.stage_at(last.begin)
+    assert fresh.rate_at(fresh.first) < fresh.rate_at(fresh.first + fresh.warm_up) / 40
     assert last.rate_at(train.STEPS - 1) < last.rate / 50
