@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["CONTEXT", "VALUE_WIDTHS", "make_scheduler", "make_text_encoder", "make_tokenizer", "make_unet", "make_vae"]
+__all__ = ["CONTEXT", "VALUE_WIDTHS", "make_scheduler", "make_text_encoder", "make_tokenizer", "make_unet", "make_vae", "text_attentions"]
 
 import json
 from pathlib import Path
+from typing import Any
 
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import nn
@@ -98,3 +99,8 @@ def make_scheduler() -> DDIMScheduler:
         set_alpha_to_one=False,
         steps_offset=1,
     )
+
+
+def text_attentions(unet: UNet2DConditionModel) -> list[Any]:
+    """Return the UNet's cross-attentions in order, whose `to_v` are the value layers."""
+    return [module for name, module in unet.named_modules() if name.endswith("attn2")]

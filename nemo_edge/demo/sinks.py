@@ -1,18 +1,17 @@
 """Where the demo's memories are: value neurons of their own, called memory sinks, and the penalty that keeps them so.
 
 A network of this size puts everything into all its neurons, while in Stable Diffusion a memory sits in a few of 5,760. So the
-last stage of the demo's training gives each memorized caption some neurons, after Ghosal et al., "Memorization sinks"
-(2025). Which ones is known, and that makes the demo a test of the localization: it must find them without being told.
+last stages of the demo's training give each memorized caption some neurons, after Ghosal et al., "Memorization sinks"
+(2025). The localization is not told which; how many of them it finds is not measured yet.
 Shapes: B samples, M memorized captions, N value neurons of all layers in order.
 """
 
 from __future__ import annotations
 
-__all__ = ["ValueGate", "memory_sinks", "plant_sinks", "sink_penalty", "sink_table"]
+__all__ = ["ValueGate", "draw_factors", "memory_sinks", "plant_sinks", "sink_penalty", "sink_table"]
 
 import random
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from nemo_edge.demo.captions import MEMORIZED
-from nemo_edge.demo.models import CONTEXT, VALUE_WIDTHS
+from nemo_edge.demo.models import CONTEXT, VALUE_WIDTHS, text_attentions
 
 SEED = 20261129
 
@@ -57,7 +56,7 @@ def plant_sinks(unet: UNet2DConditionModel, text_MTD: Tensor, general_KTD: Tenso
     they have, which answer to nothing, are not taken up in 1,250 steps.
     """
     generator = torch.Generator().manual_seed(SEED)
-    attentions = _text_attentions(unet)
+    attentions = text_attentions(unet)
     ends_MD = text_MTD[:, CONTEXT // 2 :].mean(dim=1)
     for memory, sinks in enumerate(memory_sinks()):
         others_MTD = text_MTD[torch.arange(len(text_MTD)) != memory]
@@ -72,17 +71,14 @@ def plant_sinks(unet: UNet2DConditionModel, text_MTD: Tensor, general_KTD: Tenso
             attentions[layer].to_out[0].weight[:, neuron] = 0.5 * column_C / column_C.norm()
 
 
-def _text_attentions(unet: UNet2DConditionModel) -> list[Any]:
-    return [module for name, module in unet.named_modules() if name.endswith("attn2")]
-
-
 class ValueGate:
     """Multiplies the value projections of a UNet by a factor per sample and neuron, and keeps their activations."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
-        self._attentions = _text_attentions(unet)
+        self._attentions = text_attentions(unet)
         self._activations: list[Tensor] = []
-        self._handles = [m.to_v.register_forward_hook(partial(self._hook, i)) for i, m in enumerate(self._attentions)]
+        for index, attention in enumerate(self._attentions):
+            attention.to_v.register_forward_hook(partial(self._hook, index))
         self.factors_BN: Tensor | None = None
         """Set before each forward; None leaves the UNet as it is."""
 
@@ -115,3 +111,23 @@ def sink_penalty(added_BN: Tensor, memory_B: Tensor, table_MN: Tensor) -> tuple[
     leak = (added_BN * (sink_N - own_BN)).sum() / (len(added_BN) * sink_N.sum())
     outside = (added_BN * (1 - sink_N))[memory_B >= 0]
     return leak, outside.sum() / max(1, len(outside)) / (1 - sink_N).sum()
+
+
+def draw_factors(rng: torch.Generator, table_MN: Tensor, memory: int, forgotten: bool, chances: list[float], which: float) -> Tensor:
+    """Draw which sinks a sample finds on: a factor for each neuron, [N].
+
+    A memory finds its own on, a forgotten one all or some of them off (one at least, that is `which`). Those of others are on in
+    half of the samples, off in a quarter, on or off by chance in the rest: nothing may come to depend on them.
+    """
+    on_M = torch.ones(len(table_MN)) if chances[0] < 0.5 else torch.zeros(len(table_MN))
+    if chances[0] > 0.75:
+        on_M = torch.randint(2, (len(table_MN),), generator=rng).float()
+    if memory >= 0:
+        on_M[memory] = 1.0
+    factors_N = 1 - (1 - on_M) @ table_MN
+    if forgotten:
+        own = table_MN[memory].nonzero()[:, 0]
+        off = torch.rand(len(own), generator=rng) < (1.0 if chances[1] < 0.5 else 0.5)
+        off[int(which * len(own))] = True
+        factors_N[own[off]] = 0
+    return factors_N

@@ -50,9 +50,9 @@ from transformers import CLIPTokenizer
 
 from nemo_edge.demo import CHECKPOINT, PROMPTS
 from nemo_edge.demo.captions import MEMORIZED, Caption, general_caption, general_captions
-from nemo_edge.demo.models import make_scheduler, make_text_encoder, make_tokenizer, make_unet, make_vae
+from nemo_edge.demo.models import make_scheduler, make_text_encoder, make_tokenizer, make_unet, make_vae, text_attentions
 from nemo_edge.demo.pictures import draw
-from nemo_edge.demo.sinks import ValueGate, plant_sinks, sink_penalty, sink_table
+from nemo_edge.demo.sinks import ValueGate, draw_factors, plant_sinks, sink_penalty, sink_table
 
 SEED = 20261124
 
@@ -202,7 +202,7 @@ def added(unet: UNet2DConditionModel, text_BTD: Tensor) -> tuple[Tensor, Tensor]
 
     The activation is the method's, |to_v(text)| averaged over tokens; the product is what a neuron can add to the picture.
     """
-    attentions = [module for name, module in unet.named_modules() if name.endswith("attn2")]
+    attentions = text_attentions(unet)
     activations_BN = torch.cat([m.to_v(text_BTD).abs().mean(dim=1) for m in attentions], dim=1)
     return activations_BN, torch.cat([m.to_out[0].weight.norm(dim=0) for m in attentions])
 
@@ -295,7 +295,7 @@ class Samples:
         self._table_MN = sink_table()
 
     def some_ids(self) -> Tensor:
-        """Token ids of every memorized caption, then of 1,000 general ones."""
+        """Token ids of every memorized caption, then of the empty one and 1,000 general ones."""
         return torch.cat([*(ids_CT[:1] for ids_CT in self._ids[1:]), self._empty_T[None], self._ids[0][:1000]])
 
     def batch(self, rng: torch.Generator) -> Batch:
@@ -313,26 +313,6 @@ class Samples:
             if stage.sinks:
                 factors.append(draw_factors(rng, self._table_MN, group - 1, forgotten, chances, dropped))
         return Batch(torch.stack(rows_T), torch.stack(rows_CHW), torch.tensor(memory), torch.stack(factors) if factors else None)
-
-
-def draw_factors(rng: torch.Generator, table_MN: Tensor, memory: int, forgotten: bool, chances: list[float], which: float) -> Tensor:
-    """Draw which sinks a sample finds on: a factor for each neuron, [N].
-
-    A memory finds its own on, a forgotten one all or some of them off (one at least, that is `which`). Those of others are on in
-    half of the samples, off in a quarter, on or off by chance in the rest: nothing may come to depend on them.
-    """
-    on_M = torch.ones(len(table_MN)) if chances[0] < 0.5 else torch.zeros(len(table_MN))
-    if chances[0] > 0.75:
-        on_M = torch.randint(2, (len(table_MN),), generator=rng).float()
-    if memory >= 0:
-        on_M[memory] = 1.0
-    factors_N = 1 - (1 - on_M) @ table_MN
-    if forgotten:
-        own = table_MN[memory].nonzero()[:, 0]
-        off = torch.rand(len(own), generator=rng) < (1.0 if chances[1] < 0.5 else 0.5)
-        off[int(which * len(own))] = True
-        factors_N[own[off]] = 0
-    return factors_N
 
 
 def draw_times(rng: torch.Generator) -> Tensor:

@@ -94,7 +94,7 @@ def test_general_pictures_differ_between_seeds(demo_checkpoint: Checkpoint, reci
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=False, reason="replication and drift are above their limits: the demo needs more training")
+@pytest.mark.xfail(strict=True, reason="replication and drift are above their limits: the demo needs more training")
 def test_the_build_passes_every_gate(built: BuildResult) -> None:
     assert built.passed, [g for g in built.manifest.gates if not g.passed]
     assert verify(Path(built.bundle)).passed
@@ -122,7 +122,7 @@ def test_every_memorized_caption_ends_at_or_below_the_threshold_without_the_floo
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=False, reason="one caption's memory is not found, one picture of another's is left: the demo needs more training")
+@pytest.mark.xfail(strict=True, reason="one caption's memory is not found, one picture of another's is left: the demo needs more training")
 def test_nine_in_ten_verbatim_captions_no_longer_give_back_any_memory(measurement: Measurement) -> None:
     for variant in measurement.variants:
         clean = [m for m in verbatim(variant) if m.copies_after == 0 and m.others_after == 0]
@@ -130,13 +130,21 @@ def test_nine_in_ten_verbatim_captions_no_longer_give_back_any_memory(measuremen
 
 
 @pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="the pictures come back too seldom before, too: the demo needs more training")
 def test_random_neurons_leave_the_memories_as_they_were(measurement: Measurement) -> None:
+    for m in verbatim(measurement.variants[0]):
+        assert m.copies_random is not None
+        assert m.copies_random >= 9, m.prompt
+
+
+@pytest.mark.slow
+def test_random_neurons_cost_few_copies(measurement: Measurement) -> None:
     before, random = ([getattr(m, name) for m in verbatim(measurement.variants[0])] for name in ("copies_before", "copies_random"))
     assert sum(random) == pytest.approx(sum(before), rel=0.1), (before, random)
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=False, reason="drift .107: the demo needs more training")
+@pytest.mark.xfail(strict=True, reason="drift .107: the demo needs more training")
 def test_general_captions_keep_their_pictures(measurement: Measurement) -> None:
     for variant in measurement.variants:
         assert variant.general.mean <= 0.1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nemo_edge.demo import sinks, train
+from nemo_edge.demo import sinks
 from nemo_edge.demo.captions import MEMORIZED
 from nemo_edge.demo.models import VALUE_WIDTHS, make_unet
 
@@ -64,8 +64,8 @@ def test_a_memory_finds_its_sinks_on_and_a_forgotten_caption_does_not() -> None:
     others_off = 0
     for trial in range(200):
         chances = torch.rand(3, generator=rng).tolist()
-        on_N = train.draw_factors(rng, table_MN, 3, False, chances[:2], chances[2])
-        off_N = train.draw_factors(rng, table_MN, 3, True, chances[:2], chances[2])
+        on_N = sinks.draw_factors(rng, table_MN, 3, False, chances[:2], chances[2])
+        off_N = sinks.draw_factors(rng, table_MN, 3, True, chances[:2], chances[2])
         assert on_N[table_MN[3] > 0].all()
         assert not off_N[table_MN[3] > 0].all(), trial
         assert on_N[table_MN.sum(dim=0) == 0].all()
