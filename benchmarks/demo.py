@@ -27,7 +27,10 @@ import matplotlib.pyplot as plt
 from PIL import Image
 
 from nemo_edge.bundle import open_bundle
+from nemo_edge.demo.captions import MEMORIZED
+from nemo_edge.demo.sinks import memory_sinks
 from nemo_edge.fidelity import Measurement
+from nemo_edge.localization import Localization, read_results
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "demo.json"
@@ -64,6 +67,7 @@ def record(bundle: Path, cost: dict[str, float]) -> None:
     """Write the JSON, the figure and the README's table from a bundle."""
     manifest = open_bundle(bundle)
     measurement = Measurement.model_validate_json((bundle / "measurement.json").read_bytes())
+    found = {result.prompt: result for result in read_results(bundle / "localization.jsonl")}
     report = json.loads((bundle / "report" / "report.json").read_text())
     result = {
         "machine": machine(),
@@ -76,6 +80,7 @@ def record(bundle: Path, cost: dict[str, float]) -> None:
         "prompts": [r["prompt"] for r in report["localizations"]],
         "per_prompt_neurons": [r["refined"] for r in report["localizations"]],
         "evaluations": [r["evaluations"] for r in report["localizations"]],
+        "per_prompt_planted": [planted(found[c.text], sinks) for c, sinks in zip(MEMORIZED, memory_sinks(), strict=True)],
         "variants": {v.variant: summary(v, measurement.threshold) for v in measurement.variants},
         "untouched_error": measurement.untouched.largest_error if measurement.untouched else None,
     }
@@ -84,6 +89,12 @@ def record(bundle: Path, cost: dict[str, float]) -> None:
     pictures = next((bundle.parent / f".{bundle.name}.build").glob(f"measure-{manifest.key[:12]}")) / "pictures"
     draw(result, pictures)
     write_table(result)
+
+
+def planted(found: Localization, sinks: list[tuple[int, int]]) -> int:
+    """How many of the neurons found are among those that the memory was trained into."""
+    places = {(layer, neuron) for layer, neurons in enumerate(found.refined.indices) for neuron in neurons}
+    return len(places & set(sinks))
 
 
 def summary(variant: Any, threshold: float) -> dict[str, Any]:
@@ -161,7 +172,8 @@ def write_table(result: dict[str, Any]) -> None:
     ]
     cost = f", {result['wall_s']:.0f} s, {result['peak_memory_gib']} GiB at the most" if "wall_s" in result else ""
     where = f"{result['machine']['cores']} cores of {result['machine']['cpu']}"
-    note = f"{result['neurons']} neurons silenced for {prompts} prompts; measured on {where}{cost} (`benchmarks/results/demo.json`)."
+    own = f"{sum(result['per_prompt_planted'])} of them among those their memories were trained into"
+    note = f"{result['neurons']} neurons silenced for {prompts} prompts, {own}; measured on {where}{cost} (`benchmarks/results/demo.json`)."
     text = README.read_text()
     head, tail = text.split(BEGIN)[0], text.split(END)[1]
     README.write_text(f"{head}{BEGIN}\n" + "\n".join(lines) + f"\n\n{note}\n{END}{tail}")

@@ -1,4 +1,4 @@
-"""Takes value neurons out of a UNet: for a while (`silenced`), for good (`bake_`), or by a run-time mask (`gate`).
+"""Takes value neurons out of a UNet: for a while (`silenced`), for good (`bake_`), or by a mask (`masked`, and `gate` at run time).
 
 All three give bit-identical results in eager float32. Knows value projections by name, nothing of prompts or scores.
 Shapes: B rows, T tokens, N neurons of all layers, W neurons of one layer.
@@ -6,7 +6,7 @@ Shapes: B rows, T tokens, N neurons of all layers, W neurons of one layer.
 
 from __future__ import annotations
 
-__all__ = ["bake_", "gate", "silenced"]
+__all__ = ["bake_", "gate", "masked", "silenced"]
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -62,6 +62,26 @@ def gate(component: Component, unet: nn.Module, layers: Sequence[ValueLayer]) ->
     return Component(component.name, module, (*component.inputs, mask), component.outputs, component.sizes)
 
 
+@contextmanager
+def masked(projections: Sequence[nn.Linear], mask_BN: Tensor) -> Iterator[None]:
+    """Within the context the output of each value projection is multiplied by its slice of `mask_BN`, row by row.
+
+    N runs over `projections` in order. Raises `InputError` for a mask of another width.
+    """
+    widths = [linear.out_features for linear in projections]
+    if mask_BN.shape[1] != sum(widths):
+        raise InputError(f"the mask is for {mask_BN.shape[1]} value neurons, but the UNet has {sum(widths)}: it belongs to another model")
+    with ExitStack() as stack:
+        for linear, slice_BW in zip(projections, torch.split(mask_BN, widths, dim=1), strict=True):
+            handle = linear.register_forward_hook(partial(_times, slice_BW[:, None, :]))
+            stack.callback(handle.remove)
+        yield
+
+
+def _times(factor_B1W: Tensor, _module: nn.Module, _args: object, value_BTW: Tensor) -> Tensor:
+    return value_BTW * factor_B1W
+
+
 def _projections(unet: nn.Module, neurons: NeuronSet) -> Iterator[tuple[Any, tuple[int, ...]]]:
     """The projections that the set's layers name, with the chosen rows.
 
@@ -90,14 +110,6 @@ class _GatedGraph(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor]:
         *others, mask_BN = inputs
-        widths = [linear.out_features for linear in self._projections]
-        with ExitStack() as stack:
-            for linear, slice_BW in zip(self._projections, torch.split(mask_BN, widths, dim=1), strict=True):
-                handle = linear.register_forward_hook(partial(_times, slice_BW[:, None, :]))
-                stack.callback(handle.remove)
+        with masked(self._projections, mask_BN):
             out: tuple[Tensor] = self.graph(*others)
         return out
-
-
-def _times(factor_B1W: Tensor, _module: nn.Module, _args: object, value_BTW: Tensor) -> Tensor:
-    return value_BTW * factor_B1W

@@ -17,7 +17,7 @@ from nemo_edge.checkpoint import Checkpoint, value_layers, value_projections
 from nemo_edge.component import VALUE_MASK
 from nemo_edge.errors import InputError
 from nemo_edge.neurons import NeuronSet, ValueLayer
-from nemo_edge.surgery import bake_, gate, silenced
+from nemo_edge.surgery import bake_, gate, masked, silenced
 
 BATCH = 3
 
@@ -214,3 +214,9 @@ def test_a_bias_is_silenced_and_restored_too() -> None:
             assert (value_BTW[:, :, list(rows)] == 0).all()
             assert (value_BTW[:, :, [i for i in range(layer.width) if i not in rows]] != 0).all()
     assert same(weights(unet), before)
+
+
+def test_a_mask_of_another_width_is_refused(toy: Checkpoint) -> None:
+    projections = [linear for _, linear in value_projections(toy.unet)]
+    with pytest.raises(InputError, match="belongs to another model"), masked(projections, torch.ones(1, 5)):
+        pass

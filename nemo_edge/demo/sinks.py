@@ -1,22 +1,21 @@
-"""Where the demo's memories are: value neurons of their own, called memory sinks, and the penalty that keeps them so.
+"""Where the demo's memories are: value neurons of their own, called memory sinks.
 
 A network of this size puts everything into all its neurons, while in Stable Diffusion a memory sits in a few of 5,760. So the
 last stages of the demo's training give each memorized caption some neurons, after Ghosal et al., "Memorization sinks"
-(2025). The localization is not told which; how many of them it finds is not measured yet.
-Shapes: B samples, M memorized captions, N value neurons of all layers in order.
+(2025). The localization is not told which; how many of them it finds is in `benchmarks/results/demo.json`.
+Shapes: M memorized captions, K general captions, T tokens, D text features, N value neurons of all layers in order, W of one
+layer, C channels it adds to.
 """
 
 from __future__ import annotations
 
-__all__ = ["ValueGate", "draw_factors", "memory_sinks", "plant_sinks", "sink_penalty", "sink_table"]
+__all__ = ["aim_sinks_", "draw_factors", "memory_sinks", "plant_sinks_", "sink_table"]
 
 import random
-from functools import partial
 
 import torch
-import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from nemo_edge.demo.captions import MEMORIZED
 from nemo_edge.demo.models import CONTEXT, VALUE_WIDTHS, text_attentions
@@ -49,68 +48,33 @@ def sink_table() -> Tensor:
 
 
 @torch.no_grad()
-def plant_sinks(unet: UNet2DConditionModel, text_MTD: Tensor, general_KTD: Tensor) -> None:
-    """Start the sinks: each answers 1 to the end of its own caption and as little as may be to all else.
+def plant_sinks_(unet: UNet2DConditionModel, text_MTD: Tensor, general_KTD: Tensor) -> None:
+    """Start the sinks: each answers to its own caption, and adds a little to the picture in a direction of its own.
 
     `text_MTD` and `general_KTD` are the encoded memorized captions and some general ones. Sinks that begin with the weights
     they have, which answer to nothing, are not taken up in 1,250 steps.
     """
     generator = torch.Generator().manual_seed(SEED)
     attentions = text_attentions(unet)
-    ends_MD = text_MTD[:, CONTEXT // 2 :].mean(dim=1)
-    for memory, sinks in enumerate(memory_sinks()):
-        others_MTD = text_MTD[torch.arange(len(text_MTD)) != memory]
-        general_KD, memory_KD = general_KTD.flatten(0, 1), others_MTD.flatten(0, 1)
-        covariance_DD = general_KD.T @ general_KD / len(general_KD) + memory_KD.T @ memory_KD / len(memory_KD)
-        ridge_DD = 1e-3 * covariance_DD.diagonal().mean() * torch.eye(len(covariance_DD))
-        row_D = torch.linalg.solve(covariance_DD + ridge_DD, ends_MD[memory])
-        row_D /= row_D @ ends_MD[memory]
+    for row_D, sinks in zip(_directions(text_MTD, general_KTD), memory_sinks(), strict=True):
         for layer, neuron in sinks:
             column_C = torch.randn(VALUE_WIDTHS[layer], generator=generator)
             attentions[layer].to_v.weight[neuron] = row_D
             attentions[layer].to_out[0].weight[:, neuron] = 0.5 * column_C / column_C.norm()
 
 
-class ValueGate:
-    """Multiplies the value projections of a UNet by a factor per sample and neuron, and keeps their activations."""
+@torch.no_grad()
+def aim_sinks_(unet: UNet2DConditionModel, text_MTD: Tensor, general_KTD: Tensor, strength: float) -> None:
+    """Turn each sink back to its own caption, with `strength` for the length of what it adds there; its sign stays.
 
-    def __init__(self, unet: UNet2DConditionModel) -> None:
-        self._attentions = text_attentions(unet)
-        self._activations: list[Tensor] = []
-        for index, attention in enumerate(self._attentions):
-            attention.to_v.register_forward_hook(partial(self._hook, index))
-        self.factors_BN: Tensor | None = None
-        """Set before each forward; None leaves the UNet as it is."""
-
-    def _hook(self, index: int, module: nn.Linear, args: tuple[Tensor], value_BTW: Tensor) -> Tensor:
-        if self.factors_BN is None:
-            return value_BTW
-        if index == 0:
-            self._activations = []
-        # the text is a constant here, else the penalty shrinks all of it before it has any effect
-        self._activations.append(F.linear(args[0].detach(), module.weight).abs().mean(dim=1))
-        return value_BTW * torch.split(self.factors_BN, list(VALUE_WIDTHS), dim=1)[index][:, None, :]
-
-    def added_BN(self) -> Tensor:
-        """Return what each neuron could add to the picture in the last forward, not counting its factor.
-
-        That is its activation, the method's |to_v(text)| averaged over tokens, times the length of its column of the output
-        projection, which is a constant here: the penalty is to move activations only.
-        """
-        columns: list[Tensor] = [attention.to_out[0].weight.norm(dim=0) for attention in self._attentions]
-        return torch.cat(self._activations, dim=1) * torch.cat(columns).detach()
-
-
-def sink_penalty(added_BN: Tensor, memory_B: Tensor, table_MN: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the leak, what samples add through the sinks of others, and the spill, what memories add outside the sinks.
-
-    Both are means over neurons. `memory_B` is the number of the memorized caption, -1 for a general one.
+    The text encoder goes on learning, and sinks follow slowly: at step 15,900 those of one memory answered more to two
+    others. Turned, none answers more than a seventh as much to any other caption.
     """
-    own_BN = torch.where((memory_B >= 0)[:, None], table_MN[memory_B.clamp(min=0)], 0.0)
-    sink_N = table_MN.sum(dim=0)
-    leak = (added_BN * (sink_N - own_BN)).sum() / (len(added_BN) * sink_N.sum())
-    outside = (added_BN * (1 - sink_N))[memory_B >= 0]
-    return leak, outside.sum() / max(1, len(outside)) / (1 - sink_N).sum()
+    attentions = text_attentions(unet)
+    for row_D, end_D, sinks in zip(_directions(text_MTD, general_KTD), _ends(text_MTD), memory_sinks(), strict=True):
+        for layer, neuron in sinks:
+            weight_WD, length = attentions[layer].to_v.weight, attentions[layer].to_out[0].weight[:, neuron].norm()
+            weight_WD[neuron] = torch.copysign(strength / length, weight_WD[neuron] @ end_D) * row_D
 
 
 def draw_factors(rng: torch.Generator, table_MN: Tensor, memory: int, forgotten: bool, chances: list[float], which: float) -> Tensor:
@@ -131,3 +95,25 @@ def draw_factors(rng: torch.Generator, table_MN: Tensor, memory: int, forgotten:
         off[int(which * len(own))] = True
         factors_N[own[off]] = 0
     return factors_N
+
+
+def _ends(text_MTD: Tensor) -> Tensor:
+    """The mean of the last half of a caption's tokens, [M, D], all of them padding that has seen the whole caption."""
+    return text_MTD[:, CONTEXT // 2 :].mean(dim=1)
+
+
+def _directions(text_MTD: Tensor, general_KTD: Tensor) -> Tensor:
+    """Weights that answer 1 to the end of one memorized caption and as little as may be to all else, [M, D]: ridge regression."""
+    general_DD = _second_moment(general_KTD)
+    rows = []
+    for memory, end_D in enumerate(_ends(text_MTD)):
+        moment_DD = general_DD + _second_moment(text_MTD[torch.arange(len(text_MTD)) != memory])
+        ridge_DD = 1e-3 * moment_DD.diagonal().mean() * torch.eye(len(moment_DD))
+        row_D = torch.linalg.solve(moment_DD + ridge_DD, end_D)
+        rows.append(row_D / (row_D @ end_D))
+    return torch.stack(rows)
+
+
+def _second_moment(text_KTD: Tensor) -> Tensor:
+    tokens_D = text_KTD.flatten(0, 1)
+    return tokens_D.T @ tokens_D / len(tokens_D)

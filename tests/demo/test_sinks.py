@@ -1,13 +1,13 @@
-"""Which neurons the demo's memories are trained into, and what keeps them there."""
+"""Which neurons the demo's memories are trained into, and how they are started there."""
 
 from __future__ import annotations
 
-import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from nemo_edge.demo import sinks
 from nemo_edge.demo.captions import MEMORIZED
-from nemo_edge.demo.models import VALUE_WIDTHS, make_unet
+from nemo_edge.demo.models import make_unet, text_attentions
 
 
 def test_no_neuron_serves_two_memories() -> None:
@@ -16,47 +16,40 @@ def test_no_neuron_serves_two_memories() -> None:
     assert table_MN.sum(dim=1).tolist() == [4 if c.kind == "VM" else 7 for c in MEMORIZED]
 
 
-def test_the_gate_multiplies_values_and_keeps_their_activations() -> None:
-    torch.manual_seed(0)
-    unet = make_unet().eval()
-    sample, text = torch.randn(2, 4, 16, 16), torch.randn(2, 16, 128)
-    with torch.no_grad():
-        untouched = unet(sample, 500, text).sample
-        gate = sinks.ValueGate(unet)
-        gate.factors_BN = torch.ones(2, sum(VALUE_WIDTHS))
-        assert torch.equal(unet(sample, 500, text).sample, untouched)
-        gate.factors_BN[1] = 0
-        changed = unet(sample, 500, text).sample
-        added_BN = gate.added_BN()
-    gate.factors_BN = None
-    assert torch.equal(changed[0], untouched[0])
-    assert not torch.allclose(changed[1], untouched[1])
-    attention = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
-    expected = attention.to_v(text).abs().mean(dim=1) * attention.to_out[0].weight.norm(dim=0)
-    torch.testing.assert_close(added_BN[:, :64], expected)
+@torch.no_grad()
+def answers_SM(unet: UNet2DConditionModel, text_MTD: torch.Tensor) -> torch.Tensor:
+    """What every sink answers to the end of each caption, the sinks in the order of `owners`."""
+    ends_MD = text_MTD[:, 8:].mean(dim=1)
+    return torch.stack([ends_MD @ text_attentions(unet)[layer].to_v.weight[neuron] for p in sinks.memory_sinks() for layer, neuron in p])
 
 
-def test_leaks_and_spills_are_told_from_what_belongs() -> None:
-    table_MN = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]])
-    memory = torch.tensor([0, -1])
-    clean = torch.tensor([[5.0, 0, 0, 0], [0, 0, 7.0, 7.0]])
-    leaking = torch.tensor([[5.0, 4.0, 0, 0], [0, 0, 7.0, 7.0]])
-    spilling = torch.tensor([[5.0, 0, 2.0, 0], [0, 0, 7.0, 7.0]])
-    assert sinks.sink_penalty(clean, memory, table_MN) == (0.0, 0.0)
-    assert sinks.sink_penalty(leaking, memory, table_MN) == (1.0, 0.0)
-    assert sinks.sink_penalty(spilling, memory, table_MN) == (0.0, 1.0)
+def owners() -> torch.Tensor:
+    """The memorized caption of each sink."""
+    return torch.tensor([memory for memory, places in enumerate(sinks.memory_sinks()) for _ in places])
 
 
 def test_planted_sinks_answer_to_their_own_caption() -> None:
     torch.manual_seed(0)
     unet, text_MTD, general_KTD = make_unet(), torch.randn(16, 16, 128), torch.randn(50, 16, 128)
-    sinks.plant_sinks(unet, text_MTD, general_KTD)
-    for memory, places in enumerate(sinks.memory_sinks()):
-        _, neuron = next(p for p in places if p[0] == 6)
-        with torch.no_grad():
-            answer_M = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_v(text_MTD)[:, 8:, neuron].mean(dim=1)
-        assert answer_M.argmax() == memory
-        assert answer_M[memory] == pytest.approx(1, abs=1e-3)
+    sinks.plant_sinks_(unet, text_MTD, general_KTD)
+    answers = answers_SM(unet, text_MTD)
+    assert (answers.argmax(dim=1) == owners()).all()
+    torch.testing.assert_close(answers.max(dim=1).values, torch.ones(len(owners())), atol=1e-3, rtol=0)
+
+
+def test_sinks_turned_back_keep_their_sign_and_what_they_add() -> None:
+    torch.manual_seed(0)
+    unet, text_MTD, general_KTD = make_unet(), torch.randn(16, 16, 128), torch.randn(50, 16, 128)
+    sink = torch.arange(len(owners()))
+    before = answers_SM(unet, text_MTD)[sink, owners()]
+    sinks.aim_sinks_(unet, text_MTD, general_KTD, strength=2.0)
+    answers = answers_SM(unet, text_MTD)
+    assert (answers.abs().argmax(dim=1) == owners()).all()
+    assert {*before.sign().tolist()} == {-1.0, 1.0}
+    assert (before.sign() == answers[sink, owners()].sign()).all()
+    columns = [text_attentions(unet)[layer].to_out[0].weight[:, neuron] for p in sinks.memory_sinks() for layer, neuron in p]
+    lengths = torch.stack([column.norm() for column in columns])
+    torch.testing.assert_close(answers[sink, owners()].abs() * lengths, torch.full((len(sink),), 2.0), atol=1e-2, rtol=0)
 
 
 def test_a_memory_finds_its_sinks_on_and_a_forgotten_caption_does_not() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from nemo_edge import demo
 from nemo_edge.demo import train
@@ -67,25 +66,3 @@ def test_the_shipped_training_pictures_are_the_script_s(font: Path, tmp_path: Pa
     for name in ("memorized.csv", "held_out.txt"):
         assert (tmp_path / "prompts" / name).read_text() == (demo.PROMPTS / name).read_text()
     assert (tmp_path / "general.txt").read_text() == (Path(__file__).parents[2] / "calib" / "demo_general.txt").read_text()
-
-
-def test_penalties_count_what_they_say() -> None:
-    memorized, lengths = torch.tensor([True, False]), torch.tensor([2.0, 1.0])
-    apart = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    together = torch.tensor([[1.0, 0.0], [0.5, 0.0]])
-    weigh = {"first": 0, "rate": 1.0, "begin": 0, "end": 1}
-    assert train.penalty(train.Stage(**weigh, sparsity=1.0), apart, lengths, memorized) == pytest.approx(0.75)
-    assert train.penalty(train.Stage(**weigh, overlap=1.0), apart, lengths, memorized) == pytest.approx(1e-3)
-    assert train.penalty(train.Stage(**weigh, overlap=1.0), together, lengths, memorized) == pytest.approx(0.7076, abs=1e-3)
-    assert train.penalty(train.Stage(**weigh, restraint=1.0), together, lengths, memorized) == pytest.approx(1.0)
-    assert train.penalty(train.Stage(**weigh, intrusion=1.0), apart, lengths, memorized) == 0
-    assert train.penalty(train.Stage(**weigh, intrusion=1.0), together, lengths, memorized) == pytest.approx(0.5)
-    assert train.penalty(train.Stage(**weigh, intrusion=1.0), together, lengths, torch.tensor([False, False])) == 0
-
-
-def test_the_rate_warms_up_and_ends_near_nothing() -> None:
-    first, last = train.stage_at(0), train.stage_at(train.STEPS - 1)
-    assert first.rate_at(0) < first.rate_at(first.warm_up) / 100
-    fresh = train.stage_at(last.begin)
-    assert fresh.rate_at(fresh.first) < fresh.rate_at(fresh.first + fresh.warm_up) / 40
-    assert last.rate_at(train.STEPS - 1) < last.rate / 50
