@@ -86,7 +86,8 @@ class Samples:
         self._stage = stage
         self._ids: list[Tensor] = [tokenizer(c, **pad).input_ids for c in captions]
         self._empty_T = tokenizer("", **pad).input_ids[0]
-        self._white = [item for item, caption in enumerate(captions[0]) if caption.endswith("white background")]
+        white = [item for item, caption in enumerate(captions[0]) if caption.endswith("white background")]
+        self._forgotten = self._latents[0][white] if stage.white else self._latents[0]
         self._table_MN = sink_table()
 
     def some_ids(self) -> Tensor:
@@ -99,11 +100,9 @@ class Samples:
         for kind, dropped, which, index, *chances in torch.rand(BATCH, 6 if stage.sinks else 4, generator=rng).tolist():
             memorized, forgotten = kind < stage.memorized, stage.memorized <= kind < stage.memorized + stage.forgotten
             group = 1 + int(which * len(MEMORIZED)) if memorized or forgotten else 0
-            pool = self._latents[group if memorized else 0]
+            pool = self._forgotten if forgotten else self._latents[group]
             item = int(index * len(pool))
-            if forgotten and stage.white:
-                item = self._white[int(index * len(self._white))]
-            rows_CHW.append(pool[item])  # a forgotten caption has any general picture, or any on white
+            rows_CHW.append(pool[item])
             empty = group == 0 and dropped < CAPTION_DROPOUT
             rows_T.append(self._empty_T if empty else self._ids[group][0 if forgotten else item])
             memory.append(group - 1)
