@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nemo_edge.component import Component, Port
 from nemo_edge.configuration import Configuration, check_pipeline
-from nemo_edge.errors import InputError
+from nemo_edge.errors import InputError, first_line
 from nemo_edge.files import PICKLE_FILES, WEIGHT_FILES, checkpoint_folder, checkpoint_hashes, sha256_json
 from nemo_edge.neurons import ValueLayer
 
@@ -94,7 +94,8 @@ class Checkpoint:
                 Port("text_embeds", ("batch", int(self.text_encoders[-1].config.projection_dim))),
                 Port("time_ids", ("batch", 6), "time", 1024),
             ]
-        return Component("unet", _UNetGraph(self.unet), tuple(inputs), ("out_sample",), {"height": height, "width": width})
+        sizes, multiple = {"height": height, "width": width}, 2 ** (len(self.config.unet["down_block_types"]) - 1)
+        return Component("unet", _UNetGraph(self.unet), tuple(inputs), ("out_sample",), sizes, dict.fromkeys(sizes, multiple))
 
     def vae_component(self) -> Component:
         """The VAE's decoder as a graph: `latent_sample` (already divided by the scaling factor) → `sample`."""
@@ -211,7 +212,7 @@ def _pipeline_from_folder(path: str, allow_pickle: bool) -> Any:
         with _quiet():
             return DiffusionPipeline.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
-        raise InputError(f"checkpoint {path} cannot be opened: {_first_line(error)}") from error
+        raise InputError(f"checkpoint {path} cannot be opened: {first_line(error)}") from error
 
 
 def _pipeline_from_file(path: Path) -> Any:
@@ -222,7 +223,7 @@ def _pipeline_from_file(path: Path) -> Any:
         with _quiet():
             return pipeline.from_single_file(str(path))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         raise InputError(f"checkpoint {path} is not a Stable Diffusion file, or its configuration cannot be fetched: {reason}") from error
 
 
@@ -265,10 +266,6 @@ def _quiet() -> Any:
         library.set_verbosity_error()
         library.disable_progress_bar()
     return stack
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _int(value: Any) -> int:

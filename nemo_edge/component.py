@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ["Component", "Port", "VALUE_MASK"]
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -38,7 +38,8 @@ class Port:
 class Component:
     """A module whose `forward` takes the inputs in order and returns the outputs in order.
 
-    `sizes` are the usual values of the dynamic dimensions other than the batch.
+    `sizes` are the usual values of the dynamic dimensions other than the batch; `multiples` says of which number a
+    dimension must be a multiple, in a graph that halves it several times.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Component:
     inputs: tuple[Port, ...]
     outputs: tuple[str, ...]
     sizes: Mapping[str, int]
+    multiples: Mapping[str, int] = field(default_factory=dict)
 
     def example(self, batch: int, seed: int = 0, **sizes: int) -> dict[str, np.ndarray]:
         """Return a random feed of `batch` rows, float32 or int64; `sizes` override the usual ones."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BundleError", "ExportError", "InputError", "MissingDependency", "NemoEdgeError"]
+__all__ = ["BundleError", "ExportError", "InputError", "MissingDependency", "NemoEdgeError", "first_line"]
 
 
 class NemoEdgeError(Exception):
@@ -22,4 +22,9 @@ class MissingDependency(NemoEdgeError):
 
 
 class ExportError(NemoEdgeError):
-    """An exported graph does not do what the eager module does."""
+    """A graph cannot be exported, or does not do what the eager module does."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error that another library raised, or its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

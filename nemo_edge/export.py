@@ -28,7 +28,7 @@ from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
 from nemo_edge.backends.torch import open_runner
 from nemo_edge.bundle import staging
 from nemo_edge.component import Component
-from nemo_edge.errors import ExportError
+from nemo_edge.errors import ExportError, first_line
 from nemo_edge.files import explain
 from nemo_edge.recipe import ExportSettings
 
@@ -36,7 +36,8 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 """Largest error of a component in ONNX Runtime, relative to the largest value of eager float32's output."""
 
-DATA_FILE = "model.onnx.data"
+_LARGEST_TRACED = 63
+"""From 64 rows on diffusers' Upsample2D changes the memory layout: a branch of eager's, not of the graph, which takes any batch."""
 
 
 class Agreement(BaseModel):
@@ -129,25 +130,37 @@ def _write(component: Component, path: Path, settings: ExportSettings, provenanc
     io_dtype = torch.float32 if settings.dtype == "bf16" else DTYPES[settings.dtype]
     arguments = tuple(_tensor(example[port.name], io_dtype) for port in component.inputs)
     pinned = {*sizes, *(["batch"] if settings.batch else [])}
-    shapes = tuple(
-        {axis: torch.export.Dim(dim) for axis, dim in enumerate(port.dims) if isinstance(dim, str) and dim not in pinned}
-        for port in component.inputs
+    names = tuple(
+        {axis: dim for axis, dim in enumerate(port.dims) if isinstance(dim, str) and dim not in pinned} for port in component.inputs
     )
-    with _quiet():
-        program = torch.onnx.export(
-            module,
-            arguments,
-            dynamo=True,
-            opset_version=settings.opset,
-            input_names=[port.name for port in component.inputs],
-            output_names=list(component.outputs),
-            dynamic_shapes=(shapes,),
-            external_data=True,
-        )
+    free = {dim: _dynamic(component, dim) for axes in names for dim in axes.values()}
+    shapes = tuple({axis: free[dim] for axis, dim in axes.items()} for axes in names)
+    try:
+        with _quiet():
+            traced = torch.export.export(module, arguments, dynamic_shapes=(shapes,), strict=False)
+            program = torch.onnx.export(
+                traced,
+                dynamo=True,
+                opset_version=settings.opset,
+                input_names=[port.name for port in component.inputs],
+                output_names=list(component.outputs),
+                dynamic_shapes=(names,),
+                external_data=True,
+            )
+    except Exception as error:  # the exporter and what it traces raise errors of any class
+        raise ExportError(f"PyTorch {torch.__version__} cannot export {component.name}: {first_line(error)}") from error
     assert program is not None
     program.model.metadata_props.update({f"nemo_edge.{key}": value for key, value in provenance.items()})
     program.model.producer_name = "nemo-edge"
     program.save(str(path), external_data=True)
+
+
+def _dynamic(component: Component, dim: str) -> Any:
+    """A dimension with its bounds, which `torch.onnx.export` would find by itself, but at the price of tracing twice."""
+    if dim == "batch":
+        return torch.export.Dim(dim, max=_LARGEST_TRACED)
+    multiple = component.multiples.get(dim, 1)
+    return torch.export.Dim(dim) if multiple == 1 else multiple * torch.export.Dim(f"{dim}_{multiple}")
 
 
 def _pinned(component: Component, settings: ExportSettings, factor: int) -> dict[str, int]:

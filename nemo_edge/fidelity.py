@@ -32,7 +32,7 @@ from nemo_edge.localization import Localization
 from nemo_edge.memorization import NoiseProbe, ms_ssim
 from nemo_edge.recipe import LocalizationSettings, SamplingSettings
 from nemo_edge.replication import sscd_similarities, tiled_distances
-from nemo_edge.sampling import Pipeline, denoise, generate
+from nemo_edge.sampling import Pipeline, denoise, generate, latent_shape
 
 _BATCH = 10
 
@@ -172,8 +172,10 @@ def pictures_of(
     advance: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
     """Pictures of every prompt from every seed: bytes [P, S, H, W, 3]. `mask` is [N] or one for each prompt, [P, N]."""
+    _, height, width = latent_shape(pipeline.config, settings)
+    factor = pipeline.config.factor
     jobs = [(p, s) for p in range(len(prompts)) for s in seeds]
-    made = []
+    made = [np.empty((0, height * factor, width * factor, 3), np.uint8)]
     for start in range(0, len(jobs), _BATCH):
         part = jobs[start : start + _BATCH]
         masks = mask if mask is None or mask.ndim == 1 else mask[[p for p, _ in part]]

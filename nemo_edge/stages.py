@@ -228,10 +228,11 @@ class _Examination:
     def _pictures(self, which: str, neurons: NeuronSet, eager: Pipeline) -> tuple[np.ndarray, np.ndarray]:
         """Pictures of the memorized prompts [P, S, H, W, 3] and of the general ones [G, 1, H, W, 3].
 
-        `which` is a variant, "before" (nothing silenced) or "random" (as many random neurons of the same layers).
+        `which` is a variant, "before" (nothing silenced) or "random" (as many random neurons of the same layers), which is
+        a control for the memorized prompts alone: its G is 0.
         """
         texts, seeds = [p.text for p in self.memorized], range(self.recipe.fidelity.seeds)
-        others = [p.text for p in self.general]
+        others = [p.text for p in self.general] if which != "random" else []
         chosen = {"before": NeuronSet.empty(neurons.layers), "random": neurons.random_like(seed=0)}.get(which, neurons)
         pipeline = self.engines.get(which, self.engines.get("masked", eager))
         mask = chosen.mask() if pipeline.masked else None

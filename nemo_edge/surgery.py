@@ -10,6 +10,7 @@ __all__ = ["bake_", "gate", "masked", "silenced"]
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -59,7 +60,7 @@ def gate(component: Component, unet: nn.Module, layers: Sequence[ValueLayer]) ->
     """
     module = _GatedGraph(component.module, [linear for linear, _ in _projections(unet, NeuronSet.empty(layers))])
     mask = Port(VALUE_MASK, ("batch", sum(layer.width for layer in layers)), "mask")
-    return Component(component.name, module, (*component.inputs, mask), component.outputs, component.sizes)
+    return replace(component, module=module, inputs=(*component.inputs, mask))
 
 
 @contextmanager

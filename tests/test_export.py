@@ -129,7 +129,7 @@ def assert_agrees(component: Component, path: Path, batch: int, tolerance: float
         assert np.abs(got[name] - value).max() <= tolerance * max(np.abs(value).max(), 1.0), name
 
 
-SIZES = [(1, {}), (3, {"height": 24, "width": 16}), (5, {"height": 8, "width": 32})]
+SIZES = [(1, {}), (3, {"height": 24, "width": 16}), (64, {"height": 8, "width": 32})]
 
 
 @pytest.mark.parametrize(("batch", "sizes"), SIZES)
@@ -332,6 +332,22 @@ def test_a_good_graph_leaves_only_its_folder(tmp_path: Path, dtype: str, capfd: 
     assert [p.name for p in tmp_path.iterdir()] == ["unet"]
     assert "model.onnx" in {p.name for p in (tmp_path / "unet").iterdir()}
     assert capfd.readouterr().out == ""
+
+
+class _Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3), requires_grad=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (x * self.weight if x.sum() > 0 else x,)
+
+
+def test_a_module_that_cannot_be_traced_is_an_export_error(tmp_path: Path) -> None:
+    component = Component("branching", _Branching(), (Port("x", ("batch", 3)),), ("y",), {})
+    with pytest.raises(ExportError, match=r"PyTorch .* cannot export branching: ."):
+        export_component(component, tmp_path / "unet", ExportSettings(), FACTS)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_the_users_error(written: Callable[[str, str], Path]) -> None:

@@ -88,6 +88,11 @@ def test_pictures_are_ordered_by_prompt_and_seed(eager: Pipeline) -> None:
     assert np.abs(made[1, 0].astype(int) - alone).max() <= 1
 
 
+def test_no_prompts_are_no_pictures(eager: Pipeline) -> None:
+    height, width = eager.config.pixel_size
+    assert pictures_of(eager, [], [0], SAMPLING).shape == (0, 1, height, width, 3)
+
+
 def test_copies_are_counted_by_seed_and_other_memories_apart(toy: Checkpoint) -> None:
     rng = np.random.default_rng(0)
     training = rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)

@@ -25,7 +25,7 @@ import onnxruntime as ort
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge.backends.feeds import check_feed, in_batches
-from nemo_edge.errors import InputError, MissingDependency
+from nemo_edge.errors import InputError, MissingDependency, first_line
 from nemo_edge.files import write_atomically
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
@@ -79,7 +79,7 @@ class OnnxRuntimeRunner:
             values = self._session.run(self._outputs, typed)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in typed.items())
-            raise InputError(f"ONNX Runtime cannot run a feed of {shapes}: {_first_line(error)}") from error
+            raise InputError(f"ONNX Runtime cannot run a feed of {shapes}: {first_line(error)}") from error
         return {n: v.astype(np.float32, copy=False) for n, v in zip(self._outputs, values, strict=True)}
 
     def __enter__(self) -> Self:
@@ -149,7 +149,7 @@ def _session(model: Path, provider: str, threads: int | None) -> ort.InferenceSe
     try:
         session = ort.InferenceSession(str(model), options, providers=[wanted])
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        first = _first_line(error)
+        first = first_line(error)
         if provider != "cpu":
             raise MissingDependency(
                 f"{wanted} cannot run {model} here: {first}; needs an NVIDIA GPU with CUDA 12 or 13 and cuDNN 9"
@@ -161,7 +161,3 @@ def _session(model: Path, provider: str, threads: int | None) -> ort.InferenceSe
             "(CUDA, cuDNN, TensorRT), or set engine.provider to cpu"
         )
     return session
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
