@@ -1,7 +1,7 @@
 """From a recipe to a bundle: the stages in order, each skipped when what it is made from has not changed.
 
 Stages leave their results in `.<bundle>.build/<stage>-<key>/` beside the bundle; the key is a hash of all that went in. A
-stage that was interrupted goes on where it stopped; a bundle appears whole, by one rename.
+localization that was interrupted goes on where it stopped, any other stage begins again; a bundle appears whole, by one rename.
 """
 
 from __future__ import annotations
@@ -80,13 +80,15 @@ def plan(recipe: Recipe) -> Plan:
     """Read the inputs, hash them, and say what would run. Raises `InputError` for what cannot be used."""
     check_output(recipe.output)
     inputs = _inputs(recipe)
+    _preflight(recipe, inputs)
     keys = _keys(recipe, inputs)
+    key = _bundle_key(recipe, keys)
     done = tuple(stage for stage, key in keys.items() if (_folder(recipe, stage, key) / "stage.json").is_file())
     return Plan(
         name=recipe.name,
         output=str(recipe.output),
-        key=keys["measure"],
-        up_to_date=_up_to_date(recipe, keys["measure"]),
+        key=key,
+        up_to_date=_up_to_date(recipe, key),
         stages=keys,
         done=done,
     )
@@ -101,7 +103,7 @@ def build(recipe: Recipe, progress: Progress | None = None) -> BuildResult:
     check_output(recipe.output)
     inputs = _inputs(recipe)
     keys = _keys(recipe, inputs)
-    if _up_to_date(recipe, keys["measure"]):
+    if _up_to_date(recipe, _bundle_key(recipe, keys)):
         return BuildResult(bundle=str(recipe.output), skipped=True, manifest=open_bundle(recipe.output))
     _preflight(recipe, inputs)
     try:
@@ -115,9 +117,11 @@ def build(recipe: Recipe, progress: Progress | None = None) -> BuildResult:
 def _preflight(recipe: Recipe, inputs: _Inputs) -> None:
     """Find out now, not after hours of work, what the last stages would stumble over."""
     from nemo_edge.backends.onnxruntime import check_provider
+    from nemo_edge.checkpoint import check_files
     from nemo_edge.replication import load_picture, load_sscd
 
     check_provider(recipe.engine.provider)
+    check_files(recipe.checkpoint.path, allow_pickle=recipe.checkpoint.allow_pickle)
     for prompt in inputs.memorized:
         if prompt.image:
             load_picture(prompt.image, (8, 8))
@@ -180,11 +184,16 @@ def _keys(recipe: Recipe, inputs: _Inputs) -> dict[str, str]:
     general, memorized = [p.text for p in inputs.general], [p.text for p in inputs.memorized]
     r = recipe.model_dump(mode="json")
     calibrate = sha256_json([inputs.versions, inputs.checkpoint, general, r["calibration"], inputs.statistics, r["localization"]])
-    localize = sha256_json([calibrate, memorized])
+    localize = sha256_json([calibrate, memorized, [p.url for p in inputs.memorized]])
     export = sha256_json([localize, r["export"]])
     held_out = [p.text for p in inputs.held_out]
-    measure = sha256_json([export, r["engine"], inputs.prompts, held_out, r["sampling"], r["fidelity"], r["gates"], r["name"]])
+    measure = sha256_json([export, r["engine"], inputs.prompts, held_out, r["sampling"], r["fidelity"]])
     return {"calibrate": calibrate, "localize": localize, "export": export, "measure": measure}
+
+
+def _bundle_key(recipe: Recipe, keys: dict[str, str]) -> str:
+    """A hash of all that the bundle depends on: that of its last stage, its name, and the gates, which cost no work to judge."""
+    return sha256_json([keys["measure"], recipe.name, recipe.gates.model_dump(mode="json")])
 
 
 def _folder(recipe: Recipe, stage: str, key: str) -> Path:
@@ -246,8 +255,11 @@ class _Build:
     def checkpoint(self) -> Any:
         if self._checkpoint is None:
             from nemo_edge.checkpoint import open_checkpoint
+            from nemo_edge.sampling import check_size
 
             self._checkpoint = open_checkpoint(self.recipe.checkpoint.path, allow_pickle=self.recipe.checkpoint.allow_pickle)
+            if not (self.recipe.export.height or self.recipe.export.width):
+                check_size(self._checkpoint.config, self.recipe.sampling)
         return self._checkpoint
 
     def _stage(self, name: str, work: Callable[[Path], object]) -> Path:
@@ -274,7 +286,7 @@ class _Build:
 
         shutil.rmtree(folder)
         folder.mkdir()
-        provenance = {"version": __version__, "recipe": self.recipe.name, "checkpoint": sha256_json(self.inputs.checkpoint)}
+        provenance = {"version": __version__, "checkpoint": sha256_json(self.inputs.checkpoint)}
         exported = stages.export_stage(self.checkpoint, self.recipe, neurons, folder, provenance, self.progress)
         write_atomically(folder / "exported.json", json.dumps([e.model_dump(mode="json") for e in exported], indent=1) + "\n")
 
@@ -284,10 +296,10 @@ class _Build:
         from nemo_edge.gates import judge
         from nemo_edge.report import write_report
 
-        gates = judge(measurement, localizations, self.recipe)
+        gates, key = judge(measurement, localizations, self.recipe), _bundle_key(self.recipe, self.keys)
         for source in (calibrated, localized, measured):
             _link_tree(source, staged, leave=("stage.json", "pictures"))
-        facts = {"nemo-edge": __version__, "checkpoint": self.recipe.checkpoint.path, "build key": self.keys["measure"]}
+        facts = {"nemo-edge": __version__, "checkpoint": self.recipe.checkpoint.path, "build key": key}
         facts |= {f"sha256 of {name}": digest for name, digest in self.inputs.checkpoint.items() if name.endswith(".safetensors")}
         facts |= {"neurons": neurons.content_hash()} | {k: v for k, v in self.inputs.versions.items() if k != "nemo-edge"}
         write_report(
@@ -303,7 +315,7 @@ class _Build:
         manifest = Manifest(
             name=self.recipe.name,
             family=json.loads((staged / "model_index.json").read_text())["_class_name"],
-            key=self.keys["measure"],
+            key=key,
             variants=self.recipe.export.variants,
             checkpoint=self.inputs.checkpoint,
             prompts=self.inputs.prompts,

@@ -5,7 +5,18 @@ Knows files and hashes, nothing of models. A folder without a finished manifest 
 
 from __future__ import annotations
 
-__all__ = ["GateResult", "Manifest", "Verification", "check_folder", "check_output", "open_bundle", "publish", "staging", "verify"]
+__all__ = [
+    "GateResult",
+    "Manifest",
+    "Verification",
+    "check_file",
+    "check_folder",
+    "check_output",
+    "open_bundle",
+    "publish",
+    "staging",
+    "verify",
+]
 
 import os
 import secrets
@@ -24,13 +35,13 @@ MANIFEST = "manifest.json"
 
 
 class GateResult(BaseModel):
-    """One gate: what was measured against what limit."""
+    """One gate: what was measured against what limit. Without a value there was nothing to measure, and it passes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     name: str
     limit: float
-    value: float
+    value: float | None
     passed: bool
     detail: str = ""
 
@@ -56,7 +67,7 @@ class Manifest(BaseModel):
     threshold: float
     gates: tuple[GateResult, ...]
     passed: bool
-    """Whether every gate passed; `ship` refuses a bundle that did not."""
+    """Whether every gate passed; a bundle that did not must not be shipped."""
     files: dict[str, str]
     """sha256 of every other file of the bundle."""
 
@@ -100,6 +111,13 @@ def check_folder(folder: Path) -> None:
     for place in (parent, *([folder] if folder.is_dir() else [])):
         if not os.access(place, os.W_OK | os.X_OK):
             raise InputError(f"the output folder {place} is read-only: give a folder you may write to")
+
+
+def check_file(path: Path) -> None:
+    """Raise `InputError` unless a file can be written at `path`."""
+    if path.is_dir():
+        raise InputError(f"the output {path} is a folder: give the path of a file")
+    check_folder(path.absolute().parent)
 
 
 @contextmanager

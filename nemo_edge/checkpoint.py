@@ -5,7 +5,7 @@ The only module that knows the attribute names of diffusers' modules. Takes Stab
 
 from __future__ import annotations
 
-__all__ = ["Checkpoint", "Conditioning", "conditioning", "open_checkpoint", "summary", "value_layers", "value_projections"]
+__all__ = ["Checkpoint", "Conditioning", "check_files", "conditioning", "open_checkpoint", "summary", "value_layers", "value_projections"]
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -94,8 +94,8 @@ class Checkpoint:
                 Port("text_embeds", ("batch", int(self.text_encoders[-1].config.projection_dim))),
                 Port("time_ids", ("batch", 6), "time", 1024),
             ]
-        sizes, multiple = {"height": height, "width": width}, 2 ** (len(self.config.unet["down_block_types"]) - 1)
-        return Component("unet", _UNetGraph(self.unet), tuple(inputs), ("out_sample",), sizes, dict.fromkeys(sizes, multiple))
+        sizes, multiples = {"height": height, "width": width}, dict.fromkeys(("height", "width"), self.config.latent_multiple)
+        return Component("unet", _UNetGraph(self.unet), tuple(inputs), ("out_sample",), sizes, multiples)
 
     def vae_component(self) -> Component:
         """The VAE's decoder as a graph: `latent_sample` (already divided by the scaling factor) → `sample`."""
@@ -172,15 +172,19 @@ def open_checkpoint(path: str, *, allow_pickle: bool = False, device: str = "cpu
     Weights are read from safetensors and held in float32; a pickle is refused unless `allow_pickle` is set. Raises
     `InputError` for anything that is not a Stable Diffusion checkpoint.
     """
+    local = check_files(path, allow_pickle=allow_pickle)
+    pipeline = _pipeline_from_folder(str(local), allow_pickle) if local.is_dir() else _pipeline_from_file(local)
+    return _from_pipeline(pipeline, path, device)
+
+
+def check_files(path: str, *, allow_pickle: bool = False) -> Path:
+    """Return where a checkpoint lies; read no weights. Raises `InputError` for a folder without any, or for a pickle."""
     local = checkpoint_folder(path)
     if local.is_dir():
         _check_folder(local, allow_pickle)
-        pipeline = _pipeline_from_folder(str(local), allow_pickle)
-    else:
-        if local.suffix in PICKLE_FILES and not allow_pickle:
-            raise _pickle_error(local)
-        pipeline = _pipeline_from_file(local)
-    return _from_pipeline(pipeline, path, device)
+    elif local.suffix not in WEIGHT_FILES and not allow_pickle:
+        raise _pickle_error(local)
+    return local
 
 
 def _check_folder(folder: Path, allow_pickle: bool) -> None:
@@ -262,7 +266,8 @@ def _quiet() -> Any:
     stack = ExitStack()
     for library in (diffusers_logging, transformers_logging):
         stack.callback(library.set_verbosity, library.get_verbosity())
-        stack.callback(library.enable_progress_bar)
+        if library.is_progress_bar_enabled():
+            stack.callback(library.enable_progress_bar)
         library.set_verbosity_error()
         library.disable_progress_bar()
     return stack

@@ -77,11 +77,11 @@ def calibrate(
 ) -> None:
     """Measure reference statistics and the threshold τ on general prompts."""
     from nemo_edge import console
-    from nemo_edge.bundle import check_folder
+    from nemo_edge.bundle import check_file
     from nemo_edge.prompts import read_prompts
 
     texts = [p.text for p in read_prompts(prompts, limit)]
-    check_folder(out.absolute().parent)
+    check_file(out)
     from nemo_edge.calibration import calibrate as run
 
     with console.Bars().task("calibrate", len(texts)) as advance:
@@ -192,8 +192,8 @@ def generate(
     count: Annotated[int, typer.Option("--count", min=1, max=64, help="Pictures, from seeds one after the other.")] = 1,
     steps: Annotated[int | None, typer.Option("--steps", min=1, max=1000, help="Denoising steps; else the recipe's.")] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", min=0, help="Guidance scale; else the recipe's.")] = None,
-    height: Annotated[int | None, typer.Option("--height", help="Pixels, a multiple of 8.")] = None,
-    width: Annotated[int | None, typer.Option("--width", help="Pixels, a multiple of 8.")] = None,
+    height: Annotated[int | None, typer.Option("--height", help="Pixels; multiples of 64 suit every model.")] = None,
+    width: Annotated[int | None, typer.Option("--width", help="Pixels; multiples of 64 suit every model.")] = None,
     variant: Annotated[str | None, typer.Option("--variant", help="baked or masked; else the first of the bundle.")] = None,
     mask: Annotated[Path | None, typer.Option("--mask", help="For masked: neurons.json or .npy to silence; else the bundle's.")] = None,
     unmitigated: Annotated[bool, typer.Option("--unmitigated", help="For masked: silence nothing.")] = False,

@@ -62,6 +62,11 @@ class Configuration:
         return height * self.factor, width * self.factor
 
     @property
+    def latent_multiple(self) -> int:
+        """What the UNet halves evenly: the height and width of the latents of a graph of free sizes are multiples of it."""
+        return int(2 ** (len(self.unet["down_block_types"]) - 1))
+
+    @property
     def prediction_type(self) -> str:
         """What the UNet predicts: "epsilon", "v_prediction" or "sample"."""
         return str(self.scheduler.get("prediction_type", "epsilon"))

@@ -169,6 +169,9 @@ def show_paths(paths: Sequence[Path]) -> None:
 def _show_gates(out: Console, gates: Sequence[Any]) -> None:
     table = _table("Gate", "Measured", "Limit", "Verdict")
     for gate in gates:
+        if gate.value is None:
+            table.add_row(gate.name, "–", f"{gate.limit:.3g}", f"[yellow]not measured[/]: {escape(gate.detail)}")
+            continue
         verdict = "[green]passed[/]" if gate.passed else "[red]failed[/]"
         table.add_row(gate.name, f"{gate.value:.3g}", f"{gate.limit:.3g}", verdict)
     out.print(table)

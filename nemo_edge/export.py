@@ -23,6 +23,7 @@ import onnx
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
 from nemo_edge.backends.torch import open_runner
@@ -95,7 +96,7 @@ def export_component(
 
 
 def verify_component(component: Component, path: Path, settings: ExportSettings, factor: int = 8) -> tuple[Agreement, ...]:
-    """Run an ONNX file in ONNX Runtime against eager float32 at two batch sizes.
+    """Run an ONNX file in ONNX Runtime against eager float32 at two batch sizes, or at the one that is pinned.
 
     A bf16 graph is run with its types widened to float32, its weights as they are, since ONNX Runtime's CPU provider has
     no bf16 kernels. Raises `ExportError` when an output disagrees.
@@ -105,7 +106,7 @@ def verify_component(component: Component, path: Path, settings: ExportSettings,
     found: list[Agreement] = []
     with _openable(path, settings.dtype) as openable, OnnxRuntimeRunner(openable) as runner:
         for batch in batches:
-            feed = component.example(batch, seed=batch, **_pinned(component, settings, factor))
+            feed = component.example(seed=batch, **{**_pinned(component, settings, factor), "batch": batch})
             expected, got = reference(feed), runner(feed)
             found += [_agreement(batch, name, expected[name], got[name], TOLERANCES[settings.dtype]) for name in component.outputs]
     wrong = next((a for a in found if not a.passed), None)
@@ -123,23 +124,17 @@ def _agreement(batch: int, name: str, expected: np.ndarray, got: np.ndarray, tol
 
 
 def _write(component: Component, path: Path, settings: ExportSettings, provenance: Mapping[str, str], factor: int) -> None:
-    module = _Typed(component.module, DTYPES[settings.dtype])
-    sizes = _pinned(component, settings, factor)
-    batch = settings.batch or 2  # a size of 1 would be taken for a constant by the exporter
-    example = component.example(batch, **sizes)
+    module, pinned = _Typed(component.module, DTYPES[settings.dtype]), _pinned(component, settings, factor)
+    example = component.example(**{"batch": 2, **_traced_sizes(component), **pinned})
     io_dtype = torch.float32 if settings.dtype == "bf16" else DTYPES[settings.dtype]
     arguments = tuple(_tensor(example[port.name], io_dtype) for port in component.inputs)
-    pinned = {*sizes, *(["batch"] if settings.batch else [])}
     names = tuple(
         {axis: dim for axis, dim in enumerate(port.dims) if isinstance(dim, str) and dim not in pinned} for port in component.inputs
     )
-    free = {dim: _dynamic(component, dim) for axes in names for dim in axes.values()}
-    shapes = tuple({axis: free[dim] for axis, dim in axes.items()} for axes in names)
     try:
         with _quiet():
-            traced = torch.export.export(module, arguments, dynamic_shapes=(shapes,), strict=False)
             program = torch.onnx.export(
-                traced,
+                _trace(module, arguments, names, component.multiples),
                 dynamo=True,
                 opset_version=settings.opset,
                 input_names=[port.name for port in component.inputs],
@@ -148,24 +143,49 @@ def _write(component: Component, path: Path, settings: ExportSettings, provenanc
                 external_data=True,
             )
     except Exception as error:  # the exporter and what it traces raise errors of any class
-        raise ExportError(f"PyTorch {torch.__version__} cannot export {component.name}: {first_line(error)}") from error
+        raise ExportError(
+            f"PyTorch {torch.__version__} cannot export {component.name}: {first_line(error)}; "
+            "try export.opset = 18, or pin export.height, export.width and export.batch"
+        ) from error
     assert program is not None
     program.model.metadata_props.update({f"nemo_edge.{key}": value for key, value in provenance.items()})
     program.model.producer_name = "nemo-edge"
     program.save(str(path), external_data=True)
 
 
-def _dynamic(component: Component, dim: str) -> Any:
-    """A dimension with its bounds, which `torch.onnx.export` would find by itself, but at the price of tracing twice."""
-    if dim == "batch":
-        return torch.export.Dim(dim, max=_LARGEST_TRACED)
-    multiple = component.multiples.get(dim, 1)
-    return torch.export.Dim(dim) if multiple == 1 else multiple * torch.export.Dim(f"{dim}_{multiple}")
+def _traced_sizes(component: Component) -> dict[str, int]:
+    """Sizes to trace with: twice the multiple at least, since the exporter takes a factor of 1 for a constant."""
+    found = {name: (size, component.multiples.get(name, 1)) for name, size in component.sizes.items()}
+    return {name: max(size // multiple, 2) * multiple for name, (size, multiple) in found.items()}
+
+
+def _trace(module: nn.Module, arguments: tuple[Tensor, ...], names: Sequence[Mapping[int, str]], multiples: Mapping[str, int]) -> Any:
+    """The program of a module whose dimensions `names` are free.
+
+    Given a dimension without its bounds, `torch.onnx.export` traces twice, and a UNet takes most of its time; so does this
+    when `multiples` are not all there is to know.
+    """
+
+    def free(name: str) -> Any:
+        if name == "batch":
+            return torch.export.Dim(name, max=_LARGEST_TRACED)
+        multiple = multiples.get(name, 1)
+        return torch.export.Dim(name) if multiple == 1 else multiple * torch.export.Dim(f"{name}_{multiple}")
+
+    dims = {name: free(name) for axes in names for name in axes.values()}
+    shapes = (tuple({axis: dims[name] for axis, name in axes.items()} for axes in names),)
+    try:
+        return torch.export.export(module, arguments, dynamic_shapes=shapes, strict=False)
+    except torch._dynamo.exc.UserError as error:
+        refined = refine_dynamic_shapes_from_suggested_fixes(error.msg, shapes)
+        return torch.export.export(module, arguments, dynamic_shapes=refined, strict=False)
 
 
 def _pinned(component: Component, settings: ExportSettings, factor: int) -> dict[str, int]:
+    """The dimensions that the settings fix, in latent pixels, and the batch."""
     wanted = {"height": settings.height, "width": settings.width}
-    return {name: pixels // factor for name, pixels in wanted.items() if pixels and name in component.sizes}
+    sizes = {name: pixels // factor for name, pixels in wanted.items() if pixels and name in component.sizes}
+    return {**sizes, **({"batch": settings.batch} if settings.batch else {})}
 
 
 def _tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:

@@ -21,7 +21,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from nemo_edge.errors import InputError
+from nemo_edge.errors import InputError, first_line
 
 WEIGHT_FILES = (".safetensors",)
 PICKLE_FILES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -107,5 +107,4 @@ def checkpoint_folder(path: str) -> Path:
     try:
         return Path(snapshot_download(path, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"checkpoint {path} does not exist here and cannot be fetched from the hub: {reason}") from error
+        raise InputError(f"checkpoint {path} does not exist here and cannot be fetched from the hub: {first_line(error)}") from error

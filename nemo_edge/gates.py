@@ -15,7 +15,7 @@ from nemo_edge.recipe import GateSettings, Recipe
 
 
 def judge(measurement: Measurement, localizations: Sequence[Localization], recipe: Recipe) -> tuple[GateResult, ...]:
-    """Return every gate that applies, in a fixed order. A value that is not a number fails."""
+    """Return every gate that applies, in a fixed order. A value that is not a number fails; without one nothing was there to measure."""
     gates, tolerance = recipe.gates, recipe.engine_tolerance
     results = []
     if gates.schedule_floor is not False:
@@ -34,12 +34,19 @@ def _of_variant(
     variant: VariantMeasurement, measurement: Measurement, gates: GateSettings, tolerance: float | Literal[False]
 ) -> Iterator[GateResult]:
     name, memorized = variant.variant, [m for m in variant.mitigations if m.neurons]
-    if gates.memorization_score is not False and memorized:
+    if gates.memorization_score is not False:
         limit = measurement.threshold if gates.memorization_score is None else gates.memorization_score
-        worst = max(memorized, key=lambda m: inf if isnan(m.score_after) else m.score_after)
-        yield _gate(f"memorization_score.{name}", limit, worst.score_after, worst.prompt)
+        if memorized:
+            worst = max(memorized, key=lambda m: inf if isnan(m.score_after) else m.score_after)
+            yield _gate(f"memorization_score.{name}", limit, worst.score_after, worst.prompt)
+        else:
+            yield _gate(f"memorization_score.{name}", limit, None, "no prompt of the list is memorized")
     copied = [m for m in variant.mitigations if m.copies_before]
-    if gates.replication is not False and copied:
+    if gates.replication is not False and not copied:
+        known = any(m.copies_before is not None for m in variant.mitigations)
+        why = "no prompt gave back its training picture" if known else "no training picture is known"
+        yield _gate(f"replication.{name}", gates.replication, None, why)
+    elif gates.replication is not False:
         still = [m.prompt for m in copied if m.copies_after or m.others_after]
         detail = f"of {len(copied)} prompts" + (f": {', '.join(still)}" if still else "")
         yield _gate(f"replication.{name}", gates.replication, len(still) / len(copied), detail)
@@ -49,5 +56,6 @@ def _of_variant(
         yield _gate(f"engine_error.{name}", tolerance, variant.trajectory.largest_error, "whole trajectory")
 
 
-def _gate(name: str, limit: float, value: float, detail: str = "") -> GateResult:
-    return GateResult(name=name, limit=float(limit), value=float(value), passed=bool(value <= limit), detail=detail)
+def _gate(name: str, limit: float, value: float | None, detail: str = "") -> GateResult:
+    passed = value is None or bool(value <= limit)
+    return GateResult(name=name, limit=float(limit), value=None if value is None else float(value), passed=passed, detail=detail)

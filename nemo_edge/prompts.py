@@ -67,12 +67,12 @@ def _read_text(path: Path) -> str:
 
 
 def _rows_of_text(text: str, path: Path) -> Iterable[dict[str, Any]]:
-    return [{"prompt": line.strip()} for line in text.splitlines() if line.strip()]
+    return [{"prompt": line.strip()} for line in text.split("\n") if line.strip()]
 
 
 def _rows_of_jsonl(text: str, path: Path) -> Iterable[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -110,4 +110,4 @@ def _prompt(row: dict[str, Any], path: Path, number: int) -> Prompt:
     place = path.parent / image if image else None
     if place is not None and not place.is_file():
         raise InputError(f"prompts file {path}: the picture {place} does not exist")
-    return Prompt(text=row[column], image=place, kind=kind, url=url)
+    return Prompt(text=row[column].strip(), image=place, kind=kind, url=url)

@@ -21,10 +21,11 @@ __all__ = [
 
 import difflib
 import tomllib
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nemo_edge.errors import InputError
 
@@ -127,18 +128,27 @@ class FidelitySettings(_Settings):
     """SSCD's TorchScript file, to be measured beside the ℓ2 distance."""
 
 
+def _limit(value: object) -> object:
+    if value is False or value is None or (isinstance(value, int | float) and value is not True and 0 <= value < inf):
+        return value
+    raise ValueError("a gate is a number from 0 on, or false, which turns it off; leave the key out for its default")
+
+
+Limit = Annotated[float | Literal[False], BeforeValidator(_limit)]
+
+
 class GateSettings(_Settings):
     """What the bundle must hold to be shipped; a gate set to `false` in TOML is not applied."""
 
-    memorization_score: float | Literal[False] | None = None
+    memorization_score: Limit | None = None
     """Highest score left on a memorized prompt; τ where it is not given."""
-    schedule_floor: int | Literal[False] = 0
+    schedule_floor: Annotated[int | Literal[False], BeforeValidator(_limit)] = 0
     """How many prompts may end at the schedule's floor, with a score above τ."""
-    replication: float | Literal[False] = 0.1
+    replication: Limit = 0.1
     """Highest share of the prompts with a training picture of which any seed still returns it."""
-    general_drift: float | Literal[False] = 0.1
+    general_drift: Limit = 0.1
     """Largest mean drift of general pictures, 1 - SSIM, against the unmitigated model."""
-    engine_error: float | Literal[False] | None = None
+    engine_error: Limit | None = None
     """Largest error of engine against eager along the trajectory, relative to the largest value of the tensor; where it is
     not given, 1e-4 for fp32, 0.05 for fp16, 0.2 for bf16."""
 

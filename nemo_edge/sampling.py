@@ -6,7 +6,7 @@ Shapes: B pictures, R = 2B rows of guidance (unconditional first), C channels, H
 
 from __future__ import annotations
 
-__all__ = ["Pipeline", "Step", "denoise", "generate", "initial_noise", "latent_shape", "make_scheduler"]
+__all__ = ["Pipeline", "Step", "check_size", "denoise", "generate", "initial_noise", "latent_shape", "make_scheduler"]
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -82,6 +82,19 @@ def latent_shape(config: Configuration, settings: SamplingSettings) -> tuple[int
     return channels, height, width
 
 
+def check_size(config: Configuration, settings: SamplingSettings) -> None:
+    """Raise `InputError` for a size that a graph whose height and width are free cannot take, naming the nearest ones it can."""
+    multiple = config.factor * config.latent_multiple
+    for name in ("height", "width"):
+        pixels = getattr(settings, name)
+        if pixels and pixels % multiple:
+            below = pixels // multiple * multiple
+            raise InputError(
+                f"{name} {pixels} is not a multiple of {multiple} pixels, which this UNet halves evenly: take {below or multiple} or "
+                f"{(below or multiple) + multiple}, or build with export.{name} = {pixels}, which pins it"
+            )
+
+
 def denoise(
     pipeline: Pipeline,
     prompts: Sequence[str],
@@ -93,8 +106,10 @@ def denoise(
 
     `mask` is [N] or [B, N] and goes to both rows of guidance, as the official code does. For a masked UNet it defaults
     to all ones. Without a negative prompt XL's unconditional rows are zeros where its checkpoint says so, as in diffusers.
-    Raises `InputError` for a mask of the wrong width or for a UNet that takes none.
+    Raises `InputError` for a mask of the wrong width, for a UNet that takes none, and for a size that does not fit.
     """
+    if not any(isinstance(dim, int) for dim in pipeline.unet.inputs["sample"][2:]):
+        check_size(pipeline.config, settings)
     batch, guided = len(prompts), settings.guidance != 0
     shape = latent_shape(pipeline.config, settings)
     size = (shape[1] * pipeline.config.factor, shape[2] * pipeline.config.factor)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from pydantic import ValidationError
 
-from nemo_edge.bundle import Manifest, open_bundle, verify
+from nemo_edge.bundle import Manifest, check_file, open_bundle, verify
 from nemo_edge.configuration import Configuration
 from nemo_edge.errors import BundleError, InputError
 from nemo_edge.files import write_atomically
@@ -47,6 +47,7 @@ def draw(bundle: Path, request: Request, out: Path, progress: Progress | None = 
     `InputError` for a size, a variant or a mask that does not fit.
     """
     progress = progress or Progress()
+    check_file(out)
     manifest = open_bundle(bundle)
     problems = verify(bundle).problems
     if problems:

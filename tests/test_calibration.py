@@ -70,9 +70,11 @@ def test_the_official_statistics_are_read() -> None:
     assert [round(float(mean.median()), 2) for mean in statistics.mean] == [0.46, 0.26, 0.48, 0.34, 0.63, 0.63, 0.79]
 
 
-def test_statistics_of_another_model_are_refused(toy: Checkpoint) -> None:
+def test_statistics_of_another_model_are_refused(toy: Checkpoint, tmp_path: Path) -> None:
+    torch.save([[torch.ones(layer.width) for layer in SD14] for _ in ("mean", "std")], tmp_path / "official.pt")
+    assert [len(mean) for mean in load_statistics(tmp_path / "official.pt", SD14).mean] == [layer.width for layer in SD14]
     with pytest.raises(InputError, match="another model"):
-        load_statistics(shared_data("statistics_additional_laion_prompts_v1_4.pt"), value_layers(toy.unet))
+        load_statistics(tmp_path / "official.pt", value_layers(toy.unet))
 
 
 def test_a_pickle_that_is_more_than_weights_is_refused(tmp_path: Path) -> None:

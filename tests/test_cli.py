@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import save_toy_sd, shared_data, toy_unet
+from conftest import save_toy_sd, toy_unet
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTokenizer
 
@@ -97,9 +97,6 @@ def recipe_in(folder: Path, tiny_recipe: Path, *changes: tuple[str, str]) -> Pat
     return path
 
 
-# The process itself
-
-
 def test_a_process_says_one_line_and_leaves_with_2(tmp_path: Path) -> None:
     done = subprocess.run([*COMMAND, "build", "none.toml"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert_refused(Ran(done.returncode, done.stdout, done.stderr), "recipe none.toml does not exist")
@@ -112,9 +109,6 @@ def test_a_process_prints_one_json_object(tiny_recipe: Path, tiny_bundle: Path) 
     assert (found["skipped"], found["passed"], found["bundle"]) == (True, False, str(tiny_bundle))
     assert done.returncode == 3  # its gates failed: τ is 0
     assert done.stderr == ""
-
-
-# Wrong usage
 
 
 @pytest.mark.parametrize(
@@ -151,9 +145,6 @@ def test_a_defect_is_called_one_and_debug_shows_it(run: Run, tiny_bundle: Path, 
         cli.main()
 
 
-# Checkpoints
-
-
 @pytest.mark.parametrize("command", [["inspect"], ["export", "--out", "{}/out"]])
 def test_a_checkpoint_that_is_missing_or_empty_is_refused(run: Run, tmp_path: Path, command: list[str]) -> None:
     name, *options = [part.format(tmp_path) for part in command]
@@ -182,9 +173,6 @@ def test_a_unet_without_cross_attention_is_refused(run: Run, tmp_path: Path, tok
     )
     folder = save_toy_sd(tmp_path / "plain", tokenizer, unet)
     assert_refused(run("inspect", folder), "has no cross-attention", "UNet2DConditionModel")
-
-
-# Prompts, recipes, neurons, statistics
 
 
 @pytest.mark.parametrize(
@@ -228,8 +216,9 @@ def test_neurons_of_another_model_are_refused(run: Run, tmp_path: Path, model: P
     assert [p.name for p in tmp_path.iterdir()] == ["neurons.json"]
 
 
-def test_statistics_of_another_model_name_both_widths(run: Run, toy_folder: Path, prompts: Path) -> None:
-    other = shared_data("statistics_additional_laion_prompts_v1_4.pt")
+def test_statistics_of_another_model_name_both_widths(run: Run, toy_folder: Path, prompts: Path, tmp_path: Path) -> None:
+    other, widths = tmp_path / "official.pt", (320, 320, 640, 640, 1280, 1280, 1280)
+    torch.save([[torch.ones(width) for width in widths] for _ in ("mean", "std")], other)
     ran = run("detect", toy_folder, prompts, "--statistics", other, "--threshold", "0.4")
     assert_refused(ran, "[320, 320, 640, 640, 1280, 1280, 1280]", "[8, 8, 8, 8, 16, 16, 16]", "another model")
 
@@ -242,9 +231,6 @@ def test_detect_prints_one_json_object(run: Run, model: Path, prompts: Path, sta
     assert [row["prompt"] for row in found["prompts"]] == ["a pig", "an owl", "a bus"]
 
 
-# Outputs
-
-
 def test_an_output_that_is_a_file_or_not_empty_is_left_alone(run: Run, tmp_path: Path, tiny_recipe: Path) -> None:
     recipe, out = recipe_in(tmp_path, tiny_recipe), tmp_path / "out"
     out.write_text("mine")
@@ -255,6 +241,13 @@ def test_an_output_that_is_a_file_or_not_empty_is_left_alone(run: Run, tmp_path:
     (out / "mine").write_text("")
     assert_refused(run("build", recipe), "not empty and not a bundle")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["mine", "out", "recipe.toml"]
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused_before_the_work(
+    run: Run, tmp_path: Path, model: Path, prompts: Path, tiny_bundle: Path
+) -> None:
+    assert_refused(run("calibrate", model, prompts, "--out", tmp_path), f"{tmp_path} is a folder: give the path of a file")
+    assert_refused(run("generate", tiny_bundle, "a pig", "--out", tmp_path), f"{tmp_path} is a folder: give the path of a file")
 
 
 def test_a_read_only_output_is_refused(run: Run, tmp_path: Path, tiny_recipe: Path) -> None:
@@ -296,9 +289,6 @@ def assert_refused_last_line(ran: Ran, *reasons: str) -> None:
     *_, last = ran.err.splitlines()
     assert_refused(Ran(ran.code, ran.out, last + "\n"), *reasons)
     assert "Traceback" not in ran.err
-
-
-# Bundles and pictures
 
 
 def test_generate_writes_the_pictures_it_names(run: Run, tmp_path: Path, tiny_bundle: Path) -> None:
@@ -365,9 +355,6 @@ def test_a_dry_run_says_what_would_run(run: Run, tmp_path: Path, tiny_recipe: Pa
     assert (ran.code, ran.err) == (0, "")
     assert list(json.loads(ran.out)["stages"]) == list(STAGES)
     assert [p.name for p in tmp_path.iterdir()] == ["recipe.toml"]
-
-
-# Interruptions
 
 
 @pytest.mark.parametrize(

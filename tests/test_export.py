@@ -334,6 +334,27 @@ def test_a_good_graph_leaves_only_its_folder(tmp_path: Path, dtype: str, capfd: 
     assert capfd.readouterr().out == ""
 
 
+class _Pairing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1), requires_grad=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (x.reshape(x.shape[0], x.shape[1] // 2, 2).sum(dim=-1) * self.weight,)
+
+
+def test_a_multiple_that_is_not_declared_is_found(tmp_path: Path) -> None:
+    component = Component("pairing", _Pairing(), (Port("x", ("batch", "width")),), ("y",), {"width": 4})
+    export_component(component, tmp_path / "unet", ExportSettings(), FACTS)
+    assert_agrees(component, tmp_path / "unet" / "model.onnx", 5, width=10)
+
+
+def test_a_model_of_the_smallest_size_is_exported_for_larger_ones(tmp_path: Path) -> None:
+    component = Component("pairing", _Pairing(), (Port("x", ("batch", "width")),), ("y",), {"width": 2}, {"width": 2})
+    export_component(component, tmp_path / "unet", ExportSettings(), FACTS)
+    assert_agrees(component, tmp_path / "unet" / "model.onnx", 5, width=10)
+
+
 class _Branching(nn.Module):
     def __init__(self) -> None:
         super().__init__()

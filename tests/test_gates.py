@@ -91,9 +91,18 @@ def test_gates_can_be_loosened_and_turned_off() -> None:
     assert failed(measurement(score_after=0.6), GateSettings(memorization_score=0.7)) == []
 
 
-def test_a_prompt_that_never_was_copied_does_not_count() -> None:
-    names = [g.name for g in judge(measurement(copies_before=0), [localization()], recipe(GateSettings()))]
-    assert "replication.baked" not in names
+@pytest.mark.parametrize(
+    ("changes", "gate", "why"),
+    [
+        ({"copies_before": 0}, "replication.baked", "no prompt gave back its training picture"),
+        ({"copies_before": None}, "replication.baked", "no training picture is known"),
+        ({"neurons": 0}, "memorization_score.baked", "no prompt of the list is memorized"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_and_does_not_fail(changes: dict[str, Any], gate: str, why: str) -> None:
+    judged = {g.name: g for g in judge(measurement(**changes), [localization()], recipe(GateSettings()))}
+    assert (judged[gate].value, judged[gate].passed, judged[gate].detail) == (None, True, why)
+    assert all(g.value is not None for name, g in judged.items() if name != gate)
 
 
 def test_one_score_that_is_not_a_number_fails_wherever_it_stands() -> None:

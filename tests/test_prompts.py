@@ -85,6 +85,11 @@ def test_a_file_that_cannot_be_used_is_refused_by_name(written: Write, name: str
     assert str(path) in str(refused.value)
 
 
+def test_only_a_newline_ends_a_line(written: Write) -> None:
+    assert [p.text for p in read_prompts(written("p.txt", "a pig\u2028in the mud\r\nan owl\n"))] == ["a pig\u2028in the mud", "an owl"]
+    assert [p.text for p in read_prompts(written("p.jsonl", '{"prompt": "a\u2028pig"}\r\n'))] == ["a\u2028pig"]
+
+
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         read_prompts(tmp_path / "none.txt")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from nemo_edge.backends.torch import TorchRunner, open_runner
+from nemo_edge.backends.torch import open_runner
 from nemo_edge.checkpoint import Checkpoint, value_layers
 from nemo_edge.errors import InputError
 from nemo_edge.neurons import NeuronSet
@@ -179,7 +179,8 @@ def test_a_mask_that_holds_other_than_factors_is_refused(toy: Checkpoint) -> Non
         last(pipeline_of(toy, masked=True), SETTINGS, np.full(80, np.nan, np.float32))
 
 
-def test_runners_are_called_by_name_only(toy: Checkpoint) -> None:
-    runner = pipeline_of(toy).unet
-    assert isinstance(runner, TorchRunner)
-    assert list(runner.inputs) == ["sample", "timestep", "encoder_hidden_states"]
+@pytest.mark.parametrize(("height", "near"), [(8, "16 or 32"), (72, "64 or 80")])
+def test_a_size_that_does_not_halve_evenly_is_refused(toy: Checkpoint, height: int, near: str) -> None:
+    settings = SETTINGS.model_copy(update={"height": height})
+    with pytest.raises(InputError, match=rf"height {height} is not a multiple of 16 pixels.*take {near}, or build with export\.height"):
+        last(pipeline_of(toy), settings)

@@ -10,6 +10,7 @@ __all__ = [
     "check_provider",
     "compile_engine",
     "describe",
+    "heavy_on_cpu",
     "open_engine",
     "open_runner",
 ]
@@ -33,6 +34,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "te
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
 _SILENT = 4
+_HEAVY = {"Attention", "Conv", "Gemm", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "MatMul", "Softmax"}
 
 
 class EngineFile(BaseModel):
@@ -145,7 +147,7 @@ def _session(model: Path, provider: str, threads: int | None) -> ort.InferenceSe
     options.log_severity_level = _SILENT
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or 0
     if provider != "cpu":
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         session = ort.InferenceSession(str(model), options, providers=[wanted])
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
@@ -160,4 +162,21 @@ def _session(model: Path, provider: str, threads: int | None) -> ort.InferenceSe
             f"{wanted} was asked for, but ONNX Runtime loaded only {', '.join(session.get_providers())}: install its libraries "
             "(CUDA, cuDNN, TensorRT), or set engine.provider to cpu"
         )
+    strays = heavy_on_cpu(session) if provider != "cpu" else ()
+    if strays:
+        raise MissingDependency(
+            f"{wanted} of ONNX Runtime {ort.__version__} leaves {', '.join(strays)} of {model} to the CPU: export at opset 18, "
+            "or take a newer onnxruntime-gpu"
+        )
     return session
+
+
+def heavy_on_cpu(session: ort.InferenceSession) -> tuple[str, ...]:
+    """Return which kinds of heavy operators a session that recorded its assignment runs on the CPU.
+
+    Operators on shapes are there by design (microsoft/onnxruntime#17930), so that forbidding the CPU altogether refuses
+    every graph of free sizes.
+    """
+    assigned = session.get_provider_graph_assignment_info()
+    found = {node.op_type for part in assigned if part.ep_name == PROVIDERS["cpu"] for node in part.get_nodes()}
+    return tuple(sorted(found & _HEAVY))

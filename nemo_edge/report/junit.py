@@ -14,13 +14,17 @@ _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 def junit_xml(bundle: str, gates: Sequence[GateResult]) -> str:
-    """Return the XML of one test suite; a failed gate is a failure with its value and limit."""
-    failures = sum(not gate.passed for gate in gates)
-    suite = ElementTree.Element("testsuite", name=f"nemo-edge {bundle}", tests=str(len(gates)), failures=str(failures))
+    """Return the XML of one test suite; a failed gate is a failure with its value and limit, one without a value is skipped."""
+    failures, skipped = sum(not gate.passed for gate in gates), sum(gate.value is None for gate in gates)
+    counts = {"tests": str(len(gates)), "failures": str(failures), "skipped": str(skipped)}
+    suite = ElementTree.Element("testsuite", {"name": f"nemo-edge {bundle}", **counts})
     for gate in gates:
         case = ElementTree.SubElement(suite, "testcase", classname="nemo_edge.gates", name=gate.name)
-        text = _FORBIDDEN.sub("�", f"{gate.name}: {gate.value:.4g}, limit {gate.limit:.4g} {gate.detail}".strip())
-        if not gate.passed:
+        value = "not measured" if gate.value is None else f"{gate.value:.4g}"
+        text = _FORBIDDEN.sub("�", f"{gate.name}: {value}, limit {gate.limit:.4g} {gate.detail}".strip())
+        if gate.value is None:
+            ElementTree.SubElement(case, "skipped", message=text)
+        elif not gate.passed:
             ElementTree.SubElement(case, "failure", message=text)
         ElementTree.SubElement(case, "system-out").text = text
     ElementTree.indent(suite)

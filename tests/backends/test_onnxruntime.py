@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 from pydantic import ValidationError
 
-from nemo_edge.backends.onnxruntime import EngineFile, available, compile_engine, describe, open_engine, open_runner
+from nemo_edge.backends.onnxruntime import EngineFile, available, compile_engine, describe, heavy_on_cpu, open_engine, open_runner
 from nemo_edge.component import VALUE_MASK
 from nemo_edge.errors import InputError, MissingDependency
 
@@ -111,6 +111,19 @@ def test_a_provider_that_is_not_there_is_never_the_cpu(bundle: Path, provider: s
     with pytest.raises(MissingDependency):
         compile_engine(bundle, "unet", MODEL, provider, None)
     assert not (bundle / "engines").exists()
+
+
+def test_heavy_operators_on_the_cpu_are_named_and_shape_operators_are_not(tmp_path: Path) -> None:
+    make = onnx.helper.make_node
+    nodes = [make("Shape", ["x"], ["s"]), make("MatMul", ["x", "x"], ["p"]), make("Reshape", ["p", "s"], ["y"])]
+    ports = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4, 4]) for name in "xy"]
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "g", ports[:1], ports[1:]), opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10
+    )
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    assert heavy_on_cpu(session) == ("MatMul",)
 
 
 def test_an_engine_is_written_and_opened_again(bundle: Path) -> None:

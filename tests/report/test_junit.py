@@ -12,11 +12,13 @@ def test_a_case_for_each_gate_and_a_failure_for_each_that_failed() -> None:
     gates = [
         GateResult(name="a", limit=1, value=0.5, passed=True),
         GateResult(name="b", limit=1, value=2, passed=False, detail='<&"\x00 prompt'),
+        GateResult(name="c", limit=1, value=None, passed=True, detail="no picture"),
     ]
     suite = ElementTree.fromstring(junit_xml("demo", gates))
-    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
-    assert [case.get("name") for case in suite] == ["a", "b"]
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("3", "1", "1")
+    assert [case.get("name") for case in suite] == ["a", "b", "c"]
     failure = suite[1].find("failure")
     assert failure is not None
     assert failure.get("message") == 'b: 2, limit 1 <&"� prompt'
     assert suite[0].find("failure") is None
+    assert [len(case.findall("skipped")) for case in suite] == [0, 0, 1]
