@@ -287,7 +287,7 @@ class _Build:
         shutil.rmtree(folder)
         folder.mkdir()
         provenance = {"version": __version__, "checkpoint": sha256_json(self.inputs.checkpoint)}
-        exported = stages.export_stage(self.checkpoint, self.recipe, neurons, folder, provenance, self.progress)
+        exported = stages.export_stage(self.checkpoint, self.recipe.export, neurons, folder, provenance, self.progress)
         write_atomically(folder / "exported.json", json.dumps([e.model_dump(mode="json") for e in exported], indent=1) + "\n")
 
     def _assemble(

@@ -148,7 +148,7 @@ def localize(
 def export(
     checkpoint: Checkpoint,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the ONNX files; must be absent or empty.")],
-    neurons: Annotated[Path | None, typer.Option("--neurons", help="neurons.json; without it nothing is baked.")] = None,
+    neurons: Annotated[Path | None, typer.Option("--neurons", help="neurons.json or the official .csv; else nothing is baked.")] = None,
     masked: Annotated[bool, typer.Option("--masked", help="Give the UNet a value_mask input instead of baking.")] = False,
     dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16.")] = "fp32",
     opset: Annotated[int, typer.Option("--opset", min=18, max=24, help="ONNX opset.")] = 23,
@@ -158,14 +158,19 @@ def export(
 ) -> None:
     """Export a checkpoint to ONNX, each file checked against eager PyTorch."""
     from nemo_edge import console
-    from nemo_edge.neurons import NeuronSet
+    from nemo_edge.neurons import NeuronSet, official_neurons
 
-    chosen = NeuronSet.load(neurons) if neurons else None
+    official = neurons is not None and neurons.suffix.lower() == ".csv"
+    chosen = NeuronSet.load(neurons) if neurons and not official else None
     settings = _export_settings(dtype, opset, "masked" if masked else "baked")
+    from nemo_edge.checkpoint import Layers, value_layers
     from nemo_edge.stages import export_folder
 
+    layers: Layers = "all" if all_layers else "paper"
     opened = _open(checkpoint, allow_pickle)
-    exported = export_folder(opened, settings, chosen, "all" if all_layers else "paper", out, console.Bars())
+    if neurons and official:
+        chosen = official_neurons(neurons, value_layers(opened.unet, layers))
+    exported = export_folder(opened, settings, chosen, layers, out, console.Bars())
     _print(
         {"out": str(out), "exported": [e.model_dump(mode="json") for e in exported]}, as_json, lambda _: console.show_export(exported, out)
     )

@@ -5,7 +5,7 @@ Knows layers by name and width only; nothing of torch or of a UNet.
 
 from __future__ import annotations
 
-__all__ = ["NeuronSet", "OfficialRow", "ValueLayer", "read_official_csv", "write_official_csv"]
+__all__ = ["NeuronSet", "OfficialRow", "ValueLayer", "official_neurons", "read_official_csv", "write_official_csv"]
 
 import csv
 import hashlib
@@ -186,6 +186,17 @@ def read_official_csv(path: Path) -> list[OfficialRow]:
     if missing:
         raise InputError(f"{path} has no column {missing[0]!r}: expected the official columns {';'.join(OFFICIAL_COLUMNS)}")
     return [_official_row(row, f"{path}, row {number}") for number, row in enumerate(reader, 2)]
+
+
+def official_neurons(path: Path, layers: Sequence[ValueLayer]) -> NeuronSet:
+    """The union of the refined neurons in a result file of the official code. Raises `InputError` when it does not fit the layers."""
+    lists: list[set[int]] = [set() for _ in layers]
+    for number, row in enumerate(read_official_csv(path), 2):
+        if len(row.refined) != len(layers):
+            raise InputError(f"{path}, row {number} has neurons of {len(row.refined)} layers, but this UNet has {len(layers)}")
+        for chosen, found in zip(lists, row.refined, strict=True):
+            chosen.update(found)
+    return NeuronSet.from_lists(layers, lists)
 
 
 def _official_row(row: dict[str, str], where: str) -> OfficialRow:

@@ -19,7 +19,7 @@ __all__ = [
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,15 +99,9 @@ def localize_stage(
 
 
 def export_stage(
-    checkpoint: Checkpoint, recipe: Recipe, neurons: NeuronSet, folder: Path, provenance: dict[str, str], progress: Progress
+    checkpoint: Checkpoint, settings: ExportSettings, neurons: NeuronSet, folder: Path, provenance: dict[str, str], progress: Progress
 ) -> list[Exported]:
     """ONNX files of every component in the bundle's layout; the UNet once for each variant."""
-    return _export_into(folder, checkpoint, recipe.export, neurons, provenance, progress)
-
-
-def _export_into(
-    folder: Path, checkpoint: Checkpoint, settings: ExportSettings, neurons: NeuronSet, provenance: dict[str, str], progress: Progress
-) -> list[Exported]:
     jobs = list(_export_jobs(checkpoint, settings.variants, neurons))
     exported = []
     with progress.task("export", len(jobs)) as advance:
@@ -129,7 +123,7 @@ def export_folder(
         raise InputError(f"the output folder {folder} is not empty: give another folder, or empty it")
     chosen = NeuronSet.empty(value_layers(checkpoint.unet, layers)) if neurons is None else neurons
     with staging(folder) as staged:
-        exported = _export_into(staged, checkpoint, settings, chosen, {"version": __version__}, progress)
+        exported = export_stage(checkpoint, settings, chosen, staged, {"version": __version__}, progress)
         staged.chmod(0o755)
         os.replace(staged, folder)
     return exported
@@ -237,14 +231,10 @@ class _Examination:
         pipeline = self.engines.get(which, self.engines.get("masked", eager))
         mask = chosen.mask() if pipeline.masked else None
         total = len(texts) * len(seeds) + len(others)
-        with self.progress.task(f"pictures: {which}", total) as advance, self._eager_silenced(pipeline is eager, chosen):
+        silent = chosen if pipeline is eager else NeuronSet.empty(neurons.layers)
+        with self.progress.task(f"pictures: {which}", total) as advance, silenced(self.checkpoint.unet, silent):
             made = fidelity.pictures_of(pipeline, texts, seeds, self.recipe.sampling, mask, advance)
             return made, fidelity.pictures_of(pipeline, others, [0], self.recipe.sampling, mask, advance)
-
-    @contextmanager
-    def _eager_silenced(self, applies: bool, neurons: NeuronSet) -> Iterator[None]:
-        with silenced(self.checkpoint.unet, neurons if applies else NeuronSet.empty(neurons.layers)):
-            yield
 
     def _training(self, size: tuple[int, int]) -> np.ndarray:
         """The training pictures that are known, [K, H, W, 3]."""

@@ -9,7 +9,7 @@ import pytest
 from conftest import shared_data
 
 from nemo_edge.errors import InputError
-from nemo_edge.neurons import NeuronSet, OfficialRow, ValueLayer, read_official_csv, write_official_csv
+from nemo_edge.neurons import NeuronSet, OfficialRow, ValueLayer, official_neurons, read_official_csv, write_official_csv
 
 LAYERS = (ValueLayer(name="first", width=3), ValueLayer(name="second", width=4))
 SD14 = tuple(ValueLayer(name=f"layer {i}", width=w) for i, w in enumerate((320, 320, 640, 640, 1280, 1280, 1280)))
@@ -137,3 +137,15 @@ def test_a_csv_that_is_not_official_says_what_is_wrong(tmp_path: Path) -> None:
         read_official_csv(path)
     with pytest.raises(InputError, match="does not exist"):
         read_official_csv(tmp_path / "none.csv")
+
+
+def test_official_results_are_the_union_of_their_refined_neurons(tmp_path: Path) -> None:
+    layers = [ValueLayer(name="down", width=4), ValueLayer(name="mid", width=8)]
+    rows = [
+        OfficialRow(caption=c, url="", initial=[[0, 1], [2]], initial_score=0.4, refined=refined, refined_score=0.4)
+        for c, refined in (("a", [[1, 1], []]), ("b", [[3], [7]]))
+    ]
+    write_official_csv(tmp_path / "r.csv", rows)
+    assert official_neurons(tmp_path / "r.csv", layers) == NeuronSet.from_lists(layers, [[1, 3], [7]])
+    with pytest.raises(InputError, match=r"row 2 has neurons of 2 layers, but this UNet has 1"):
+        official_neurons(tmp_path / "r.csv", layers[:1])
