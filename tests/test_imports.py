@@ -103,3 +103,11 @@ def test_every_public_name_is_exported() -> None:
         assert exported is not None, f"{path.name} has no __all__"
         defined = {n.name for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and not n.name.startswith("_")}
         assert defined <= set(exported) | {"app"} or path.name == "cli.py", f"{path.name}: {sorted(defined - set(exported))}"
+
+
+def test_the_tests_mirror_the_package() -> None:
+    package, tests = Path(nemo_edge.__file__).parent, Path(__file__).parent
+    tested = {p.relative_to(package) for p in package.rglob("*.py") if not p.name.startswith("__")}
+    mirror = {p.relative_to(tests).with_name(p.name.removeprefix("test_")) for p in tests.rglob("test_*.py")}
+    assert mirror - tested == {Path("imports.py"), Path("demo/demo.py")}  # the house, and the checkpoint itself
+    assert tested - mirror == set()

@@ -1,0 +1,53 @@
+"""The stages' own contracts; `test_build` runs them one after the other."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nemo_edge.calibration import Calibration
+from nemo_edge.checkpoint import open_checkpoint
+from nemo_edge.configuration import Configuration
+from nemo_edge.errors import InputError
+from nemo_edge.neurons import NeuronSet
+from nemo_edge.progress import Progress
+from nemo_edge.prompts import Prompt
+from nemo_edge.recipe import ExportSettings, Recipe, load_recipe
+from nemo_edge.sampling import generate
+from nemo_edge.stages import calibrate_stage, eager_pipeline, export_folder, open_pipeline
+from nemo_edge.surgery import silenced
+
+
+@pytest.fixture
+def recipe(tiny_recipe: Path) -> Recipe:
+    return load_recipe(tiny_recipe)
+
+
+def test_a_bundle_s_engines_draw_what_the_silenced_checkpoint_draws(recipe: Recipe, tiny_bundle: Path) -> None:
+    checkpoint, neurons = open_checkpoint(recipe.checkpoint.path), NeuronSet.load(tiny_bundle / "neurons.json")
+    with silenced(checkpoint.unet, neurons):
+        expected = generate(eager_pipeline(checkpoint), ["a red pig"], [0], recipe.sampling)
+    for variant, mask in (("baked", None), ("masked", neurons.mask())):
+        with ExitStack() as stack:
+            pipeline = open_pipeline(Configuration.load(tiny_bundle), tiny_bundle, "cpu", variant, stack)
+            got = generate(pipeline, ["a red pig"], [0], recipe.sampling, mask)
+        assert np.abs(got.astype(int) - expected).max() <= 1, variant
+
+
+def test_a_threshold_of_the_recipe_is_kept_and_prompts_are_counted(recipe: Recipe, tmp_path: Path) -> None:
+    checkpoint, general = open_checkpoint(recipe.checkpoint.path), [Prompt(text=t) for t in ("a dog", "a cat", "a bus", "a key", "a car")]
+    calibration = calibrate_stage(checkpoint, recipe, general, tmp_path, Progress())
+    assert calibration.threshold is not None
+    assert calibration.threshold.value == recipe.calibration.threshold == 0
+    assert calibration.provenance.prompts == recipe.calibration.prompts == 4
+    assert Calibration.load(tmp_path / "calibration.safetensors").provenance == calibration.provenance
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(InputError, match="is not empty"):
+        export_folder(open_checkpoint(recipe.checkpoint.path), ExportSettings(), None, "paper", tmp_path, Progress())
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]

@@ -1,0 +1,49 @@
+"""Pictures from a bundle, without its checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nemo_edge.errors import InputError
+from nemo_edge.neurons import NeuronSet
+from nemo_edge.studio import Request, draw
+
+
+def drawn(bundle: Path, folder: Path, **options: object) -> np.ndarray:
+    (path,) = draw(bundle, Request("a red pig", **options), folder / "p.png")  # type: ignore[arg-type]
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def test_both_variants_draw_the_same_picture(tiny_bundle: Path, tmp_path: Path) -> None:
+    baked, masked = (drawn(tiny_bundle, tmp_path, variant=variant) for variant in ("baked", "masked"))
+    assert np.abs(baked - masked).max() <= 1
+
+
+def test_a_mask_of_the_bundle_s_neurons_is_the_default_and_ones_are_unmitigated(tiny_bundle: Path, tmp_path: Path) -> None:
+    neurons = NeuronSet.load(tiny_bundle / "neurons.json")
+    np.save(tmp_path / "own.npy", neurons.mask())
+    np.save(tmp_path / "ones.npy", np.ones(neurons.total, np.float32))
+    default, own = drawn(tiny_bundle, tmp_path, variant="masked"), drawn(tiny_bundle, tmp_path, mask=tmp_path / "own.npy")
+    ones, unmitigated = drawn(tiny_bundle, tmp_path, mask=tmp_path / "ones.npy"), drawn(tiny_bundle, tmp_path, unmitigated=True)
+    assert np.array_equal(default, own)
+    assert np.array_equal(ones, unmitigated)
+    assert not np.array_equal(default, unmitigated)
+
+
+def test_several_pictures_are_numbered_and_each_is_its_seed_s(tiny_bundle: Path, tmp_path: Path) -> None:
+    paths = draw(tiny_bundle, Request("a red pig", seed=4, count=2), tmp_path / "p.png")
+    assert [path.name for path in paths] == ["p-00.png", "p-01.png"]
+    second = np.asarray(Image.open(paths[1])).astype(int)
+    assert np.abs(second - drawn(tiny_bundle, tmp_path, seed=5)).max() <= 1
+
+
+def test_neurons_of_other_layers_are_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    found = NeuronSet.load(tiny_bundle / "neurons.json")
+    NeuronSet.empty(found.layers[:1]).save(tmp_path / "other.json")
+    with pytest.raises(InputError, match="other value layers"):
+        drawn(tiny_bundle, tmp_path, mask=tmp_path / "other.json")
+    assert not (tmp_path / "p.png").exists()
