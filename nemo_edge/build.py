@@ -116,11 +116,11 @@ def build(recipe: Recipe, progress: Progress | None = None) -> BuildResult:
 
 def _preflight(recipe: Recipe, inputs: _Inputs) -> None:
     """Find out now, not after hours of work, what the last stages would stumble over."""
-    from nemo_edge.backends.onnxruntime import check_provider
+    from nemo_edge.backends.onnxruntime import probe_provider
     from nemo_edge.checkpoint import check_files
     from nemo_edge.replication import load_picture, load_sscd
 
-    check_provider(recipe.engine.provider)
+    probe_provider(recipe.engine.provider)
     check_files(recipe.checkpoint.path, allow_pickle=recipe.checkpoint.allow_pickle)
     for prompt in inputs.memorized:
         if prompt.image:

@@ -158,7 +158,7 @@ def _official(path: Path, layers: Sequence[ValueLayer]) -> Statistics:
     try:
         mean, std = torch.load(path, map_location="cpu", weights_only=True)
         return Statistics(tuple(layers), tuple(t.float() for t in mean), tuple(t.float() for t in std))
-    except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, AttributeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, AttributeError, EOFError, LookupError) as error:
         raise InputError(f"{path} is not a statistics file of the official code (two lists of tensors): {error}") from error
 
 

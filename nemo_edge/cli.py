@@ -240,7 +240,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminated)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        code = app(arguments, standalone_mode=False)
+        code = app(arguments or ["--help"], standalone_mode=False)
         if code == _INTERRUPTED:  # typer turns Ctrl-C into this code, without a word
             raise KeyboardInterrupt
     except BaseException as error:

@@ -74,8 +74,7 @@ def show_build(result: Any) -> None:
     else:
         _show_mitigations(out, Path(result.bundle))
     _show_gates(out, manifest.gates)
-    verdict = "[green]every gate passed[/]" if manifest.passed else "[red]a gate failed: this bundle must not be shipped[/]"
-    out.print(f"{escape(result.bundle)}: {verdict}", soft_wrap=True)
+    out.print(f"{escape(result.bundle)}: {_verdict(manifest)}", soft_wrap=True)
     out.print(f"report: {escape(result.bundle)}/report/index.html", soft_wrap=True, highlight=False)
 
 
@@ -139,6 +138,7 @@ def show_manifest(manifest: Any) -> None:
     """What a bundle holds."""
     out = Console()
     out.print(f"[bold]{escape(manifest.name)}[/] · {manifest.family} · {', '.join(manifest.variants)} · τ {manifest.threshold:.3f}")
+    out.print(_verdict(manifest))
     _show_gates(out, manifest.gates)
     table = _table("File", "sha256")
     for name, digest in manifest.files.items():
@@ -164,6 +164,10 @@ def show_paths(paths: Sequence[Path]) -> None:
     """One path a line."""
     for path in paths:
         print(path)
+
+
+def _verdict(manifest: Any) -> str:
+    return "[green]every gate passed[/]" if manifest.passed else "[red]a gate failed: this bundle must not be shipped[/]"
 
 
 def _show_gates(out: Console, gates: Sequence[Any]) -> None:

@@ -68,6 +68,8 @@ def draw(bundle: Path, request: Request, out: Path, progress: Progress | None = 
         encoded = BytesIO()
         Image.fromarray(picture).save(encoded, format="PNG")
         write_atomically(path, encoded.getvalue())
+    if not manifest.passed:
+        progress.note("this bundle failed a gate: it must not be shipped")
     return paths
 
 

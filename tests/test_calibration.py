@@ -83,6 +83,12 @@ def test_a_pickle_that_is_more_than_weights_is_refused(tmp_path: Path) -> None:
         load_statistics(tmp_path / "evil.pt", SD14)
 
 
+def test_a_pt_file_of_junk_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "junk.pt").write_bytes(b"junk\n")
+    with pytest.raises(InputError, match=r"junk\.pt is not a statistics file of the official code"):
+        load_statistics(tmp_path / "junk.pt", SD14)
+
+
 def test_a_file_that_is_not_statistics_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"not a tensor")
     with pytest.raises(InputError, match="calibrate"):

@@ -293,7 +293,7 @@ def assert_refused_last_line(ran: Ran, *reasons: str) -> None:
 
 def test_generate_writes_the_pictures_it_names(run: Run, tmp_path: Path, tiny_bundle: Path) -> None:
     ran = run("generate", tiny_bundle, "a pig", "--out", tmp_path / "p.png", "--count", "2", "--variant", "masked", "--json")
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, ran.err) == (0, "this bundle failed a gate: it must not be shipped\n")  # τ is 0
     assert json.loads(ran.out) == {"pictures": [str(tmp_path / "p-00.png"), str(tmp_path / "p-01.png")]}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["p-00.png", "p-01.png"]
 

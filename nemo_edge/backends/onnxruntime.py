@@ -13,16 +13,21 @@ __all__ = [
     "heavy_on_cpu",
     "open_engine",
     "open_runner",
+    "probe_provider",
 ]
 
 import os
+import tempfile
 from collections.abc import Mapping
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
 import onnxruntime as ort
+from onnx import TensorProto, helper
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge.backends.feeds import check_feed, in_batches
@@ -135,6 +140,20 @@ def check_provider(provider: str) -> None:
         )
 
 
+def probe_provider(provider: str) -> None:
+    """Raise `MissingDependency` unless the provider runs here, by opening a graph of one multiplication with it."""
+    check_provider(provider)
+    if provider == "cpu":
+        return
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 4]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "x"], ["y"])], "probe", ports[:1], ports[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a-multiplication.onnx"
+        path.write_bytes(model.SerializeToString())
+        _session(path, provider, None)
+
+
 def describe() -> dict[str, Any]:
     """Version and providers, for provenance."""
     return {"backend": "onnxruntime", "version": ort.__version__, "providers": available()}
@@ -145,11 +164,13 @@ def _session(model: Path, provider: str, threads: int | None) -> ort.InferenceSe
     wanted = PROVIDERS[provider]
     options = ort.SessionOptions()
     options.log_severity_level = _SILENT
+    ort.set_default_logger_severity(_SILENT)
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or 0
     if provider != "cpu":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
-        session = ort.InferenceSession(str(model), options, providers=[wanted])
+        with redirect_stdout(StringIO()):  # where it tells that it falls back to another provider, which is refused below
+            session = ort.InferenceSession(str(model), options, providers=[wanted])
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         first = first_line(error)
         if provider != "cpu":

@@ -13,7 +13,16 @@ import pytest
 from onnx import TensorProto, helper
 from pydantic import ValidationError
 
-from nemo_edge.backends.onnxruntime import EngineFile, available, compile_engine, describe, heavy_on_cpu, open_engine, open_runner
+from nemo_edge.backends.onnxruntime import (
+    EngineFile,
+    available,
+    compile_engine,
+    describe,
+    heavy_on_cpu,
+    open_engine,
+    open_runner,
+    probe_provider,
+)
 from nemo_edge.component import VALUE_MASK
 from nemo_edge.errors import InputError, MissingDependency
 
@@ -108,6 +117,8 @@ def test_a_provider_that_is_not_there_is_never_the_cpu(bundle: Path, provider: s
             pytest.skip(f"{provider} works on this machine")
     except MissingDependency as error:
         assert "Provider" in str(error)  # noqa: PT017
+    with pytest.raises(MissingDependency, match="Provider"):
+        probe_provider(provider)
     with pytest.raises(MissingDependency):
         compile_engine(bundle, "unet", MODEL, provider, None)
     assert not (bundle / "engines").exists()
