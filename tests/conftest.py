@@ -24,6 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from nemo_edge import demo
 from nemo_edge.build import build
 from nemo_edge.checkpoint import Checkpoint, open_checkpoint
+from nemo_edge.demo.pictures import font_path
 from nemo_edge.recipe import load_recipe
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -148,6 +149,15 @@ def toy_sdxl(tmp_path_factory: pytest.TempPathFactory, tokenizer: CLIPTokenizer)
 @pytest.fixture(scope="session")
 def demo_checkpoint() -> Checkpoint:
     return open_checkpoint(str(demo.CHECKPOINT))
+
+
+@pytest.fixture
+def font() -> Path:
+    """The font that the demo's pictures are drawn with; tests that draw are skipped without it."""
+    try:
+        return font_path()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture
