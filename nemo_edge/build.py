@@ -258,8 +258,8 @@ class _Build:
             from nemo_edge.sampling import check_size
 
             self._checkpoint = open_checkpoint(self.recipe.checkpoint.path, allow_pickle=self.recipe.checkpoint.allow_pickle)
-            if not (self.recipe.export.height or self.recipe.export.width):
-                check_size(self._checkpoint.config, self.recipe.sampling)
+            free = [name for name in ("height", "width") if not getattr(self.recipe.export, name)]
+            check_size(self._checkpoint.config, self.recipe.sampling, free)
         return self._checkpoint
 
     def _stage(self, name: str, work: Callable[[Path], object]) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 __all__ = ["Pipeline", "Step", "check_size", "denoise", "generate", "initial_noise", "latent_shape", "make_scheduler"]
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,10 +82,10 @@ def latent_shape(config: Configuration, settings: SamplingSettings) -> tuple[int
     return channels, height, width
 
 
-def check_size(config: Configuration, settings: SamplingSettings) -> None:
-    """Raise `InputError` for a size that a graph whose height and width are free cannot take, naming the nearest ones it can."""
+def check_size(config: Configuration, settings: SamplingSettings, free: Iterable[str]) -> None:
+    """Raise `InputError` for a size that a graph cannot take, naming the nearest ones it can; `free` are its dimensions not pinned."""
     multiple = config.factor * config.latent_multiple
-    for name in ("height", "width"):
+    for name in free:
         pixels = getattr(settings, name)
         if pixels and pixels % multiple:
             below = pixels // multiple * multiple
@@ -108,8 +108,7 @@ def denoise(
     to all ones. Without a negative prompt XL's unconditional rows are zeros where its checkpoint says so, as in diffusers.
     Raises `InputError` for a mask of the wrong width, for a UNet that takes none, and for a size that does not fit.
     """
-    if not any(isinstance(dim, int) for dim in pipeline.unet.inputs["sample"][2:]):
-        check_size(pipeline.config, settings)
+    check_size(pipeline.config, settings, [dim for dim in pipeline.unet.inputs["sample"][2:] if isinstance(dim, str)])
     batch, guided = len(prompts), settings.guidance != 0
     shape = latent_shape(pipeline.config, settings)
     size = (shape[1] * pipeline.config.factor, shape[2] * pipeline.config.factor)

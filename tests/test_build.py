@@ -218,6 +218,20 @@ def test_two_general_prompts_are_too_few(tiny_recipe: Path, tmp_path: Path) -> N
         plan(recipe.model_copy(update={"prompts": recipe.prompts.model_copy(update={"general": tmp_path / "g.txt"})}))
 
 
+def test_a_size_that_the_graph_cannot_take_is_found_before_the_work(recipe: Recipe) -> None:
+    changed = recipe.model_copy(
+        update={
+            "export": recipe.export.model_copy(update={"height": 24}),
+            "sampling": recipe.sampling.model_copy(update={"height": 24, "width": 34}),
+            "calibration": recipe.calibration.model_copy(update={"prompts": 3}),
+        }
+    )
+    record = Record()
+    with pytest.raises(InputError, match=r"width 34 is not a multiple of 4 pixels.*take 32 or 36"):
+        build(changed, record)
+    assert record.tasks == []
+
+
 def test_a_second_build_at_the_same_time_is_refused(recipe: Recipe) -> None:
     with _lock(recipe), pytest.raises(InputError, match="another build"):
         build(recipe.model_copy(update={"name": "other"}))

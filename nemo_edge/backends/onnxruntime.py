@@ -164,10 +164,10 @@ def _session(model: Path, provider: str, threads: int | None) -> ort.InferenceSe
     wanted = PROVIDERS[provider]
     options = ort.SessionOptions()
     options.log_severity_level = _SILENT
-    ort.set_default_logger_severity(_SILENT)
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or 0
     if provider != "cpu":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        ort.set_default_logger_severity(_SILENT)  # a provider's library that is missing is told by the error below
     try:
         with redirect_stdout(StringIO()):  # where it tells that it falls back to another provider, which is refused below
             session = ort.InferenceSession(str(model), options, providers=[wanted])

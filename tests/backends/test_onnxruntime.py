@@ -125,11 +125,11 @@ def test_a_provider_that_is_not_there_is_never_the_cpu(bundle: Path, provider: s
 
 
 def test_heavy_operators_on_the_cpu_are_named_and_shape_operators_are_not(tmp_path: Path) -> None:
-    make = onnx.helper.make_node
+    make = helper.make_node
     nodes = [make("Shape", ["x"], ["s"]), make("MatMul", ["x", "x"], ["p"]), make("Reshape", ["p", "s"], ["y"])]
-    ports = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4, 4]) for name in "xy"]
-    model = onnx.helper.make_model(
-        onnx.helper.make_graph(nodes, "g", ports[:1], ports[1:]), opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 4]) for name in "xy"]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", ports[:1], ports[1:]), opset_imports=[helper.make_opsetid("", 18)], ir_version=10
     )
     options = ort.SessionOptions()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
