@@ -15,21 +15,20 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge import __version__
-from nemo_edge.bundle import MANIFEST, Manifest, check_output, open_bundle, publish, staging, verify
+from nemo_edge.bundle import Manifest, check_output, copy_tree, open_bundle, publish, staging, verify
+from nemo_edge.environment import Machine, machine
 from nemo_edge.errors import BundleError, InputError
 from nemo_edge.files import checkpoint_hashes, explain, sha256_file, sha256_json, write_atomically
 from nemo_edge.progress import Progress
 from nemo_edge.prompts import Prompt, read_prompts
 from nemo_edge.recipe import Recipe
-
-_PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "torchmetrics", "numpy")
 
 
 class Plan(BaseModel):
@@ -73,7 +72,7 @@ class _Inputs:
     prompts: dict[str, str]
     """Path, relative to the folder of the memorized prompts, and sha256 of every file that the recipe names."""
     statistics: str | None
-    versions: dict[str, str]
+    machine: Machine
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -159,7 +158,7 @@ def _inputs(recipe: Recipe) -> _Inputs:
     base = recipe.prompts.memorized.parent
     hashes = {Path(os.path.relpath(p, base)).as_posix(): sha256_file(p) for p in files}
     statistics = sha256_file(recipe.calibration.statistics) if recipe.calibration.statistics else None
-    return _Inputs(memorized, used, held_out, _checkpoint_hashes(recipe.checkpoint.path), hashes, statistics, _versions())
+    return _Inputs(memorized, used, held_out, _checkpoint_hashes(recipe.checkpoint.path), hashes, statistics, machine())
 
 
 def _checkpoint_hashes(path: str) -> dict[str, str]:
@@ -169,31 +168,25 @@ def _checkpoint_hashes(path: str) -> dict[str, str]:
     return hashes
 
 
-def _versions() -> dict[str, str]:
-    found = {"nemo-edge": __version__}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def _keys(recipe: Recipe, inputs: _Inputs) -> dict[str, str]:
     """A hash for each stage of everything its result depends on, the stages before it included."""
     general, memorized = [p.text for p in inputs.general], [p.text for p in inputs.memorized]
     r = recipe.model_dump(mode="json")
-    calibrate = sha256_json([inputs.versions, inputs.checkpoint, general, r["calibration"], inputs.statistics, r["localization"]])
+    calibrate = sha256_json([inputs.machine.versions, inputs.checkpoint, general, r["calibration"], inputs.statistics, r["localization"]])
     localize = sha256_json([calibrate, memorized, [p.url for p in inputs.memorized]])
     export = sha256_json([localize, r["export"]])
     held_out = [p.text for p in inputs.held_out]
     measure = sha256_json([export, r["engine"], inputs.prompts, held_out, r["sampling"], r["fidelity"]])
-    return {"calibrate": calibrate, "localize": localize, "export": export, "measure": measure}
+    keys = {"calibrate": calibrate, "localize": localize, "export": export, "measure": measure}
+    if recipe.latency is not None:
+        here = inputs.machine.model_dump(mode="json", exclude={"gpus": {"__all__": {"clock_mhz", "temperature_c", "throttled_by"}}})
+        keys["latency"] = sha256_json([export, r["engine"], r["sampling"], r["latency"], here])
+    return keys
 
 
 def _bundle_key(recipe: Recipe, keys: dict[str, str]) -> str:
-    """A hash of all that the bundle depends on: that of its last stage, its name, and the gates, which cost no work to judge."""
-    return sha256_json([keys["measure"], recipe.name, recipe.gates.model_dump(mode="json")])
+    """A hash of all that the bundle depends on: those of its last stages, its name, and the gates, which cost no work to judge."""
+    return sha256_json([keys["measure"], keys.get("latency"), recipe.name, recipe.gates.model_dump(mode="json")])
 
 
 def _folder(recipe: Recipe, stage: str, key: str) -> Path:
@@ -217,10 +210,13 @@ class _Build:
     def run(self) -> Manifest:
         from nemo_edge import stages
         from nemo_edge.calibration import Calibration
+        from nemo_edge.examination import Subject, examine
         from nemo_edge.export import Exported
-        from nemo_edge.fidelity import Measurement
+        from nemo_edge.latency import Latency
         from nemo_edge.localization import read_results
+        from nemo_edge.mitigation import Measurement
         from nemo_edge.neurons import NeuronSet
+        from nemo_edge.report import store_pictures
 
         recipe, inputs = self.recipe, self.inputs
         calibrated = self._stage(
@@ -240,16 +236,22 @@ class _Build:
         exported = self._stage("export", lambda folder: self._export(neurons, folder))
         records = [Exported.model_validate(e) for e in json.loads((exported / "exported.json").read_text())]
         with staging(recipe.output) as staged:
-            _link_tree(exported, staged, leave=("stage.json", "exported.json"))
+            for source in (exported, calibrated, localized):
+                copy_tree(source, staged, leave=("stage.json", "exported.json"))
             stages.compile_stage(staged, recipe, records)
-            measured = self._stage(
-                "measure",
-                lambda folder: stages.measure_stage(
-                    self.checkpoint, staged, recipe, inputs.memorized, inputs.held_out, localizations, threshold, folder, self.progress
-                ),
-            )
-            measurement = Measurement.model_validate_json((measured / "measurement.json").read_bytes())
-            return self._assemble(staged, calibrated, localized, measured, neurons, localizations, measurement)
+
+            def subject() -> Subject:
+                return Subject(self.checkpoint, staged, recipe, inputs.memorized, inputs.held_out, localizations, calibration)
+
+            measured = self._stage("measure", lambda folder: examine(subject(), folder, self.progress))
+            latency = None
+            if recipe.latency is not None:
+                timed = self._stage("latency", lambda folder: self._time(staged, folder))
+                latency = Latency.model_validate_json((timed / "latency.json").read_bytes())
+                copy_tree(timed, staged, leave=("stage.json",))
+            copy_tree(measured, staged, leave=("stage.json", "pictures"))
+            store_pictures(measured / "pictures", staged / "report" / "pictures")
+            return self._assemble(staged, neurons, localizations, Measurement.read(staged), latency)
 
     @property
     def checkpoint(self) -> Any:
@@ -290,59 +292,41 @@ class _Build:
         exported = stages.export_stage(self.checkpoint, self.recipe.export, neurons, folder, provenance, self.progress)
         write_atomically(folder / "exported.json", json.dumps([e.model_dump(mode="json") for e in exported], indent=1) + "\n")
 
-    def _assemble(
-        self, staged: Path, calibrated: Path, localized: Path, measured: Path, neurons: Any, localizations: Any, measurement: Any
-    ) -> Manifest:
-        from nemo_edge.gates import judge
-        from nemo_edge.report import write_report
+    def _time(self, bundle: Path, folder: Path) -> None:
+        from nemo_edge.bench import bench, runnables
 
-        gates, key = judge(measurement, localizations, self.recipe), _bundle_key(self.recipe, self.keys)
-        for source in (calibrated, localized, measured):
-            _link_tree(source, staged, leave=("stage.json", "pictures"))
-        facts = {"nemo-edge": __version__, "checkpoint": self.recipe.checkpoint.path, "build key": key}
-        facts |= {f"sha256 of {name}": digest for name, digest in self.inputs.checkpoint.items() if name.endswith(".safetensors")}
-        facts |= {"neurons": neurons.content_hash()} | {k: v for k, v in self.inputs.versions.items() if k != "nemo-edge"}
-        write_report(
-            staged / "report",
-            self.recipe.name,
-            measurement,
-            localizations,
-            gates,
-            [p.text for p in self.inputs.held_out],
-            measured / "pictures",
-            facts,
-        )
+        recipe, settings = self.recipe, self.recipe.latency
+        assert settings is not None
+        self._checkpoint = None  # its memory is for the processes that are timed
+        found = bench(runnables(bundle, recipe, settings, recipe.checkpoint.path), recipe.sampling, settings, self.progress)
+        write_atomically(folder / "latency.json", found.model_dump_json(indent=1) + "\n")
+
+    def _assemble(self, staged: Path, neurons: Any, localizations: Any, measurement: Any, latency: Any) -> Manifest:
+        from nemo_edge.gates import judge
+        from nemo_edge.report import Evidence, write_report
+
+        inputs, recipe = self.inputs, self.recipe
+        gates = judge(measurement, localizations, recipe, latency)
         manifest = Manifest(
-            name=self.recipe.name,
+            name=recipe.name,
             family=json.loads((staged / "model_index.json").read_text())["_class_name"],
-            key=key,
-            variants=self.recipe.export.variants,
-            checkpoint=self.inputs.checkpoint,
-            prompts=self.inputs.prompts,
-            recipe=self.recipe.model_dump(mode="json"),
-            versions=self.inputs.versions,
+            key=_bundle_key(recipe, self.keys),
+            variants=recipe.export.variants,
+            checkpoint=inputs.checkpoint,
+            prompts=inputs.prompts,
+            recipe=recipe.model_dump(mode="json"),
+            versions=inputs.machine.versions,
+            machine=inputs.machine,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
             neurons_hash=neurons.content_hash(),
             threshold=measurement.threshold,
             gates=gates,
             passed=all(gate.passed for gate in gates),
             files={},
         )
-        return publish(staged, self.recipe.output, manifest)
+        write_report(staged / "report", Evidence.of(manifest, measurement, localizations, latency))
+        return publish(staged, recipe.output, manifest)
 
 
 def _intact(folder: Path, files: dict[str, str]) -> bool:
     return all((folder / name).is_file() and sha256_file(folder / name) == digest for name, digest in files.items())
-
-
-def _link_tree(source: Path, target: Path, leave: Sequence[str]) -> None:
-    """Put the files of a stage into the bundle: hard links where the file system has them, else copies."""
-    for path in source.rglob("*"):
-        relative = path.relative_to(source)
-        if path.is_dir() or relative.parts[0] in leave or path.name == MANIFEST:
-            continue
-        place = target / relative
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(path, place)
-        except OSError:
-            shutil.copy2(path, place)

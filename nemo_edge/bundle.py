@@ -9,35 +9,42 @@ __all__ = [
     "GateResult",
     "Manifest",
     "Verification",
+    "amend",
     "check_file",
     "check_folder",
     "check_output",
+    "copy_tree",
     "open_bundle",
+    "open_verified",
     "publish",
     "staging",
     "verify",
 ]
 
+import errno
+import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nemo_edge.environment import Machine
 from nemo_edge.errors import BundleError, InputError
 from nemo_edge.files import explain, sha256_file, write_atomically
 
 MANIFEST = "manifest.json"
+SCHEMA: Literal[2] = 2
 
 
 class GateResult(BaseModel):
     """One gate: what was measured against what limit. Without a value there was nothing to measure, and it passes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     name: str
     limit: float
@@ -49,9 +56,9 @@ class GateResult(BaseModel):
 class Manifest(BaseModel):
     """Where a bundle came from, what it holds, and whether it may be shipped."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = SCHEMA
     name: str
     family: str
     key: str
@@ -63,6 +70,10 @@ class Manifest(BaseModel):
     """sha256 of each prompts file, and of the statistics where they were given."""
     recipe: dict[str, Any]
     versions: dict[str, str]
+    machine: Machine
+    """Where it was built, and measured."""
+    created: str
+    """When the verdict was made, ISO 8601."""
     neurons_hash: str
     threshold: float
     gates: tuple[GateResult, ...]
@@ -134,9 +145,13 @@ def staging(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def publish(staged: Path, folder: Path, manifest: Manifest) -> Manifest:
-    """Write the manifest with the hashes of all staged files and put the folder in place, replacing a former bundle."""
-    files = {name: sha256_file(staged / name) for name in _names(staged)}
+def publish(staged: Path, folder: Path, manifest: Manifest, known: Mapping[str, str] | None = None) -> Manifest:
+    """Write the manifest with the hashes of all staged files and put the folder in place, replacing a former bundle.
+
+    `known` are hashes of files that need not be read again.
+    """
+    hashes = known or {}
+    files = {name: hashes.get(name) or sha256_file(staged / name) for name in _names(staged)}
     manifest = manifest.model_copy(update={"files": files})
     write_atomically(staged / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
     try:
@@ -164,7 +179,64 @@ def open_bundle(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise BundleError(f"{path} is not a manifest of this version of nemo-edge: build the bundle again") from error
+        raise BundleError(_unreadable(path)) from error
+
+
+def _unreadable(path: Path) -> str:
+    """Why a manifest is not one, by the schema it names."""
+    try:
+        schema = json.loads(path.read_bytes()).get("schema_version")
+    except (ValueError, AttributeError):
+        return f"{path} is not a manifest: build the bundle again"
+    if schema == SCHEMA:
+        return f"{path} is not a manifest of schema {SCHEMA}, as it says: build the bundle again"
+    return f"{path} is of schema {schema}, and this nemo-edge reads schema {SCHEMA}: build the bundle again with this version"
+
+
+def open_verified(folder: Path) -> Manifest:
+    """Read a bundle's manifest once every file is as it says; needed before an engine is opened, which runs native code.
+
+    Raises `BundleError` for a bundle that was changed.
+    """
+    problems = verify(folder).problems
+    if problems:
+        raise BundleError(f"{folder} was changed since it was built ({problems[0]}): build it again; no engine was opened")
+    return open_bundle(folder)
+
+
+def amend(folder: Path, manifest: Manifest, write: Callable[[Path], None]) -> Manifest:
+    """Add files to a bundle or replace some, all at once: `write` gets a folder that holds the bundle's files.
+
+    It must not change a file in place. What it leaves alone keeps the hash it has in `manifest`.
+    """
+    with staging(folder) as staged:
+        copy_tree(folder, staged, leave=(MANIFEST,), link=True)
+        write(staged)
+        kept = {n: h for n, h in manifest.files.items() if (staged / n).is_file() and (staged / n).samefile(folder / n)}
+        return publish(staged, folder, manifest, kept)
+
+
+def copy_tree(source: Path, target: Path, leave: Sequence[str] = (), *, link: bool = False) -> None:
+    """Copy the files of a folder into another; with `link` as hard links where the file system has them.
+
+    A bundle's files have no second name, since onnx refuses to read external data that has.
+    """
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source)
+        if not path.is_file() or name.parts[0] in leave:
+            continue
+        place = target / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
+        try:
+            if not link:
+                shutil.copy2(path, place)
+                continue
+            os.link(path, place)
+        except OSError as error:
+            if not link or error.errno == errno.ENOSPC:
+                raise explain(error, place) from error
+            shutil.copy2(path, place)
 
 
 def verify(folder: Path) -> Verification:

@@ -177,6 +177,98 @@ def export(
 
 
 @app.command()
+def bench(
+    bundle: Bundle,
+    checkpoint: Annotated[str | None, typer.Option("--checkpoint", help="Where eager's weights are; else the recipe's.")] = None,
+    targets: Annotated[list[str] | None, typer.Option("--target", help="text_encoder, unet, vae_decoder, pipeline.")] = None,
+    batches: Annotated[list[int] | None, typer.Option("--batch", help="Pictures at once; may be repeated.")] = None,
+    sizes: Annotated[list[str] | None, typer.Option("--size", help="HEIGHTxWIDTH in pixels; may be repeated.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Denoising steps of the pipeline.")] = None,
+    runs: Annotated[int | None, typer.Option("--runs", help="Measured calls, at least (10).")] = None,
+    seconds: Annotated[float | None, typer.Option("--seconds", help="Time measured for each, at least (3).")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", help="Threads of every contender.")] = None,
+    eager: Annotated[bool | None, typer.Option("--eager/--no-eager", help="Time eager PyTorch too.")] = None,
+    compiled: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Time torch.compile too.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the times here, and leave the bundle alone.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Time eager PyTorch and every engine of a bundle side by side; the bundle's gates and report follow."""
+    from nemo_edge import console
+
+    given: dict[str, Any] = {"targets": targets or None, "batches": batches or None, "sizes": [_size(s) for s in sizes] if sizes else None}
+    given |= {"steps": steps, "runs": runs, "seconds": seconds, "threads": threads, "eager": eager, "compiled": compiled}
+    settings = _latency_settings(bundle, {name: value for name, value in given.items() if value is not None})
+    from nemo_edge.review import time_again
+
+    result = time_again(bundle, settings, checkpoint, out, console.Bars())
+    _print(result, as_json, console.show_latency)
+    if not as_json:
+        console.show_paths([out or bundle / "report" / "index.html"])
+
+
+@app.command()
+def compare(
+    reference: Annotated[str, typer.Argument(help="PATH or PATH:VARIANT: a checkpoint (eager) or a bundle.")],
+    candidate: Annotated[str, typer.Argument(help="What is compared with it. VARIANT: baked, masked, unmitigated.")],
+    prompts: Annotated[Path | None, typer.Option("--prompts", help="Prompts file; else four of the bundle's own.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use the first so many prompts.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the first picture.")] = 0,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, max=1000, help="Denoising steps; else the recipe's.")] = None,
+    tolerance: Annotated[float | None, typer.Option("--tolerance", min=0, help="Largest relative error; else the gate's.")] = None,
+    allow_pickle: AllowPickle = False,
+    as_json: Json = False,
+) -> None:
+    """Compare two runners of the same checkpoint step by step. Exit code 3 when they differ, with the first tensor that does."""
+    from nemo_edge import console
+    from nemo_edge.prompts import read_prompts
+
+    texts = tuple(p.text for p in read_prompts(prompts, limit)) if prompts else ()
+    from nemo_edge.comparison import Question
+    from nemo_edge.comparison import compare as run
+
+    result = run(reference, candidate, Question(texts, seed, steps, tolerance, allow_pickle), console.Bars())
+    _print(result, as_json, console.show_comparison)
+    if not result.passed:
+        raise typer.Exit(3)
+
+
+@app.command()
+def gate(
+    bundle: Bundle,
+    recipe: Annotated[Path, typer.Option("--recipe", help="Recipe whose [gates] are applied.")],
+    write: Annotated[bool, typer.Option("--write", help="Put the new verdict into the bundle.")] = False,
+    junit: Annotated[Path | None, typer.Option("--junit", help="Write the gates as JUnit XML too.")] = None,
+    summary: Annotated[Path | None, typer.Option("--summary", help="Write a job summary in Markdown too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a bundle by other gates, from what was measured on it. Exit code 3 when one fails."""
+    from nemo_edge import console
+    from nemo_edge.recipe import load_recipe
+
+    gates = load_recipe(recipe).gates
+    from nemo_edge.review import judge_again
+
+    result = judge_again(bundle, gates, write=write, junit=junit, summary=summary)
+    _print(result, as_json, console.show_verdict)
+    if not result.passed:
+        raise typer.Exit(3)
+
+
+@app.command()
+def report(
+    bundle: Bundle,
+    summary: Annotated[Path | None, typer.Option("--summary", help="Write a job summary in Markdown too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a bundle's report again, from what was measured on it."""
+    from nemo_edge import console
+    from nemo_edge.review import report_again
+
+    path = report_again(bundle, summary)
+    _print({"report": str(path)}, as_json, lambda _: console.show_paths([path]))
+
+
+@app.command()
 def verify(bundle: Bundle, as_json: Json = False) -> None:
     """Compare every file of a bundle with the hashes of its manifest. Exit code 2 when one differs."""
     from nemo_edge import console
@@ -290,7 +382,7 @@ def _print(result: Any, as_json: bool, show: Callable[[Any], None]) -> None:
     if not as_json:
         show(result)
         return
-    content = result.model_dump(mode="json") if hasattr(result, "model_dump") else result
+    content = json.loads(result.model_dump_json()) if hasattr(result, "model_dump_json") else result
     passed = getattr(result, "passed", None)
     print(json.dumps(content if passed is None else {**content, "passed": passed}, ensure_ascii=False))
 
@@ -311,6 +403,29 @@ def _localizer(checkpoint: str, statistics: Path, threshold: float | None, all_l
     from nemo_edge.localization import open_localizer
 
     return open_localizer(_open(checkpoint, allow_pickle), statistics, threshold, _localization(all_layers))
+
+
+def _latency_settings(bundle: Path, given: dict[str, Any]) -> Any:
+    """The bundle's own settings with those given on the command line."""
+    from pydantic import ValidationError
+
+    from nemo_edge.bundle import open_bundle
+    from nemo_edge.errors import InputError
+    from nemo_edge.recipe import LatencySettings
+
+    own = open_bundle(bundle).recipe.get("latency") or {}
+    try:
+        return LatencySettings.model_validate({**own, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"--{first['loc'][0]} {first['input']!r}: {first['msg'].removeprefix('Value error, ').lower()}") from error
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise typer.BadParameter(f"--size {text}: expected HEIGHTxWIDTH in pixels, like 512x512")
+    return int(height), int(width)
 
 
 def _export_settings(dtype: str, opset: int, variant: str) -> Any:

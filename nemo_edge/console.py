@@ -7,12 +7,15 @@ __all__ = [
     "show_build",
     "show_calibration",
     "show_checkpoint",
+    "show_comparison",
     "show_detection",
     "show_export",
+    "show_latency",
     "show_localizations",
     "show_manifest",
     "show_paths",
     "show_plan",
+    "show_verdict",
     "show_verification",
 ]
 
@@ -160,6 +163,62 @@ def show_checkpoint(facts: dict[str, Any]) -> None:
     out.print(table)
 
 
+def show_latency(found: Any) -> None:
+    """The times of each case, and what they were taken on."""
+    out = Console()
+    memory = {c.name: c.peak_memory_mib for c in found.contenders}
+    for case in found.cases:
+        steps = f", {case.steps} steps" if case.steps else ""
+        title = f"{case.target}: batch {case.batch}, {case.height} × {case.width}{steps}"
+        table = _table("", "Runs", "p50 ms", "p95 ms", "± %", "Images/s", "Of eager's time", "Peak MiB", title=title)
+        for timing in case.timings:
+            ratio = next((r for r in case.ratios if (r.contender, r.reference) == (timing.contender, "eager")), None)
+            table.add_row(
+                timing.contender,
+                str(timing.runs),
+                f"{timing.p50_ms:.4g}",
+                f"{timing.p95_ms:.4g}",
+                f"[yellow]{timing.variation:.0%}[/]" if timing.noisy else f"{timing.variation:.0%}",
+                f"{timing.images_per_s:.3g}",
+                f"{ratio.value:.3f} ({ratio.low:.3f}–{ratio.high:.3f})" if ratio else "–",
+                f"{memory[timing.contender]:.0f}",
+            )
+        out.print(table)
+    out.print(f"{found.machine.words}; {found.seconds:.0f} s", highlight=False, soft_wrap=True)
+    if found.noisy:
+        out.print(f"[yellow]noisy, do not trust these alone[/]: {', '.join(found.noisy)}", soft_wrap=True)
+
+
+def show_comparison(found: Any) -> None:
+    """How far two runners are apart, and where the second goes wrong."""
+    out, agreement = Console(), found.agreement
+    out.print(f"{escape(found.candidate)} against {escape(found.reference)}", soft_wrap=True, highlight=False)
+    table = _table("Step", "t", "One step", "Own output", "Own latents")
+    for index, step in enumerate(agreement.steps):
+        table.add_row(str(index), f"{step.time:.0f}", f"{step.forced:.1e}", f"{step.output:.1e}", f"{step.latents:.1e}")
+    out.print(table)
+    lpips = "" if agreement.lpips is None else f", LPIPS {agreement.lpips:.4f}"
+    levels = f"{agreement.picture_levels} grey levels"
+    out.print(f"pictures: {levels} apart at the most, SSIM {agreement.ssim:.5f}, PSNR {agreement.psnr:.1f} dB{lpips}", soft_wrap=True)
+    if found.drift_start is not None:
+        out.print(f"the latents drift from step {found.drift_start} on", highlight=False)
+    if found.divergence is not None:
+        where = found.divergence
+        what = f"is off by {where.error:.1e}" if where.finite else "holds an Inf or a NaN"
+        place = f"{where.component}, {where.operator} of {where.module or 'the component itself'}"
+        out.print(f"[red]first bad tensor:[/] {escape(where.tensor)} ({escape(place)}) {what}", soft_wrap=True)
+    verdict = "[green]they agree[/]" if found.passed else "[red]they differ[/]"
+    out.print(f"{verdict}: largest error {agreement.largest_error:.1e}, tolerance {found.tolerance:.0e}", soft_wrap=True, highlight=False)
+
+
+def show_verdict(verdict: Any) -> None:
+    """The gates of a bundle that is judged again."""
+    out = Console()
+    _show_gates(out, verdict.gates)
+    state = "[green]every gate passed[/]" if verdict.passed else "[red]a gate failed: this bundle must not be shipped[/]"
+    out.print(f"{escape(verdict.bundle)}: {state}{'' if verdict.written else '; the bundle was left as it is'}", soft_wrap=True)
+
+
 def show_paths(paths: Sequence[Path]) -> None:
     """One path a line."""
     for path in paths:
@@ -182,15 +241,15 @@ def _show_gates(out: Console, gates: Sequence[Any]) -> None:
 
 
 def _show_mitigations(out: Console, bundle: Path) -> None:
-    from nemo_edge.fidelity import Measurement
+    from nemo_edge.mitigation import Measurement
 
-    measurement = Measurement.model_validate_json((bundle / "measurement.json").read_bytes())
+    measurement = Measurement.read(bundle)
     for variant in measurement.variants:
         table = _table("Prompt", "Neurons", "Score", "Copies", "Others", "Random", title=f"{variant.variant}: before → after")
         for m in variant.mitigations:
-            copies = f"{m.copies_before} → {m.copies_after}" if m.copies_before is not None else "–"
-            others = str(m.others_after) if m.others_after is not None else "–"
-            random = str(m.copies_random) if m.copies_random is not None else "–"
+            copies = f"{m.before.copies} → {m.after.copies}" if m.before.copies is not None else "–"
+            others = str(m.after.others) if m.after.others is not None else "–"
+            random = str(m.random.copies) if m.random.copies is not None else "–"
             table.add_row(
                 escape(m.prompt),
                 str(m.neurons),

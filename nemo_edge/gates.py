@@ -6,34 +6,38 @@ __all__ = ["judge"]
 
 from collections.abc import Iterator, Sequence
 from math import inf, isnan
-from typing import Literal
 
 from nemo_edge.bundle import GateResult
-from nemo_edge.fidelity import Measurement, VariantMeasurement
+from nemo_edge.latency import Latency
 from nemo_edge.localization import Localization
-from nemo_edge.recipe import GateSettings, Recipe
+from nemo_edge.mitigation import Measurement, VariantMeasurement
+from nemo_edge.recipe import Recipe
 
 
-def judge(measurement: Measurement, localizations: Sequence[Localization], recipe: Recipe) -> tuple[GateResult, ...]:
+def judge(
+    measurement: Measurement, localizations: Sequence[Localization], recipe: Recipe, latency: Latency | None = None
+) -> tuple[GateResult, ...]:
     """Return every gate that applies, in a fixed order. A value that is not a number fails; without one nothing was there to measure."""
-    gates, tolerance = recipe.gates, recipe.engine_tolerance
     results = []
-    if gates.schedule_floor is not False:
+    floor = recipe.gates.schedule_floor
+    if floor is not False:
         floors = [r.prompt for r in localizations if r.floor]
-        results.append(
-            _gate("schedule_floor", gates.schedule_floor, len(floors), f"prompts at the floor: {', '.join(floors)}" if floors else "")
-        )
+        results.append(_gate("schedule_floor", floor, len(floors), f"prompts at the floor: {', '.join(floors)}" if floors else ""))
     for variant in measurement.variants:
-        results += _of_variant(variant, measurement, gates, tolerance)
-    if measurement.untouched is not None and tolerance is not False:
-        results.append(_gate("engine_error.untouched", tolerance, measurement.untouched.largest_error, "mask of ones"))
+        results += [*_of_memories(variant, measurement, recipe), *_of_others(variant, recipe), *_of_engine(variant, recipe)]
+        results += _of_latency(variant.variant, latency, recipe)
+    if measurement.untouched is not None and recipe.engine_tolerance is not False:
+        error = measurement.untouched.largest_error
+        results.append(_gate("engine_error.untouched", recipe.engine_tolerance, error, "mask of ones against eager"))
+    if recipe.identity_tolerance is not False and any(v.variant == "masked" for v in measurement.variants):
+        why = "against the unmitigated engine" if measurement.mask_of_ones is not None else "needs the baked variant too"
+        results.append(_gate("mask_of_ones", recipe.identity_tolerance, measurement.mask_of_ones, why))
     return tuple(results)
 
 
-def _of_variant(
-    variant: VariantMeasurement, measurement: Measurement, gates: GateSettings, tolerance: float | Literal[False]
-) -> Iterator[GateResult]:
-    name, memorized = variant.variant, [m for m in variant.mitigations if m.neurons]
+def _of_memories(variant: VariantMeasurement, measurement: Measurement, recipe: Recipe) -> Iterator[GateResult]:
+    """What is left of the memories: scores, and copies of training pictures."""
+    name, gates, memorized = variant.variant, recipe.gates, [m for m in variant.mitigations if m.neurons]
     if gates.memorization_score is not False:
         limit = measurement.threshold if gates.memorization_score is None else gates.memorization_score
         if memorized:
@@ -41,19 +45,60 @@ def _of_variant(
             yield _gate(f"memorization_score.{name}", limit, worst.score_after, worst.prompt)
         else:
             yield _gate(f"memorization_score.{name}", limit, None, "no prompt of the list is memorized")
-    copied = [m for m in variant.mitigations if m.copies_before]
+    copied = [m for m in variant.mitigations if m.before.copies]
     if gates.replication is not False and not copied:
-        known = any(m.copies_before is not None for m in variant.mitigations)
+        known = any(m.before.copies is not None for m in variant.mitigations)
         why = "no prompt gave back its training picture" if known else "no training picture is known"
         yield _gate(f"replication.{name}", gates.replication, None, why)
     elif gates.replication is not False:
-        still = [m.prompt for m in copied if m.copies_after or m.others_after]
+        still = [m.prompt for m in copied if m.after.copies or m.after.others]
         detail = f"of {len(copied)} prompts" + (f": {', '.join(still)}" if still else "")
         yield _gate(f"replication.{name}", gates.replication, len(still) / len(copied), detail)
+
+
+def _of_others(variant: VariantMeasurement, recipe: Recipe) -> Iterator[GateResult]:
+    """What became of everybody else's pictures: drift and diversity."""
+    name, gates, general = variant.variant, recipe.gates, variant.general
     if gates.general_drift is not False:
-        yield _gate(f"general_drift.{name}", gates.general_drift, variant.general.mean, f"largest {variant.general.largest:.3f}")
-    if tolerance is not False:
-        yield _gate(f"engine_error.{name}", tolerance, variant.trajectory.largest_error, "whole trajectory")
+        yield _gate(f"general_drift.{name}", gates.general_drift, general.mean, f"largest {general.largest:.3f}")
+    if gates.latent_drift is not False:
+        yield _gate(f"latent_drift.{name}", gates.latent_drift, general.latents, "relative ℓ2 distance")
+    if gates.diversity_loss is not False:
+        before, after = general.diversity_before, general.diversity_after
+        if recipe.fidelity.general_seeds < 2 or not before:
+            yield _gate(f"diversity_loss.{name}", gates.diversity_loss, None, "needs fidelity.general_seeds = 2 or more")
+        else:
+            yield _gate(f"diversity_loss.{name}", gates.diversity_loss, 1 - after / before, f"{before:.3f} → {after:.3f}")
+
+
+def _of_engine(variant: VariantMeasurement, recipe: Recipe) -> Iterator[GateResult]:
+    """Whether the engine does what eager does: along the trajectory, and to each memory."""
+    name = variant.variant
+    if recipe.engine_tolerance is not False:
+        yield _gate(f"engine_error.{name}", recipe.engine_tolerance, variant.trajectory.largest_error, "whole trajectory")
+    if recipe.agreement_tolerance is not False:
+        worst = max(variant.mitigations, key=lambda m: inf if isnan(m.agreement_error) else m.agreement_error)
+        yield _gate(f"mitigation_agreement.{name}", recipe.agreement_tolerance, worst.agreement_error, worst.prompt)
+
+
+def _of_latency(variant: str, latency: Latency | None, recipe: Recipe) -> Iterator[GateResult]:
+    """Whether the mitigation costs time, and whether the engine is worth it."""
+    for name, limit, reference in (
+        ("slow_down", recipe.gates.slow_down, "unmitigated"),
+        ("eager_ratio", recipe.gates.eager_ratio, "eager"),
+    ):
+        if limit is False:
+            continue
+        ratio = latency.ratio("unet", variant, reference) if latency else None
+        if ratio is not None and ratio.problem:
+            yield _gate(f"{name}.{variant}", limit, None, ratio.problem)
+        elif ratio is None:
+            why = f"the UNet's time beside {reference} was not taken" if latency else "no times were taken: `nemo-edge bench`"
+            yield _gate(f"{name}.{variant}", limit, None, why)
+        else:
+            yield _gate(
+                f"{name}.{variant}", limit, ratio.low, f"{ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f}) of {reference}'s time"
+            )
 
 
 def _gate(name: str, limit: float, value: float | None, detail: str = "") -> GateResult:

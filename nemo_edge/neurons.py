@@ -117,12 +117,6 @@ class NeuronSet(BaseModel):
         """Iterate over (layer, chosen indices) in the UNet's order."""
         return iter(zip(self.layers, self.indices, strict=True))
 
-    def without(self, layer: int, neuron: int | None = None) -> NeuronSet:
-        """Return the set without one neuron of a layer, or without the whole layer."""
-        lists = [list(chosen) for chosen in self.indices]
-        lists[layer] = [] if neuron is None else [i for i in lists[layer] if i != neuron]
-        return NeuronSet.from_lists(self.layers, lists)
-
     def jaccard(self, other: NeuronSet) -> float:
         """Return |a ∩ b| / |a ∪ b|, 1 for two empty sets."""
         union = len(self | other)
@@ -135,6 +129,21 @@ class NeuronSet(BaseModel):
         for layer, chosen in self.items():
             others = np.setdiff1d(np.arange(layer.width), chosen)
             lists.append(rng.choice(others, min(len(chosen), len(others)), replace=False).tolist())
+        return NeuronSet.from_lists(self.layers, lists)
+
+    def subset(self, count: int, seed: int) -> NeuronSet:
+        """Draw `count` of this set's neurons, all of them when it has no more."""
+        return self._drawn([(layer, i) for layer, chosen in enumerate(self.indices) for i in chosen], count, seed)
+
+    def others(self, count: int, seed: int) -> NeuronSet:
+        """Draw `count` neurons that are not in this set, of any layer (as far as there are any)."""
+        return (NeuronSet.from_lists(self.layers, [range(layer.width) for layer in self.layers]) - self).subset(count, seed)
+
+    def _drawn(self, places: Sequence[tuple[int, int]], count: int, seed: int) -> NeuronSet:
+        order = np.random.default_rng(seed).permutation(len(places))[:count]
+        lists: list[list[int]] = [[] for _ in self.layers]
+        for layer, neuron in (places[i] for i in order):
+            lists[layer].append(neuron)
         return NeuronSet.from_lists(self.layers, lists)
 
     def __len__(self) -> int:

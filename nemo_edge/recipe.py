@@ -12,6 +12,7 @@ __all__ = [
     "ExportSettings",
     "FidelitySettings",
     "GateSettings",
+    "LatencySettings",
     "LocalizationSettings",
     "PromptSettings",
     "Recipe",
@@ -23,7 +24,7 @@ import difflib
 import tomllib
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -31,6 +32,7 @@ from nemo_edge.errors import InputError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Variant = Literal["baked", "masked"]
+Target = Literal["text_encoder", "unet", "vae_decoder", "pipeline"]
 
 
 class _Settings(BaseModel):
@@ -123,9 +125,53 @@ class FidelitySettings(_Settings):
     seeds: int = Field(default=10, ge=1)
     """Pictures of each memorized prompt, with and without its memory, from the seeds 0 up to this number."""
     general_prompts: int = Field(default=16, ge=1)
-    """Held-out general prompts whose pictures are compared, one seed each."""
+    """Held-out general prompts whose pictures are compared."""
+    general_seeds: int = Field(default=2, ge=1)
+    """Pictures of each general prompt; their diversity needs two."""
+    agreement_seeds: int = Field(default=1, ge=0)
+    """Pictures of each memorized prompt that eager makes too, with the same neurons silenced, to compare the engines' with."""
+    curve: tuple[Annotated[float, Field(gt=0)], ...] = (0.5, 1, 4, 16)
+    """Sizes of the neuron sets whose effect on general prompts is drawn, relative to the set found: up to 1 a part of it,
+    above it random neurons too."""
     sscd: Path | None = None
     """SSCD's TorchScript file, to be measured beside the ℓ2 distance."""
+
+
+class LatencySettings(_Settings):
+    """How times are taken. Eager PyTorch and every engine take turns, each in a process of its own."""
+
+    targets: tuple[Target, ...] = Field(default=("text_encoder", "unet", "vae_decoder", "pipeline"), min_length=1)
+    batches: tuple[int, ...] = Field(default=(1,), min_length=1)
+    """Pictures at once."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """Heights and widths in pixels; the sampling's where none is given."""
+    steps: int | None = Field(default=None, ge=1, le=1000)
+    """Denoising steps of the whole pipeline; the sampling's where it is not given."""
+    runs: int = Field(default=10, ge=1)
+    """Measured calls, at least; so many rounds in which the contenders take turns."""
+    seconds: float = Field(default=3.0, ge=0)
+    """Time measured for each contender, at least."""
+    warmup_s: float = Field(default=10.0, ge=0)
+    """Longest warm-up of a contender in one case."""
+    stability: float = Field(default=0.05, gt=0)
+    """The warm-up ends when the medians of two windows of three calls differ by no more than this share."""
+    variation: float = Field(default=0.1, gt=0)
+    """Coefficient of variation above which a timing is called noisy."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of every contender; the engine's where it is not given."""
+    eager: bool = True
+    """Measure eager PyTorch beside the engines."""
+    compiled: bool = False
+    """Measure `torch.compile` too, which needs a C++ compiler."""
+
+    @field_validator("batches", "sizes", "targets")
+    @classmethod
+    def _check_distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) < len(values):
+            raise ValueError("a value is named twice")
+        if any(number < 1 for value in values if not isinstance(value, str) for number in (value if isinstance(value, tuple) else [value])):
+            raise ValueError("batches and sizes are whole numbers from 1 on")
+        return values
 
 
 def _limit(value: object) -> object:
@@ -133,6 +179,8 @@ def _limit(value: object) -> object:
         return value
     raise ValueError("a gate is a number from 0 on, or false, which turns it off; leave the key out for its default")
 
+
+ENGINE_TOLERANCES = {"fp32": 1e-4, "fp16": 0.05, "bf16": 0.2}
 
 Limit = Annotated[float | Literal[False], BeforeValidator(_limit)]
 
@@ -148,9 +196,21 @@ class GateSettings(_Settings):
     """Highest share of the prompts with a training picture of which any seed still returns it."""
     general_drift: Limit = 0.1
     """Largest mean drift of general pictures, 1 - SSIM, against the unmitigated model."""
+    latent_drift: Limit = False
+    """Largest mean drift of the general pictures' latents, relative ℓ2 distance."""
+    diversity_loss: Limit = 0.1
+    """Largest share of the diversity of general pictures that may be lost."""
     engine_error: Limit | None = None
     """Largest error of engine against eager along the trajectory, relative to the largest value of the tensor; where it is
     not given, 1e-4 for fp32, 0.05 for fp16, 0.2 for bf16."""
+    mitigation_agreement: Limit | None = None
+    """Largest difference of a prompt's score or copy distance between engine and eager; as for `engine_error`, 1e-3, 0.05, 0.1."""
+    mask_of_ones: Limit | None = None
+    """Largest error of the masked engine with a mask of ones against the unmitigated engine; 0 for fp32, else `engine_error`'s."""
+    slow_down: Limit = 1.05
+    """Highest time of an engine's UNet over that of the unmitigated engine: the lower end of the interval, which noise does not raise."""
+    eager_ratio: Limit = False
+    """Highest time of an engine's UNet over that of eager PyTorch, the lower end of the interval."""
 
 
 class Recipe(_Settings):
@@ -166,6 +226,8 @@ class Recipe(_Settings):
     engine: EngineSettings = EngineSettings()
     sampling: SamplingSettings = SamplingSettings()
     fidelity: FidelitySettings = FidelitySettings()
+    latency: LatencySettings | None = None
+    """Times are taken by a build only where this table is there; `nemo-edge bench` takes them afterwards."""
     gates: GateSettings = GateSettings()
 
     @model_validator(mode="after")
@@ -182,7 +244,19 @@ class Recipe(_Settings):
     def engine_tolerance(self) -> float | Literal[False]:
         """The gate on engine against eager: as given, else by the type of the weights."""
         given = self.gates.engine_error
-        return {"fp32": 1e-4, "fp16": 0.05, "bf16": 0.2}[self.export.dtype] if given is None else given
+        return ENGINE_TOLERANCES[self.export.dtype] if given is None else given
+
+    @property
+    def agreement_tolerance(self) -> float | Literal[False]:
+        """The gate on the mitigation on the engine against that on eager: as given, else by the type of the weights."""
+        given = self.gates.mitigation_agreement
+        return {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.1}[self.export.dtype] if given is None else given
+
+    @property
+    def identity_tolerance(self) -> float | Literal[False]:
+        """The gate on a mask of ones against the unmitigated engine: as given, else none for fp32."""
+        given, dtype = self.gates.mask_of_ones, self.export.dtype
+        return {**ENGINE_TOLERANCES, "fp32": 0.0}[dtype] if given is None else given
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -226,8 +300,9 @@ def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     keys = []
     for name, field in model.model_fields.items():
         keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += _keys(field.annotation, f"{prefix}{name}.")
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                keys += _keys(kind, f"{prefix}{name}.")
     return keys
 
 

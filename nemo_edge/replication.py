@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = ["COPIES", "TILES", "copy_threshold", "load_picture", "load_sscd", "sscd_similarities", "tiled_distances"]
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ def sscd_similarities(a_AHW3: np.ndarray, b_BHW3: np.ndarray, model: Path) -> np
     return similarities
 
 
+@cache
 def load_sscd(model: Path) -> Any:
     """Open SSCD's TorchScript file. Raises `InputError` for any other file."""
     import torch

@@ -44,19 +44,24 @@ class Pipeline:
         outputs = [runner({"input_ids": i}) for runner, i in zip(self.text, ids, strict=True)]
         return conditioning(self.config.family, outputs, pixel_size)
 
+    def decoder_feed(self, latents_BCHW: np.ndarray) -> dict[str, np.ndarray]:
+        """What the VAE's decoder is fed: the latents without the scaling they have in the loop."""
+        shift = np.float32(self.config.vae.get("shift_factor") or 0.0)
+        return {"latent_sample": latents_BCHW / np.float32(self.config.vae["scaling_factor"]) + shift}
+
     def decode(self, latents_BCHW: np.ndarray) -> np.ndarray:
         """Latents to pictures: uint8 [B, height, width, 3]."""
-        shift = self.config.vae.get("shift_factor") or 0.0
-        pictures = self.vae({"latent_sample": latents_BCHW / np.float32(self.config.vae["scaling_factor"]) + np.float32(shift)})["sample"]
+        pictures = self.vae(self.decoder_feed(latents_BCHW))["sample"]
         return np.rint((pictures.transpose(0, 2, 3, 1).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the loop: the time, the UNet's output for all rows, and the latents after the step."""
+    """One step of the loop: the time, what the UNet was fed, its output for all rows, and the latents after the step."""
 
     index: int
     time: float
+    feed: dict[str, np.ndarray]
     output_RCHW: np.ndarray
     latents_BCHW: np.ndarray
 
@@ -123,10 +128,11 @@ def denoise(
     for index, t in enumerate(scheduler.timesteps):
         scaled = scheduler.scale_model_input(latents, t).numpy()
         sample = np.concatenate([scaled, scaled]) if guided else scaled
-        output = pipeline.unet({**feed, "sample": sample, "timestep": np.full(len(rows), float(t), np.float32)})["out_sample"]
+        fed = {**feed, "sample": sample, "timestep": np.full(len(rows), float(t), np.float32)}
+        output = pipeline.unet(fed)["out_sample"]
         prediction = torch.from_numpy(_guided(output, settings.guidance) if guided else output)
         latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
-        yield Step(index, float(t), output, latents.numpy())
+        yield Step(index, float(t), fed, output, latents.numpy())
 
 
 def generate(

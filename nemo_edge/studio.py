@@ -14,15 +14,15 @@ import numpy as np
 from PIL import Image
 from pydantic import ValidationError
 
-from nemo_edge.bundle import Manifest, check_file, open_bundle, verify
+from nemo_edge.bundle import Manifest, check_file, open_verified
 from nemo_edge.configuration import Configuration
-from nemo_edge.errors import BundleError, InputError
+from nemo_edge.errors import InputError
 from nemo_edge.files import write_atomically
 from nemo_edge.neurons import NeuronSet
+from nemo_edge.pipelines import open_pipeline
 from nemo_edge.progress import Progress
 from nemo_edge.recipe import Recipe, SamplingSettings
 from nemo_edge.sampling import generate
-from nemo_edge.stages import open_pipeline
 
 _BATCH = 8
 
@@ -48,10 +48,7 @@ def draw(bundle: Path, request: Request, out: Path, progress: Progress | None = 
     """
     progress = progress or Progress()
     check_file(out)
-    manifest = open_bundle(bundle)
-    problems = verify(bundle).problems
-    if problems:
-        raise BundleError(f"{bundle} was changed since it was built ({problems[0]}): build it again; no engine was opened")
+    manifest = open_verified(bundle)
     recipe = Recipe.model_validate(manifest.recipe)
     variant = _variant(manifest, request)
     settings = _settings(recipe, request)

@@ -60,10 +60,22 @@ class EngineFile(BaseModel):
 
 
 class OnnxRuntimeRunner:
-    """Owns one inference session. A graph whose batch is pinned takes any number of rows and runs them in parts."""
+    """Owns one inference session. A graph whose batch is pinned takes any number of rows and runs them in parts.
 
-    def __init__(self, model: Path, provider: str = "cpu", threads: int | None = None) -> None:
-        self._session: ort.InferenceSession | None = _session(model, provider, threads)
+    `graph` is a changed form of the file at `model`, whose weights stay where they are; `weights` replace those of their names.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        provider: str = "cpu",
+        threads: int | None = None,
+        *,
+        graph: bytes | None = None,
+        weights: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        self._weights = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in (weights or {}).items()}
+        self._session: ort.InferenceSession | None = _session(model, provider, threads, graph, self._weights)
         ports = self._session.get_inputs()
         self.inputs = {port.name: tuple(port.shape) for port in ports}
         self._dtypes = {port.name: _DTYPES[port.type] for port in ports}
@@ -117,13 +129,15 @@ def compile_engine(bundle: Path, component: str, model: str, provider: str, thre
     return engine
 
 
-def open_engine(bundle: Path, component: str, provider: str) -> OnnxRuntimeRunner:
-    """Open what `compile_engine` wrote."""
+def open_engine(
+    bundle: Path, component: str, provider: str, *, threads: int | None = None, weights: Mapping[str, np.ndarray] | None = None
+) -> OnnxRuntimeRunner:
+    """Open what `compile_engine` wrote, with its own number of threads or another, and with other `weights` of some names."""
     path = bundle / "engines" / f"{component}.onnxruntime.{provider}.json"
     if not path.is_file():
         raise InputError(f"the bundle {bundle} has no {provider} engine of {component}: build it with engine.provider = {provider!r}")
     engine = EngineFile.model_validate_json(path.read_bytes())
-    return OnnxRuntimeRunner(bundle / engine.model, engine.provider, engine.threads)
+    return OnnxRuntimeRunner(bundle / engine.model, engine.provider, threads or engine.threads, weights=weights)
 
 
 def available() -> tuple[str, ...]:
@@ -159,18 +173,23 @@ def describe() -> dict[str, Any]:
     return {"backend": "onnxruntime", "version": ort.__version__, "providers": available()}
 
 
-def _session(model: Path, provider: str, threads: int | None) -> ort.InferenceSession:
+def _session(
+    model: Path, provider: str, threads: int | None, graph: bytes | None = None, weights: Mapping[str, ort.OrtValue] | None = None
+) -> ort.InferenceSession:
     check_provider(provider)
     wanted = PROVIDERS[provider]
     options = ort.SessionOptions()
     options.log_severity_level = _SILENT
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or 0
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent))
+    for name, value in (weights or {}).items():
+        options.add_initializer(name, value)
     if provider != "cpu":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         ort.set_default_logger_severity(_SILENT)  # a provider's library that is missing is told by the error below
     try:
         with redirect_stdout(StringIO()):  # where it tells that it falls back to another provider, which is refused below
-            session = ort.InferenceSession(str(model), options, providers=[wanted])
+            session = ort.InferenceSession(graph or str(model), options, providers=[wanted])
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         first = first_line(error)
         if provider != "cpu":

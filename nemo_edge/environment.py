@@ -1,0 +1,157 @@
+"""What machine this is: processor, memory, GPUs and their state, versions. Recorded with every number that depends on it.
+
+Imports nothing heavy: versions come from the installed packages' metadata, GPUs from `nvidia-smi`.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Gpu", "Machine", "gpus", "machine", "packages"]
+
+import os
+import platform
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+PACKAGES = (
+    "nemo-edge",
+    "torch",
+    "diffusers",
+    "transformers",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
+    "openvino",
+    "torchmetrics",
+    "numpy",
+)
+"""Packages whose versions a result depends on."""
+
+_QUERY = "name,driver_version,memory.total,compute_cap,clocks.sm,clocks.max.sm,temperature.gpu,clocks_event_reasons.active"
+_THROTTLES = {
+    0x1: "idle",
+    0x2: "application clocks",
+    0x4: "software power cap",
+    0x8: "hardware slowdown",
+    0x10: "sync boost",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "hardware power brake",
+    0x100: "display clocks",
+}
+"""Bits of NVML's clock event reasons (nvmlClocksEventReasons in nvml.h)."""
+
+
+class Gpu(BaseModel):
+    """One NVIDIA GPU and its state at the time of asking."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    driver: str
+    memory_mib: int
+    compute_capability: str
+    clock_mhz: int | None = None
+    highest_clock_mhz: int | None = None
+    temperature_c: int | None = None
+    throttled_by: tuple[str, ...] = ()
+    """Why the clock is not at its highest, in NVML's terms."""
+
+
+class Machine(BaseModel):
+    """The machine that a number is from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    system: str
+    python: str
+    cpu: str
+    cores: int
+    """Logical cores this process may use."""
+    memory_gib: int
+    governor: str | None = None
+    """The frequency governor of the cores, where the system tells it."""
+    gpus: tuple[Gpu, ...] = ()
+    versions: dict[str, str]
+    """Versions of the packages that matter."""
+
+    @property
+    def words(self) -> str:
+        """The machine in a few words, for tables and captions."""
+        return ", ".join([f"{self.cores} cores of {self.cpu}", *(gpu.name for gpu in self.gpus)])
+
+
+def machine() -> Machine:
+    """Describe this machine."""
+    return Machine(
+        system=platform.platform(terse=True),
+        python=platform.python_version(),
+        cpu=_cpu(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30) if hasattr(os, "sysconf") else 0,
+        governor=_text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        gpus=gpus(),
+        versions=packages(),
+    )
+
+
+def packages() -> dict[str, str]:
+    """Return the version of each package of `PACKAGES` that is installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def gpus() -> tuple[Gpu, ...]:
+    """Return the NVIDIA GPUs that `nvidia-smi` sees; none where there is no driver."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    command = [tool, f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return tuple(_gpu(line) for line in done.stdout.splitlines() if line.count(",") == _QUERY.count(",")) if done.returncode == 0 else ()
+
+
+def _gpu(line: str) -> Gpu:
+    name, driver, memory, capability, clock, highest, temperature, reasons = (part.strip() for part in line.split(","))
+    bits = int(reasons, 16) if reasons.startswith("0x") else 0
+    return Gpu(
+        name=name,
+        driver=driver,
+        memory_mib=_number(memory) or 0,
+        compute_capability=capability,
+        clock_mhz=_number(clock),
+        highest_clock_mhz=_number(highest),
+        temperature_c=_number(temperature),
+        throttled_by=tuple(reason for bit, reason in _THROTTLES.items() if bits & bit),
+    )
+
+
+def _number(text: str) -> int | None:
+    return int(float(text)) if text.replace(".", "", 1).isdigit() else None
+
+
+def _cpu() -> str:
+    for line in (_text(Path("/proc/cpuinfo")) or "").splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None

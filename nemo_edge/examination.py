@@ -1,0 +1,315 @@
+"""The stage that measures a bundle's engines: agreement with eager, each memory before and after, everybody else's pictures.
+
+Pictures go to disk as they are made, prompt by prompt; an examination that was interrupted takes up those that are there.
+Shapes: P prompts, G general prompts, S seeds, K training pictures, N value neurons.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Subject", "examine"]
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from nemo_edge import mitigation, replication
+from nemo_edge.calibration import Calibration
+from nemo_edge.checkpoint import Checkpoint
+from nemo_edge.fidelity import Agreement, Trajectory, compare_trajectories, trace_trajectory
+from nemo_edge.files import write_atomically
+from nemo_edge.localization import Localization, union
+from nemo_edge.mitigation import CurvePoint, Drawn, Measurement, PromptMitigation, Shown, VariantMeasurement
+from nemo_edge.neurons import NeuronSet
+from nemo_edge.pipelines import UNMITIGATED, eager_pipeline, has_unmitigated, open_pipeline
+from nemo_edge.progress import Progress
+from nemo_edge.prompts import Prompt
+from nemo_edge.recipe import Recipe
+from nemo_edge.sampling import Pipeline, latent_shape
+from nemo_edge.surgery import silenced
+
+_BATCH = 10
+_CURVE_PROMPTS = 8
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is examined: a checkpoint, the bundle made from it, and the prompts with what was found for them."""
+
+    checkpoint: Checkpoint
+    bundle: Path
+    recipe: Recipe
+    memorized: Sequence[Prompt]
+    general: Sequence[Prompt]
+    localizations: Sequence[Localization]
+    calibration: Calibration
+
+    @cached_property
+    def neurons(self) -> NeuronSet:
+        """The neurons of all prompts."""
+        return union(self.localizations)
+
+    @cached_property
+    def empty(self) -> NeuronSet:
+        """No neurons."""
+        return NeuronSet.empty(self.neurons.layers)
+
+
+def examine(subject: Subject, folder: Path, progress: Progress) -> Measurement:
+    """Examine the engines and write `measurement.json` and `pictures/` into `folder`."""
+    recipe = subject.recipe
+    with ExitStack() as stack:
+        config, provider = subject.checkpoint.config, recipe.engine.provider
+        engines: dict[str, Pipeline] = {v: open_pipeline(config, subject.bundle, provider, v, stack) for v in recipe.export.variants}
+        if has_unmitigated(recipe.export.variants):
+            engines[UNMITIGATED] = open_pipeline(config, subject.bundle, provider, UNMITIGATED, stack)
+        measurement = _Examination(subject, engines, folder / "pictures", progress).run()
+    write_atomically(folder / "measurement.json", measurement.model_dump_json(indent=1) + "\n")
+    return measurement
+
+
+@dataclass(frozen=True)
+class _Examination:
+    subject: Subject
+    engines: dict[str, Pipeline]
+    folder: Path
+    progress: Progress
+
+    def run(self) -> Measurement:
+        s, variants = self.subject, self.subject.recipe.export.variants
+        assert s.calibration.threshold is not None
+        for which in ("before", *variants, "random"):
+            self._draw_memorized(which)
+        general = {which: self._draw_general(which) for which in ("before", *variants)}
+        self._save_training()
+        threshold = self._copy_threshold(general["before"])
+        views = {which: self._views(which, threshold) for which in ("before", *variants, "random")}
+        mitigations = self._mitigations(views)
+        return Measurement(
+            threshold=s.calibration.threshold.value,
+            copy_threshold=threshold,
+            general_scores=s.calibration.highest,
+            layers=tuple(layer.name for layer in s.neurons.layers),
+            neurons=len(s.neurons),
+            random_neurons=len(s.neurons.random_like(seed=0)),
+            found=tuple(mitigation.z_scores(s.checkpoint, s.calibration.statistics, r, s.recipe.localization) for r in s.localizations),
+            general_prompts=tuple(p.text for p in s.general),
+            variants=tuple(
+                VariantMeasurement(
+                    variant=v,
+                    trajectory=self._agreement(v, self._mitigated, s.neurons),
+                    mitigations=mitigations[v],
+                    general=mitigation.general_drift(general["before"], general[v]),
+                )
+                for v in variants
+            ),
+            untouched=self._agreement("masked", self._untouched, s.empty) if "masked" in variants else None,
+            mask_of_ones=self._mask_of_ones(),
+            curve=tuple(self._curve(general["before"])),
+        )
+
+    @cached_property
+    def eager(self) -> Pipeline:
+        return eager_pipeline(self.subject.checkpoint)
+
+    @cached_property
+    def _judged(self) -> tuple[str, ...]:
+        """The prompts whose whole trajectories are compared: two examined and two general ones."""
+        return tuple(p.text for p in (*self.subject.memorized[:2], *self.subject.general[:2]))
+
+    @cached_property
+    def _mitigated(self) -> Trajectory:
+        with silenced(self.subject.checkpoint.unet, self.subject.neurons):
+            return self._trace()
+
+    @cached_property
+    def _untouched(self) -> Trajectory:
+        return self._trace()
+
+    def _trace(self) -> Trajectory:
+        return trace_trajectory(self.eager, self._judged, range(len(self._judged)), self.subject.recipe.sampling)
+
+    def _agreement(self, variant: str, reference: Trajectory, chosen: NeuronSet) -> Agreement:
+        engine, prompts = self.engines[variant], self._judged
+        mask = chosen.mask() if engine.masked else None
+        return compare_trajectories(reference, engine, prompts, range(len(prompts)), self.subject.recipe.sampling, mask)
+
+    def _mask_of_ones(self) -> float | None:
+        """The largest error of the masked UNet with a mask of ones against the unmitigated engine, along eager's trajectory."""
+        if UNMITIGATED not in self.engines:
+            return None
+        plain, masked = self.engines[UNMITIGATED].unet, self.engines["masked"].unet
+        ones, errors = self.subject.empty.mask(), []
+        for step in self._untouched.steps:
+            expected = plain(step.feed)["out_sample"]
+            got = masked({**step.feed, "value_mask": np.repeat(ones[None], len(expected), axis=0)})["out_sample"]
+            errors.append(np.abs(expected - got).max() / np.abs(expected).max())
+        return float(np.max(errors))
+
+    def _draw_memorized(self, which: str) -> None:
+        """Pictures of the examined prompts into `<prompt>/<which>-<seed>.png`; a group that is there whole is not made again."""
+        s, seeds = self.subject, range(self.subject.recipe.fidelity.seeds)
+        size = max(1, _BATCH // len(seeds))
+        with self.progress.task(f"pictures: {which}", len(s.memorized) * len(seeds)) as advance:
+            for start in range(0, len(s.memorized), size):
+                group = range(start, min(start + size, len(s.memorized)))
+                paths = [self._path(index, which, seed) for index in group for seed in seeds]
+                if not all(path.is_file() for path in paths):
+                    drawn = self._drawn(which, [s.memorized[i].text for i in group], seeds)
+                    for path, picture in zip(paths, drawn.pictures.reshape(-1, *drawn.pictures.shape[2:]), strict=True):
+                        _save(picture, path)
+                advance(len(paths))
+
+    def _draw_general(self, which: str) -> Drawn:
+        """Pictures of the general prompts, into `general/<prompt>-<which>-<seed>.png` too."""
+        s, seeds = self.subject, range(self.subject.recipe.fidelity.general_seeds)
+        with self.progress.task(f"general: {which}", len(s.general) * len(seeds)) as advance:
+            drawn = self._drawn(which, [p.text for p in s.general], seeds)
+            advance(len(s.general) * len(seeds))
+        for index, seed in np.ndindex(drawn.pictures.shape[:2]):
+            _save(drawn.pictures[index, seed], self.folder / "general" / f"{index:03d}-{which}-{seed:02d}.png")
+        return drawn
+
+    def _drawn(self, which: str | NeuronSet, prompts: Sequence[str], seeds: Sequence[int]) -> Drawn:
+        """Draw with an engine of a variant; "before", "random" and any set of neurons with the masked engine, or else with eager."""
+        s = self.subject
+        chosen = {"before": s.empty, "random": s.neurons.random_like(seed=0)}.get(which, s.neurons) if isinstance(which, str) else which
+        pipeline = self.engines.get(which) if isinstance(which, str) else None
+        pipeline = pipeline or self.engines.get("masked", self.eager)
+        mask = chosen.mask() if pipeline.masked else None
+        with silenced(s.checkpoint.unet, chosen if pipeline is self.eager else s.empty):
+            return mitigation.draw_prompts(pipeline, prompts, seeds, s.recipe.sampling, mask)
+
+    def _path(self, index: int, which: str, seed: int) -> Path:
+        return self.folder / f"{index:03d}" / f"{which}-{seed:02d}.png"
+
+    @cached_property
+    def _training(self) -> np.ndarray:
+        """The training pictures that are known, [K, H, W, 3], in the order of their prompts."""
+        _, height, width = latent_shape(self.subject.checkpoint.config, self.subject.recipe.sampling)
+        factor = self.subject.checkpoint.config.factor
+        size = (height * factor, width * factor)
+        paths = [p.image for p in self.subject.memorized if p.image]
+        return np.stack([replication.load_picture(path, size) for path in paths]) if paths else np.empty((0, *size, 3), np.uint8)
+
+    @cached_property
+    def _own(self) -> tuple[int | None, ...]:
+        """The place of each prompt's own picture among the training pictures."""
+        places = iter(range(len(self._training)))
+        return tuple(next(places) if prompt.image else None for prompt in self.subject.memorized)
+
+    def _save_training(self) -> None:
+        for index, own in enumerate(self._own):
+            if own is not None:
+                _save(self._training[own], self.folder / f"{index:03d}" / "training.png")
+
+    def _copy_threshold(self, general: Drawn) -> float | None:
+        """The threshold of copies, from the distances between general pictures and training pictures, which are unrelated."""
+        unrelated = general.pictures.reshape(-1, *general.pictures.shape[2:])
+        return replication.copy_threshold(replication.tiled_distances(unrelated, self._training)) if len(self._training) else None
+
+    def _views(self, which: str, threshold: float | None) -> list[Shown]:
+        seeds, sscd = range(self.subject.recipe.fidelity.seeds), self.subject.recipe.fidelity.sscd
+        return [
+            mitigation.shown(_load([self._path(index, which, seed) for seed in seeds]), own, self._training, threshold, sscd)
+            for index, own in enumerate(self._own)
+        ]
+
+    def _mitigations(self, views: dict[str, list[Shown]]) -> dict[str, tuple[PromptMitigation, ...]]:
+        """Each prompt on each variant, against eager with the same neurons silenced."""
+        s, variants = self.subject, self.subject.recipe.export.variants
+        found: dict[str, list[PromptMitigation]] = {variant: [] for variant in variants}
+        with self.progress.task("compare with eager", len(s.memorized)) as advance:
+            for index, (prompt, result) in enumerate(zip(s.memorized, s.localizations, strict=True)):
+                scores, errors = self._scores(result), dict(self._distance_errors(index))
+                for variant in variants:
+                    found[variant].append(
+                        PromptMitigation(
+                            prompt=result.prompt,
+                            kind=prompt.kind,
+                            neurons=len(result.refined),
+                            seeds=s.recipe.fidelity.seeds,
+                            score_before=result.score,
+                            score_after=scores[variant],
+                            score_after_eager=scores["eager"],
+                            before=views["before"][index],
+                            after=views[variant][index],
+                            random=views["random"][index],
+                            distance_error=errors.get(variant),
+                        )
+                    )
+                advance(1)
+        return {variant: tuple(rows) for variant, rows in found.items()}
+
+    def _scores(self, result: Localization) -> dict[str, float]:
+        """The score left of one prompt, on eager and on each variant."""
+        s, export = self.subject, self.subject.recipe.export
+        shape = latent_shape(s.checkpoint.config, s.recipe.sampling) if export.height or export.width else None
+        settings, mask = s.recipe.localization, s.neurons.mask()
+        unmitigated = mitigation.noise_difference(s.checkpoint, self.eager, result, settings, shape=shape)
+        with silenced(s.checkpoint.unet, s.neurons):
+            left = {"eager": mitigation.noise_difference(s.checkpoint, self.eager, result, settings, shape=shape)}
+        for variant in export.variants:
+            engine = self.engines[variant]
+            left[variant] = mitigation.noise_difference(s.checkpoint, engine, result, settings, mask if engine.masked else None, shape)
+        return {name: mitigation.score_left(unmitigated, delta) for name, delta in left.items()}
+
+    def _distance_errors(self, index: int) -> Iterator[tuple[str, float]]:
+        """How far each variant's copy distances of one prompt are from those of eager's pictures, at the most."""
+        s, own, seeds = (
+            self.subject,
+            self._own[index],
+            range(min(self.subject.recipe.fidelity.agreement_seeds, self.subject.recipe.fidelity.seeds)),
+        )
+        if own is None or not seeds:
+            return
+        training = self._training[own : own + 1]
+        with silenced(s.checkpoint.unet, s.neurons):
+            eager = mitigation.draw_prompts(self.eager, [s.memorized[index].text], seeds, s.recipe.sampling).pictures[0]
+        expected = replication.tiled_distances(eager, training)
+        for variant in s.recipe.export.variants:
+            got = replication.tiled_distances(_load([self._path(index, variant, seed) for seed in seeds]), training)
+            yield variant, float(np.abs(expected - got).max())
+
+    def _curve(self, before: Drawn) -> Iterator[CurvePoint]:
+        """Drift and diversity of general prompts against the number of neurons silenced: those found, and random ones beside them."""
+        s, prompts = self.subject, [p.text for p in self.subject.general][:_CURVE_PROMPTS]
+        base = Drawn(before.pictures[: len(prompts)], before.latents[: len(prompts)])
+        seeds = range(s.recipe.fidelity.general_seeds)
+        sets = list(dict.fromkeys(self._curve_sets()))
+        with self.progress.task("general: curve", len(sets)) as advance:
+            for chosen, neurons in sets:
+                drift = mitigation.general_drift(base, self._drawn(neurons, prompts, seeds))
+                yield CurvePoint(
+                    neurons=len(neurons),
+                    chosen="found" if chosen == "found" else "random",
+                    drift=drift.mean,
+                    latents=drift.latents,
+                    diversity=drift.diversity_after,
+                )
+                advance(1)
+
+    def _curve_sets(self) -> Iterator[tuple[str, NeuronSet]]:
+        found = self.subject.neurons
+        yield "found", self.subject.empty
+        for factor in self.subject.recipe.fidelity.curve if len(found) else ():
+            count = max(1, round(factor * len(found)))
+            if factor <= 1:
+                yield "found", found.subset(count, seed=0)
+            if factor >= 1:
+                yield "random", found.others(count, seed=0)
+
+
+def _save(picture: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    Image.fromarray(picture).save(temporary, format="PNG")
+    temporary.replace(path)
+
+
+def _load(paths: Sequence[Path]) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(path)) for path in paths])

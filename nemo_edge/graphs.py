@@ -1,0 +1,140 @@
+"""What is inside an ONNX file of ours: which module of the checkpoint a tensor comes from, and the weights of the value layers.
+
+Reads graphs, never runs them. The exporter writes the path of the PyTorch module into every node (`pkg.torch.onnx.name_scopes`).
+"""
+
+from __future__ import annotations
+
+__all__ = ["Graph", "Place", "module_path", "open_graph"]
+
+import ast
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx.external_data_helper import load_external_data_for_tensor
+
+from nemo_edge.errors import InputError, first_line
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_WRAPPERS = (("module",), ("graph",), ("unet", "encoder", "vae"))
+"""Attributes of the export's own wrappers, which lead a path one after the other and are not of the checkpoint's module."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a graph a tensor is made: its name, the operator, and the module whose last operator it is."""
+
+    tensor: str
+    operator: str
+    module: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An ONNX file without its weights."""
+
+    path: Path
+    model: onnx.ModelProto
+
+    def places(self) -> tuple[Place, ...]:
+        """Return where each tensor is made that an operator writes, in the order in which they run."""
+        return tuple(Place(node.output[0], node.op_type, _module(node)) for node in self.model.graph.node if node.output and node.output[0])
+
+    def modules(self) -> dict[str, Place]:
+        """Return the last tensor made inside each module of the checkpoint, by the module's path, in the order in which they end."""
+        last: dict[str, tuple[int, onnx.NodeProto]] = {}
+        for index, node in enumerate(self.model.graph.node):
+            for path in _paths(node):
+                last[path] = (index, node)
+        ordered = sorted(last.items(), key=lambda item: (item[1][0], -len(item[0])))
+        return {path: Place(node.output[0], node.op_type, path) for path, (_, node) in ordered if path}
+
+    def before(self, tensor: str, stops: Collection[str]) -> set[str]:
+        """Return which of `stops` a tensor is made from, going back no further than each of them."""
+        found: set[str] = set()
+        seen, waiting = {tensor}, list(self._inputs.get(tensor, ()))
+        while waiting:
+            name = waiting.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            if name in stops:
+                found.add(name)
+            else:
+                waiting += self._inputs.get(name, ())
+        return found
+
+    @cached_property
+    def _inputs(self) -> dict[str, tuple[str, ...]]:
+        """The inputs of the operator that makes each tensor."""
+        return {name: tuple(node.input) for node in self.model.graph.node for name in node.output}
+
+    def weights(self, modules: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Return the names of the initializers that each of `modules` uses, in the order of their use.
+
+        Raises `InputError` for a module that the graph does not have.
+        """
+        initializers = {tensor.name for tensor in self.model.graph.initializer}
+        found: dict[str, list[str]] = {module: [] for module in modules}
+        for node in self.model.graph.node:
+            for module in found.keys() & set(_paths(node)):
+                found[module] += [name for name in node.input if name in initializers]
+        missing = next((module for module, names in found.items() if not names), None)
+        if missing:
+            raise InputError(f"{self.path} has no weights of {missing}: it is not an export of this model by nemo-edge")
+        return {module: tuple(names) for module, names in found.items()}
+
+    def read(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Read initializers, external data included."""
+        wanted = {tensor.name: tensor for tensor in self.model.graph.initializer if tensor.name in set(names)}
+        found = {}
+        for name in names:
+            tensor = onnx.TensorProto()
+            tensor.CopyFrom(wanted[name])
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                load_external_data_for_tensor(tensor, str(self.path.parent))
+            found[name] = onnx.numpy_helper.to_array(tensor)
+        return found
+
+    def marked(self, tensor: str) -> bytes:
+        """Return the graph, its weights still beside the file, with `tensor` as one more output."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        if tensor not in {output.name for output in model.graph.output}:
+            model.graph.output.append(onnx.ValueInfoProto(name=tensor))
+        serialized: bytes = model.SerializeToString()
+        return serialized
+
+
+def open_graph(path: Path) -> Graph:
+    """Read an ONNX file without its weights. Raises `InputError` for anything else."""
+    try:
+        return Graph(path, onnx.load(str(path), load_external_data=False))
+    except Exception as error:  # protobuf and onnx raise errors of several unrelated classes
+        raise InputError(f"{path} is not an ONNX file: {first_line(error)}") from error
+
+
+def module_path(scope: str) -> str:
+    """Return the path of a module in the checkpoint's own, from its path in what was exported."""
+    parts = scope.split(".")
+    for names in _WRAPPERS:
+        parts = parts[1:] if parts and parts[0] in names else parts
+    return ".".join(parts)
+
+
+def _paths(node: onnx.NodeProto) -> tuple[str, ...]:
+    """The paths, in the checkpoint's module, of the modules a node is inside of; the empty path is the module itself."""
+    scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), None)
+    if scopes is None:
+        return ()
+    inside = ast.literal_eval(scopes)[:-1]  # the last one is the name of the operation itself
+    return tuple(dict.fromkeys(module_path(scope) for scope in inside))
+
+
+def _module(node: onnx.NodeProto) -> str:
+    paths = _paths(node)
+    return paths[-1] if paths else ""
