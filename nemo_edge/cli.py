@@ -325,6 +325,22 @@ def inspect(
     _print(summary(opened), as_json, console.show_checkpoint)
 
 
+@app.command()
+def doctor(
+    model: Annotated[str | None, typer.Option("--model", help="A local checkpoint whose need of memory and disk to estimate.")] = None,
+    output: Annotated[Path, typer.Option("--output", help="Where its bundle would go.")] = Path(),
+    as_json: Json = False,
+) -> None:
+    """Say what works on this machine, what does not fit together, and what to do. Exit code 4 when `build` cannot work."""
+    from nemo_edge import console
+    from nemo_edge.doctor import diagnose
+
+    diagnosis = diagnose(model, output)
+    _print(diagnosis, as_json, console.show_diagnosis)
+    if not diagnosis.passed:
+        raise typer.Exit(4)
+
+
 def main() -> None:
     """Run the command line and leave with the exit code of DESIGN: 0 done, 1 a defect, 2 input, 3 a gate, 4 a dependency."""
     debug = "--debug" in sys.argv

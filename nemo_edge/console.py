@@ -9,6 +9,7 @@ __all__ = [
     "show_checkpoint",
     "show_comparison",
     "show_detection",
+    "show_diagnosis",
     "show_export",
     "show_latency",
     "show_localizations",
@@ -219,10 +220,77 @@ def show_verdict(verdict: Any) -> None:
     out.print(f"{escape(verdict.bundle)}: {state}{'' if verdict.written else '; the bundle was left as it is'}", soft_wrap=True)
 
 
+def show_diagnosis(diagnosis: Any) -> None:
+    """What this machine is, what works on it, and what to do about the rest."""
+    out, here = Console(), diagnosis.machine
+    out.print(f"nemo-edge {diagnosis.nemo_edge} · Python {here.python} · {escape(here.system)}", highlight=False)
+    out.print(f"{escape(here.words)}, {here.memory_gib} GiB memory{'' if here.gpus else ', no NVIDIA GPU'}", highlight=False)
+    for gpu in here.gpus:
+        out.print(
+            f"{escape(gpu.name)}: compute capability {gpu.compute_capability}, {gpu.memory_mib} MiB, driver {gpu.driver}", highlight=False
+        )
+    sees = "sees a GPU" if diagnosis.torch_sees_gpu else "sees no GPU"
+    out.print(f"torch for CUDA {diagnosis.torch_cuda or '–'} ({sees}) · ONNX Runtime for CUDA {diagnosis.onnxruntime_cuda or '–'}", highlight=False)
+    out.print()
+    _show_backends(out, diagnosis.backends)
+    for problem in diagnosis.problems:
+        colour = "red" if problem.breaks_build else "yellow"
+        out.print(f"\n[{colour}]{escape(problem.what)}[/]: {escape(problem.why)}", highlight=False)
+    if diagnosis.model is not None:
+        _show_footprint(out, diagnosis.model)
+    _show_remedies(out, diagnosis)
+    works = "[green]nemo-edge build works here on the CPU[/]"
+    out.print(f"\n{works if diagnosis.passed else '[red]nemo-edge build does not work here[/]: see what to do above'}")
+
+
 def show_paths(paths: Sequence[Path]) -> None:
     """One path a line."""
     for path in paths:
         print(path)
+
+
+def _show_backends(out: Console, probes: Sequence[Any]) -> None:
+    words = {True: "[green]yes[/]", False: "no", None: "–"}
+    table = _table("Backend", "Version", "Compile", "Run", "Verdict")
+    table.columns[-1].header = "Why not"
+    for probe in probes:
+        name = probe.name + ("" if probe.used_by_build else " *")
+        table.add_row(name, probe.version or "–", words[probe.compiles], words[probe.runs], escape(probe.reason))
+    out.print(table)
+    out.print("* nemo-edge build does not use it yet", style="dim")
+
+
+def _show_footprint(out: Console, model: Any) -> None:
+    counts = ", ".join(f"{part.name} {part.parameters / 1e6:.1f} M" for part in model.parts)
+    free = f"{_gb(model.memory_available_bytes)} of memory, {_gb(model.disk_free_bytes)} of disk in {model.output}"
+    out.print(f"\n[bold]{escape(model.model)}[/]: {counts} parameters", highlight=False)
+    table = _table("Recipe", "Localize", "Export", "Measure", "Disk", "Fits")
+    for need in model.needs:
+        settings = f"{need.dtype}, {'both variants' if need.variants == 2 else 'one variant'}"
+        sizes = (need.localize_bytes, need.export_bytes, need.measure_bytes, need.disk_bytes)
+        table.add_row(settings, *map(_gb, sizes), "[green]yes[/]" if need.fits else "[red]no[/]")
+    out.print(table)
+    out.print(f"estimated peaks of memory, and the bundle's size; free: {escape(free)}", style="dim", highlight=False)
+
+
+def _show_remedies(out: Console, diagnosis: Any) -> None:
+    """Each remedy once, with all it mends: a missing driver is behind most of the backends that do not run."""
+    found: dict[str, list[str]] = {}
+    for probe in diagnosis.backends:
+        if probe.remedy:
+            found.setdefault(probe.remedy, []).append(probe.name)
+    for problem in diagnosis.problems:
+        found.setdefault(problem.remedy, []).append(problem.what)
+    if diagnosis.model is not None and diagnosis.model.remedy:
+        found[diagnosis.model.remedy] = ["the model"]
+    if found:
+        out.print("\n[bold]What to do[/]")
+    for remedy, mended in found.items():
+        out.print(f"{escape(', '.join(mended))}:\n  {escape(remedy)}", highlight=False)
+
+
+def _gb(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.1f} GB"
 
 
 def _verdict(manifest: Any) -> str:

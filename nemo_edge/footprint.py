@@ -1,0 +1,274 @@
+"""How much memory and disk a build of a model takes, from the headers of its weights and a few measured factors.
+
+Reads shapes and types only: no weights are loaded, no torch is imported. An estimate, not a promise: it is for telling a
+machine that suffices from one that does not, before an hour of work.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Footprint", "Need", "Part", "estimate", "fitted", "memory_available", "needs_of", "parts"]
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError, safe_open
+
+from nemo_edge.errors import InputError, first_line
+
+GB = 10**9
+BYTES = {"fp32": 4, "fp16": 2}
+PROCESS_BYTES = 0.8 * GB
+OTHER_DISK_BYTES = 0.1 * GB
+SAMPLES = 10
+VERIFIED_BATCH = 3
+ACTIVATION_BYTES_PER_PIXEL = 1000
+SESSION_FACTORS = {"fp32": 1.0, "fp16": 1.0}
+
+_Tensor = tuple[str, str, int]
+"""Key, type and number of values of a stored tensor."""
+
+PLACES = ("unet", "vae", "text_encoder", "text_encoder_2")
+_SINGLE_FILE = {
+    "model.diffusion_model.": "unet",
+    "first_stage_model.": "vae",
+    "cond_stage_model.": "text_encoder",
+    "conditioner.embedders.0.": "text_encoder",
+    "conditioner.embedders.1.": "text_encoder_2",
+}
+"""Prefix of a key in a single file of Stable Diffusion → the part it belongs to."""
+
+
+class Part(BaseModel):
+    """One part of a checkpoint as its files say."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    parameters: int
+    exported: int
+    """Parameters that become part of an engine: all of them, or the decoder's of a VAE."""
+    dtypes: tuple[str, ...]
+    """Types of the stored weights, in safetensors' words."""
+
+
+class Need(BaseModel):
+    """What a build with these settings takes at its peak, and whether this machine has it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dtype: Literal["fp32", "fp16"]
+    variants: int
+    localize_bytes: int
+    """Peak memory of calibrating and localizing: eager float32."""
+    export_bytes: int
+    """Peak memory of exporting, and of comparing each file with eager."""
+    measure_bytes: int
+    """Peak memory of examining: eager float32 beside the engines of every variant."""
+    disk_bytes: int
+    """The bundle. The cache of the stages holds the same files by hard links, and takes no more."""
+    fits: bool
+
+    @property
+    def memory_bytes(self) -> int:
+        """The peak of all stages."""
+        return max(self.localize_bytes, self.export_bytes, self.measure_bytes)
+
+
+class Footprint(BaseModel):
+    """What a build of a model takes, beside what this machine has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    model: str
+    family: Literal["sd", "sdxl"]
+    parts: tuple[Part, ...]
+    memory_available_bytes: int
+    disk_free_bytes: int
+    output: str
+    """The folder whose disk was asked."""
+    needs: tuple[Need, ...]
+    """For each type and number of variants; the first is what a recipe has by default."""
+    fits: bool
+    """Whether the default of a recipe fits."""
+    remedy: str = ""
+    """What to do where it does not."""
+
+
+def estimate(model: str, output: Path) -> Footprint:
+    """Estimate what a build of `model`, a local diffusers folder or `.safetensors` file, takes with its bundle in `output`.
+
+    Raises `InputError` for a model that does not exist or whose weights are not safetensors.
+    """
+    found = parts(model)
+    family = _family(found)
+    pixels = _pixels(Path(model).expanduser(), family)
+    memory, (place, disk) = memory_available(), _disk_free(output)
+    needs = needs_of(found, pixels, memory, disk)
+    return fitted(model, family, found, needs, memory, disk, place)
+
+
+def parts(model: str) -> tuple[Part, ...]:
+    """Return the parts of a local checkpoint from the headers of its safetensors files.
+
+    Raises `InputError` when there are none, or no UNet among them.
+    """
+    local = Path(model).expanduser()
+    if not local.exists():
+        raise InputError(f"model {model} does not exist: give a diffusers folder or a .safetensors file on this machine")
+    if local.is_file():
+        found = _parts_of_file(local)
+    else:
+        places = {name: _weight_files(local / name) for name in PLACES}
+        found = {name: [t for file in files for t in _header(file)] for name, files in places.items() if files}
+    if "unet" not in found:
+        raise InputError(f"model {model} holds no weights of a UNet as safetensors: sizes are read from their headers, pickles are not opened")
+    return tuple(_part(name, found[name]) for name in PLACES if name in found)
+
+
+def needs_of(found: Sequence[Part], pixels: int, memory: int, disk: int) -> tuple[Need, ...]:
+    """Return what a build takes in each type, with two variants and with one; `pixels` are those of one picture."""
+    return tuple(_need(found, pixels, dtype, variants, memory, disk) for dtype in ("fp32", "fp16") for variants in (2, 1))
+
+
+def fitted(
+    model: str, family: Literal["sd", "sdxl"], found: Sequence[Part], needs: Sequence[Need], memory: int, disk: int, place: Path
+) -> Footprint:
+    """Return the footprint with its verdict, and the smallest change of a recipe that makes it fit."""
+    wanted = needs[0]
+    remedy = ""
+    if not wanted.fits:
+        better = next((n for n in needs if n.fits), None)
+        remedy = _settings(better) if better else _shortage(needs, memory, disk, place)
+    return Footprint(
+        model=model,
+        family=family,
+        parts=tuple(found),
+        memory_available_bytes=memory,
+        disk_free_bytes=disk,
+        output=str(place),
+        needs=tuple(needs),
+        fits=wanted.fits,
+        remedy=remedy,
+    )
+
+
+def memory_available(root: Path = Path("/")) -> int:
+    """Return the bytes of memory this process may still take: what Linux has available, or less where a control group says so."""
+    lines = (_read(root / "proc/meminfo") or "").splitlines()
+    limits = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        highest, now = _read(root / "sys/fs/cgroup" / limit), _read(root / "sys/fs/cgroup" / used)
+        if highest and now and highest.isdigit() and now.isdigit():
+            limits.append(max(int(highest) - int(now), 0))
+    if limits:
+        return min(limits)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+
+
+def _need(found: Sequence[Part], pixels: int, dtype: Literal["fp32", "fp16"], variants: int, memory: int, disk: int) -> Need:
+    eager = PROCESS_BYTES + BYTES["fp32"] * sum(part.parameters for part in found)
+    engines = {part.name: part.exported * (variants if part.name == "unet" else 1) for part in found}
+    largest = max(part.exported for part in found)
+    cast = 0 if dtype == "fp32" else BYTES[dtype] * largest
+    activations = SAMPLES * ACTIVATION_BYTES_PER_PIXEL * pixels
+    export = eager + cast + SESSION_FACTORS[dtype] * BYTES["fp32"] * largest + VERIFIED_BATCH * ACTIVATION_BYTES_PER_PIXEL * pixels
+    measure = eager + SESSION_FACTORS[dtype] * BYTES["fp32"] * sum(engines.values()) + activations
+    localize = eager + activations
+    bundle = BYTES[dtype] * sum(engines.values()) + OTHER_DISK_BYTES
+    peak = max(localize, export, measure)
+    return Need(
+        dtype=dtype,
+        variants=variants,
+        localize_bytes=int(localize),
+        export_bytes=int(export),
+        measure_bytes=int(measure),
+        disk_bytes=int(bundle),
+        fits=peak <= memory and bundle <= disk,
+    )
+
+
+def _settings(need: Need) -> str:
+    words = [] if need.dtype == "fp32" else [f'export.dtype = "{need.dtype}"']
+    return "in the recipe: " + ", ".join([*words, *(['export.variants = ["masked"]'] if need.variants == 1 else [])])
+
+
+def _shortage(needs: Sequence[Need], memory: int, disk: int, place: Path) -> str:
+    least, smallest = min(n.memory_bytes for n in needs), min(n.disk_bytes for n in needs)
+    words = []
+    if least > memory:
+        words.append(f"use a machine with {least / GB:.0f} GB of free memory, or pin a smaller picture")
+    if smallest > disk:
+        words.append(f"free {(smallest - disk) / GB:.1f} GB in {place}, or give another --output")
+    return "; ".join(words) or f"free memory and disk: {least / GB:.0f} GB and {smallest / GB:.1f} GB are needed together"
+
+
+def _parts_of_file(path: Path) -> dict[str, list[_Tensor]]:
+    found: dict[str, list[_Tensor]] = {}
+    for key, dtype, count in _header(path):
+        prefix = next((p for p in _SINGLE_FILE if key.startswith(p)), None)
+        if prefix:
+            found.setdefault(_SINGLE_FILE[prefix], []).append((key.removeprefix(prefix), dtype, count))
+    return found
+
+
+def _part(name: str, tensors: Sequence[_Tensor]) -> Part:
+    decoder = ("decoder.", "post_quant_conv.")
+    return Part(
+        name=name,
+        parameters=sum(count for _, _, count in tensors),
+        exported=sum(count for key, _, count in tensors if name != "vae" or key.startswith(decoder)),
+        dtypes=tuple(sorted({dtype for _, dtype, _ in tensors})),
+    )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files diffusers reads: the one of the plain name, or its shards; a variant (fp16, ema) only where there is nothing else."""
+    files = sorted(folder.glob("*.safetensors"))
+    plain = [f for f in files if f.name.count(".") == 1]
+    whole = [f for f in plain if "-of-" not in f.name]
+    return whole[:1] or plain or files[:1]
+
+
+def _header(path: Path) -> list[_Tensor]:
+    if path.suffix != ".safetensors":
+        raise InputError(f"model {path} is not a .safetensors file: sizes are read from its header, pickles are not opened")
+    try:
+        with safe_open(path, "numpy") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  not a dict
+            return [(key, part.get_dtype(), prod(part.get_shape())) for key, part in slices.items()]
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"model file {path} cannot be read: {first_line(error)}") from error
+
+
+def _family(found: Iterable[Part]) -> Literal["sd", "sdxl"]:
+    return "sdxl" if any(part.name == "text_encoder_2" for part in found) else "sd"
+
+
+def _pixels(local: Path, family: Literal["sd", "sdxl"]) -> int:
+    """Pixels of a picture of the size the model was trained on: its UNet's `sample_size`, each latent 8 pixels wide."""
+    text = _read(local / "unet" / "config.json")
+    size = json.loads(text).get("sample_size") if text else None
+    side = size if isinstance(size, int) else {"sd": 64, "sdxl": 128}[family]
+    return (side * 8) ** 2
+
+
+def _disk_free(output: Path) -> tuple[Path, int]:
+    """The folder that exists nearest to `output`, and the bytes free on its disk."""
+    place = output.expanduser().absolute()
+    while not place.is_dir():
+        place = place.parent
+    return place, shutil.disk_usage(place).free
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
