@@ -32,7 +32,7 @@ OLDEST_DRIVERS = {11: "450.80.02", 12: "525.60.13", 13: "580"}
 """CUDA's major version → the oldest Linux driver that runs it: CUDA Toolkit Release Notes, "CUDA Toolkit and Minimum Required
 Driver Version for CUDA Minor Version Compatibility"."""
 
-DRIVER = "install a newer driver from nvidia.com/drivers or the system's packages: pip cannot"
+NEWER_DRIVER = "a newer driver (nvidia.com/drivers), which pip cannot install"
 
 
 class Problem(BaseModel):
@@ -166,7 +166,7 @@ def old_driver(drivers: Iterable[str], cuda: str | None, what: str = "torch") ->
         Problem(
             what=f"the GPU's driver is {driver}",
             why=f"{what} is built for CUDA {cuda}, which needs driver {oldest} or newer",
-            remedy=f"{DRIVER}; or a {what} built for an older CUDA",
+            remedy=NEWER_DRIVER,
         )
         for driver in sorted(set(drivers))
         if _is_version(driver) and Version(driver) < Version(oldest)

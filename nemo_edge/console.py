@@ -230,7 +230,9 @@ def show_diagnosis(diagnosis: Any) -> None:
             f"{escape(gpu.name)}: compute capability {gpu.compute_capability}, {gpu.memory_mib} MiB, driver {gpu.driver}", highlight=False
         )
     sees = "sees a GPU" if diagnosis.torch_sees_gpu else "sees no GPU"
-    out.print(f"torch for CUDA {diagnosis.torch_cuda or '–'} ({sees}) · ONNX Runtime for CUDA {diagnosis.onnxruntime_cuda or '–'}", highlight=False)
+    linked = f" and TensorRT {diagnosis.onnxruntime_tensorrt}" if diagnosis.onnxruntime_tensorrt else ""
+    runtime = f"ONNX Runtime for CUDA {diagnosis.onnxruntime_cuda or '–'}{linked}"
+    out.print(f"torch for CUDA {diagnosis.torch_cuda or '–'} ({sees}) · {runtime}", highlight=False)
     out.print()
     _show_backends(out, diagnosis.backends)
     for problem in diagnosis.problems:
@@ -270,7 +272,8 @@ def _show_footprint(out: Console, model: Any) -> None:
         sizes = (need.localize_bytes, need.export_bytes, need.measure_bytes, need.disk_bytes)
         table.add_row(settings, *map(_gb, sizes), "[green]yes[/]" if need.fits else "[red]no[/]")
     out.print(table)
-    out.print(f"estimated peaks of memory, and the bundle's size; free: {escape(free)}", style="dim", highlight=False)
+    out.print("peaks of memory and the size of the bundle, estimated", style="dim")
+    out.print(f"free: {escape(free)}", style="dim", highlight=False)
 
 
 def _show_remedies(out: Console, diagnosis: Any) -> None:
@@ -286,7 +289,8 @@ def _show_remedies(out: Console, diagnosis: Any) -> None:
     if found:
         out.print("\n[bold]What to do[/]")
     for remedy, mended in found.items():
-        out.print(f"{escape(', '.join(mended))}:\n  {escape(remedy)}", highlight=False)
+        out.print(f"{escape(', '.join(mended))}:", highlight=False)
+        out.print(f"  {escape(remedy)}", soft_wrap=True, highlight=False)  # a command is copied whole
 
 
 def _gb(size_bytes: int) -> str:

@@ -86,7 +86,7 @@ def diagnose(model: str | None = None, output: Path = Path()) -> Diagnosis:
 def _version_problems(
     versions: Mapping[str, str], torch_cuda: str | None, runtime_cuda: str | None, links: RuntimeLinks, drivers: Sequence[str]
 ) -> tuple[Problem, ...]:
-    cuda = int(runtime_cuda.partition(".")[0]) if runtime_cuda else 13
+    cuda = int(_major(runtime_cuda) or 13)
     return (
         *unmet(OURS, requirements_of(OURS), versions, breaks_build=True),
         *(p for name in CHECKED if name in versions for p in unmet(name, _own(name), versions)),
@@ -94,8 +94,12 @@ def _version_problems(
         *unfit_tensorrt(versions, links.tensorrt, cuda),
         *two_cudas(torch_cuda, runtime_cuda),
         *old_driver(drivers, torch_cuda),
-        *(old_driver(drivers, runtime_cuda, "onnxruntime-gpu") if runtime_cuda != torch_cuda else ()),
+        *(old_driver(drivers, runtime_cuda, "onnxruntime-gpu") if runtime_cuda and _major(runtime_cuda) != _major(torch_cuda) else ()),
     )
+
+
+def _major(version: str | None) -> str:
+    return (version or "").partition(".")[0]
 
 
 def _own(package: str) -> tuple[str, ...]:

@@ -128,7 +128,7 @@ def parts(model: str) -> tuple[Part, ...]:
         places = {name: _weight_files(local / name) for name in PLACES}
         found = {name: [t for file in files for t in _header(file)] for name, files in places.items() if files}
     if "unet" not in found:
-        raise InputError(f"model {model} holds no weights of a UNet as safetensors: sizes are read from their headers, pickles are not opened")
+        raise InputError(f"model {model} holds no UNet as safetensors: sizes are read from their headers, pickles are not opened")
     return tuple(_part(name, found[name]) for name in PLACES if name in found)
 
 

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.compatibility import Problem, tensorrt_package
+from nemo_edge.compatibility import NEWER_DRIVER, Problem, tensorrt_package
 from nemo_edge.environment import Gpu
 from nemo_edge.errors import MissingDependency, first_line
 
@@ -41,9 +41,15 @@ BROKEN = (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueEr
 """What a package raises at import when its libraries or its requirements do not fit."""
 
 NO_GPU = "no NVIDIA GPU with a driver here"
-GET_GPU = "takes an NVIDIA GPU and its driver (nvidia.com/drivers); pip cannot install one"
-RTX_TARGETS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-"""What TensorRT-RTX 1.7 can be told to compile for (`ComputeCapability`); Hopper, 9.0, and 10.0 are not among them."""
+GET_GPU = "an NVIDIA GPU and its driver (nvidia.com/drivers), which pip cannot install"
+GET_DRIVER = "start the container with its GPUs (docker run --gpus all), or install the driver"
+RTX_TARGETS = ("7.5", "8.0", "8.6", "8.9")
+RTX_FROM = 12.0
+"""What TensorRT-RTX 1.7 compiles for: 7.5 where it is asked for, 8.0, 8.6, 8.9, "12.0 and later"; Hopper, 9.0, and 10.0 are not
+among them."""
+_DRIVER = "libcuda.so.1"
+"""The driver's own library; a container has it only when it is started with its GPUs."""
+_HEADERS = "#include <Python.h>\n#include <vector>\n"
 _GPU_LIBRARIES = rb"lib(?:cuda|cudart|cudnn|cublas|cublasLt|curand|cufft|nvinfer|nvonnxparser)\.so\.\d+"
 
 
@@ -162,7 +168,10 @@ def _torch_cuda(gpus: Sequence[Gpu]) -> _Answer:
     except (*BROKEN, AssertionError) as error:  # torch asserts that it was built with CUDA
         if not gpus:
             return _Answer(None, False, NO_GPU, GET_GPU)
-        return _Answer(None, False, first_line(error), "pip install --force-reinstall torch")
+        if not _loads(_DRIVER):
+            return _Answer(None, False, f"cannot load {_DRIVER}", GET_DRIVER)
+        old = "driver" in str(error)
+        return _Answer(None, False, first_line(error).partition(". ")[0], NEWER_DRIVER if old else "pip install --force-reinstall torch")
     return _Answer(None, True)
 
 
@@ -172,12 +181,14 @@ def _torch_compile(_: Sequence[Gpu]) -> _Answer:
     if shutil.which(compiler) is None:
         return _Answer(False, False, f"no C++ compiler ({compiler})", "apt-get install g++, or set CXX")
     command = [compiler, "-x", "c++", "-fsyntax-only", f"-I{sysconfig.get_path('include')}", "-"]
-    done = subprocess.run(command, input="#include <Python.h>\n#include <vector>\n", capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(command, input=_HEADERS, capture_output=True, text=True, check=False, timeout=30)
     if done.returncode == 0:
         return _Answer(True, True)
     if "Python.h" in done.stderr:
-        return _Answer(False, False, f"{compiler} finds no Python.h", f"apt-get install python{sys.version_info[0]}.{sys.version_info[1]}-dev")
-    return _Answer(False, False, f"{compiler} fails: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}", "apt-get install g++")
+        version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        return _Answer(False, False, f"{compiler} finds no Python.h", f"apt-get install python{version}-dev")
+    last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    return _Answer(False, False, f"{compiler} fails: {last}", "apt-get install g++")
 
 
 def _onnxruntime(provider: str) -> Callable[[Sequence[Gpu]], _Answer]:
@@ -210,8 +221,8 @@ def _runtime_answer(provider: str, gpus: Sequence[Gpu], present: bool, error: Mi
 
 
 def _library_remedy(missing: Sequence[str], tensorrt: int | None) -> str:
-    if "libcuda.so.1" in missing:
-        return "libcuda.so.1 is part of the GPU's driver: in a container, start it with its GPUs (docker run --gpus all)"
+    if _DRIVER in missing:
+        return GET_DRIVER
     if not any(name.startswith("libnv") for name in missing):
         return "pip install 'onnxruntime-gpu[cuda,cudnn]'"
     wheel = importlib.util.find_spec("tensorrt_libs")
@@ -249,11 +260,15 @@ def _tensorrt_rtx(gpus: Sequence[Gpu]) -> _Answer:
         compiles = builder.build_serialized_network(network, config) is not None
     except BROKEN as error:
         return _Answer(False, False, first_line(error), "pip install --force-reinstall 'nemo-edge[rtx]'")
-    served = [gpu for gpu in gpus if gpu.compute_capability in RTX_TARGETS]
+    served = [gpu for gpu in gpus if _rtx_serves(gpu.compute_capability)]
     left = [f"{gpu.name} (compute capability {gpu.compute_capability})" for gpu in gpus if gpu not in served]
     if left:
         return _Answer(compiles, bool(served), f"does not target {', '.join(left)}", "for those GPUs take tensorrt, or onnxruntime cuda")
     return _Answer(compiles, bool(served), "" if served else f"{NO_GPU}; its engines are compiled without one", "" if served else GET_GPU)
+
+
+def _rtx_serves(capability: str) -> bool:
+    return capability in RTX_TARGETS or (capability.replace(".", "", 1).isdigit() and float(capability) >= RTX_FROM)
 
 
 def _openvino(_: Sequence[Gpu]) -> _Answer:
@@ -280,7 +295,8 @@ def _imported(module: str, install: str) -> ModuleType | _Answer:
     try:
         return importlib.import_module(module)
     except BROKEN as error:
-        return _Answer(False, False, f"cannot be imported: {first_line(error)}", install.replace("install ", "install --force-reinstall ", 1))
+        again = install.replace("install ", "install --force-reinstall ", 1)
+        return _Answer(False, False, f"cannot be imported: {first_line(error)}", again)
 
 
 def _loads(library: str) -> bool:
