@@ -52,7 +52,9 @@ def installed() -> dict[str, str]:
     """Return the version of every installed package, by its normalized name."""
     found: dict[str, str] = {}
     for package in distributions():
-        found.setdefault(canonicalize_name(package.name), package.version)  # the first on the path is the one that is imported
+        name = package.metadata["Name"]
+        if name:  # what an interrupted uninstall left has none
+            found.setdefault(canonicalize_name(name), package.version)  # the first on the path is the one that is imported
     return found
 
 

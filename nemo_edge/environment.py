@@ -34,7 +34,9 @@ PACKAGES = (
 )
 """Packages whose versions a result depends on."""
 
-_QUERY = "name,driver_version,memory.total,compute_cap,clocks.sm,clocks.max.sm,temperature.gpu,clocks_event_reasons.active"
+_QUERY = "name,driver_version,memory.total,compute_cap,clocks.sm,clocks.max.sm,temperature.gpu"
+_REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
+"""Why a clock is not at its highest; drivers before 535 know the second name only, and refuse the whole question otherwise."""
 _THROTTLES = {
     0x1: "idle",
     0x2: "application clocks",
@@ -119,9 +121,12 @@ def gpus() -> tuple[Gpu, ...]:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return ()
-    command = [tool, f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
-    return tuple(_gpu(line) for line in done.stdout.splitlines() if line.count(",") == _QUERY.count(",")) if done.returncode == 0 else ()
+    for reasons in _REASONS:
+        command = [tool, f"--query-gpu={_QUERY},{reasons}", "--format=csv,noheader,nounits"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+        if done.returncode == 0:
+            return tuple(_gpu(line) for line in done.stdout.splitlines() if line.count(",") == _QUERY.count(",") + 1)
+    return ()
 
 
 def _gpu(line: str) -> Gpu:

@@ -54,6 +54,16 @@ def test_what_a_gpu_does_not_tell_is_left_out(smi: Smi) -> None:
     assert (gpu.clock_mhz, gpu.highest_clock_mhz, gpu.temperature_c, gpu.throttled_by) == (None, None, None, ())
 
 
+def test_a_driver_that_has_an_older_name_for_its_reasons_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    line = "Tesla T4, 470.82.01, 15109, 7.5, 300, 1590, 40, 0x0000000000000001"
+    tool.write_text(f"#!/bin/sh\ncase \"$1\" in *clocks_event_reasons*) echo 'not a valid field'; exit 2;; esac\necho '{line}'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    (gpu,) = gpus()
+    assert (gpu.driver, gpu.throttled_by) == ("470.82.01", ("idle",))
+
+
 def test_a_driver_that_fails_is_no_gpu(smi: Smi) -> None:
     smi("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.", code=9)
     assert gpus() == ()
