@@ -34,7 +34,9 @@ def test_an_extra_that_is_too_old_breaks_nothing() -> None:
 
 
 def test_an_upper_bound_and_a_development_version() -> None:
-    assert [p.what for p in unmet("transformers", ["tokenizers<0.24,>=0.23"], {"tokenizers": "0.24.0"})] == ["tokenizers 0.24.0 is installed"]
+    assert [p.what for p in unmet("transformers", ["tokenizers<0.24,>=0.23"], {"tokenizers": "0.24.0"})] == [
+        "tokenizers 0.24.0 is installed"
+    ]
     assert unmet("nemo-edge", ["torch>=2.10"], {"torch": "2.15.0.dev20261101"}) == ()
 
 

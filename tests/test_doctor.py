@@ -41,7 +41,9 @@ def test_a_broken_need_fails_and_a_missing_option_does_not(diagnosis: Diagnosis)
 
 def test_a_person_is_told_what_to_do(diagnosis: Diagnosis, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    problem = Problem(what="torch 2.9 is installed", why="nemo-edge needs torch>=2.10", remedy="pip install 'torch>=2.10'", breaks_build=True)
+    problem = Problem(
+        what="torch 2.9 is installed", why="nemo-edge needs torch>=2.10", remedy="pip install 'torch>=2.10'", breaks_build=True
+    )
     console.show_diagnosis(diagnosis.model_copy(update={"problems": (problem,)}))
     out = capsys.readouterr().out
     lines = out.splitlines()

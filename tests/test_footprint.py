@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import save_file
 
 from nemo_edge.checkpoint import Checkpoint
@@ -35,7 +36,9 @@ def needs(found: tuple[Part, ...], pixels: int, memory: float = 1e15, disk: floa
 def test_parameters_are_those_torch_counts(toy: Checkpoint, toy_folder: Path) -> None:
     found = {part.name: part for part in parts(str(toy_folder))}
     modules = {"unet": toy.unet, "vae": toy.vae, "text_encoder": toy.text_encoders[0]}
-    assert {name: part.parameters for name, part in found.items()} == {n: sum(p.numel() for p in m.parameters()) for n, m in modules.items()}
+    assert {name: part.parameters for name, part in found.items()} == {
+        n: sum(p.numel() for p in m.parameters()) for n, m in modules.items()
+    }
     decoder = [p for name, p in toy.vae.named_parameters() if name.startswith(("decoder.", "post_quant_conv."))]
     assert found["vae"].exported == sum(p.numel() for p in decoder)
     assert all(part.dtypes == ("F32",) for part in found.values())
@@ -50,7 +53,13 @@ def test_a_second_text_encoder_makes_it_xl(toy_sdxl: Checkpoint, tmp_path: Path)
 
 def test_a_single_file_is_read_by_its_prefixes(tmp_path: Path) -> None:
     half = np.zeros((3, 2), np.float16)
-    keys = ("model.diffusion_model.out.weight", "first_stage_model.decoder.a", "first_stage_model.encoder.a", "conditioner.embedders.1.a", "x.y")
+    keys = (
+        "model.diffusion_model.out.weight",
+        "first_stage_model.decoder.a",
+        "first_stage_model.encoder.a",
+        "conditioner.embedders.1.a",
+        "x.y",
+    )
     save_file(dict.fromkeys(keys, half), tmp_path / "xl.safetensors")
     found = {part.name: (part.parameters, part.exported, part.dtypes) for part in parts(str(tmp_path / "xl.safetensors"))}
     assert found == {"unet": (6, 6, ("F16",)), "vae": (12, 6, ("F16",)), "text_encoder_2": (6, 6, ("F16",))}
@@ -100,6 +109,25 @@ def test_what_holds_no_headers_is_refused(tmp_path: Path, name: str, content: by
         parts(str(tmp_path / name))
 
 
+def test_estimates_are_near_what_was_measured() -> None:
+    """Export of Stable Diffusion 1.5's UNet alone: 10.9 GB in fp32, 12.2 GB in fp16; the files 3.44 and 1.72 GB."""
+    found = needs(SD15[:1], 512 * 512)
+    assert found["fp32", 1].export_bytes == pytest.approx(10.86 * GB, rel=0.1)
+    assert found["fp16", 1].export_bytes == pytest.approx(12.16 * GB, rel=0.1)
+    assert found["fp32", 1].disk_bytes == pytest.approx(3.44 * GB, rel=0.05)
+    assert found["fp16", 1].disk_bytes == pytest.approx(1.72 * GB, rel=0.1)
+
+
+def test_more_of_anything_takes_more() -> None:
+    small, large, tall = needs(SD15, 512 * 512), needs(SDXL, 1024 * 1024), needs(SD15, 768 * 768)
+    for key, need in small.items():
+        assert large[key].export_bytes > 2 * need.export_bytes
+        assert large[key].disk_bytes > 2 * need.disk_bytes
+        assert tall[key].measure_bytes > need.measure_bytes
+    assert small["fp32", 2].disk_bytes - small["fp32", 1].disk_bytes == 4 * SD15[0].exported
+    assert large["fp16", 2].disk_bytes == pytest.approx(2 * (2 * 2.567 + 0.867) * GB, rel=0.05)
+
+
 def test_what_fits_and_the_smallest_change_that_does(tmp_path: Path) -> None:
     def verdict(memory: float, disk: float = 1e15) -> Footprint:
         all_needs = needs_of(SD15, 512 * 512, int(memory), int(disk))
@@ -137,10 +165,12 @@ def test_memory_is_what_linux_or_a_control_group_leaves(tmp_path: Path) -> None:
 
 
 def test_counting_needs_no_torch(tmp_path: Path, toy_folder: Path) -> None:
-    import subprocess
-    import sys
-
-    code = f"import sys; from nemo_edge.footprint import estimate; from pathlib import Path; estimate({str(toy_folder)!r}, Path({str(tmp_path)!r}))"
-    done = subprocess.run([sys.executable, "-c", f"{code}; print('torch' in sys.modules)"], capture_output=True, text=True, check=True)
+    code = f"""
+import sys
+from pathlib import Path
+from nemo_edge.footprint import estimate
+estimate({str(toy_folder)!r}, Path({str(tmp_path)!r}))
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-    assert torch.__version__
