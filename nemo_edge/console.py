@@ -241,8 +241,12 @@ def show_diagnosis(diagnosis: Any) -> None:
     if diagnosis.model is not None:
         _show_footprint(out, diagnosis.model)
     _show_remedies(out, diagnosis)
-    works = "[green]nemo-edge build works here on the CPU[/]"
-    out.print(f"\n{works if diagnosis.passed else '[red]nemo-edge build does not work here[/]: see what to do above'}")
+    if not diagnosis.passed:
+        out.print("\n[red]nemo-edge build does not work here[/]: see what to do above")
+    elif diagnosis.model is not None and not diagnosis.model.fits:
+        out.print("\n[yellow]nemo-edge build works here on the CPU, but the model does not fit[/]")
+    else:
+        out.print("\n[green]nemo-edge build works here on the CPU[/]")
 
 
 def show_paths(paths: Sequence[Path]) -> None:
@@ -264,16 +268,18 @@ def _show_backends(out: Console, probes: Sequence[Any]) -> None:
 
 def _show_footprint(out: Console, model: Any) -> None:
     counts = ", ".join(f"{part.name} {part.parameters / 1e6:.1f} M" for part in model.parts)
-    free = f"{_gb(model.memory_available_bytes)} of memory, {_gb(model.disk_free_bytes)} of disk in {model.output}"
+    room = f"{_gb(model.memory_available_bytes)} of memory, {_gb(model.disk_free_bytes)} of disk in {model.output}"
     out.print(f"\n[bold]{escape(model.model)}[/]: {counts} parameters", highlight=False)
     table = _table("Recipe", "Localize", "Export", "Measure", "Disk", "Fits")
     for need in model.needs:
         settings = f"{need.dtype}, {'both variants' if need.variants == 2 else 'one variant'}"
-        sizes = (need.localize_bytes, need.export_bytes, need.measure_bytes, need.disk_bytes)
-        table.add_row(settings, *map(_gb, sizes), "[green]yes[/]" if need.fits else "[red]no[/]")
+        memory = (need.localize_bytes, need.export_bytes, need.measure_bytes)
+        sizes = [(size, model.memory_available_bytes) for size in memory] + [(need.disk_bytes, model.disk_free_bytes)]
+        cells = [_gb(size) if size <= free else f"[red]{_gb(size)}[/]" for size, free in sizes]
+        table.add_row(settings, *cells, "[green]yes[/]" if need.fits else "[red]no[/]")
     out.print(table)
     out.print("peaks of memory and the size of the bundle, estimated", style="dim")
-    out.print(f"free: {escape(free)}", style="dim", highlight=False)
+    out.print(f"free: {escape(room)}", style="dim", highlight=False)
 
 
 def _show_remedies(out: Console, diagnosis: Any) -> None:

@@ -44,8 +44,8 @@ ROW_SHARE = {"sd": 1.0, "sdxl": 0.5}
 """Rows of XL take half as much a pixel (0.48 GB at 1024 × 1024 in eager): its UNet has no attention at full resolution."""
 ROW_SESSION = {"fp32": 3600, "fp16": 2600}
 """The same in ONNX Runtime, whose arena keeps what it took until the session is closed."""
-PICTURE_SESSION = 3600
-"""Bytes a pixel that a picture takes in the VAE's decoder in ONNX Runtime."""
+PICTURE_SESSION = 5700
+"""Bytes a pixel that a picture takes in the VAE's decoder in ONNX Runtime: 1.5 GB at 512 × 512."""
 VERIFIED_ROWS = 3
 """Rows of the larger batch that `export` compares."""
 DRAWN_AT_ONCE = 10
@@ -204,7 +204,8 @@ def _need(found: Sequence[Part], pixels: int, dtype: Literal["fp32", "fp16"], va
     cast = 0.0 if dtype == "fp32" else largest / 2
     copied = 0.0 if dtype == "fp32" else largest  # the module is copied before it is cast
     opened = WEIGHTS_OPEN[dtype] * largest + VERIFIED_ROWS * ROW_SESSION[dtype] * row
-    export = eager + max(copied, cast + max(WEIGHTS_OPENING[dtype] * largest, opened))
+    decoder = VERIFIED_ROWS * PICTURE_SESSION * pixels
+    export = eager + max(copied, cast + max(WEIGHTS_OPENING[dtype] * largest, opened), decoder if "vae" in weights else 0)
     sessions = WEIGHTS_OPEN[dtype] * BYTES["fp32"] * sum(weights.values())
     rows = 2 * DRAWN_AT_ONCE * ROW_SESSION[dtype] * row * variants
     measure = eager + sessions + rows + DRAWN_AT_ONCE * PICTURE_SESSION * pixels
@@ -229,7 +230,7 @@ def _shortage(needs: Sequence[Need], memory: int, disk: int, place: Path) -> str
     least, smallest = min(n.memory_bytes for n in needs), min(n.disk_bytes for n in needs)
     words = []
     if least > memory:
-        words.append(f"use a machine with {least / GB:.0f} GB of free memory, or pin a smaller picture")
+        words.append(f"use a machine with {least / GB:.0f} GB of free memory, or draw smaller pictures (sampling.height, width)")
     if smallest > disk:
         words.append(f"free {(smallest - disk) / GB:.1f} GB in {place}, or give another --output")
     return "; ".join(words) or f"free memory and disk: {least / GB:.0f} GB and {smallest / GB:.1f} GB are needed together"

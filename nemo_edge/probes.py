@@ -5,7 +5,7 @@ A package that is not there, or breaks when it is imported, is an answer and not
 
 from __future__ import annotations
 
-__all__ = ["Probe", "import_problems", "probe_all", "runtime_links"]
+__all__ = ["Probe", "RuntimeLinks", "import_problems", "probe_all", "runtime_links"]
 
 import ctypes
 import importlib

@@ -12,6 +12,7 @@ import pytest
 from nemo_edge import __version__, console, demo
 from nemo_edge.compatibility import Problem
 from nemo_edge.doctor import Diagnosis, diagnose
+from nemo_edge.footprint import fitted, needs_of
 
 COMMAND = [sys.executable, "-m", "nemo_edge.cli", "doctor"]
 
@@ -54,6 +55,18 @@ def test_a_person_is_told_what_to_do(diagnosis: Diagnosis, capsys: pytest.Captur
     for probe in diagnosis.backends:
         assert probe.name in out
         assert all(word in out for word in probe.reason.split())
+
+
+def test_a_model_that_does_not_fit_is_told(
+    diagnosis: Diagnosis, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert diagnosis.model is not None
+    tight = fitted("m", "sd", diagnosis.model.parts, needs_of(diagnosis.model.parts, 128**2, 1, 10**12), 1, 10**12, Path("/out"))
+    console.show_diagnosis(diagnosis.model_copy(update={"model": tight}))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[lines.index("the model:") + 1].startswith("  use a machine with ")
+    assert lines[-1].endswith("but the model does not fit")
 
 
 def test_the_command_prints_one_json_object() -> None:
