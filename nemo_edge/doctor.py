@@ -66,7 +66,7 @@ def diagnose(model: str | None = None, output: Path = Path()) -> Diagnosis:
     """
     footprint = estimate(model, output) if model is not None else None  # first: a wrong path is told at once
     here, versions, links = machine(), installed(), runtime_links()
-    broken = import_problems()
+    broken = import_problems(versions)
     torch_cuda, runtime_cuda = _torch_cuda(), _runtime_cuda()
     backends = probe_all(here.gpus, versions)
     drivers = [gpu.driver for gpu in here.gpus]

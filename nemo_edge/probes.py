@@ -94,11 +94,12 @@ class _Answer(NamedTuple):
     remedy: str = ""
 
 
-def import_problems() -> tuple[Problem, ...]:
-    """Import what `build` cannot do without; return what breaks."""
+def import_problems(versions: Mapping[str, str]) -> tuple[Problem, ...]:
+    """Import what `build` cannot do without; return what breaks. `versions` are those of the installed packages."""
     problems = []
     for module, use in NEEDED.items():
         package = module.partition(".")[0]
+        package = _runtime_package(versions) if package == "onnxruntime" else package
         try:
             with _silent():
                 importlib.import_module(module)
@@ -116,16 +117,16 @@ def import_problems() -> tuple[Problem, ...]:
 
 def probe_all(gpus: Sequence[Gpu], versions: Mapping[str, str]) -> tuple[Probe, ...]:
     """Try every backend with each of its providers; `versions` are those of the installed packages."""
-    runtime = next((n for n in ("onnxruntime-gpu", "onnxruntime") if n in versions), "onnxruntime")
+    runtime = _runtime_package(versions)
     rtx = next((n for n in versions if n.startswith("tensorrt-rtx-cu") and n.count("-") == 2), "")
     enterprise = next((n for n in ("tensorrt", "tensorrt-cu13", "tensorrt-cu12") if n in versions), "")
     rows: list[tuple[str, str, str, bool, Callable[[Sequence[Gpu]], _Answer]]] = [
         ("torch", "cpu", "torch", True, _torch_cpu),
         ("torch", "cuda", "torch", False, _torch_cuda),
         ("torch", "compile", "torch", True, _torch_compile),
-        ("onnxruntime", "cpu", runtime, True, _onnxruntime("cpu")),
-        ("onnxruntime", "cuda", runtime, True, _onnxruntime("cuda")),
-        ("onnxruntime", "tensorrt", runtime, True, _onnxruntime("tensorrt")),
+        ("onnxruntime", "cpu", runtime, True, _onnxruntime("cpu", runtime)),
+        ("onnxruntime", "cuda", runtime, True, _onnxruntime("cuda", runtime)),
+        ("onnxruntime", "tensorrt", runtime, True, _onnxruntime("tensorrt", runtime)),
         ("tensorrt", "", enterprise, False, _tensorrt),
         ("tensorrt-rtx", "", rtx, False, _tensorrt_rtx),
         ("openvino", "", "openvino", False, _openvino),
@@ -148,6 +149,11 @@ def runtime_links() -> RuntimeLinks:
         names[provider] = {n.decode() for n in re.findall(_GPU_LIBRARIES, _start(path))}
     linked = next((int(n.rpartition(".")[2]) for n in names["tensorrt"] if n.startswith("libnvinfer.")), None)
     return RuntimeLinks(linked, {provider: tuple(sorted(n for n in found if not _loads(n))) for provider, found in names.items()})
+
+
+def _runtime_package(versions: Mapping[str, str]) -> str:
+    """The package that installed the module `onnxruntime`; the other one would overwrite it."""
+    return next((name for name in ("onnxruntime-gpu", "onnxruntime") if name in versions), "onnxruntime")
 
 
 def _torch_cpu(_: Sequence[Gpu]) -> _Answer:
@@ -191,7 +197,7 @@ def _torch_compile(_: Sequence[Gpu]) -> _Answer:
     return _Answer(False, False, f"{compiler} fails: {last}", "apt-get install g++")
 
 
-def _onnxruntime(provider: str) -> Callable[[Sequence[Gpu]], _Answer]:
+def _onnxruntime(provider: str, package: str) -> Callable[[Sequence[Gpu]], _Answer]:
     def probe(gpus: Sequence[Gpu]) -> _Answer:
         try:
             from nemo_edge.backends.onnxruntime import available, probe_provider
@@ -200,7 +206,7 @@ def _onnxruntime(provider: str) -> Callable[[Sequence[Gpu]], _Answer]:
         except MissingDependency as error:
             return _runtime_answer(provider, gpus, provider in available(), error)
         except BROKEN as error:
-            return _Answer(False, False, first_line(error), "pip install --force-reinstall onnxruntime-gpu")
+            return _Answer(False, False, first_line(error), f"pip install --force-reinstall {package}")
         return _Answer(True, True)
 
     return probe

@@ -59,7 +59,7 @@ def test_what_build_needs_runs_here() -> None:
     assert (found["onnxruntime cpu"].compiles, found["onnxruntime cpu"].runs) == (True, True)
     assert found["torch cpu"].version == torch.__version__.partition("+")[0]
     assert found["torch cuda"].runs == torch.cuda.is_available()
-    assert import_problems() == ()
+    assert import_problems(installed()) == ()
 
 
 def test_only_torch_and_onnx_runtime_are_used_by_build() -> None:
@@ -110,9 +110,15 @@ def test_a_package_that_breaks_at_import_is_an_answer(package: Callable[[str, st
 
 def test_a_needed_package_that_breaks_at_import_breaks_the_build(package: Callable[[str, str], None]) -> None:
     package("onnxscript", "raise RuntimeError('needs another onnx')")
-    (problem,) = import_problems()
+    (problem,) = import_problems(installed())
     assert problem.what == "onnxscript cannot be imported: needs another onnx"
     assert problem.breaks_build
+
+
+def test_the_package_to_reinstall_is_the_one_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert [p.remedy for p in import_problems({"onnxruntime-gpu": "1.31.1"})] == ["pip install --force-reinstall onnxruntime-gpu"]
+    assert [p.remedy for p in import_problems({"onnxruntime": "1.32.0"})] == ["pip install --force-reinstall onnxruntime"]
 
 
 def test_enterprise_tensorrt_builds_on_its_gpu(package: Callable[[str, str], None]) -> None:
