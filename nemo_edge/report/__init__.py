@@ -1,7 +1,10 @@
-"""What a build says to people and to machines: one HTML page, JSON, JUnit."""
+"""What a build says to people and to machines: one HTML page, JSON, JUnit, a model card, a job summary."""
 
 from __future__ import annotations
 
-__all__ = ["write_report"]
+__all__ = ["Evidence", "store_pictures", "summary_markdown", "worst_first", "write_report"]
 
-from nemo_edge.report.page import write_report
+from nemo_edge.report.evidence import Evidence
+from nemo_edge.report.folder import write_report
+from nemo_edge.report.thumbnails import store_pictures, worst_first
+from nemo_edge.report.summary import summary_markdown

@@ -1,81 +1,209 @@
-"""The report of a bundle: `index.html` with its pictures inside, `report.json`, `junit.xml`."""
+"""`index.html`: the evidence as one self-contained page, without a script or any request."""
 
 from __future__ import annotations
 
-__all__ = ["write_report"]
+__all__ = ["page_html"]
 
-import base64
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from nemo_edge.bundle import GateResult
-from nemo_edge.fidelity import Measurement
-from nemo_edge.files import write_atomically
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from nemo_edge.environment import Machine
+from nemo_edge.latency import Latency
 from nemo_edge.localization import Localization
-from nemo_edge.report.junit import junit_xml
+from nemo_edge.mitigation import PromptMitigation, Shown
+from nemo_edge.report import numbers
+from nemo_edge.report.engineplots import agreement_plots, case_words, latency_plots
+from nemo_edge.report.evidence import Evidence
+from nemo_edge.report.thumbnails import Gallery, Views, worst_first
+from nemo_edge.report.plots import cost_plots, neuron_plots, score_plots
+from nemo_edge.report.untested import untested
+from nemo_edge.report.verdict import gate_words, kind_words, leak_of, variant_words, verdict_of
 
-SHOWN_SEEDS = 4
-
-
-def write_report(
-    folder: Path,
-    name: str,
-    measurement: Measurement,
-    localizations: Sequence[Localization],
-    gates: Sequence[GateResult],
-    general: Sequence[str],
-    pictures: Path,
-    facts: dict[str, str],
-) -> None:
-    """Write the report into `folder`; `pictures` is the folder that the measure stage filled, `facts` the provenance."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "junit.xml", junit_xml(name, gates))
-    content = {
-        "schema_version": 1,
-        "name": name,
-        "passed": all(gate.passed for gate in gates),
-        "gates": [gate.model_dump() for gate in gates],
-        "measurement": measurement.model_dump(mode="json"),
-        "localizations": [_summary(result) for result in localizations],
-        "facts": facts,
-    }
-    write_atomically(folder / "report.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    write_atomically(folder / "index.html", _page(content, localizations, general, pictures))
+_PROMPT_LENGTH = 300
+_TABLE_LENGTH = 90
 
 
-def _summary(result: Localization) -> dict[str, Any]:
-    summary = result.model_dump(mode="json", exclude={"initial", "refined"})
-    return {**summary, "initial": len(result.initial), "refined": len(result.refined), "per_layer": list(result.refined.counts)}
+@dataclass(frozen=True)
+class _Strip:
+    """One row of pictures of a prompt: the seeds shown of one engine."""
+
+    which: str
+    words: str
+    tone: str
+    """"good", "bad" or "" where nothing is known of copies."""
+    verdict: str
+    detail: str
+    pictures: Sequence[str]
 
 
-def _page(content: dict[str, Any], localizations: Sequence[Localization], general: Sequence[str], pictures: Path) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+@dataclass(frozen=True)
+class _Card:
+    """One prompt with its pictures."""
 
+    number: int
+    prompt: str
+    kind: str
+    found: Localization
+    training: str | None
+    seeds: int
+    shown: int
+    strips: Sequence[_Strip]
+
+
+def page_html(evidence: Evidence, gallery: Gallery) -> str:
+    """Return the page. Prompts and captions are escaped; the same evidence and pictures give the same bytes."""
     environment = Environment(
         loader=PackageLoader("nemo_edge.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    variants = [v["variant"] for v in content["measurement"]["variants"]]
-    rows = []
-    for index, result in enumerate(localizations):
-        cells = {which: _seeds(pictures / f"{index:03d}", which) for which in ("before", *variants, "random")}
-        mitigations = {v["variant"]: v["mitigations"][index] for v in content["measurement"]["variants"]}
-        training = pictures / f"{index:03d}" / "training.png"
-        rows.append(
-            {"prompt": result.prompt, "found": content["localizations"][index], "cells": cells, "mitigations": mitigations}
-            | {"training": _data(training) if training.is_file() else None}
-        )
-    others = [
-        {"prompt": prompt, "cells": {w: _data(pictures / "general" / f"{index:03d}-{w}.png") for w in ("before", *variants)}}
-        for index, prompt in enumerate(general)
+    environment.filters |= {
+        "number": numbers.number,
+        "clipped": numbers.clipped,
+        "count": numbers.count,
+        "share": numbers.share,
+        "interval": numbers.ratio,
+        "gate_words": gate_words,
+        "variant_words": variant_words,
+        "case_words": case_words,
+        "kind_words": kind_words,
+    }
+    html = environment.get_template("index.html").render(
+        evidence=evidence,
+        measured=evidence.measurement,
+        variants=[v.variant for v in evidence.measurement.variants],
+        verdict=verdict_of(evidence),
+        tiles=_tiles(evidence),
+        table_length=_TABLE_LENGTH,
+        untested=untested(evidence),
+        machine=_machine_rows(evidence.machine),
+        recipe=_flat(json.loads(evidence.recipe.model_dump_json())),
+        **_shown(evidence, gallery),
+        **_plots(evidence),
+    )
+    return html.encode("utf-8", "replace").decode()  # a prompt may hold half a surrogate pair
+
+
+def _shown(evidence: Evidence, gallery: Gallery) -> dict[str, Any]:
+    """The prompts with their pictures, and how many of them had no room."""
+    order = worst_first(evidence.measurement)
+    cards = [_card(evidence, gallery, place) for place in order.prompts if place in gallery.prompts or place in gallery.training]
+    general = [
+        {"prompt": numbers.clipped(prompt, _PROMPT_LENGTH), "views": _ordered(gallery.general[place], evidence), "place": place}
+        for place, prompt in enumerate(evidence.measurement.general_prompts)
+        if place in gallery.general
     ]
-    return environment.get_template("index.html").render(**content, variants=variants, rows=rows, general=others)
+    return {
+        "cards": cards,
+        "cards_left_out": len(order.prompts) - len(cards),
+        "general": general,
+        "general_left_out": len(evidence.measurement.general_prompts) - len(general),
+        "general_seeds": max((len(pictures) for views in gallery.general.values() for pictures in views.values()), default=0),
+        "rows": [
+            (place, evidence.localizations[place], judged)
+            for place, judged in enumerate(zip(*(v.mitigations for v in evidence.measurement.variants), strict=True))
+        ],
+    }
 
 
-def _seeds(folder: Path, which: str) -> list[str]:
-    return [_data(path) for path in sorted(folder.glob(f"{which}-*.png"))[:SHOWN_SEEDS]]
+def _ordered(views: Views, evidence: Evidence) -> dict[str, Sequence[str]]:
+    names = ("before", *(v.variant for v in evidence.measurement.variants), "random")
+    return {name: views[name] for name in names if name in views}
 
 
-def _data(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+def _card(evidence: Evidence, gallery: Gallery, place: int) -> _Card:
+    views = _ordered(gallery.prompts.get(place, {}), evidence)
+    judged = {v.variant: v.mitigations[place] for v in evidence.measurement.variants}
+    first = next(iter(judged.values()))
+    return _Card(
+        number=place + 1,
+        prompt=numbers.clipped(first.prompt, _PROMPT_LENGTH),
+        kind=kind_words(first.kind),
+        found=evidence.localizations[place],
+        training=gallery.training.get(place),
+        seeds=first.seeds,
+        shown=max(map(len, views.values()), default=0),
+        strips=[_strip(which, judged.get(which, first), pictures) for which, pictures in views.items()],
+    )
+
+
+def _strip(which: str, judged: PromptMitigation, pictures: Sequence[str]) -> _Strip:
+    shown: Shown = getattr(judged, which if which in ("before", "random") else "after")
+    score = {"before": judged.score_before, "random": None}.get(which, judged.score_after if judged.neurons else None)
+    facts = [f"{'score' if which == 'before' else 'score left'} {numbers.number(score)}"] if score is not None else []
+    facts += [f"distance {numbers.number(shown.distance)}"] if shown.distance is not None else []
+    facts += [f"SSCD {numbers.number(shown.sscd)}"] if shown.sscd is not None else []
+    words = "" if shown.copies is None else f"{shown.copies} of {judged.seeds} copies"
+    words += f", {shown.others} of another picture" if shown.others else ""
+    tone = "" if shown.copies is None else "bad" if shown.copies or shown.others else "good"
+    return _Strip(which, variant_words(which), tone, words, " · ".join(facts), pictures)
+
+
+def _tiles(evidence: Evidence) -> list[tuple[str, str, str]]:
+    """The numbers that are read first: what it is, the number, what it means."""
+    measured = evidence.measurement
+    leaks = [leak_of(v.mitigations, "after") for v in measured.variants]
+    before = leak_of(measured.variants[0].mitigations, "before")
+    worst = max(leaks, key=lambda leak: leak.pictures + leak.others)
+    found = sum(found.memorized for found in evidence.localizations)
+    tiles = [("Memorized prompts", f"{found} of {len(evidence.localizations)}", numbers.count(measured.neurons, "neuron") + " silenced")]
+    if before.of:
+        tiles += [
+            ("Copies before", f"{before.pictures + before.others} of {before.total}", f"from {numbers.count(before.prompts, 'prompt')}"),
+            ("Copies after", f"{worst.pictures + worst.others} of {worst.total}", f"from {numbers.count(worst.prompts, 'prompt')}"),
+        ]
+    drift = max(measured.variants, key=lambda v: v.general.mean).general
+    tiles.append(("Change of other pictures", numbers.number(drift.mean, 2), "1 − SSIM, 0 is none"))
+    for target, words in (("pipeline", "whole pipeline"), ("unet", "UNet")):
+        found_ratios = [r for v in measured.variants if evidence.latency and (r := evidence.latency.ratio(target, v.variant, "eager"))]
+        if found_ratios:
+            slowest = max(found_ratios, key=lambda r: r.value)
+            return [*tiles, ("Time over eager", f"{numbers.number(slowest.value)}×", f"{words}, {slowest.contender}")]
+    return tiles
+
+
+def _plots(evidence: Evidence) -> dict[str, Any]:
+    return {
+        "scores": score_plots(evidence),
+        "neurons": neuron_plots(evidence),
+        "cost": cost_plots(evidence),
+        "errors": agreement_plots(evidence),
+        "times": latency_plots(evidence.latency) if evidence.latency else (),
+        "time_tables": _time_tables(evidence.latency) if evidence.latency else (),
+    }
+
+
+def _time_tables(latency: Latency) -> list[dict[str, Any]]:
+    contenders = {c.name: c for c in latency.contenders}
+    return [
+        {
+            "words": case_words(case),
+            "rows": [
+                {
+                    "timing": timing,
+                    "contender": contenders.get(timing.contender),
+                    "ratios": {r.reference: r for r in case.ratios if r.contender == timing.contender},
+                }
+                for timing in case.timings
+            ],
+        }
+        for case in latency.cases
+    ]
+
+
+def _machine_rows(machine: Machine | None) -> list[tuple[str, str]]:
+    if machine is None:
+        return []
+    memory = f"{machine.memory_gib} GiB, frequency governor {machine.governor or 'not told'}"
+    rows = [("System", machine.system), ("Python", machine.python), ("Processor", f"{machine.cores} cores of {machine.cpu}"), ("Memory", memory)]
+    rows += [("GPU", f"{gpu.name}, {gpu.memory_mib} MiB, driver {gpu.driver}, compute capability {gpu.compute_capability}") for gpu in machine.gpus]
+    return rows + [(f"Version · {name}", version) for name, version in machine.versions.items()]
+
+
+def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """A recipe as lines of key and value, without what is not set."""
+    if isinstance(value, dict):
+        return [line for key, each in value.items() for line in _flat(each, f"{prefix}.{key}" if prefix else key)]
+    return [] if value is None else [(prefix, value if isinstance(value, str) else json.dumps(value))]

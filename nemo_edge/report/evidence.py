@@ -1,0 +1,99 @@
+"""Everything that is known about a bundle, in one value that all forms of the report are made from.
+
+Knows where a bundle keeps it; nothing of pages.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Evidence", "facts_of"]
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from nemo_edge.bundle import GateResult, Manifest, open_bundle
+from nemo_edge.environment import Machine
+from nemo_edge.errors import BundleError, InputError
+from nemo_edge.latency import Latency
+from nemo_edge.localization import Localization, read_results
+from nemo_edge.mitigation import Measurement
+from nemo_edge.recipe import Recipe
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was built, what was measured on it, and whether it holds."""
+
+    name: str
+    family: str
+    passed: bool
+    """Whether every gate passed."""
+    gates: tuple[GateResult, ...]
+    measurement: Measurement
+    localizations: tuple[Localization, ...]
+    """One for each examined prompt, in the order of the measurement's."""
+    recipe: Recipe
+    latency: Latency | None = None
+    facts: dict[str, str] = field(default_factory=dict)
+    """Provenance: hashes, versions."""
+    machine: Machine | None = None
+    """Where it was built."""
+    date: str | None = None
+    """When it was built."""
+
+    @classmethod
+    def read(cls, bundle: Path) -> Evidence:
+        """Read the evidence of a finished bundle. Raises `BundleError` for a folder that is none, or lacks its measurement."""
+        manifest = open_bundle(bundle)
+        latency = _model(Latency, bundle / "latency.json") if (bundle / "latency.json").is_file() else None
+        try:
+            localizations = tuple(read_results(bundle / "localization.jsonl"))
+            recipe = Recipe.model_validate(manifest.recipe)
+        except (OSError, InputError, ValidationError) as error:
+            raise _unreadable(bundle, "localization.jsonl and the recipe in manifest.json") from error
+        measurement = _model(Measurement, bundle / "measurement.json")
+        if any(len(v.mitigations) != len(localizations) for v in measurement.variants):
+            raise BundleError(f"{bundle}: measurement.json and localization.jsonl are of different prompts: build the bundle again")
+        return cls(
+            name=manifest.name,
+            family=manifest.family,
+            passed=manifest.passed,
+            gates=manifest.gates,
+            measurement=measurement,
+            localizations=localizations,
+            recipe=recipe,
+            latency=latency,
+            facts=facts_of(manifest),
+            machine=latency.machine if latency else None,
+            date=latency.date if latency else None,
+        )
+
+
+def facts_of(manifest: Manifest) -> dict[str, str]:
+    """Return what a manifest says of a bundle's origin, a line each: hashes of all that went in, and versions.
+
+    The manifest need not be the published one: the hashes of the bundle's own files are not among the facts.
+    """
+    return {
+        "Build key": manifest.key,
+        "Neurons": manifest.neurons_hash,
+        "Threshold τ": f"{manifest.threshold:.6g}",
+        **{f"Checkpoint · {name}": value for name, value in manifest.checkpoint.items()},
+        **{f"Input · {name}": value for name, value in manifest.prompts.items()},
+        **{f"Version · {name}": value for name, value in manifest.versions.items()},
+    }
+
+
+def _model(kind: type[_Model], path: Path) -> _Model:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise _unreadable(path.parent, path.name) from error
+
+
+def _unreadable(bundle: Path, what: str) -> BundleError:
+    return BundleError(f"{bundle} holds no {what} that this version of nemo-edge reads: build the bundle again with `nemo-edge build`")

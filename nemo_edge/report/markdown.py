@@ -1,0 +1,79 @@
+"""Markdown of untrusted text: escaped cells and tables that render the same on GitHub and on the Hugging Face hub."""
+
+from __future__ import annotations
+
+__all__ = ["escape", "gates_table", "latency_table", "mitigation_table", "table"]
+
+from collections.abc import Iterable, Sequence
+
+from nemo_edge.mitigation import PromptMitigation
+from nemo_edge.report.evidence import Evidence
+from nemo_edge.report.numbers import clipped, count, number, ratio
+from nemo_edge.report.verdict import gate_words, leak_of, variant_words
+
+_PLAIN = frozenset(" ,-'·–−τ()")
+
+
+def escape(text: str, length: int = 200) -> str:
+    """Return untrusted text that Markdown shows as it is: no markup, link, mention or HTML comes of it."""
+    return "".join(c if c.isalnum() or c in _PLAIN or not c.isascii() else f"&#{ord(c)};" for c in clipped(text, length))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], right: int = 1) -> str:
+    """Return a table whose columns from `right` on are aligned to the right. Cells are escaped already."""
+    rules = ["---" if place < right else "---:" for place in range(len(header))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rules, *rows))
+
+
+def gates_table(evidence: Evidence) -> str:
+    """Return the gates with their verdicts."""
+    marks = {True: "✅ passed", False: "❌ failed"}
+    rows = [
+        (
+            f"`{gate.name}`",
+            "➖ not measured" if gate.value is None else marks[gate.passed],
+            escape(f"{gate_words(gate.name)}{'; ' if gate.detail and gate_words(gate.name) else ''}{gate.detail}", 160),
+            number(gate.value),
+            number(gate.limit),
+        )
+        for gate in evidence.gates
+    ]
+    return table(("Gate", "Verdict", "What", "Measured", "Limit"), rows, right=3)
+
+
+def mitigation_table(evidence: Evidence) -> str:
+    """Return what leaked and what is left, a row for each set of pictures."""
+    measured = evidence.measurement
+    first = measured.variants[0].mitigations
+    rows = [_mitigation_row("before", first, "before", "score_before", None)]
+    rows += [_mitigation_row(v.variant, v.mitigations, "after", "score_after", v.general.mean) for v in measured.variants]
+    rows.append(_mitigation_row("random", first, "random", None, None))
+    return table(("Pictures", "Prompts that leak", "Copies", "Highest score", "Change of general pictures"), rows)
+
+
+def _mitigation_row(
+    which: str, mitigations: Sequence[PromptMitigation], view: str, score: str | None, drift: float | None
+) -> tuple[str, ...]:
+    leak, memorized = leak_of(mitigations, view), [m for m in mitigations if m.neurons]
+    total = sum(m.seeds for m in mitigations if m.before.copies is not None)
+    scores = [float(getattr(m, score)) for m in memorized] if score else []
+    highest = next((s for s in scores if s != s), max(scores, default=None))  # a score that is not a number is the news
+    prompts = f"{leak.prompts} of {leak.of}" if leak.of else "–"
+    copies = f"{leak.pictures + leak.others} of {count(total, 'picture')}" if leak.of else "–"
+    return variant_words(which), prompts, copies, number(highest), number(drift, 2)
+
+
+def latency_table(evidence: Evidence) -> str:
+    """Return the times of the first case of each target; empty where none were taken."""
+    latency = evidence.latency
+    if latency is None:
+        return ""
+    rows = []
+    memory = {c.name: c.peak_memory_mib for c in latency.contenders}
+    for case in reversed({case.target: case for case in reversed(latency.cases)}.values()):
+        ratios = {r.contender: r for r in case.ratios if r.reference == "eager"}
+        for t in case.timings:
+            name = t.contender + (" (noisy)" if t.noisy else "")
+            times = (number(t.p50_ms), number(t.p99_ms), number(t.images_per_s), ratio(ratios.get(t.contender)))
+            rows.append((f"{case.target}, {case.height}×{case.width}", name, *times, number(memory.get(t.contender))))
+    return table(("Target", "Contender", "p50 ms", "p99 ms", "Pictures/s", "Time over eager (95 %)", "Peak MiB"), rows, right=2)

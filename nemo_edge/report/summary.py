@@ -1,0 +1,24 @@
+"""The build in one screen of Markdown, for the job summary of a pipeline."""
+
+from __future__ import annotations
+
+__all__ = ["summary_markdown"]
+
+from nemo_edge.report.evidence import Evidence
+from nemo_edge.report.markdown import escape, gates_table, latency_table, mitigation_table
+from nemo_edge.report.untested import untested
+from nemo_edge.report.verdict import verdict_of
+
+_UNTESTED = 6
+
+
+def summary_markdown(evidence: Evidence) -> str:
+    """Return verdict, gates, mitigation and times as GitHub's Markdown. Prompts in it are escaped."""
+    verdict = verdict_of(evidence)
+    parts = [f"## {'✅' if evidence.passed else '❌'} {escape(evidence.name)}: {verdict.headline}"]
+    parts.append("\n".join(f"- {line}" for line in verdict.lines))
+    parts += [f"### Gates\n\n{gates_table(evidence)}", f"### Mitigation\n\n{mitigation_table(evidence)}"]
+    if evidence.latency is not None:
+        parts.append(f"### Times\n\n{latency_table(evidence)}\n\n{escape(evidence.latency.machine.words)}")
+    parts.append("<details><summary>Not tested</summary>\n\n" + "\n".join(f"- {line}" for line in untested(evidence)[:_UNTESTED]) + "\n\n</details>")
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,73 @@
+"""What a report must not be read to say: everything that was not tested, derived from what was."""
+
+from __future__ import annotations
+
+__all__ = ["untested"]
+
+from collections.abc import Iterator
+
+from nemo_edge.recipe import GateSettings, Recipe
+from nemo_edge.report.evidence import Evidence
+from nemo_edge.report.numbers import count, joined
+
+
+def untested(evidence: Evidence) -> tuple[str, ...]:
+    """Return one sentence for each thing that was not tested, the most important first."""
+    return tuple([*_always(evidence), *_pictures(evidence), *_engines(evidence), *_gates(evidence)])
+
+
+def _always(evidence: Evidence) -> Iterator[str]:
+    recipe, examined = evidence.recipe, len(evidence.localizations)
+    limited = f", the first {recipe.prompts.limit} of the list at most" if recipe.prompts.limit else ""
+    yield f"Prompts that are not on the list: {count(examined, 'prompt')} {'was' if examined == 1 else 'were'} examined{limited}. Other memories stay."
+    yield "Attacks: prompts and embeddings that are searched for so as to bring a memory back."
+    yield f"Other seeds: each prompt was drawn from {count(recipe.fidelity.seeds, 'seed')} with one scheduler and guidance."
+    if recipe.localization.layers == "paper":
+        yield "Neurons of the up blocks: only the down and mid blocks were searched, as in the paper."
+    if any(found.floor for found in evidence.localizations):
+        yield "A full search for every prompt: at least one ended at the schedule's floor with a score above τ."
+    general = len(evidence.measurement.general_prompts)
+    yield (
+        f"Quality at large (FID, CLIP score, people's judgement): {count(general, 'general prompt')} from "
+        f"{count(recipe.fidelity.general_seeds, 'seed')} stand{'s' if general == 1 else ''} for everybody's use."
+    )
+
+
+def _pictures(evidence: Evidence) -> Iterator[str]:
+    judged = evidence.measurement.variants[0].mitigations
+    unknown = sum(m.before.copies is None for m in judged)
+    if unknown == len(judged):
+        yield "Whether pictures are copies: no training picture is known, so only memorization scores speak for the mitigation."
+    elif unknown:
+        yield f"Whether {count(unknown, 'prompt')} give{'s' if unknown == 1 else ''} copies: no training picture is known there."
+    if all(m.after.sscd is None for m in judged) and unknown < len(judged):
+        yield "Copies by meaning (SSCD): only the tiled ℓ2 distance was taken, which does not see copies that are shifted or mirrored."
+
+
+def _engines(evidence: Evidence) -> Iterator[str]:
+    recipe, measured = evidence.recipe, evidence.measurement
+    if recipe.engine.provider == "cpu":
+        yield "GPUs: every engine was run on the CPU. Another provider or runtime needs a build or a check of its own."
+    else:
+        yield f"Other hardware: every engine was run with the provider {recipe.engine.provider} of ONNX Runtime on one machine."
+    if evidence.latency is None:
+        yield "Speed and memory: no times were taken. `nemo-edge bench` takes them."
+    elif evidence.latency.noisy:
+        yield f"Precise times of {joined(evidence.latency.noisy)}: they vary more than the recipe allows."
+    if all(v.trajectory.lpips is None for v in measured.variants):
+        yield "Perceptual distance between engine and eager (LPIPS): the package is not installed."
+    if all(m.distance_error is None for v in measured.variants for m in v.mitigations):
+        yield "The mitigated pictures of eager PyTorch: engine and eager were compared on scores and trajectories alone."
+
+
+def _gates(evidence: Evidence) -> Iterator[str]:
+    empty = [gate.name for gate in evidence.gates if gate.value is None]
+    if empty:
+        yield f"Gates that had nothing to measure: {joined(empty)}."
+    off = _switched_off(evidence.recipe)
+    if off:
+        yield f"Gates that the recipe leaves off: {joined(off)}."
+
+
+def _switched_off(recipe: Recipe) -> list[str]:
+    return [name for name in GateSettings.model_fields if getattr(recipe.gates, name) is False]

@@ -1,0 +1,229 @@
+"""What the evidence comes to, in plain words: what leaked, what leaks now, what it costs.
+
+Knows the measured values; nothing of HTML or Markdown.
+"""
+
+from __future__ import annotations
+
+__all__ = ["GATES", "Leak", "Verdict", "gate_words", "kind_words", "leak_of", "variant_words", "verdict_of"]
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nemo_edge.mitigation import GeneralDrift, Measurement, PromptMitigation, Shown
+from nemo_edge.report.evidence import Evidence
+from nemo_edge.report.numbers import count, joined, number, ratio
+
+GATES = {
+    "schedule_floor": "Prompts whose memory could not be brought below τ",
+    "memorization_score": "Most of a memory that is left, as a memorization score",
+    "replication": "Share of the leaking prompts that still give back a training picture",
+    "general_drift": "Mean change of general prompts' pictures, 1 − SSIM",
+    "latent_drift": "Mean change of general prompts' latents, relative",
+    "diversity_loss": "Share of the general pictures' diversity that is lost",
+    "engine_error": "Largest error of the engine against eager PyTorch, relative",
+    "mitigation_agreement": "Largest difference of score or distance between engine and eager",
+    "mask_of_ones": "Error of the masked engine that silences nothing, against the unmitigated one",
+    "slow_down": "Time of the UNet over that of the unmitigated engine",
+    "eager_ratio": "Time of the UNet over that of eager PyTorch",
+}
+"""What each gate asks, by the first part of its name."""
+
+_KINDS = {
+    "VM": "verbatim: the whole picture comes back",
+    "TM": "template: the layout or an object comes back, details vary",
+    "N": "listed as not memorized",
+}
+
+
+@dataclass(frozen=True)
+class Leak:
+    """How much of the training data one set of pictures gives back."""
+
+    prompts: int
+    """Prompts that give back a training picture, their own or another."""
+    of: int
+    """Prompts with a known training picture."""
+    pictures: int
+    """Pictures that are copies of the prompt's own training picture."""
+    others: int
+    """Pictures that are copies of another prompt's."""
+    total: int
+    """Pictures of the prompts that give one back, or of all of them where none does."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The sentences a reader needs first; one that does not apply is empty."""
+
+    passed: bool
+    headline: str
+    found: str
+    before: str
+    after: str
+    control: str
+    cost: str
+    speed: str
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The sentences that apply, in order, without the headline."""
+        return tuple(filter(None, (self.found, self.before, self.after, self.control, self.cost, self.speed)))
+
+
+def verdict_of(evidence: Evidence) -> Verdict:
+    """Put the evidence into words."""
+    measured = evidence.measurement
+    first = measured.variants[0].mitigations
+    known = measured.copy_threshold is not None and any(m.before.copies is not None for m in first)
+    leaks = _leaks if known else _scores
+    return Verdict(
+        passed=evidence.passed,
+        headline=_headline(evidence),
+        found=_found(evidence),
+        before=leaks(measured, "before"),
+        after=leaks(measured, "after"),
+        control=leaks(measured, "random"),
+        cost=_cost(measured),
+        speed=_speed(evidence),
+    )
+
+
+def gate_words(name: str) -> str:
+    """Say what a gate asks; empty for one that is not known here."""
+    return GATES.get(name.partition(".")[0], "")
+
+
+def kind_words(kind: str) -> str:
+    """Say what kind of memory a label stands for."""
+    return _KINDS.get(kind.strip().upper(), f"labelled {kind}" if kind else "")
+
+
+def variant_words(which: str) -> str:
+    """Name a set of pictures or a contender."""
+    return {
+        "before": "before",
+        "random": "random control",
+        "eager": "eager PyTorch",
+        "compiled": "torch.compile",
+        "unmitigated": "unmitigated engine",
+    }.get(which, f"after, {which}")
+
+
+def leak_of(mitigations: Sequence[PromptMitigation], which: str) -> Leak:
+    """Count the copies among the pictures of `which`: "before", "after" or "random"."""
+    judged: list[tuple[Shown, int]] = [(getattr(m, which), m.seeds) for m in mitigations]
+    known = [(shown, seeds) for shown, seeds in judged if shown.copies is not None]
+    leaking = [(shown, seeds) for shown, seeds in known if shown.copies or shown.others]
+    return Leak(
+        prompts=len(leaking),
+        of=len(known),
+        pictures=sum(shown.copies or 0 for shown, _ in known),
+        others=sum(shown.others or 0 for shown, _ in known),
+        total=sum(seeds for _, seeds in leaking or known),
+    )
+
+
+def _headline(evidence: Evidence) -> str:
+    if evidence.passed:
+        return "Every gate passed. This bundle can be shipped."
+    failed = sum(not gate.passed for gate in evidence.gates)
+    return f"{count(failed, 'gate').capitalize()} failed. This bundle must not be shipped." if failed else "This bundle must not be shipped."
+
+
+def _found(evidence: Evidence) -> str:
+    examined, memorized = len(evidence.localizations), sum(found.memorized for found in evidence.localizations)
+    if not memorized:
+        return f"{count(examined, 'prompt').capitalize()} {_were(examined)} examined. None is memorized, so no neuron was silenced."
+    neurons, total = evidence.measurement.neurons, evidence.localizations[0].refined.total
+    return (
+        f"{count(examined, 'prompt').capitalize()} {_were(examined)} examined; {memorized} {_are(memorized)} memorized: for these the model draws nearly "
+        f"the same picture from every seed. {neurons} of {total} value neurons {'holds' if neurons == 1 else 'hold'} the memories and "
+        f"{_are(neurons)} silenced."
+    )
+
+
+def _were(amount: int) -> str:
+    return "was" if amount == 1 else "were"
+
+
+def _are(amount: int) -> str:
+    return "is" if amount == 1 else "are"
+
+
+def _leaks(measured: Measurement, which: str) -> str:
+    if which == "random" and not measured.random_neurons:
+        return ""
+    if which == "after":
+        return _by_variant(measured, "After", lambda mitigations: _leak_words(leak_of(mitigations, "after"), "gives back", "give back"))
+    before = leak_of(measured.variants[0].mitigations, which)
+    if which == "before":
+        return f"Before: {_leak_words(before, 'gave back', 'gave back')}."
+    how = f"With {count(measured.random_neurons, 'random neuron')} of the same layers silenced instead"
+    return f"{how}: {_leak_words(before, 'still gives back', 'still give back')}."
+
+
+def _leak_words(leak: Leak, one: str, many: str) -> str:
+    if not leak.prompts:
+        return f"no prompt of {leak.of} {one} a training picture, in none of {count(leak.total, 'picture')}"
+    own = f"{leak.prompts} of {count(leak.of, 'prompt')} {one if leak.prompts == 1 else many} {'its' if leak.prompts == 1 else 'their'} training picture"
+    text = f"{own} in {leak.pictures} of {count(leak.total, 'picture')}"
+    return text + (f", and another prompt's in {leak.others}" if leak.others else "")
+
+
+def _scores(measured: Measurement, which: str) -> str:
+    if which == "before":
+        memorized = [m.score_before for m in measured.variants[0].mitigations if m.neurons]
+        return f"Before: memorization scores up to {number(_largest(memorized))}, where τ is {number(measured.threshold)}." if memorized else ""
+    if which == "random" or not any(m.neurons for m in measured.variants[0].mitigations):
+        return ""
+
+    def left(mitigations: Sequence[PromptMitigation]) -> str:
+        return f"at most {number(_largest([m.score_after for m in mitigations if m.neurons]))} of a memory is left"
+
+    return _by_variant(measured, "After", left)
+
+
+def _by_variant(measured: Measurement, when: str, words: Callable[[Sequence[PromptMitigation]], str]) -> str:
+    """One sentence for all variants where they say the same, else one for each."""
+    said: dict[str, list[str]] = {}
+    for variant in measured.variants:
+        said.setdefault(words(variant.mitigations), []).append(variant.variant)
+    return " ".join(f"{when}, {joined(names)}: {text}." for text, names in said.items())
+
+
+def _cost(measured: Measurement) -> str:
+    said: dict[str, list[str]] = {}
+    for variant in measured.variants:
+        said.setdefault(_drift_words(variant.general), []).append(variant.variant)
+    return " ".join(f"Cost, {joined(names)}: {text}." for text, names in said.items())
+
+
+def _drift_words(general: GeneralDrift) -> str:
+    text = f"general pictures change by {number(general.mean, 2)} on average and {number(general.largest, 2)} at most (1 − SSIM; 0 is the same picture)"
+    if np.isnan([general.diversity_before, general.diversity_after]).any():
+        return text
+    return f"{text}, their diversity goes from {number(general.diversity_before)} to {number(general.diversity_after)}"
+
+
+def _speed(evidence: Evidence) -> str:
+    if evidence.latency is None:
+        return ""
+    said = []
+    for variant in (v.variant for v in evidence.measurement.variants):
+        pairs = [
+            (target, reference, found)
+            for target in ("pipeline", "unet")
+            for reference in ("eager", "unmitigated")
+            if (found := evidence.latency.ratio(target, variant, reference))
+        ]
+        whole = [f"{ratio(found)} × {variant_words(reference)}" for target, reference, found in pairs if target == pairs[0][0]]
+        if whole:
+            said.append(f"{'the whole pipeline' if pairs[0][0] == 'pipeline' else 'the UNet'}, {variant}, takes {joined(whole)}")
+    return f"Speed: {'; '.join(said)} (time, 95 % interval)." if said else ""
+
+
+def _largest(values: Sequence[float]) -> float:
+    return float(np.max(values)) if values else 0.0
