@@ -16,6 +16,7 @@ from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.numbers import count, number
 
 _CASES = 12
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SAMPLES = 120
 """Samples of a timing that are drawn; beyond, evenly chosen ones."""
 
@@ -31,9 +32,9 @@ def agreement_plots(evidence: Evidence) -> tuple[Plot, ...]:
 
 def _agreement_plot(name: str, title: str, agreement: Agreement, limit: float) -> Plot | None:
     lines = {
-        "output, own way": [step.output for step in agreement.steps],
-        "latents, own way": [step.latents for step in agreement.steps],
-        "output, on eager's latents": [step.forced for step in agreement.steps],
+        "noise prediction": [step.output for step in agreement.steps],
+        "latents after the step": [step.latents for step in agreement.steps],
+        "noise prediction on eager's latents": [step.forced for step in agreement.steps],
     }
     values = np.array(list(lines.values()), dtype=float)
     if not values.size:
@@ -55,10 +56,12 @@ def _agreement_plot(name: str, title: str, agreement: Agreement, limit: float) -
         ax.set_xlabel("step")
         ax.set_ylabel("largest relative error")
         ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2)
+        ax.yaxis.set_major_formatter(lambda value, _: f"10{str(round(np.log10(value))).translate(_RAISED)}")
+        ax.yaxis.set_minor_formatter("")
+        ax.legend(loc="upper left", bbox_to_anchor=(0, -0.24))
 
     unbound = int((~np.isfinite(values)).sum())
-    caption = f"Pictures differ by {count(agreement.picture_levels, 'grey level')} of 255 at most, SSIM {number(agreement.ssim, 4)} at least."
+    caption = f"Pictures differ by {count(agreement.picture_levels, 'grey level')} of 255 at most, SSIM {number(agreement.ssim, 5)} at least."
     caption += " A value of 0 is drawn at the bottom." if (values == 0).any() else ""
     caption += f" {count(unbound, 'value').capitalize()} that {'is' if unbound == 1 else 'are'} not finite left out." if unbound else ""
     label = f"{title} against eager over {count(values.shape[1], 'step')}: at most {number(agreement.largest_error, 2)}" + (
@@ -66,7 +69,7 @@ def _agreement_plot(name: str, title: str, agreement: Agreement, limit: float) -
     )
     rows = tuple((str(i + 1), number(s.time, 4), *(number(v, 2) for v in (s.output, s.latents, s.forced))) for i, s in enumerate(agreement.steps))
     header = ("Step", "Time", *lines)
-    return Plot(f"error-{name}", title, draw(f"error-{name}", label, paint, height=3.4), caption, label, header, rows)
+    return Plot(f"error-{name}", title, draw(f"error-{name}", label, paint, height=3.8), caption, label, header, rows)
 
 
 def latency_plots(latency: Latency) -> tuple[Plot, ...]:

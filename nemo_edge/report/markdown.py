@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["escape", "gates_table", "latency_table", "mitigation_table", "table"]
 
+import re
 from collections.abc import Iterable, Sequence
 
 from nemo_edge.mitigation import PromptMitigation
@@ -11,12 +12,12 @@ from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.numbers import clipped, count, number, ratio
 from nemo_edge.report.verdict import gate_words, leak_of, variant_words
 
-_PLAIN = frozenset(" ,-'·–−τ()")
+_MARKUP = re.compile(r"[!-&*+/<-@\[-`{-~]|[.:](?=[^\s\d])")
 
 
 def escape(text: str, length: int = 200) -> str:
     """Return untrusted text that Markdown shows as it is: no markup, link, mention or HTML comes of it."""
-    return "".join(c if c.isalnum() or c in _PLAIN or not c.isascii() else f"&#{ord(c)};" for c in clipped(text, length))
+    return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", clipped(text, length))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], right: int = 1) -> str:
@@ -55,22 +56,22 @@ def _mitigation_row(
     which: str, mitigations: Sequence[PromptMitigation], view: str, score: str | None, drift: float | None
 ) -> tuple[str, ...]:
     leak, memorized = leak_of(mitigations, view), [m for m in mitigations if m.neurons]
-    total = sum(m.seeds for m in mitigations if m.before.copies is not None)
     scores = [float(getattr(m, score)) for m in memorized] if score else []
     highest = next((s for s in scores if s != s), max(scores, default=None))  # a score that is not a number is the news
-    prompts = f"{leak.prompts} of {leak.of}" if leak.of else "–"
-    copies = f"{leak.pictures + leak.others} of {count(total, 'picture')}" if leak.of else "–"
+    prompts = f"{leak.leaking} of {leak.of}" if leak.of else "–"
+    copies = f"{leak.pictures + leak.others} of {count(leak.total, 'picture')}" if leak.of else "–"
     return variant_words(which), prompts, copies, number(highest), number(drift, 2)
 
 
-def latency_table(evidence: Evidence) -> str:
-    """Return the times of the first case of each target; empty where none were taken."""
+def latency_table(evidence: Evidence, targets: Sequence[str] = ("text_encoder", "unet", "vae_decoder", "pipeline")) -> str:
+    """Return the times of the first case of each of the targets; empty where none were taken."""
     latency = evidence.latency
     if latency is None:
         return ""
     rows = []
     memory = {c.name: c.peak_memory_mib for c in latency.contenders}
-    for case in reversed({case.target: case for case in reversed(latency.cases)}.values()):
+    firsts = {case.target: case for case in reversed(latency.cases)}
+    for case in (firsts[target] for target in targets if target in firsts):
         ratios = {r.contender: r for r in case.ratios if r.reference == "eager"}
         for t in case.timings:
             name = t.contender + (" (noisy)" if t.noisy else "")

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-__all__ = ["clipped", "count", "joined", "number", "ratio", "share"]
+__all__ = ["clipped", "count", "joined", "moment", "number", "ratio", "share"]
 
 from collections.abc import Sequence
+from datetime import datetime
 from math import inf, isfinite
 
 from nemo_edge.latency import Ratio
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Write a number with so many significant digits; "–" for None."""
+    """Write a number with so many significant digits, without zeros that say nothing; "–" for None."""
     if value is None:
         return "–"
     if not isfinite(value):
         return {inf: "∞", -inf: "−∞"}.get(value, "not a number")
-    if value and (abs(value) < 1e-3 or abs(value) >= 10**6):
-        return f"{value:.{digits - 1}e}".replace("e-0", "e-").replace("e+0", "e")
-    whole = len(str(int(abs(value)))) if abs(value) >= 1 else 0
-    return f"{value:.{max(0, digits - whole)}f}"
+    if abs(value) >= 10 ** (digits - 1):
+        return f"{value:.0f}" if abs(value) < 10**7 else f"{value:.{digits - 1}e}".replace("e+0", "e")
+    return f"{value:.{digits}g}".replace("e-0", "e-")
 
 
 def count(amount: int, noun: str, plural: str = "") -> str:
@@ -34,7 +34,16 @@ def joined(words: Sequence[str]) -> str:
 
 def ratio(value: Ratio | None) -> str:
     """Write a ratio with its interval; "–" for None."""
-    return "–" if value is None else f"{number(value.value)} ({number(value.low)} to {number(value.high)})"
+    return "–" if value is None else f"{value.value:.3f} ({value.low:.3f} to {value.high:.3f})"
+
+
+def moment(date: str) -> str:
+    """Write an ISO date and time to the minute; another text as it is."""
+    try:
+        when = datetime.fromisoformat(date)
+    except ValueError:
+        return date
+    return f"{when:%Y-%m-%d %H:%M} {when.tzname() or ''}".strip() if "T" in date else date
 
 
 def share(value: float) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nemo_edge.environment import Machine
@@ -65,6 +66,7 @@ def page_html(evidence: Evidence, gallery: Gallery) -> str:
         "count": numbers.count,
         "share": numbers.share,
         "interval": numbers.ratio,
+        "moment": numbers.moment,
         "gate_words": gate_words,
         "variant_words": variant_words,
         "case_words": case_words,
@@ -78,6 +80,7 @@ def page_html(evidence: Evidence, gallery: Gallery) -> str:
         tiles=_tiles(evidence),
         table_length=_TABLE_LENGTH,
         untested=untested(evidence),
+        facts=_grouped(evidence.facts),
         machine=_machine_rows(evidence.machine),
         recipe=_flat(json.loads(evidence.recipe.model_dump_json())),
         **_shown(evidence, gallery),
@@ -91,8 +94,8 @@ def _shown(evidence: Evidence, gallery: Gallery) -> dict[str, Any]:
     order = worst_first(evidence.measurement)
     cards = [_card(evidence, gallery, place) for place in order.prompts if place in gallery.prompts or place in gallery.training]
     general = [
-        {"prompt": numbers.clipped(prompt, _PROMPT_LENGTH), "views": _ordered(gallery.general[place], evidence), "place": place}
-        for place, prompt in enumerate(evidence.measurement.general_prompts)
+        {"prompt": numbers.clipped(prompt, _PROMPT_LENGTH), "views": _ordered(gallery.general[place], evidence, control=False), "drift": drift}
+        for place, (prompt, drift) in enumerate(zip(evidence.measurement.general_prompts, _drifts(evidence), strict=False))
         if place in gallery.general
     ]
     return {
@@ -108,8 +111,13 @@ def _shown(evidence: Evidence, gallery: Gallery) -> dict[str, Any]:
     }
 
 
-def _ordered(views: Views, evidence: Evidence) -> dict[str, Sequence[str]]:
-    names = ("before", *(v.variant for v in evidence.measurement.variants), "random")
+def _drifts(evidence: Evidence) -> list[float]:
+    """How much each general prompt's pictures change, on the variant where that is most."""
+    return [float(np.max(each)) for each in zip(*(v.general.per_prompt for v in evidence.measurement.variants), strict=True)]
+
+
+def _ordered(views: Views, evidence: Evidence, control: bool = True) -> dict[str, Sequence[str]]:
+    names = ["before", *(v.variant for v in evidence.measurement.variants), *(["random"] if control else [])]
     return {name: views[name] for name in names if name in views}
 
 
@@ -151,8 +159,8 @@ def _tiles(evidence: Evidence) -> list[tuple[str, str, str]]:
     tiles = [("Memorized prompts", f"{found} of {len(evidence.localizations)}", numbers.count(measured.neurons, "neuron") + " silenced")]
     if before.of:
         tiles += [
-            ("Copies before", f"{before.pictures + before.others} of {before.total}", f"from {numbers.count(before.prompts, 'prompt')}"),
-            ("Copies after", f"{worst.pictures + worst.others} of {worst.total}", f"from {numbers.count(worst.prompts, 'prompt')}"),
+            ("Copies before", f"{before.pictures + before.others} of {before.total}", f"from {numbers.count(before.leaking, 'prompt')}"),
+            ("Copies after", f"{worst.pictures + worst.others} of {worst.total}", f"from {numbers.count(worst.leaking, 'prompt')}"),
         ]
     drift = max(measured.variants, key=lambda v: v.general.mean).general
     tiles.append(("Change of other pictures", numbers.number(drift.mean, 2), "1 − SSIM, 0 is none"))
@@ -191,6 +199,16 @@ def _time_tables(latency: Latency) -> list[dict[str, Any]]:
         }
         for case in latency.cases
     ]
+
+
+def _grouped(facts: dict[str, str]) -> dict[str, list[tuple[str, str]]]:
+    """Facts by the part of their keys before " · ", which versions and facts without one share."""
+    groups: dict[str, list[tuple[str, str]]] = {"": []}
+    for key, value in facts.items():
+        group, _, name = key.rpartition(" · ")
+        together = group in ("", "Version")
+        groups.setdefault("" if together else group, []).append((key if together else name, value))
+    return groups
 
 
 def _machine_rows(machine: Machine | None) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 
 from nemo_edge.localization import Localization
 from nemo_edge.mitigation import CurvePoint, FoundNeuron, Measurement
-from nemo_edge.report.canvas import INK, LIMIT, SERIES, SOFT, Plot, draw
+from nemo_edge.report.canvas import INK, LIMIT, LINE, SERIES, SOFT, Plot, draw
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.numbers import clipped, count, number
 
@@ -67,8 +67,9 @@ def neuron_plots(evidence: Evidence) -> tuple[Plot, ...]:
     results = [evidence.localizations[i] for i, _ in shown]
     names = [f"{clipped(result.prompt, 22)} · {i + 1}" for (i, _), result in zip(shown, results, strict=True)]
     left_out = "" if len(shown) == len(found) else f" The {len(shown)} prompts with most neurons of {len(found)}."
-    plots = [_layer_plot(evidence), _z_by_prompt([neurons for _, neurons in shown], names, left_out), _z_by_layer(evidence.measurement)]
-    return tuple(plots + ([_overlap_plot(results, names, left_out)] if len(shown) > 1 else []))
+    plots = [_layer_plot(evidence), _z_by_prompt([neurons for _, neurons in shown], names, left_out)]
+    plots += [_overlap_plot(results, names, left_out)] if len(shown) > 1 else []
+    return (*plots, _z_by_layer(evidence.measurement))
 
 
 def _layer_plot(evidence: Evidence) -> Plot:
@@ -134,10 +135,11 @@ def _overlap_plot(results: Sequence[Localization], names: Sequence[str], left_ou
         (ax,) = axes
         for row, column in zip(*np.nonzero(overlap), strict=True):
             corner = (column - 0.46, row - 0.46)
-            ax.add_patch(Rectangle(corner, 0.92, 0.92, facecolor=SERIES[0], alpha=float(overlap[row, column]), linewidth=0))
+            strength = float(overlap[row, column])
+            colour, alpha = (LINE, 1.0) if row == column else (SERIES[0], 0.15 + 0.85 * strength)
+            ax.add_patch(Rectangle(corner, 0.92, 0.92, facecolor=colour, alpha=alpha, linewidth=0))
         _prompts_axis(ax, names)
         ax.set_xlim(-0.6, size - 0.4)
-        ax.set_aspect("equal")
         numbers = [name.rpartition(" ")[2] for name in names]
         ax.set_xticks(range(size), numbers, fontsize=8.5 if size <= 20 else 6.5, rotation=0 if size <= 20 else 90)
         ax.grid(visible=False)
@@ -145,7 +147,8 @@ def _overlap_plot(results: Sequence[Localization], names: Sequence[str], left_ou
     pairs = sorted(((overlap[i, j], i, j) for i, j in combinations(range(size), 2) if overlap[i, j]), reverse=True)
     rows = tuple((names[i], names[j], number(float(value), 2)) for value, i, j in pairs[:20])
     label = f"Matrix of the overlap of {size} prompts' neurons: {count(len(pairs), 'pair')} of {size * (size - 1) // 2} share any."
-    caption = f"Jaccard index of two prompts' neurons: the darker, the more they share. Columns in the order of the rows.{left_out}"
+    shared = "the darker, the more they share" if pairs else "no two of them share any"
+    caption = f"Jaccard index of two prompts' neurons: {shared}. Columns in the order of the rows.{left_out}"
     svg = draw("overlap", label, paint, height=_tall(size) + 0.2)
     return Plot("overlap", "Neurons that prompts share", svg, caption, label, ("Prompt", "Prompt", "Jaccard"), rows)
 
@@ -158,16 +161,16 @@ def cost_plots(evidence: Evidence) -> tuple[Plot, ...]:
     drift = _curve(
         "drift",
         "Change of general pictures",
-        "1 − SSIM to the unmitigated model",
+        "1 − SSIM",
         curve,
         lambda point: point.drift,
-        f"0 is the same picture. The build silences {count(evidence.measurement.neurons, 'neuron')} (the line).",
+        f"Against the unmitigated model; 0 is the same picture. The build silences {count(evidence.measurement.neurons, 'neuron')} (the line).",
         evidence.measurement.neurons,
     )
     spread = _curve(
         "diversity",
         "Diversity of general pictures",
-        "mean 1 − SSIM between seeds",
+        "1 − SSIM between seeds",
         curve,
         lambda point: point.diversity,
         "How much the pictures of one prompt differ from seed to seed; it should stay level.",
@@ -191,9 +194,15 @@ def _curve(
             if points:
                 ax.plot(*zip(*points, strict=True), style, color=colour, label=words[chosen], markersize=5)
         ax.legend(loc="best")
+        amounts = sorted({point.neurons for point in curve if point.neurons > 0})
+        if amounts:
+            ax.set_xscale("log")
+            ax.set_xticks(amounts, [str(amount) for amount in amounts])
+            ax.set_xticks([], minor=True)
         ax.set_xlabel("neurons silenced")
         ax.set_ylabel(axis)
-        ax.set_ylim(bottom=0)
+        top = max((v for points in lines.values() for _, v in points if np.isfinite(v)), default=1.0)
+        ax.set_ylim(0, top * 1.15 or 1.0)
 
     rows = tuple((str(p.neurons), words[p.chosen], number(value(p))) for p in sorted(curve, key=lambda p: (p.neurons, p.chosen)))
     label = f"{title} against neurons silenced: {', '.join(f'{v} at {n}' for n, _, v in rows)}."

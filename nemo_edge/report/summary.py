@@ -10,6 +10,7 @@ from nemo_edge.report.untested import untested
 from nemo_edge.report.verdict import verdict_of
 
 _UNTESTED = 6
+_TARGETS = ("unet", "pipeline")
 
 
 def summary_markdown(evidence: Evidence) -> str:
@@ -19,6 +20,6 @@ def summary_markdown(evidence: Evidence) -> str:
     parts.append("\n".join(f"- {line}" for line in verdict.lines))
     parts += [f"### Gates\n\n{gates_table(evidence)}", f"### Mitigation\n\n{mitigation_table(evidence)}"]
     if evidence.latency is not None:
-        parts.append(f"### Times\n\n{latency_table(evidence)}\n\n{escape(evidence.latency.machine.words)}")
+        parts.append(f"### Times\n\n{latency_table(evidence, _TARGETS)}\n\n{escape(evidence.latency.machine.words)}")
     parts.append("<details><summary>Not tested</summary>\n\n" + "\n".join(f"- {line}" for line in untested(evidence)[:_UNTESTED]) + "\n\n</details>")
     return "\n\n".join(parts) + "\n"

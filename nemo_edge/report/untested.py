@@ -53,7 +53,7 @@ def _engines(evidence: Evidence) -> Iterator[str]:
     if evidence.latency is None:
         yield "Speed and memory: no times were taken. `nemo-edge bench` takes them."
     elif evidence.latency.noisy:
-        yield f"Precise times of {joined(evidence.latency.noisy)}: they vary more than the recipe allows."
+        yield f"Precise times: some vary more than the recipe allows ({joined(evidence.latency.noisy)})."
     if all(v.trajectory.lpips is None for v in measured.variants):
         yield "Perceptual distance between engine and eager (LPIPS): the package is not installed."
     if all(m.distance_error is None for v in measured.variants for m in v.mitigations):

@@ -40,18 +40,20 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Leak:
-    """How much of the training data one set of pictures gives back."""
+    """How much of the training data one set of pictures gives back, among the prompts that leak before or now."""
 
     prompts: int
-    """Prompts that give back a training picture, their own or another."""
+    """Prompts that give back their own training picture."""
+    leaking: int
+    """Prompts that give back any training picture."""
     of: int
     """Prompts with a known training picture."""
     pictures: int
     """Pictures that are copies of the prompt's own training picture."""
     others: int
-    """Pictures that are copies of another prompt's."""
+    """Copies of another prompt's."""
     total: int
-    """Pictures of the prompts that give one back, or of all of them where none does."""
+    """Pictures of the prompts that leak before or now; of all known ones where none does."""
 
 
 @dataclass(frozen=True)
@@ -108,21 +110,22 @@ def variant_words(which: str) -> str:
         "random": "random control",
         "eager": "eager PyTorch",
         "compiled": "torch.compile",
-        "unmitigated": "unmitigated engine",
+        "unmitigated": "the unmitigated engine",
     }.get(which, f"after, {which}")
 
 
 def leak_of(mitigations: Sequence[PromptMitigation], which: str) -> Leak:
     """Count the copies among the pictures of `which`: "before", "after" or "random"."""
-    judged: list[tuple[Shown, int]] = [(getattr(m, which), m.seeds) for m in mitigations]
-    known = [(shown, seeds) for shown, seeds in judged if shown.copies is not None]
-    leaking = [(shown, seeds) for shown, seeds in known if shown.copies or shown.others]
+    known = [m for m in mitigations if m.before.copies is not None]
+    views: list[Shown] = [getattr(m, which) for m in known]
+    leaking = [m for m, view in zip(known, views, strict=True) if m.before.copies or view.copies or view.others]
     return Leak(
-        prompts=len(leaking),
+        prompts=sum(bool(view.copies) for view in views),
+        leaking=sum(bool(view.copies or view.others) for view in views),
         of=len(known),
-        pictures=sum(shown.copies or 0 for shown, _ in known),
-        others=sum(shown.others or 0 for shown, _ in known),
-        total=sum(seeds for _, seeds in leaking or known),
+        pictures=sum(view.copies or 0 for view in views),
+        others=sum(view.others or 0 for view in views),
+        total=sum(m.seeds for m in leaking or known),
     )
 
 
@@ -157,20 +160,22 @@ def _leaks(measured: Measurement, which: str) -> str:
     if which == "random" and not measured.random_neurons:
         return ""
     if which == "after":
-        return _by_variant(measured, "After", lambda mitigations: _leak_words(leak_of(mitigations, "after"), "gives back", "give back"))
-    before = leak_of(measured.variants[0].mitigations, which)
+        return _by_variant(measured, "After", lambda mitigations: _leak_words(leak_of(mitigations, "after"), "still "))
+    leak = leak_of(measured.variants[0].mitigations, which)
     if which == "before":
-        return f"Before: {_leak_words(before, 'gave back', 'gave back')}."
-    how = f"With {count(measured.random_neurons, 'random neuron')} of the same layers silenced instead"
-    return f"{how}: {_leak_words(before, 'still gives back', 'still give back')}."
+        return f"Before: {_leak_words(leak, '')}."
+    return f"With {count(measured.random_neurons, 'random neuron')} of the same layers silenced instead: {_leak_words(leak, 'still ')}."
 
 
-def _leak_words(leak: Leak, one: str, many: str) -> str:
-    if not leak.prompts:
-        return f"no prompt of {leak.of} {one} a training picture, in none of {count(leak.total, 'picture')}"
-    own = f"{leak.prompts} of {count(leak.of, 'prompt')} {one if leak.prompts == 1 else many} {'its' if leak.prompts == 1 else 'their'} training picture"
-    text = f"{own} in {leak.pictures} of {count(leak.total, 'picture')}"
-    return text + (f", and another prompt's in {leak.others}" if leak.others else "")
+def _leak_words(leak: Leak, still: str) -> str:
+    if leak.prompts:
+        gives, whose = ("gives", "its") if leak.prompts == 1 else ("give", "their")
+        verb = f"{still}{gives}" if still else "gave"
+        text = f"{leak.prompts} of {count(leak.of, 'prompt')} {verb} back {whose} training picture, in {leak.pictures} of {count(leak.total, 'picture')}"
+        return text + (f"; {count(leak.others, 'picture')} {_are(leak.others)} a copy of another prompt's" if leak.others else "")
+    verb = "gives" if still else "gave"
+    text = f"none of {count(leak.of, 'prompt')} {verb} back its training picture, in any of {count(leak.total, 'picture')}"
+    return text + (f", but {leak.others} {_are(leak.others)} a copy of another prompt's" if leak.others else "")
 
 
 def _scores(measured: Measurement, which: str) -> str:
@@ -211,18 +216,17 @@ def _drift_words(general: GeneralDrift) -> str:
 def _speed(evidence: Evidence) -> str:
     if evidence.latency is None:
         return ""
-    said = []
-    for variant in (v.variant for v in evidence.measurement.variants):
-        pairs = [
-            (target, reference, found)
-            for target in ("pipeline", "unet")
-            for reference in ("eager", "unmitigated")
-            if (found := evidence.latency.ratio(target, variant, reference))
-        ]
-        whole = [f"{ratio(found)} × {variant_words(reference)}" for target, reference, found in pairs if target == pairs[0][0]]
-        if whole:
-            said.append(f"{'the whole pipeline' if pairs[0][0] == 'pipeline' else 'the UNet'}, {variant}, takes {joined(whole)}")
-    return f"Speed: {'; '.join(said)} (time, 95 % interval)." if said else ""
+    variants = [v.variant for v in evidence.measurement.variants]
+    owners = {"eager": "eager PyTorch's", "unmitigated": "the unmitigated engine's"}
+    for target, words in (("pipeline", "a whole picture"), ("unet", "a call of the UNet")):
+        said = []
+        for variant in variants:
+            found = {r: evidence.latency.ratio(target, variant, r) for r in owners}
+            times = [f"{ratio(value)} of {owners[name]} time" for name, value in found.items() if value]
+            said += [f"{variant} takes {joined(times)}"] if times else []
+        if said:
+            return f"Speed, {words}: {'; '.join(said)}. In brackets, the 95 % interval."
+    return ""
 
 
 def _largest(values: Sequence[float]) -> float:
