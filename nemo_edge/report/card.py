@@ -70,7 +70,11 @@ def _usage(evidence: Evidence) -> list[str]:
 
 
 def _provenance(evidence: Evidence) -> str:
-    rows = [(escape(key), f"`{re.sub('[`|]', ' ', value)}`") for key, value in evidence.facts.items() if not key.startswith(("Checkpoint", "Input"))]
+    rows = [
+        (escape(key), f"`{re.sub('[`|]', ' ', value)}`")
+        for key, value in evidence.facts.items()
+        if not key.startswith(("Checkpoint", "Input"))
+    ]
     if evidence.machine is not None:
         rows.append(("Machine", escape(evidence.machine.words)))
     return table(("What", "Value"), rows, right=2)

@@ -61,13 +61,17 @@ def _agreement_plot(name: str, title: str, agreement: Agreement, limit: float) -
         ax.legend(loc="upper left", bbox_to_anchor=(0, -0.24))
 
     unbound = int((~np.isfinite(values)).sum())
-    caption = f"Pictures differ by {count(agreement.picture_levels, 'grey level')} of 255 at most, SSIM {number(agreement.ssim, 5)} at least."
+    caption = (
+        f"Pictures differ by {count(agreement.picture_levels, 'grey level')} of 255 at most, SSIM {number(agreement.ssim, 5)} at least."
+    )
     caption += " A value of 0 is drawn at the bottom." if (values == 0).any() else ""
     caption += f" {count(unbound, 'value').capitalize()} that {'is' if unbound == 1 else 'are'} not finite left out." if unbound else ""
     label = f"{title} against eager over {count(values.shape[1], 'step')}: at most {number(agreement.largest_error, 2)}" + (
         f", limit {number(limit, 2)}." if limit else "."
     )
-    rows = tuple((str(i + 1), number(s.time, 4), *(number(v, 2) for v in (s.output, s.latents, s.forced))) for i, s in enumerate(agreement.steps))
+    rows = tuple(
+        (str(i + 1), number(s.time, 4), *(number(v, 2) for v in (s.output, s.latents, s.forced))) for i, s in enumerate(agreement.steps)
+    )
     header = ("Step", "Time", *lines)
     return Plot(f"error-{name}", title, draw(f"error-{name}", label, paint, height=3.8), caption, label, header, rows)
 
@@ -92,7 +96,9 @@ def _latency_plot(place: int, case: Case) -> Plot:
             middle = np.percentile(samples, [25, 75])
             ax.plot(middle, [row, row], color=SERIES[0], linewidth=5, solid_capstyle="butt", alpha=0.75)
             text = f"{number(timing.p50_ms * scale)} {unit}{' · noisy' if timing.noisy else ''}"
-            ax.annotate(text, (timing.p50_ms * scale, row - 0.36), (0, 1), textcoords="offset points", ha="center", va="bottom", fontsize=9.5)
+            ax.annotate(
+                text, (timing.p50_ms * scale, row - 0.36), (0, 1), textcoords="offset points", ha="center", va="bottom", fontsize=9.5
+            )
         ax.set_yticks(range(len(case.timings)), [t.contender for t in case.timings])
         ax.set_ylim(len(case.timings) - 0.5, -0.75)
         ax.set_xlim(left=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["page_html"]
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ from nemo_edge.report.verdict import gate_words, kind_words, leak_of, variant_wo
 
 _PROMPT_LENGTH = 300
 _TABLE_LENGTH = 90
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Characters that no page may hold, or that turn the text after them around."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def page_html(evidence: Evidence, gallery: Gallery) -> str:
         **_shown(evidence, gallery),
         **_plots(evidence),
     )
-    return html.encode("utf-8", "replace").decode()  # a prompt may hold half a surrogate pair
+    return _CONTROL.sub("\ufffd", html)
 
 
 def _shown(evidence: Evidence, gallery: Gallery) -> dict[str, Any]:
@@ -94,7 +97,11 @@ def _shown(evidence: Evidence, gallery: Gallery) -> dict[str, Any]:
     order = worst_first(evidence.measurement)
     cards = [_card(evidence, gallery, place) for place in order.prompts if place in gallery.prompts or place in gallery.training]
     general = [
-        {"prompt": numbers.clipped(prompt, _PROMPT_LENGTH), "views": _ordered(gallery.general[place], evidence, control=False), "drift": drift}
+        {
+            "prompt": numbers.clipped(prompt, _PROMPT_LENGTH),
+            "views": _ordered(gallery.general[place], evidence, control=False),
+            "drift": drift,
+        }
         for place, (prompt, drift) in enumerate(zip(evidence.measurement.general_prompts, _drifts(evidence), strict=False))
         if place in gallery.general
     ]
@@ -215,8 +222,16 @@ def _machine_rows(machine: Machine | None) -> list[tuple[str, str]]:
     if machine is None:
         return []
     memory = f"{machine.memory_gib} GiB, frequency governor {machine.governor or 'not told'}"
-    rows = [("System", machine.system), ("Python", machine.python), ("Processor", f"{machine.cores} cores of {machine.cpu}"), ("Memory", memory)]
-    rows += [("GPU", f"{gpu.name}, {gpu.memory_mib} MiB, driver {gpu.driver}, compute capability {gpu.compute_capability}") for gpu in machine.gpus]
+    rows = [
+        ("System", machine.system),
+        ("Python", machine.python),
+        ("Processor", f"{machine.cores} cores of {machine.cpu}"),
+        ("Memory", memory),
+    ]
+    rows += [
+        ("GPU", f"{gpu.name}, {gpu.memory_mib} MiB, driver {gpu.driver}, compute capability {gpu.compute_capability}")
+        for gpu in machine.gpus
+    ]
     return rows + [(f"Version · {name}", version) for name, version in machine.versions.items()]
 
 

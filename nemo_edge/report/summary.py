@@ -21,5 +21,7 @@ def summary_markdown(evidence: Evidence) -> str:
     parts += [f"### Gates\n\n{gates_table(evidence)}", f"### Mitigation\n\n{mitigation_table(evidence)}"]
     if evidence.latency is not None:
         parts.append(f"### Times\n\n{latency_table(evidence, _TARGETS)}\n\n{escape(evidence.latency.machine.words)}")
-    parts.append("<details><summary>Not tested</summary>\n\n" + "\n".join(f"- {line}" for line in untested(evidence)[:_UNTESTED]) + "\n\n</details>")
+    parts.append(
+        "<details><summary>Not tested</summary>\n\n" + "\n".join(f"- {line}" for line in untested(evidence)[:_UNTESTED]) + "\n\n</details>"
+    )
     return "\n\n".join(parts) + "\n"

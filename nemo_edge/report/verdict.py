@@ -133,7 +133,9 @@ def _headline(evidence: Evidence) -> str:
     if evidence.passed:
         return "Every gate passed. This bundle can be shipped."
     failed = sum(not gate.passed for gate in evidence.gates)
-    return f"{count(failed, 'gate').capitalize()} failed. This bundle must not be shipped." if failed else "This bundle must not be shipped."
+    return (
+        f"{count(failed, 'gate').capitalize()} failed. This bundle must not be shipped." if failed else "This bundle must not be shipped."
+    )
 
 
 def _found(evidence: Evidence) -> str:
@@ -181,7 +183,11 @@ def _leak_words(leak: Leak, still: str) -> str:
 def _scores(measured: Measurement, which: str) -> str:
     if which == "before":
         memorized = [m.score_before for m in measured.variants[0].mitigations if m.neurons]
-        return f"Before: memorization scores up to {number(_largest(memorized))}, where τ is {number(measured.threshold)}." if memorized else ""
+        return (
+            f"Before: memorization scores up to {number(_largest(memorized))}, where τ is {number(measured.threshold)}."
+            if memorized
+            else ""
+        )
     if which == "random" or not any(m.neurons for m in measured.variants[0].mitigations):
         return ""
 

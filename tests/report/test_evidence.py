@@ -22,7 +22,9 @@ from nemo_edge.neurons import NeuronSet, ValueLayer
 from nemo_edge.recipe import CheckpointSettings, LatencySettings, PromptSettings, Recipe
 from nemo_edge.report.evidence import Evidence, facts_of
 
-LAYERS = tuple(ValueLayer(name=f"{block}.attentions.0.transformer_blocks.0.attn2.to_v", width=8) for block in ("down_blocks.0", "mid_block"))
+LAYERS = tuple(
+    ValueLayer(name=f"{block}.attentions.0.transformer_blocks.0.attn2.to_v", width=8) for block in ("down_blocks.0", "mid_block")
+)
 MACHINE = Machine(system="Linux", python="3.11", cpu="a processor", cores=2, memory_gib=8, versions={"torch": "2.10"})
 
 
@@ -42,7 +44,9 @@ def mitigation(prompt: str = "a prompt", training: bool = True, neurons: int = 2
     views = {w: shown(n if training else None) for w, n in (("before", 4), ("after", 0), ("random", 4))} if neurons else {}
     views = views or {w: shown(0 if training else None) for w in ("before", "after", "random")}
     values = {"prompt": prompt, "kind": "VM", "neurons": neurons, "seeds": 4, "score_before": 0.9 if neurons else 0.3}
-    return PromptMitigation.model_validate({**values, **views, "score_after": 0.2, "score_after_eager": 0.2, "distance_error": 1e-6, **changes})
+    return PromptMitigation.model_validate(
+        {**values, **views, "score_after": 0.2, "score_after_eager": 0.2, "distance_error": 1e-6, **changes}
+    )
 
 
 def agreement(error: float = 1e-6) -> Agreement:
@@ -96,7 +100,14 @@ def latency(contenders: Sequence[str] = ("eager", "unmitigated", "baked", "maske
         steps = 10 if target == "pipeline" else None
         place = {"target": target, "batch": 1, "height": 64, "width": 64, "steps": steps}
         cases.append(Case.model_validate({**place, "timings": tuple(timings), "ratios": tuple(ratios)}))
-    described = {"backend": "onnxruntime", "provider": "cpu", "threads": 2, "dtype": "fp32", "idle_memory_mib": 210.0, "peak_memory_mib": 480.0}
+    described = {
+        "backend": "onnxruntime",
+        "provider": "cpu",
+        "threads": 2,
+        "dtype": "fp32",
+        "idle_memory_mib": 210.0,
+        "peak_memory_mib": 480.0,
+    }
     named = tuple(Contender.model_validate({"name": c, **described}) for c in contenders)
     return Latency(machine=MACHINE, after=MACHINE, date="2026-01-02T03:04:05Z", seconds=60.0, contenders=named, cases=tuple(cases))
 
@@ -128,7 +139,9 @@ def evidence(prompts: Sequence[str] = ("first", "second", "third"), memorized: b
     return replace(made, **changes)
 
 
-def save_pictures(folder: Path, prompts: int = 3, seeds: int = 4, edge: int = 16, which: Sequence[str] = ("before", "baked", "masked", "random")) -> None:
+def save_pictures(
+    folder: Path, prompts: int = 3, seeds: int = 4, edge: int = 16, which: Sequence[str] = ("before", "baked", "masked", "random")
+) -> None:
     """Noise, which compresses worst, in the layout of the measurement."""
     rng = np.random.default_rng(0)
     names = [f"{p:03d}/{w}-{s:02d}" for p in range(prompts) for w in which for s in range(seeds)]

@@ -1,65 +1,137 @@
-"""The page is one file that holds its pictures, and shows prompts as text."""
+"""The page is one file that needs nothing else, shows prompts as text, and works in a browser at every width, light and dark."""
 
 from __future__ import annotations
 
-import json
+import os
 import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from PIL import Image
-from test_gates import localization, measurement
+import pytest
+from test_evidence import evidence, latency, save_pictures
 
 from nemo_edge.bundle import GateResult
-from nemo_edge.report import write_report
+from nemo_edge.report import store_pictures, write_report
+from nemo_edge.report.evidence import Evidence
+from nemo_edge.report.page import page_html
+from nemo_edge.report.thumbnails import Gallery
 
-PROMPT = "<script>alert(1)</script> & co"
+HOSTILE = '<script>alert(1)</script> & "co" \'\x00 \u202e $x$ {{ 7 * 7 }}'
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-class Sources(HTMLParser):
+class Elements(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
-        self.images: list[str] = []
+        self.images: list[dict[str, str | None]] = []
         self.tags: set[str] = set()
+        self.ids: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
-        self.images += [value or "" for name, value in attrs if tag == "img" and name == "src"]
+        self.images += [dict(attrs)] if tag == "img" else []
+        self.ids += [value or "" for name, value in attrs if name == "id"]
 
 
-def written(folder: Path, passed: bool) -> str:
-    pictures = folder / "pictures"
-    for name in ("000/training", "000/before-00", "000/baked-00", "000/random-00", "general/000-before", "general/000-baked"):
-        path = pictures / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
-    found = localization().model_copy(update={"prompt": PROMPT})
-    gates = [GateResult(name="replication.baked", limit=0.1, value=0 if passed else 1, passed=passed)]
-    write_report(folder / "report", "toy", measurement(), [found], gates, [PROMPT], pictures, {"nemo-edge": "0"})
+def parsed(page: str) -> Elements:
+    elements = Elements()
+    elements.feed(page)
+    return elements
+
+
+def written(folder: Path, made: Evidence) -> str:
+    save_pictures(folder / "full", seeds=4, edge=32)
+    store_pictures(folder / "full", folder / "report" / "pictures")
+    write_report(folder / "report", made)
     return (folder / "report" / "index.html").read_text()
 
 
 def test_the_page_holds_every_picture_and_refers_to_nothing_else(tmp_path: Path) -> None:
-    page = written(tmp_path, passed=True)
-    sources = Sources()
-    sources.feed(page)
-    assert len(sources.images) == 6
-    assert all(s.startswith("data:image/png;base64,") for s in sources.images)
-    assert not re.search(r"(src|href)=[\"']?(https?:|//)", page)
+    page = written(tmp_path, evidence())
+    elements = parsed(page)
+    assert len(elements.images) == 3 * (1 + 4 * 4) + 2 * 3 * 2
+    assert all((image["src"] or "").startswith("data:image/webp;base64,") and image["alt"] for image in elements.images)
+    assert not re.search(r"(src|href)=[\"']?(https?:|//)|@import|url\((?!#)", page)
+    assert len(set(elements.ids)) == len(elements.ids)
 
 
 def test_prompts_are_text(tmp_path: Path) -> None:
-    page = written(tmp_path, passed=True)
-    sources = Sources()
-    sources.feed(page)
-    assert "script" not in sources.tags
+    page = written(tmp_path, evidence(prompts=(HOSTILE, "second", "third"), facts={HOSTILE: HOSTILE}))
+    assert "script" not in parsed(page).tags
     assert "&lt;script&gt;" in page
+    assert not {"\x00", "\u202e"} & set(page)
+    assert "{{ 7 * 7 }}" in page
 
 
-def test_the_verdict_is_in_plain_words_and_in_json(tmp_path: Path) -> None:
-    assert "must not be shipped" in written(tmp_path / "bad", passed=False)
-    assert "can be shipped" in written(tmp_path / "good", passed=True)
-    report = json.loads((tmp_path / "good" / "report" / "report.json").read_text())
-    assert report["passed"] is True
-    assert report["localizations"][0]["refined"] == 1
+def test_the_verdict_is_in_plain_words() -> None:
+    nothing = Gallery({}, {}, {})
+    failed = GateResult(name="replication.baked", limit=0.1, value=1, passed=False)
+    assert "must not be shipped" in page_html(replace(evidence(), passed=False, gates=(failed,)), nothing)
+    page = page_html(evidence(latency=None), nothing)
+    assert "can be shipped" in page
+    assert "3 of 3 prompts gave back their training picture, in 12 of 12 pictures" in page
+    assert "No times were taken" in page
+    assert "The report holds no pictures" not in page_html(evidence(memorized=False), nothing)
+
+
+def test_captions_say_how_many_seeds_are_shown(tmp_path: Path) -> None:
+    page = written(tmp_path, evidence())
+    assert "4 of 4 seeds shown" in page
+    assert "2 seeds of 2 shown" in page
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium, chromium-browser or google-chrome on this machine")
+    playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+    with playwright.sync_playwright() as running:
+        arguments = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+        opened = running.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    prompts = ("a_prompt_without_any_space_" * 12, HOSTILE, "third")
+    written(folder, evidence(prompts=prompts, latency=latency(), facts={"Build key": "0123456789abcdef" * 4, "Checkpoint · unet": "ab"}))
+    return folder / "report" / "index.html"
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    found = find_spec("axe_playwright_python")
+    if found is None or found.origin is None:
+        pytest.skip("the package axe-playwright-python, which holds axe.min.js, is not installed")
+    return Path(found.origin).with_name("axe.min.js").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 768, 1280])
+def test_a_browser_shows_it_whole_and_to_everybody(browser: Any, report: Path, axe: str, width: int, scheme: str) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("requestfailed", lambda request: problems.append(request.url[:80]))
+    page.on("request", lambda request: problems.append(request.url) if request.url.startswith("http") else None)
+    page.goto(report.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    pictures = page.evaluate(
+        "Promise.all([...document.images].map(i => i.decode().then(() => i.complete && i.naturalWidth > 0, () => false)))"
+    )
+    assert pictures
+    assert all(pictures)
+    assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
+    page.evaluate(axe)
+    found = page.evaluate("axe.run({resultTypes: ['violations']})")["violations"]
+    assert [f"{v['id']}: {v['nodes'][0]['html'][:200]}" for v in found if v["impact"] in ("serious", "critical")] == []
+    assert problems == []
+    page.close()

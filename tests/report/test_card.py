@@ -1,0 +1,46 @@
+"""The model card has metadata the hub takes, and says how to load the bundle."""
+
+from __future__ import annotations
+
+import pytest
+from huggingface_hub import ModelCard
+from test_evidence import evidence, recipe
+
+from nemo_edge.report.card import base_model, model_card
+
+
+def test_the_metadata_is_the_hubs() -> None:
+    card = ModelCard(model_card(evidence(recipe=recipe("CompVis/stable-diffusion-v1-4"))))
+    data = card.data.to_dict()
+    assert (data["license"], data["library_name"], data["pipeline_tag"]) == ("other", "diffusers", "text-to-image")
+    assert data["base_model"] == "CompVis/stable-diffusion-v1-4"
+    assert {"stable-diffusion", "onnx", "text-to-image", "nemo-edge", "memorization-mitigation"} <= set(data["tags"])
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "base"),
+    [
+        ("CompVis/sd", "CompVis/sd"),
+        ("models", None),
+        ("./models/sd", None),
+        ("/models/sd", None),
+        ("a/b/c", None),
+        ("models/sd.safetensors", None),
+    ],
+)
+def test_only_a_hub_id_is_a_base_model(checkpoint: str, base: str | None) -> None:
+    assert base_model(checkpoint) == base
+
+
+def test_it_says_how_to_load_and_what_holds() -> None:
+    text = model_card(evidence())
+    assert 'ORTStableDiffusionPipeline.from_pretrained(".")' in text
+    assert "nemo-edge generate ." in text
+    for heading in ("## Gates", "## What leaked, and what is left", "## Times", "## Limits", "## Provenance"):
+        assert heading in text
+    xl = model_card(evidence(family="StableDiffusionXLPipeline", latency=None))
+    assert "ORTStableDiffusionXLPipeline" in xl
+    assert "## Times" not in xl
+    masked = model_card(evidence(variants=("masked",)))
+    assert "optimum" not in masked
+    assert "value_mask" in masked

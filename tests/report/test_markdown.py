@@ -1,0 +1,47 @@
+"""Markdown shows prompts as text, and tables have as many cells in every row."""
+
+from __future__ import annotations
+
+from math import nan
+
+import pytest
+from test_evidence import evidence, measurement, mitigation
+
+from nemo_edge.report.markdown import escape, gates_table, latency_table, mitigation_table, table
+
+
+@pytest.mark.parametrize(
+    "text", ["a|b", "<b>", "[x](y)", "`c`", "@all", "https://x.y", "#1", "*b*", "$x$", "www.x.y", ":tada:", "a\\|b", "~~x~~", "&lt;"]
+)
+def test_no_markup_comes_of_untrusted_text(text: str) -> None:
+    escaped = escape(text)
+    left = escaped.replace("&#", "")
+    assert not set("|<>[]`@*$\\~_#") & set(left)
+    assert "://" not in escaped
+    assert "www.x" not in escaped
+
+
+def test_plain_text_stays_readable() -> None:
+    assert escape("a cat, 0.05 of it (big): done") == "a cat, 0.05 of it (big): done"
+    assert escape("two\nlines") == "two lines"
+
+
+def rows(text: str) -> list[int]:
+    return [line.count("|") for line in text.splitlines()]
+
+
+def test_tables_are_whole() -> None:
+    hostile = evidence(prompts=("a | b", "second", "third"))
+    for text in (gates_table(hostile), mitigation_table(hostile), latency_table(hostile), table(("a", "b"), [("1", "2")])):
+        assert len(set(rows(text))) == 1
+    assert "➖ not measured" in gates_table(hostile)
+    assert "masked (noisy)" in latency_table(hostile)
+    assert len(rows(latency_table(hostile, ("unet",)))) == 2 + 4
+    assert latency_table(evidence(latency=None)) == ""
+
+
+def test_a_score_that_is_not_a_number_is_not_hidden_by_a_larger_one() -> None:
+    measured = measurement()
+    judged = (mitigation(score_after=0.3), mitigation(score_after=nan), mitigation(score_after=0.1))
+    variants = tuple(v.model_copy(update={"mitigations": judged}) for v in measured.variants)
+    assert "not a number" in mitigation_table(evidence(measurement=measured.model_copy(update={"variants": variants})))

@@ -1,0 +1,50 @@
+"""`report.json` is valid JSON whatever was measured, and fits the published schema."""
+
+from __future__ import annotations
+
+import json
+from math import inf, nan
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_evidence import evidence, measurement, mitigation
+
+from nemo_edge.bundle import GateResult
+from nemo_edge.report.evidence import Evidence
+from nemo_edge.report.record import Report, record
+
+SCHEMA = Path(__file__).parents[2] / "docs" / "report.schema.json"
+
+
+def not_finite() -> Evidence:
+    measured = measurement(threshold=nan, curve=())
+    variants = tuple(v.model_copy(update={"mitigations": (mitigation(score_after=inf),) * 3}) for v in measured.variants)
+    gates = (
+        GateResult(name="replication.baked", limit=0.1, value=nan, passed=False),
+        GateResult(name="b", limit=inf, value=-inf, passed=True),
+    )
+    return evidence(measurement=measured.model_copy(update={"variants": variants}), gates=gates, passed=False)
+
+
+def refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def test_the_published_schema_is_the_models() -> None:
+    assert json.loads(SCHEMA.read_text()) == Report.model_json_schema()
+
+
+@pytest.mark.parametrize("made", [evidence(), evidence(latency=None, machine=None, date=None), not_finite()])
+def test_it_is_valid_json_and_fits_the_schema(made: Evidence) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    written: Any = json.loads(record(made).model_dump_json(), parse_constant=refuse)
+    jsonschema.validate(written, json.loads(SCHEMA.read_text()))
+
+
+def test_it_comes_back() -> None:
+    made = record(evidence())
+    assert Report.model_validate_json(made.model_dump_json()) == made
+    assert made.schema_version == 2
+    assert made.localizations[0].refined == 2
+    assert made.localizations[0].per_layer == (1, 1)

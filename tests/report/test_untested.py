@@ -1,0 +1,42 @@
+"""What was not tested follows from what was."""
+
+from __future__ import annotations
+
+import pytest
+from test_evidence import evidence, latency, measurement, mitigation, recipe, shown
+
+from nemo_edge.recipe import EngineSettings, GateSettings, LocalizationSettings
+from nemo_edge.report.untested import untested
+
+
+def lines(**changes: object) -> str:
+    return "\n".join(untested(evidence(**changes)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "line", ["not on the list: 3 prompts", "Attacks:", "Other seeds:", "up blocks", "Quality at large", "GPUs:", "SSCD", "LPIPS"]
+)
+def test_the_limits_of_every_build_on_a_cpu(line: str) -> None:
+    assert line in lines()
+
+
+def test_what_is_absent_is_named_and_what_is_there_is_not() -> None:
+    assert "no times were taken" in lines(latency=None)
+    assert "no times were taken" not in lines(latency=latency())
+    assert "text_encoder: masked" in lines(latency=latency())
+    assert "no training picture is known, so only" in lines(training=False)
+    assert "Gates that had nothing to measure: replication.baked." in lines()
+    gpu = lines(recipe=recipe(engine=EngineSettings(provider="cuda"), localization=LocalizationSettings(layers="all")))
+    assert "Other hardware" in gpu
+    assert "GPUs:" not in gpu
+    assert "up blocks" not in gpu
+    assert "eager_ratio" not in lines(recipe=recipe(gates=GateSettings(latent_drift=1.0, eager_ratio=1.0)))
+
+
+def test_prompts_without_a_training_picture_are_counted() -> None:
+    measured = measurement()
+    judged = (mitigation(training=False), mitigation(after=shown(0, sscd=0.2)), mitigation())
+    variants = tuple(v.model_copy(update={"mitigations": judged}) for v in measured.variants)
+    said = lines(measurement=measured.model_copy(update={"variants": variants}))
+    assert "Whether 1 prompt gives copies" in said
+    assert "SSCD" not in said

@@ -1,0 +1,73 @@
+"""The verdict says what leaked, what leaks now and what it costs, in whole sentences."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import nan
+
+from test_evidence import evidence, measurement, mitigation, shown
+
+from nemo_edge.bundle import GateResult
+from nemo_edge.recipe import GateSettings
+from nemo_edge.report.verdict import GATES, gate_words, kind_words, leak_of, variant_words, verdict_of
+
+
+def test_a_leak_that_is_gone() -> None:
+    verdict = verdict_of(evidence())
+    assert verdict.headline == "Every gate passed. This bundle can be shipped."
+    assert verdict.found.startswith("3 prompts were examined; 3 are memorized")
+    assert verdict.before == "Before: 3 of 3 prompts gave back their training picture, in 12 of 12 pictures."
+    assert verdict.after == "After, baked and masked: none of 3 prompts gives back its training picture, in any of 12 pictures."
+    assert verdict.control.endswith("silenced instead: 3 of 3 prompts still give back their training picture, in 12 of 12 pictures.")
+    assert "0.02 on average and 0.05 at most" in verdict.cost
+    assert verdict.speed.startswith("Speed, a whole picture: baked takes 0.8")
+
+
+def test_what_still_leaks_is_said_by_variant() -> None:
+    measured = measurement()
+    baked, masked = measured.variants
+    left = (mitigation(after=shown(1)), *baked.mitigations[1:])
+    other = (mitigation(after=shown(0, others=2)), *baked.mitigations[1:])
+    changed = (baked.model_copy(update={"mitigations": left}), masked.model_copy(update={"mitigations": other}))
+    verdict = verdict_of(evidence(measurement=measured.model_copy(update={"variants": changed})))
+    assert "After, baked: 1 of 3 prompts still gives back its training picture, in 1 of 12 pictures." in verdict.after
+    assert "After, masked: none of 3 prompts gives back its training picture, in any of 12 pictures, but 2 are a copy" in verdict.after
+
+
+def test_pictures_of_prompts_that_never_leaked_do_not_thin_the_leak_out() -> None:
+    leak = leak_of([mitigation(), mitigation(neurons=0), mitigation(training=False)], "before")
+    assert (leak.prompts, leak.of, leak.pictures, leak.total) == (1, 2, 4, 4)
+    quiet = leak_of([mitigation(neurons=0), mitigation(neurons=0)], "after")
+    assert (quiet.prompts, quiet.pictures, quiet.total) == (0, 0, 8)
+
+
+def test_without_training_pictures_the_scores_speak() -> None:
+    verdict = verdict_of(evidence(training=False))
+    assert verdict.before == "Before: memorization scores up to 0.9, where τ is 0.4."
+    assert verdict.after == "After, baked and masked: at most 0.2 of a memory is left."
+    assert verdict.control == ""
+
+
+def test_nothing_memorized_no_times_and_no_diversity() -> None:
+    verdict = verdict_of(evidence(memorized=False, latency=None))
+    assert verdict.found == "3 prompts were examined. None is memorized, so no neuron was silenced."
+    assert verdict.before == "Before: none of 3 prompts gave back its training picture, in any of 12 pictures."
+    assert (verdict.control, verdict.speed) == ("", "")
+    measured = measurement()
+    general = measured.variants[0].general.model_copy(update={"diversity_after": nan})
+    variants = tuple(v.model_copy(update={"general": general}) for v in measured.variants)
+    assert "diversity" not in verdict_of(evidence(measurement=measured.model_copy(update={"variants": variants}))).cost
+
+
+def test_failed_gates_are_counted() -> None:
+    failed = GateResult(name="x", limit=0, value=1, passed=False)
+    assert verdict_of(evidence(passed=False, gates=(failed,))).headline == "1 gate failed. This bundle must not be shipped."
+    assert verdict_of(replace(evidence(), passed=False)).headline == "This bundle must not be shipped."
+
+
+def test_every_gate_of_the_recipe_has_its_words() -> None:
+    assert set(GATES) == set(GateSettings.model_fields)
+    assert gate_words("replication.baked") == GATES["replication"]
+    assert gate_words("other") == ""
+    assert kind_words("VM").startswith("verbatim")
+    assert (kind_words(""), kind_words("RV"), variant_words("baked")) == ("", "labelled RV", "after, baked")
