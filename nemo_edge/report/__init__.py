@@ -6,5 +6,5 @@ __all__ = ["Evidence", "store_pictures", "summary_markdown", "worst_first", "wri
 
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.folder import write_report
-from nemo_edge.report.thumbnails import store_pictures, worst_first
 from nemo_edge.report.summary import summary_markdown
+from nemo_edge.report.thumbnails import store_pictures, worst_first

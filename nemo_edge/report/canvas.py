@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -24,7 +25,7 @@ INK, SOFT, LINE, LIMIT = "#010101", "#010102", "#010103", "#010104"
 SERIES = ("#010111", "#010112", "#010113", "#010114")
 
 _VARIABLES = {INK: "--ink", SOFT: "--soft", LINE: "--line", LIMIT: "--limit", **{c: f"--series-{i}" for i, c in enumerate(SERIES, 1)}}
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "nemo-edge",
     "text.parse_math": False,

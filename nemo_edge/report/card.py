@@ -52,20 +52,22 @@ def _intro(evidence: Evidence) -> str:
     }
     source = base_model(evidence.recipe.checkpoint.path) or Path(evidence.recipe.checkpoint.path).name
     text = (
-        f"ONNX engines of {escape(source)} ({escape(evidence.family)}, {evidence.recipe.export.dtype}), whose memories of training pictures were taken "
-        "out neuron by neuron with NeMo (Hintersdorf et al. 2024). `report/index.html` shows the evidence."
+        f"ONNX engines of {escape(source)} ({escape(evidence.family)}, {evidence.recipe.export.dtype}), whose memories of training "
+        "pictures were taken out neuron by neuron with NeMo (Hintersdorf et al. 2024). `report/index.html` shows the evidence."
     )
     return " ".join([text, *(variants[v.variant] for v in evidence.measurement.variants if v.variant in variants)])
 
 
 def _usage(evidence: Evidence) -> list[str]:
     prompt = "a red bicycle in front of a house"
-    command = f'From the command line, with the variant you want:\n\n```sh\nnemo-edge generate . "{prompt}" --out bicycle.png --variant {evidence.measurement.variants[0].variant}\n```'
+    call = f'nemo-edge generate . "{prompt}" --out bicycle.png --variant {evidence.measurement.variants[0].variant}'
+    command = f"From the command line, with the variant you want:\n\n```sh\n{call}\n```"
     if all(v.variant != "baked" for v in evidence.measurement.variants):
         return [command]
     classes = {"StableDiffusionXLPipeline": "ORTStableDiffusionXLPipeline"}
     loader = classes.get(evidence.family, "ORTStableDiffusionPipeline")
-    code = f'from optimum.onnxruntime import {loader}\n\npipeline = {loader}.from_pretrained(".")\npipeline("{prompt}").images[0].save("bicycle.png")'
+    code = f'from optimum.onnxruntime import {loader}\n\npipeline = {loader}.from_pretrained(".")\n'
+    code += f'pipeline("{prompt}").images[0].save("bicycle.png")'
     return [f"In Python, with `optimum-onnx`:\n\n```python\n{code}\n```", command]
 
 

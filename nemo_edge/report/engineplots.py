@@ -4,10 +4,11 @@ from __future__ import annotations
 
 __all__ = ["agreement_plots", "case_words", "latency_plots"]
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from nemo_edge.fidelity import Agreement
 from nemo_edge.latency import Case, Latency
@@ -43,37 +44,49 @@ def _agreement_plot(name: str, title: str, agreement: Agreement, limit: float) -
     floor = float(positive.min()) / 3 if len(positive) else 1e-9
 
     def paint(axes: Sequence[Axes]) -> None:
-        (ax,) = axes
-        steps = np.arange(1, values.shape[1] + 1)
-        for (words, line), style, colour in zip(lines.items(), ("o-", "s-", "^--"), SERIES, strict=False):
-            drawn = np.where(np.isfinite(line), np.maximum(line, floor), np.nan)
-            ax.plot(steps, drawn, style, color=colour, label=words, markersize=4, linewidth=1.5)
-        if limit:
-            ax.axhline(limit, color=LIMIT, linestyle="--", linewidth=1.4)
-            ax.text(1, limit, f"limit {number(limit, 2)}", color=LIMIT, va="bottom", fontsize=9.5)
-        ax.set_yscale("log")
-        ax.margins(y=0.12)
-        ax.set_xlabel("step")
-        ax.set_ylabel("largest relative error")
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.yaxis.set_major_formatter(lambda value, _: f"10{str(round(np.log10(value))).translate(_RAISED)}")
-        ax.yaxis.set_minor_formatter("")
-        ax.legend(loc="upper left", bbox_to_anchor=(0, -0.24))
+        _paint_errors(axes[0], lines, floor, limit)
 
-    unbound = int((~np.isfinite(values)).sum())
-    caption = (
-        f"Pictures differ by {count(agreement.picture_levels, 'grey level')} of 255 at most, SSIM {number(agreement.ssim, 5)} at least."
-    )
-    caption += " A value of 0 is drawn at the bottom." if (values == 0).any() else ""
-    caption += f" {count(unbound, 'value').capitalize()} that {'is' if unbound == 1 else 'are'} not finite left out." if unbound else ""
-    label = f"{title} against eager over {count(values.shape[1], 'step')}: at most {number(agreement.largest_error, 2)}" + (
-        f", limit {number(limit, 2)}." if limit else "."
-    )
+    caption = _agreement_caption(agreement, values)
+    label = f"{title} against eager over {count(values.shape[1], 'step')}: at most {number(agreement.largest_error, 2)}"
+    label += f", limit {number(limit, 2)}." if limit else "."
     rows = tuple(
         (str(i + 1), number(s.time, 4), *(number(v, 2) for v in (s.output, s.latents, s.forced))) for i, s in enumerate(agreement.steps)
     )
     header = ("Step", "Time", *lines)
     return Plot(f"error-{name}", title, draw(f"error-{name}", label, paint, height=3.8), caption, label, header, rows)
+
+
+def _paint_errors(ax: Axes, lines: Mapping[str, Sequence[float]], floor: float, limit: float) -> None:
+    for (words, line), style, colour in zip(lines.items(), ("o-", "s-", "^--"), SERIES, strict=False):
+        drawn = np.where(np.isfinite(line), np.maximum(line, floor), np.nan)
+        ax.plot(np.arange(1, len(line) + 1), drawn, style, color=colour, label=words, markersize=4, linewidth=1.5)
+    if limit:
+        ax.axhline(limit, color=LIMIT, linestyle="--", linewidth=1.4)
+        ax.text(1, limit, f"limit {number(limit, 2)}", color=LIMIT, va="bottom", fontsize=9.5)
+    ax.set_yscale("log")
+    ax.margins(y=0.12)
+    ax.set_xlabel("step")
+    ax.set_ylabel("largest relative error")
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    ax.yaxis.set_major_formatter(lambda value, _: _power(value))
+    ax.yaxis.set_minor_formatter("")
+    ax.legend(loc="upper left", bbox_to_anchor=(0, -0.24))
+
+
+def _power(value: float) -> str:
+    """Write a tick of a logarithmic axis: a power of ten as one."""
+    exponent = round(float(np.log10(value)))
+    return f"10{str(exponent).translate(_RAISED)}" if np.isclose(value, 10.0**exponent, atol=0) else number(value, 2)
+
+
+def _agreement_caption(agreement: Agreement, values: np.ndarray) -> str:
+    unbound = int((~np.isfinite(values)).sum())
+    levels = count(agreement.picture_levels, "grey level")
+    caption = f"Pictures differ by {levels} of 255 at most, SSIM {number(agreement.ssim, 5)} at least."
+    caption += " A value of 0 is drawn at the bottom." if (values == 0).any() else ""
+    return caption + (
+        f" {count(unbound, 'value').capitalize()} that {'is' if unbound == 1 else 'are'} not finite left out." if unbound else ""
+    )
 
 
 def latency_plots(latency: Latency) -> tuple[Plot, ...]:

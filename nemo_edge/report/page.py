@@ -20,8 +20,8 @@ from nemo_edge.mitigation import PromptMitigation, Shown
 from nemo_edge.report import numbers
 from nemo_edge.report.engineplots import agreement_plots, case_words, latency_plots
 from nemo_edge.report.evidence import Evidence
-from nemo_edge.report.thumbnails import Gallery, Views, worst_first
 from nemo_edge.report.plots import cost_plots, neuron_plots, score_plots
+from nemo_edge.report.thumbnails import Gallery, Views, worst_first
 from nemo_edge.report.untested import untested
 from nemo_edge.report.verdict import gate_words, kind_words, leak_of, variant_words, verdict_of
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 __all__ = ["cost_plots", "neuron_plots", "score_plots"]
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
+from math import isfinite
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from nemo_edge.localization import Localization
 from nemo_edge.mitigation import CurvePoint, FoundNeuron, Measurement
@@ -35,7 +37,7 @@ def score_plots(evidence: Evidence) -> tuple[Plot, ...]:
         return ()
 
     def paint(axes: Sequence[Axes]) -> None:
-        bins = np.linspace(min(0.0, *general, *before, *after), max(1.0, *general, *before, *after), 41)
+        bins = np.linspace(min(0.0, *general, *before, *after), max(1.0, *general, *before, *after), 41).tolist()
         axes[0].hist(general, bins, color=SERIES[0], alpha=0.85)
         axes[0].set_title("General prompts")
         axes[1].hist(after, bins, color=SERIES[1], label="after")
@@ -46,7 +48,7 @@ def score_plots(evidence: Evidence) -> tuple[Plot, ...]:
         for ax in axes:
             ax.axvline(measured.threshold, color=LIMIT, linestyle="--", linewidth=1.4)
             ax.set_ylabel("prompts")
-            ax.yaxis.get_major_locator().set_params(integer=True)
+            ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes[0].text(measured.threshold, 0.97, " τ ", transform=axes[0].get_xaxis_transform(), va="top", color=LIMIT)
 
     sets = {"general prompts": general, "memorized prompts before": before, "memorized prompts after": after}
@@ -83,7 +85,7 @@ def _layer_plot(evidence: Evidence) -> Plot:
         for i, amount in enumerate(amounts):
             ax.annotate(str(amount), (amount, i), (4, 0), textcoords="offset points", va="center", color=INK, fontsize=9.5)
         _prompts_axis(ax, labels)
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         ax.set_xlim(0, max(amounts) * 1.08)
         ax.set_xlabel("neurons silenced")
 
@@ -164,7 +166,7 @@ def cost_plots(evidence: Evidence) -> tuple[Plot, ...]:
         "1 − SSIM",
         curve,
         lambda point: point.drift,
-        f"Against the unmitigated model; 0 is the same picture. The build silences {count(evidence.measurement.neurons, 'neuron')} (the line).",
+        "Against the unmitigated model; 0 is the same picture. The line is at the number of neurons that the build silences.",
         evidence.measurement.neurons,
     )
     spread = _curve(
@@ -232,6 +234,5 @@ def _range(values: np.ndarray) -> str:
     return f"from {number(float(values.min()))} to {number(float(values.max()))}"
 
 
-def _finite(values: object) -> np.ndarray:
-    array = np.array(list(values), dtype=float)  # type: ignore[call-overload]
-    return array[np.isfinite(array)]
+def _finite(values: Iterable[float]) -> np.ndarray:
+    return np.array([value for value in values if isfinite(value)], dtype=np.float64)

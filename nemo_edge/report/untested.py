@@ -13,13 +13,14 @@ from nemo_edge.report.numbers import count, joined
 
 def untested(evidence: Evidence) -> tuple[str, ...]:
     """Return one sentence for each thing that was not tested, the most important first."""
-    return tuple([*_always(evidence), *_pictures(evidence), *_engines(evidence), *_gates(evidence)])
+    return (*_always(evidence), *_pictures(evidence), *_engines(evidence), *_gates(evidence))
 
 
 def _always(evidence: Evidence) -> Iterator[str]:
     recipe, examined = evidence.recipe, len(evidence.localizations)
     limited = f", the first {recipe.prompts.limit} of the list at most" if recipe.prompts.limit else ""
-    yield f"Prompts that are not on the list: {count(examined, 'prompt')} {'was' if examined == 1 else 'were'} examined{limited}. Other memories stay."
+    were = f"{count(examined, 'prompt')} {'was' if examined == 1 else 'were'} examined{limited}"
+    yield f"Prompts that are not on the list: {were}. Other memories stay."
     yield "Attacks: prompts and embeddings that are searched for so as to bring a memory back."
     yield f"Other seeds: each prompt was drawn from {count(recipe.fidelity.seeds, 'seed')} with one scheduler and guidance."
     if recipe.localization.layers == "paper":

@@ -143,10 +143,11 @@ def _found(evidence: Evidence) -> str:
     if not memorized:
         return f"{count(examined, 'prompt').capitalize()} {_were(examined)} examined. None is memorized, so no neuron was silenced."
     neurons, total = evidence.measurement.neurons, evidence.localizations[0].refined.total
+    which = "this one" if memorized == 1 else "these"
     return (
-        f"{count(examined, 'prompt').capitalize()} {_were(examined)} examined; {memorized} {_are(memorized)} memorized: for these the model draws nearly "
-        f"the same picture from every seed. {neurons} of {total} value neurons {'holds' if neurons == 1 else 'hold'} the memories and "
-        f"{_are(neurons)} silenced."
+        f"{count(examined, 'prompt').capitalize()} {_were(examined)} examined; {memorized} {_are(memorized)} memorized: for {which} "
+        f"the model draws nearly the same picture from every seed. {neurons} of {total} value neurons "
+        f"{'holds' if neurons == 1 else 'hold'} the memories and {_are(neurons)} silenced."
     )
 
 
@@ -173,7 +174,8 @@ def _leak_words(leak: Leak, still: str) -> str:
     if leak.prompts:
         gives, whose = ("gives", "its") if leak.prompts == 1 else ("give", "their")
         verb = f"{still}{gives}" if still else "gave"
-        text = f"{leak.prompts} of {count(leak.of, 'prompt')} {verb} back {whose} training picture, in {leak.pictures} of {count(leak.total, 'picture')}"
+        where = f"in {leak.pictures} of {count(leak.total, 'picture')}"
+        text = f"{leak.prompts} of {count(leak.of, 'prompt')} {verb} back {whose} training picture, {where}"
         return text + (f"; {count(leak.others, 'picture')} {_are(leak.others)} a copy of another prompt's" if leak.others else "")
     verb = "gives" if still else "gave"
     text = f"none of {count(leak.of, 'prompt')} {verb} back its training picture, in any of {count(leak.total, 'picture')}"
@@ -213,7 +215,8 @@ def _cost(measured: Measurement) -> str:
 
 
 def _drift_words(general: GeneralDrift) -> str:
-    text = f"general pictures change by {number(general.mean, 2)} on average and {number(general.largest, 2)} at most (1 − SSIM; 0 is the same picture)"
+    change = f"{number(general.mean, 2)} on average and {number(general.largest, 2)} at most"
+    text = f"general pictures change by {change} (1 − SSIM; 0 is the same picture)"
     if np.isnan([general.diversity_before, general.diversity_after]).any():
         return text
     return f"{text}, their diversity goes from {number(general.diversity_before)} to {number(general.diversity_after)}"

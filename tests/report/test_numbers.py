@@ -12,8 +12,14 @@ from nemo_edge.report.numbers import clipped, count, joined, moment, number, rat
 
 @pytest.mark.parametrize(
     ("value", "written"),
-    [(None, "–"), (0, "0"), (0.1, "0.1"), (0.0625, "0.0625"), (0.70535, "0.705"), (2.4077e-6, "2.41e-6"), (1e-4, "0.0001")]
-    + [
+    [
+        (None, "–"),
+        (0, "0"),
+        (0.1, "0.1"),
+        (0.0625, "0.0625"),
+        (0.70535, "0.705"),
+        (2.4077e-06, "2.41e-6"),
+        (0.0001, "0.0001"),
         (119.4, "119"),
         (99.96, "100"),
         (2587.3, "2587"),
@@ -21,7 +27,7 @@ from nemo_edge.report.numbers import clipped, count, joined, moment, number, rat
         (nan, "not a number"),
         (inf, "∞"),
         (-inf, "−∞"),
-        (3.2e9, "3.20e9"),
+        (3200000000.0, "3.20e9"),
     ],
 )
 def test_numbers(value: float | None, written: str) -> None:

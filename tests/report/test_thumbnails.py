@@ -44,7 +44,7 @@ def test_the_page_stays_below_its_size(tmp_path: Path, prompts: int, seeds: int,
 
 
 def test_the_worst_prompts_are_kept_when_not_all_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nemo_edge.report.thumbnails._BUDGET", 30_000)
+    monkeypatch.setattr("nemo_edge.report.thumbnails._BUDGET", 60_000)
     save_pictures(tmp_path / "full", prompts=12, seeds=1, edge=64)
     store_pictures(tmp_path / "full", tmp_path / "report" / "pictures", Order([7, 3, 0, 1, 2, 4, 5, 6, 8, 9, 10, 11], []))
     kept = list(open_gallery(tmp_path / "report" / "pictures").prompts)
