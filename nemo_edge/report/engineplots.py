@@ -53,7 +53,7 @@ def _agreement_plot(name: str, title: str, agreement: Agreement, limit: float) -
         (str(i + 1), number(s.time, 4), *(number(v, 2) for v in (s.output, s.latents, s.forced))) for i, s in enumerate(agreement.steps)
     )
     header = ("Step", "Time", *lines)
-    return Plot(f"error-{name}", title, draw(f"error-{name}", label, paint, height=3.8), caption, label, header, rows)
+    return Plot(f"error-{name}", title, draw(f"error-{name}", label, paint, height=4.0), caption, label, header, rows)
 
 
 def _paint_errors(ax: Axes, lines: Mapping[str, Sequence[float]], floor: float, limit: float) -> None:
@@ -61,8 +61,7 @@ def _paint_errors(ax: Axes, lines: Mapping[str, Sequence[float]], floor: float, 
         drawn = np.where(np.isfinite(line), np.maximum(line, floor), np.nan)
         ax.plot(np.arange(1, len(line) + 1), drawn, style, color=colour, label=words, markersize=4, linewidth=1.5)
     if limit:
-        ax.axhline(limit, color=LIMIT, linestyle="--", linewidth=1.4)
-        ax.text(1, limit, f"limit {number(limit, 2)}", color=LIMIT, va="bottom", fontsize=9.5)
+        ax.axhline(limit, color=LIMIT, linestyle="--", linewidth=1.4, label=f"limit of the gate, {number(limit, 2)}")
     ax.set_yscale("log")
     ax.margins(y=0.12)
     ax.set_xlabel("step")

@@ -52,7 +52,7 @@ def _engines(evidence: Evidence) -> Iterator[str]:
     else:
         yield f"Other hardware: every engine was run with the provider {recipe.engine.provider} of ONNX Runtime on one machine."
     if evidence.latency is None:
-        yield "Speed and memory: no times were taken. `nemo-edge bench` takes them."
+        yield "Speed and memory: no times were taken; the command nemo-edge bench takes them."
     elif evidence.latency.noisy:
         yield f"Precise times: some vary more than the recipe allows ({joined(evidence.latency.noisy)})."
     if all(v.trajectory.lpips is None for v in measured.variants):

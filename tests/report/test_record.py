@@ -32,7 +32,8 @@ def refuse(constant: str) -> None:
 
 
 def test_the_published_schema_is_the_models() -> None:
-    assert json.loads(SCHEMA.read_text()) == Report.model_json_schema()
+    expected = json.dumps(Report.model_json_schema(), indent=1, ensure_ascii=False) + "\n"
+    assert SCHEMA.read_text() == expected, f"write Report.model_json_schema() to {SCHEMA}, indented by 1"
 
 
 @pytest.mark.parametrize("made", [evidence(), evidence(latency=None, machine=None, date=None), not_finite()])
