@@ -216,7 +216,7 @@ class _Build:
         from nemo_edge.localization import read_results
         from nemo_edge.mitigation import Measurement
         from nemo_edge.neurons import NeuronSet
-        from nemo_edge.report import store_pictures
+        from nemo_edge.report import store_pictures, worst_first
 
         recipe, inputs = self.recipe, self.inputs
         calibrated = self._stage(
@@ -250,8 +250,9 @@ class _Build:
                 latency = Latency.model_validate_json((timed / "latency.json").read_bytes())
                 copy_tree(timed, staged, leave=("stage.json",))
             copy_tree(measured, staged, leave=("stage.json", "pictures"))
-            store_pictures(measured / "pictures", staged / "report" / "pictures")
-            return self._assemble(staged, neurons, localizations, Measurement.read(staged), latency)
+            measurement = Measurement.read(staged)
+            store_pictures(measured / "pictures", staged / "report" / "pictures", worst_first(measurement))
+            return self._assemble(staged, neurons, localizations, measurement, latency)
 
     @property
     def checkpoint(self) -> Any:

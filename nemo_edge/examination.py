@@ -22,6 +22,7 @@ from nemo_edge.calibration import Calibration
 from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.fidelity import Agreement, Trajectory, compare_trajectories, trace_trajectory
 from nemo_edge.files import write_atomically
+from nemo_edge.footprint import pictures_at_once
 from nemo_edge.localization import Localization, union
 from nemo_edge.mitigation import CurvePoint, Drawn, Measurement, PromptMitigation, Shown, VariantMeasurement
 from nemo_edge.neurons import NeuronSet
@@ -32,7 +33,6 @@ from nemo_edge.recipe import Recipe
 from nemo_edge.sampling import Pipeline, latent_shape
 from nemo_edge.surgery import silenced
 
-_BATCH = 10
 _CURVE_PROMPTS = 8
 
 
@@ -64,10 +64,14 @@ def examine(subject: Subject, folder: Path, progress: Progress) -> Measurement:
     recipe = subject.recipe
     with ExitStack() as stack:
         config, provider = subject.checkpoint.config, recipe.engine.provider
-        engines: dict[str, Pipeline] = {v: open_pipeline(config, subject.bundle, provider, v, stack) for v in recipe.export.variants}
+        stacks = {v: stack.enter_context(ExitStack()) for v in recipe.export.variants}
+        engines: dict[str, Pipeline] = {v: open_pipeline(config, subject.bundle, provider, v, stacks[v]) for v in stacks}
+        examination = _Examination(subject, engines, folder / "pictures", progress)
+        measurement = examination.run()
         if has_unmitigated(recipe.export.variants):
-            engines[UNMITIGATED] = open_pipeline(config, subject.bundle, provider, UNMITIGATED, stack)
-        measurement = _Examination(subject, engines, folder / "pictures", progress).run()
+            stacks["baked"].close()  # it makes room for the unmitigated engine
+            plain = open_pipeline(config, subject.bundle, provider, UNMITIGATED, stack)
+            measurement = measurement.model_copy(update={"mask_of_ones": examination.mask_of_ones(plain)})
     write_atomically(folder / "measurement.json", measurement.model_dump_json(indent=1) + "\n")
     return measurement
 
@@ -108,7 +112,6 @@ class _Examination:
                 for v in variants
             ),
             untouched=self._agreement("masked", self._untouched, s.empty) if "masked" in variants else None,
-            mask_of_ones=self._mask_of_ones(),
             curve=tuple(self._curve(general["before"])),
         )
 
@@ -138,22 +141,20 @@ class _Examination:
         mask = chosen.mask() if engine.masked else None
         return compare_trajectories(reference, engine, prompts, range(len(prompts)), self.subject.recipe.sampling, mask)
 
-    def _mask_of_ones(self) -> float | None:
+    def mask_of_ones(self, plain: Pipeline) -> float:
         """The largest error of the masked UNet with a mask of ones against the unmitigated engine, along eager's trajectory."""
-        if UNMITIGATED not in self.engines:
-            return None
-        plain, masked = self.engines[UNMITIGATED].unet, self.engines["masked"].unet
         ones, errors = self.subject.empty.mask(), []
         for step in self._untouched.steps:
-            expected = plain(step.feed)["out_sample"]
-            got = masked({**step.feed, "value_mask": np.repeat(ones[None], len(expected), axis=0)})["out_sample"]
+            expected = plain.unet(step.feed)["out_sample"]
+            got = self.engines["masked"].unet({**step.feed, "value_mask": np.repeat(ones[None], len(expected), axis=0)})["out_sample"]
             errors.append(np.abs(expected - got).max() / np.abs(expected).max())
         return float(np.max(errors))
 
     def _draw_memorized(self, which: str) -> None:
         """Pictures of the examined prompts into `<prompt>/<which>-<seed>.png`; a group that is there whole is not made again."""
         s, seeds = self.subject, range(self.subject.recipe.fidelity.seeds)
-        size = max(1, _BATCH // len(seeds))
+        height, width = self._size
+        size = max(1, pictures_at_once(height * width) // len(seeds))
         with self.progress.task(f"pictures: {which}", len(s.memorized) * len(seeds)) as advance:
             for start in range(0, len(s.memorized), size):
                 group = range(start, min(start + size, len(s.memorized)))
@@ -190,11 +191,16 @@ class _Examination:
     @cached_property
     def _training(self) -> np.ndarray:
         """The training pictures that are known, [K, H, W, 3], in the order of their prompts."""
-        _, height, width = latent_shape(self.subject.checkpoint.config, self.subject.recipe.sampling)
-        factor = self.subject.checkpoint.config.factor
-        size = (height * factor, width * factor)
         paths = [p.image for p in self.subject.memorized if p.image]
-        return np.stack([replication.load_picture(path, size) for path in paths]) if paths else np.empty((0, *size, 3), np.uint8)
+        pictures = [replication.load_picture(path, self._size) for path in paths]
+        return np.stack(pictures) if pictures else np.empty((0, *self._size, 3), np.uint8)
+
+    @cached_property
+    def _size(self) -> tuple[int, int]:
+        """Height and width of the pictures, in pixels."""
+        config = self.subject.checkpoint.config
+        _, height, width = latent_shape(config, self.subject.recipe.sampling)
+        return height * config.factor, width * config.factor
 
     @cached_property
     def _own(self) -> tuple[int | None, ...]:

@@ -6,7 +6,7 @@ machine that suffices from one that does not, before an hour of work.
 
 from __future__ import annotations
 
-__all__ = ["Footprint", "Need", "Part", "estimate", "fitted", "memory_available", "needs_of", "parts"]
+__all__ = ["Footprint", "Need", "Part", "estimate", "fitted", "memory_available", "needs_of", "parts", "pictures_at_once"]
 
 import json
 import os
@@ -48,8 +48,9 @@ PICTURE_SESSION = 5700
 """Bytes a pixel that a picture takes in the VAE's decoder in ONNX Runtime: 1.5 GB at 512 × 512."""
 VERIFIED_ROWS = 3
 """Rows of the larger batch that `export` compares."""
-DRAWN_AT_ONCE = 10
-"""Pictures that a build draws at once, each of two rows of the UNet with guidance."""
+DRAWN_PIXELS = 2 * 512 * 512
+DRAWN_AT_MOST = 10
+"""What a build draws at once, in pixels and in pictures, each of two rows of the UNet with guidance."""
 OTHER_DISK_BYTES = 0.1 * GB
 """Graphs, tokenizers, pictures and report."""
 
@@ -94,7 +95,7 @@ class Need(BaseModel):
     measure_bytes: int
     """Peak memory of examining: eager float32 beside the engines of every variant."""
     disk_bytes: int
-    """The bundle. The cache of the stages holds the same files by hard links, and takes no more."""
+    """The bundle, and the cache of the stages, which holds the same files."""
     fits: bool
 
     @property
@@ -135,6 +136,11 @@ def estimate(model: str, output: Path) -> Footprint:
     memory, (place, disk) = memory_available(), _disk_free(output)
     needs = needs_of(found, pixels, memory, disk)
     return fitted(model, family, found, needs, memory, disk, place)
+
+
+def pictures_at_once(pixels: int) -> int:
+    """Return how many pictures of so many pixels a build draws together: two of 512 × 512."""
+    return min(DRAWN_AT_MOST, max(1, DRAWN_PIXELS // pixels))
 
 
 def parts(model: str) -> tuple[Part, ...]:
@@ -207,9 +213,10 @@ def _need(found: Sequence[Part], pixels: int, dtype: Literal["fp32", "fp16"], va
     decoder = VERIFIED_ROWS * PICTURE_SESSION * pixels
     export = eager + max(copied, cast + max(WEIGHTS_OPENING[dtype] * largest, opened), decoder if "vae" in weights else 0)
     sessions = WEIGHTS_OPEN[dtype] * BYTES["fp32"] * sum(weights.values())
-    rows = 2 * DRAWN_AT_ONCE * ROW_SESSION[dtype] * row * variants
-    measure = eager + sessions + rows + DRAWN_AT_ONCE * PICTURE_SESSION * pixels
-    bundle = BYTES[dtype] * sum(weights.values()) + OTHER_DISK_BYTES
+    drawn = pictures_at_once(pixels)
+    rows = 2 * drawn * ROW_SESSION[dtype] * row * variants
+    measure = eager + sessions + rows + drawn * PICTURE_SESSION * pixels
+    bundle = 2 * (BYTES[dtype] * sum(weights.values()) + OTHER_DISK_BYTES)
     return Need(
         dtype=dtype,
         variants=variants,

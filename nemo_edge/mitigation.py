@@ -35,14 +35,13 @@ from nemo_edge.calibration import Statistics, activations
 from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.errors import BundleError
 from nemo_edge.fidelity import Agreement
+from nemo_edge.footprint import pictures_at_once
 from nemo_edge.localization import Localization
 from nemo_edge.memorization import NoiseProbe, ms_ssim
 from nemo_edge.recipe import LocalizationSettings, SamplingSettings
 from nemo_edge.replication import sscd_similarities, tiled_distances
 from nemo_edge.sampling import Pipeline, denoise, latent_shape
 from nemo_edge.similarity import diversity, ssim
-
-_BATCH = 10
 
 
 class _Result(BaseModel):
@@ -215,10 +214,11 @@ def draw_prompts(
 ) -> Drawn:
     """Draw every prompt from every seed. `mask` is [N]; `advance` is told the pictures done."""
     shape = latent_shape(pipeline.config, settings)
+    at_once = pictures_at_once(shape[1] * shape[2] * pipeline.config.factor**2)
     jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
     latents, pictures = [], []
-    for start in range(0, len(jobs), _BATCH):
-        part = jobs[start : start + _BATCH]
+    for start in range(0, len(jobs), at_once):
+        part = jobs[start : start + at_once]
         *_, last = denoise(pipeline, [p for p, _ in part], [s for _, s in part], settings, mask)
         latents.append(last.latents_BCHW)
         pictures.append(pipeline.decode(last.latents_BCHW))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = ["Evidence", "facts_of"]
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -46,31 +47,38 @@ class Evidence:
     """When it was built."""
 
     @classmethod
-    def read(cls, bundle: Path) -> Evidence:
-        """Read the evidence of a finished bundle. Raises `BundleError` for a folder that is none, or lacks its measurement."""
-        manifest = open_bundle(bundle)
-        latency = _model(Latency, bundle / "latency.json") if (bundle / "latency.json").is_file() else None
-        try:
-            localizations = tuple(read_results(bundle / "localization.jsonl"))
-            recipe = Recipe.model_validate(manifest.recipe)
-        except (OSError, InputError, ValidationError) as error:
-            raise _unreadable(bundle, "localization.jsonl and the recipe in manifest.json") from error
-        measurement = _model(Measurement, bundle / "measurement.json")
-        if any(len(v.mitigations) != len(localizations) for v in measurement.variants):
-            raise BundleError(f"{bundle}: measurement.json and localization.jsonl are of different prompts: build the bundle again")
+    def of(
+        cls, manifest: Manifest, measurement: Measurement, localizations: Sequence[Localization], latency: Latency | None = None
+    ) -> Evidence:
+        """The evidence of a bundle of this manifest; the localizations may be in any order, and a prompt in the list twice."""
+        by_prompt = {result.prompt: result for result in localizations}
         return cls(
             name=manifest.name,
             family=manifest.family,
             passed=manifest.passed,
             gates=manifest.gates,
             measurement=measurement,
-            localizations=localizations,
-            recipe=recipe,
+            localizations=tuple(by_prompt[m.prompt] for m in measurement.variants[0].mitigations),
+            recipe=Recipe.model_validate(manifest.recipe),
             latency=latency,
             facts=facts_of(manifest),
-            machine=latency.machine if latency else None,
-            date=latency.date if latency else None,
+            machine=manifest.machine,
+            date=manifest.created,
         )
+
+    @classmethod
+    def read(cls, bundle: Path) -> Evidence:
+        """Read the evidence of a finished bundle. Raises `BundleError` for a folder that is none, or lacks its measurement."""
+        manifest = open_bundle(bundle)
+        latency = _model(Latency, bundle / "latency.json") if (bundle / "latency.json").is_file() else None
+        try:
+            localizations = tuple(read_results(bundle / "localization.jsonl"))
+        except (OSError, InputError) as error:
+            raise _unreadable(bundle, "localization.jsonl") from error
+        measurement = _model(Measurement, bundle / "measurement.json")
+        if {m.prompt for v in measurement.variants for m in v.mitigations} - {r.prompt for r in localizations}:
+            raise BundleError(f"{bundle}: measurement.json and localization.jsonl are of different prompts: build the bundle again")
+        return cls.of(manifest, measurement, localizations, latency)
 
 
 def facts_of(manifest: Manifest) -> dict[str, str]:
