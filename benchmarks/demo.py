@@ -1,4 +1,4 @@
-"""Runs the demo build and records it: `benchmarks/results/demo.json`, the README's table and picture.
+"""Runs the demo build and records it: `benchmarks/results/demo.json` and the README's picture.
 
     python benchmarks/demo.py [--bundle engines/out/demo]
 
@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -29,14 +27,12 @@ from PIL import Image
 from nemo_edge.bundle import open_bundle
 from nemo_edge.demo.captions import MEMORIZED
 from nemo_edge.demo.sinks import memory_sinks
-from nemo_edge.fidelity import Measurement
 from nemo_edge.localization import Localization, read_results
+from nemo_edge.mitigation import Measurement
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "demo.json"
 FIGURE = ROOT / "docs" / "demo.png"
-README = ROOT / "README.md"
-BEGIN, END = "<!-- demo table, written by benchmarks/demo.py -->", "<!-- end of the demo table -->"
 
 
 def main() -> None:
@@ -64,31 +60,30 @@ def timed_build(folder: Path) -> tuple[Path, dict[str, float]]:
 
 
 def record(bundle: Path, cost: dict[str, float]) -> None:
-    """Write the JSON, the figure and the README's table from a bundle."""
+    """Write the JSON and the figure from a bundle."""
     manifest = open_bundle(bundle)
-    measurement = Measurement.model_validate_json((bundle / "measurement.json").read_bytes())
+    measurement = Measurement.read(bundle)
     found = {result.prompt: result for result in read_results(bundle / "localization.jsonl")}
     report = json.loads((bundle / "report" / "report.json").read_text())
     result = {
-        "machine": machine(),
+        "machine": manifest.machine.model_dump(mode="json"),
         **cost,
-        "versions": manifest.versions,
         "threshold": measurement.threshold,
         "copy_threshold": measurement.copy_threshold,
         "neurons": measurement.neurons,
-        "gates": [g.model_dump() for g in manifest.gates],
+        "gates": [g.model_dump(mode="json") for g in manifest.gates],
         "prompts": [r["prompt"] for r in report["localizations"]],
         "per_prompt_neurons": [r["refined"] for r in report["localizations"]],
         "evaluations": [r["evaluations"] for r in report["localizations"]],
         "per_prompt_planted": [planted(found[c.text], sinks) for c, sinks in zip(MEMORIZED, memory_sinks(), strict=True)],
         "variants": {v.variant: summary(v, measurement.threshold) for v in measurement.variants},
         "untouched_error": measurement.untouched.largest_error if measurement.untouched else None,
+        "mask_of_ones": measurement.mask_of_ones,
     }
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    pictures = next((bundle.parent / f".{bundle.name}.build").glob(f"measure-{manifest.key[:12]}")) / "pictures"
+    pictures = max((bundle.parent / f".{bundle.name}.build").glob("measure-*/pictures"), key=lambda p: p.stat().st_mtime)
     draw(result, pictures)
-    write_table(result)
 
 
 def planted(found: Localization, sinks: list[tuple[int, int]]) -> int:
@@ -105,23 +100,19 @@ def summary(variant: Any, threshold: float) -> dict[str, Any]:
         "score_after": [m.score_after for m in every],
         "below_threshold": sum(m.score_after <= threshold for m in every),
         "verbatim": len(verbatim),
-        "copies_before": [m.copies_before for m in verbatim],
-        "copies_after": [m.copies_after for m in verbatim],
-        "copies_random": [m.copies_random for m in verbatim],
-        "others_after": [m.others_after for m in verbatim],
+        "seeds": verbatim[0].seeds,
+        "copies_before": [m.before.copies for m in verbatim],
+        "copies_after": [m.after.copies for m in verbatim],
+        "copies_random": [m.random.copies for m in verbatim],
+        "others_after": [m.after.others for m in verbatim],
         "general_drift": variant.general.mean,
         "general_drift_largest": variant.general.largest,
+        "latent_drift": variant.general.latents,
+        "diversity": [variant.general.diversity_before, variant.general.diversity_after],
+        "agreement": max(m.agreement_error for m in every),
         "engine_error": variant.trajectory.largest_error,
         "picture_levels": variant.trajectory.picture_levels,
     }
-
-
-def machine() -> dict[str, Any]:
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), ""
-    )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"cpu": model, "cores": os.cpu_count(), "memory_gib": round(memory), "gpu": None, "python": platform.python_version()}
 
 
 def draw(result: dict[str, Any], pictures: Path) -> None:
@@ -134,7 +125,7 @@ def draw(result: dict[str, Any], pictures: Path) -> None:
         folder = pictures / f"{index:03d}"
         names = ["training.png", *(f"{which}-{seed:02d}.png" for which in ("before", variant, "random") for seed in range(3))]
         shown = [folder / name for name in names]
-        general = [pictures / "general" / f"{row * 2 + i:03d}-{which}.png" for i in range(2) for which in ("before", variant)]
+        general = [pictures / "general" / f"{row * 2 + i:03d}-{which}-00.png" for i in range(2) for which in ("before", variant)]
         for axis, path in zip(axes[row], [*shown, *general], strict=True):
             axis.imshow(Image.open(path))
             axis.set_axis_off()
@@ -143,40 +134,6 @@ def draw(result: dict[str, Any], pictures: Path) -> None:
     figure.tight_layout(pad=0.3)
     FIGURE.parent.mkdir(exist_ok=True)
     figure.savefig(FIGURE, dpi=110)
-
-
-def write_table(result: dict[str, Any]) -> None:
-    """Replace the table between the two marks in the README."""
-    prompts, variants = len(result["prompts"]), result["variants"]
-
-    def row(name: str, cell: Any) -> str:
-        return f"| {name} | " + " | ".join(cell(v) for v in variants.values()) + " |"
-
-    def seeds(counts: list[int], of: int = 10) -> str:
-        return f"{sum(counts)} of {len(counts) * of} pictures"
-
-    lines = [
-        f"| | {' | '.join(variants)} |",
-        "|---|" + "---|" * len(variants),
-        row("training pictures given back, before", lambda v: seeds(v["copies_before"])),
-        row("… after", lambda v: seeds(v["copies_after"])),
-        row("… another memorized picture instead", lambda v: seeds(v["others_after"])),
-        row("… random neurons silenced instead", lambda v: seeds(v["copies_random"])),
-        row(
-            f"highest memorization score (τ = {result['threshold']:.2f})",
-            lambda v: f"{max(v['score_before']):.2f} → {max(v['score_after']):.2f}",
-        ),
-        row("prompts at or below τ", lambda v: f"{v['below_threshold']} of {prompts}"),
-        row("general pictures, mean drift (1 − SSIM)", lambda v: f"{v['general_drift']:.3f}"),
-        row("engine against eager, whole trajectory", lambda v: f"{v['engine_error']:.0e}"),
-    ]
-    cost = f", {result['wall_s']:.0f} s, {result['peak_memory_gib']} GiB at the most" if "wall_s" in result else ""
-    where = f"{result['machine']['cores']} cores of {result['machine']['cpu']}"
-    own = f"{sum(result['per_prompt_planted'])} of them among those their memories were trained into"
-    note = f"{result['neurons']} neurons silenced for {prompts} prompts, {own}; measured on {where}{cost} (`benchmarks/results/demo.json`)."
-    text = README.read_text()
-    head, tail = text.split(BEGIN)[0], text.split(END)[1]
-    README.write_text(f"{head}{BEGIN}\n" + "\n".join(lines) + f"\n\n{note}\n{END}{tail}")
 
 
 if __name__ == "__main__":

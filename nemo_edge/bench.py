@@ -49,6 +49,8 @@ class Runnable:
     weights_mib: float = 0.0
     targets: tuple[Target, ...] = ("text_encoder", "unet", "vae_decoder", "pipeline")
     """What it is timed in."""
+    variant: str = ""
+    """Which engines of the bundle; those of its name where it is not given."""
 
 
 @dataclass(frozen=True)
@@ -300,8 +302,8 @@ def _opened(contender: Runnable, stack: ExitStack) -> Any:
     from nemo_edge.configuration import Configuration
 
     if contender.kind == "engine":
-        bundle = Path(contender.place)
-        return pipelines.open_pipeline(Configuration.load(bundle), bundle, contender.provider, contender.name, stack, contender.threads)
+        bundle, variant = Path(contender.place), contender.variant or contender.name
+        return pipelines.open_pipeline(Configuration.load(bundle), bundle, contender.provider, variant, stack, contender.threads)
     import torch
 
     from nemo_edge.checkpoint import open_checkpoint

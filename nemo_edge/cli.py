@@ -7,16 +7,16 @@ from __future__ import annotations
 
 __all__ = ["app", "main"]
 
-import errno
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from nemo_edge.exits import INTERRUPTED, exit_code, stop_on_sigterm
 
 app = typer.Typer(
     name="nemo-edge",
@@ -28,8 +28,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_INTERRUPTED = 130
-
 Checkpoint = Annotated[str, typer.Argument(help="Diffusers folder, .safetensors file or hub id.")]
 Bundle = Annotated[Path, typer.Argument(help="Folder of a bundle.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
@@ -38,9 +36,6 @@ Prompts = Annotated[Path, typer.Argument(help="Prompts: .txt, .csv (column Capti
 AllLayers = Annotated[bool, typer.Option("--all-layers", help="Value layers of the up blocks too, not only the paper's.")]
 Statistics = Annotated[Path, typer.Option("--statistics", help="What `nemo-edge calibrate` wrote, or the official .pt file.")]
 ThresholdOption = Annotated[float | None, typer.Option("--threshold", min=0, max=1, help="τ; else the one in the statistics.")]
-
-
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR)
 
 
 @app.command()
@@ -162,7 +157,9 @@ def export(
 
     official = neurons is not None and neurons.suffix.lower() == ".csv"
     chosen = NeuronSet.load(neurons) if neurons and not official else None
-    settings = _export_settings(dtype, opset, "masked" if masked else "baked")
+    from nemo_edge.recipe import ExportSettings, from_options
+
+    settings = from_options(ExportSettings, {"variants": ["masked" if masked else "baked"]}, {"dtype": dtype, "opset": opset})
     from nemo_edge.checkpoint import Layers, value_layers
     from nemo_edge.stages import export_folder
 
@@ -345,53 +342,17 @@ def main() -> None:
     """Run the command line and leave with the exit code of DESIGN: 0 done, 1 a defect, 2 input, 3 a gate, 4 a dependency."""
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
-    signal.signal(signal.SIGTERM, _terminated)
+    stop_on_sigterm()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         code = app(arguments or ["--help"], standalone_mode=False)
-        if code == _INTERRUPTED:  # typer turns Ctrl-C into this code, without a word
+        if code == INTERRUPTED:  # typer turns Ctrl-C into this code, without a word
             raise KeyboardInterrupt
     except BaseException as error:
         if debug:
             raise
-        code = _exit_code(error)
+        code = exit_code(error)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _exit_code(error: BaseException) -> int:
-    """Say what happened in one line on standard error; return the exit code."""
-    from nemo_edge.errors import InputError, MissingDependency, NemoEdgeError
-    from nemo_edge.files import explain
-
-    if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return _say("interrupted; the same command goes on from what was finished", _INTERRUPTED)
-    if isinstance(error, _Terminated):
-        return _say("terminated; the same command goes on from what was finished", 143)
-    usage = getattr(error, "format_message", None)
-    if usage is not None:  # typer's own complaint about an option or an argument
-        return _say(f"{usage()} (see --help)", 2)
-    if isinstance(error, SystemExit):
-        return int(error.code or 0)
-    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
-        return _say(str(explain(error, Path(error.filename or "the output"))), 2)
-    codes: tuple[tuple[type[BaseException], int], ...] = ((InputError, 2), (MissingDependency, 4))
-    code = next((code for kind, code in codes if isinstance(error, kind)), 1)
-    if code == 1 and not isinstance(error, NemoEdgeError):
-        return _say(f"a defect of nemo-edge: {type(error).__name__}: {error} (run again with --debug for the traceback)", 1)
-    return _say(str(error), code)
-
-
-def _say(message: str, code: int) -> int:
-    print(f"nemo-edge: {' '.join(message.split())}", file=sys.stderr)
-    return code
-
-
-class _Terminated(BaseException):
-    """SIGTERM, as an exception, so that contexts are left and temporary files removed."""
-
-
-def _terminated(_signal: int, _frame: object) -> None:
-    raise _Terminated
 
 
 def _print(result: Any, as_json: bool, show: Callable[[Any], None]) -> None:
@@ -423,18 +384,10 @@ def _localizer(checkpoint: str, statistics: Path, threshold: float | None, all_l
 
 def _latency_settings(bundle: Path, given: dict[str, Any]) -> Any:
     """The bundle's own settings with those given on the command line."""
-    from pydantic import ValidationError
-
     from nemo_edge.bundle import open_bundle
-    from nemo_edge.errors import InputError
-    from nemo_edge.recipe import LatencySettings
+    from nemo_edge.recipe import LatencySettings, from_options
 
-    own = open_bundle(bundle).recipe.get("latency") or {}
-    try:
-        return LatencySettings.model_validate({**own, **given})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"--{first['loc'][0]} {first['input']!r}: {first['msg'].removeprefix('Value error, ').lower()}") from error
+    return from_options(LatencySettings, open_bundle(bundle).recipe.get("latency") or {}, given)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -442,18 +395,6 @@ def _size(text: str) -> tuple[int, int]:
     if not (height.isdigit() and width.isdigit()):
         raise typer.BadParameter(f"--size {text}: expected HEIGHTxWIDTH in pixels, like 512x512")
     return int(height), int(width)
-
-
-def _export_settings(dtype: str, opset: int, variant: str) -> Any:
-    from pydantic import ValidationError
-
-    from nemo_edge.errors import InputError
-    from nemo_edge.recipe import ExportSettings
-
-    try:
-        return ExportSettings.model_validate({"dtype": dtype, "opset": opset, "variants": [variant]})
-    except ValidationError as error:
-        raise InputError(f"--dtype {dtype}: expected fp32, fp16 or bf16") from error
 
 
 if __name__ == "__main__":

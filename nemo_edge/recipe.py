@@ -17,14 +17,16 @@ __all__ = [
     "PromptSettings",
     "Recipe",
     "SamplingSettings",
+    "from_options",
     "load_recipe",
 ]
 
 import difflib
 import tomllib
+from collections.abc import Mapping
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -37,6 +39,9 @@ Target = Literal["text_encoder", "unet", "vae_decoder", "pipeline"]
 
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+_Kind = TypeVar("_Kind", bound=_Settings)
 
 
 class CheckpointSettings(_Settings):
@@ -277,6 +282,19 @@ def load_recipe(path: Path) -> Recipe:
     except ValidationError as error:
         raise InputError(f"recipe {path}: {_complaint(error)}") from error
     return _anchored(recipe, path.parent)
+
+
+def from_options(kind: type[_Kind], own: Mapping[str, Any], given: Mapping[str, Any]) -> _Kind:
+    """Make settings from a recipe's `own` values and those `given` on the command line, which go before them.
+
+    Raises `InputError` that names the option.
+    """
+    try:
+        return kind.model_validate({**own, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"--{first['loc'][0]} {first['input']}: {message[0].lower()}{message[1:]}") from error
 
 
 def _complaint(error: ValidationError) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pydantic import ValidationError
 
 from nemo_edge.bundle import Manifest, check_file, open_verified
 from nemo_edge.configuration import Configuration
@@ -21,7 +20,7 @@ from nemo_edge.files import write_atomically
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import open_pipeline
 from nemo_edge.progress import Progress
-from nemo_edge.recipe import Recipe, SamplingSettings
+from nemo_edge.recipe import Recipe, SamplingSettings, from_options
 from nemo_edge.sampling import generate
 
 _BATCH = 8
@@ -51,7 +50,7 @@ def draw(bundle: Path, request: Request, out: Path, progress: Progress | None = 
     manifest = open_verified(bundle)
     recipe = Recipe.model_validate(manifest.recipe)
     variant = _variant(manifest, request)
-    settings = _settings(recipe, request)
+    settings = from_options(SamplingSettings, recipe.sampling.model_dump(), request.overrides)
     seeds = range(request.seed, request.seed + request.count)
     with ExitStack() as stack:
         pipeline = open_pipeline(Configuration.load(bundle), bundle, recipe.engine.provider, variant, stack)
@@ -77,14 +76,6 @@ def _variant(manifest: Manifest, request: Request) -> str:
     if variant != "masked" and (request.mask or request.unmitigated):
         raise InputError("a baked engine takes no mask, and cannot be unmitigated: use --variant masked")
     return variant
-
-
-def _settings(recipe: Recipe, request: Request) -> SamplingSettings:
-    try:
-        return SamplingSettings.model_validate({**recipe.sampling.model_dump(), **request.overrides})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"--{first['loc'][0]} {first['input']}: {first['msg'].lower()}") from error
 
 
 def _mask(bundle: Path, request: Request) -> np.ndarray:

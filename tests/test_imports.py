@@ -20,6 +20,7 @@ LAYERS = {
     "errors": 0,
     "environment": 1,
     "files": 1,
+    "exits": 2,
     "progress": 1,
     "component": 1,
     "compatibility": 2,

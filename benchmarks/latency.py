@@ -1,0 +1,101 @@
+"""Times eager PyTorch and ONNX Runtime side by side: the demo, and a UNet of Stable Diffusion 1.5's size with random weights.
+
+    python benchmarks/latency.py [--only demo|sd15] [--work FOLDER]
+
+Contenders: eager, eager with channels_last, ONNX Runtime at opset 18 and 23, baked and masked, with one thread and with all cores.
+Writes `benchmarks/results/latency.json`. The full size takes about half an hour, 20 GB of disk and 20 GB of memory; nothing else
+should run beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from models import DEMO, engines_of, save_sd15
+
+from nemo_edge.bench import Runnable, bench
+from nemo_edge.console import Bars
+from nemo_edge.environment import machine
+from nemo_edge.latency import Latency
+from nemo_edge.recipe import LatencySettings, SamplingSettings
+
+RESULT = Path(__file__).parent / "results" / "latency.json"
+OPSETS = (18, 23)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("demo", "sd15"), help="time one of the two, and keep the other's results")
+    parser.add_argument("--work", type=Path, help="where the exported files go; a temporary folder otherwise")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        work = arguments.work or Path(folder)
+        for name, measure in (("demo", time_demo), ("sd15", time_sd15)):
+            if arguments.only in (None, name):
+                record(name, measure(work / name))
+
+
+def record(name: str, groups: list[dict[str, Any]]) -> None:
+    known = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    RESULT.write_text(json.dumps({**known, name: groups}, indent=1) + "\n")
+
+
+def time_demo(work: Path) -> list[dict[str, Any]]:
+    """Every target of the demo, as the demo's recipe samples."""
+    bundles = {opset: engines_of(str(DEMO), work / f"opset{opset}", opset) for opset in OPSETS}
+    sampling = SamplingSettings(scheduler="dpmsolver++", steps=10, guidance=4.0)
+    settings = LatencySettings(targets=("unet", "pipeline"))
+    return [group(f"{threads} threads", contenders(str(DEMO), bundles, threads), sampling, settings) for threads in threads_here()]
+
+
+def time_sd15(work: Path) -> list[dict[str, Any]]:
+    """The UNet at full size: 256 × 256 pixels with each number of threads, 512 × 512 with all cores and the default opset."""
+    checkpoint = save_sd15(work / "checkpoint")
+    bundles = {opset: engines_of(str(checkpoint), work / f"opset{opset}", opset) for opset in OPSETS}
+    sampling, groups = SamplingSettings(height=256, width=256), []
+    settings = LatencySettings(targets=("unet",), warmup_s=15.0)
+    for threads in threads_here():
+        for opset in OPSETS:  # not all at once: memory
+            those = contenders(str(checkpoint), {opset: bundles[opset]}, threads, channels_last=opset == OPSETS[0])
+            groups.append(group(f"{threads} threads, opset {opset}", those, sampling, settings))
+    those = contenders(str(checkpoint), {OPSETS[-1]: bundles[OPSETS[-1]]}, threads_here()[-1], channels_last=False)
+    large = sampling.model_copy(update={"height": 512, "width": 512})
+    groups.append(group(f"{threads_here()[-1]} threads, opset {OPSETS[-1]}", those, large, settings))
+    return groups
+
+
+def threads_here() -> list[int]:
+    return sorted({1, machine().cores})
+
+
+def contenders(checkpoint: str, bundles: dict[int, Path], threads: int, channels_last: bool = True) -> list[Runnable]:
+    size = sum(p.stat().st_size for p in Path(checkpoint).rglob("*.safetensors")) / 2**20
+    found = [Runnable("eager", "eager", checkpoint, threads=threads, weights_mib=size)]
+    if channels_last:
+        found.append(Runnable("eager, channels_last", "eager", checkpoint, threads=threads, weights_mib=size, channels_last=True))
+    for opset, bundle in bundles.items():
+        for variant in ("baked", "masked"):
+            name = f"onnxruntime, opset {opset}, {variant}"
+            found.append(Runnable(name, "engine", str(bundle), threads=threads, weights_mib=size, variant=variant))
+    return found
+
+
+def group(name: str, those: Sequence[Runnable], sampling: SamplingSettings, settings: LatencySettings) -> dict[str, Any]:
+    print(name, flush=True)
+    found = bench(those, sampling, settings, Bars())
+    return {"group": name, "threads": those[0].threads, **json.loads(slim(found).model_dump_json())}
+
+
+def slim(found: Latency) -> Latency:
+    """Without the single samples, which are many for what is quick."""
+    cases = tuple(c.model_copy(update={"timings": tuple(t.model_copy(update={"samples_ms": ()}) for t in c.timings)}) for c in found.cases)
+    return found.model_copy(update={"cases": cases})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What the benchmarks run on: the demo checkpoint, one of Stable Diffusion 1.5's size with random weights, and their engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from nemo_edge import demo
+from nemo_edge.backends import onnxruntime
+from nemo_edge.checkpoint import open_checkpoint, value_layers
+from nemo_edge.export import export_component
+from nemo_edge.neurons import NeuronSet
+from nemo_edge.pipelines import UNET_FOLDERS
+from nemo_edge.recipe import ExportSettings
+from nemo_edge.surgery import gate, silenced
+
+DEMO = demo.CHECKPOINT
+NEURONS = 16
+"""Silenced ones; which they are does not change a time."""
+
+
+def sd15_unet() -> UNet2DConditionModel:
+    """The UNet of Stable Diffusion 1.5 (859.5 M parameters), its weights random."""
+    torch.manual_seed(0)
+    return UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).eval().requires_grad_(False)
+
+
+def save_sd15(folder: Path) -> Path:
+    """Save a checkpoint of that UNet with a text encoder of 768 dimensions and a small VAE of factor 8, unless it is there."""
+    if (folder / "model_index.json").is_file():
+        return folder
+    tokenizer = CLIPTokenizer.from_pretrained(str(DEMO / "tokenizer"))
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=768, num_hidden_layers=2, num_attention_heads=12, max_position_embeddings=77
+    )
+    tokenizer.model_max_length = 77
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(32,) * 4,
+        sample_size=512,
+    )
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=sd15_unet(),
+        scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def engines_of(checkpoint: str, folder: Path, opset: int, dtype: str = "fp32") -> Path:
+    """Export a checkpoint, the UNet baked and masked, with the engines: a bundle's folder without its evidence, unless it is there."""
+    if (folder / "neurons.json").is_file():
+        return folder
+    opened = open_checkpoint(checkpoint)
+    chosen = NeuronSet.empty(value_layers(opened.unet)).others(NEURONS, seed=0)
+    settings = ExportSettings.model_validate({"dtype": dtype, "opset": opset})
+    for component in opened.components():
+        jobs = {component.name: (component, False)}
+        if component.name == "unet":
+            jobs = {UNET_FOLDERS["baked"]: (component, True), UNET_FOLDERS["masked"]: (gate(component, opened.unet, chosen.layers), False)}
+        for place, (graph, bake) in jobs.items():
+            with silenced(opened.unet, chosen if bake else NeuronSet.empty(chosen.layers)):
+                export_component(graph, folder / place, settings, {}, opened.config.factor)
+            onnxruntime.compile_engine(folder, place, f"{place}/model.onnx", "cpu", None)
+    opened.config.save(folder, list(UNET_FOLDERS.values()))
+    chosen.save(folder / "neurons.json")
+    return folder

@@ -1,0 +1,264 @@
+"""Turns `benchmarks/results/*.json` into the README's tables and the figures of `docs/`.
+
+    python benchmarks/readme.py [--check]
+
+With `--check` nothing is written; exit code 1 when a table or a figure is not what the JSON says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+_SOURCE = "nemo-edge source"
+_COLOURS = ("#5b626b", "#9aa1a9", "#2f6fb3", "#7fb0de", "#b3541e", "#e2a27c")
+
+Result = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, fail when README or figures are not up to date")
+    check = parser.parse_args().check
+    text = README.read_text()
+    for name, table in TABLES.items():
+        text = put(text, name, table(load(name)))
+    stale = [f"{name} ({path.name})" for name, (path, _) in FIGURES.items() if stamp_of(path) != digest(name)]
+    if check:
+        problems = [*(["the tables of README.md"] if text != README.read_text() else []), *stale]
+        if problems:
+            sys.exit(f"not what benchmarks/results say: {', '.join(problems)}; run `python benchmarks/readme.py`")
+        return
+    README.write_text(text)
+    for name, (path, draw) in FIGURES.items():
+        figure = draw(load(name))
+        figure.savefig(path, dpi=110, metadata={_SOURCE: digest(name)})
+
+
+def load(name: str) -> Result:
+    found: Result = json.loads((RESULTS / f"{name}.json").read_text())
+    return found
+
+
+def digest(name: str) -> str:
+    return hashlib.sha256((RESULTS / f"{name}.json").read_bytes()).hexdigest()
+
+
+def stamp_of(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with Image.open(path) as image:
+        return image.info.get(_SOURCE)
+
+
+def put(text: str, name: str, lines: list[str]) -> str:
+    """Replace what stands between the marks of a table."""
+    begin, end = f"<!-- {name}: written by benchmarks/readme.py -->", f"<!-- end of {name} -->"
+    found, changed = re.subn(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: "\n".join([begin, *lines, end]), text, flags=re.DOTALL)
+    if changed != 1:
+        sys.exit(f"README.md has no marks of the table {name}: {begin} … {end}")
+    return found
+
+
+def machine(found: Result) -> str:
+    where = found["machine"]
+    return (
+        f"{where['cores']} core{'s' if where['cores'] > 1 else ''} of {where['cpu']}, PyTorch {where['versions']['torch']}, ONNX Runtime "
+        + (where["versions"].get("onnxruntime-gpu") or where["versions"]["onnxruntime"])
+    )
+
+
+def demo_table(found: Result) -> list[str]:
+    prompts, variants = len(found["prompts"]), found["variants"]
+
+    def row(name: str, cell: Callable[[Result], str]) -> str:
+        return f"| {name} | " + " | ".join(cell(v) for v in variants.values()) + " |"
+
+    def seeds(v: Result, counts: list[int]) -> str:
+        return f"{sum(counts)} of {len(counts) * v['seeds']} pictures"
+
+    cost = f", {found['wall_s']:.0f} s, {found['peak_memory_gib']} GiB at the most" if "wall_s" in found else ""
+    own = f"{sum(found['per_prompt_planted'])} of them among those their memories were trained into"
+    return [
+        f"| | {' | '.join(variants)} |",
+        "|---|" + "---|" * len(variants),
+        row("training pictures given back, before", lambda v: seeds(v, v["copies_before"])),
+        row("… after", lambda v: seeds(v, v["copies_after"])),
+        row("… another memorized picture instead", lambda v: seeds(v, v["others_after"])),
+        row("… random neurons silenced instead", lambda v: seeds(v, v["copies_random"])),
+        row(
+            f"highest memorization score (τ = {found['threshold']:.2f})",
+            lambda v: f"{max(v['score_before']):.2f} → {max(v['score_after']):.2f}",
+        ),
+        row("prompts at or below τ", lambda v: f"{v['below_threshold']} of {prompts}"),
+        row("general pictures, mean drift (1 − SSIM)", lambda v: f"{v['general_drift']:.3f}"),
+        row("… their diversity (1 − SSIM over seeds)", lambda v: f"{v['diversity'][0]:.3f} → {v['diversity'][1]:.3f}"),
+        row("engine against eager, whole trajectory", lambda v: f"{v['engine_error']:.0e}"),
+        row("mitigation on the engine against eager's", lambda v: f"{v['agreement']:.0e}"),
+        "",
+        f"{found['neurons']} neurons silenced for {prompts} prompts, {own}; measured on {machine(found)}{cost} "
+        "(`benchmarks/results/demo.json`).",
+    ]
+
+
+def latency_table(found: Result) -> list[str]:
+    lines = []
+    for name, title in (("demo", "The demo"), ("sd15", "A UNet of Stable Diffusion 1.5's size (859.5 M parameters, random weights)")):
+        columns = columns_of(found[name])
+        contenders = list(dict.fromkeys(t["contender"] for case in columns.values() for t in case["timings"]))
+        lines += [f"{title}: milliseconds, and the time relative to eager's with its 95 % interval.", ""]
+        lines += [f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+        lines += [f"| {c} | " + " | ".join(cell(case, c, "eager") for case in columns.values()) + " |" for c in contenders]
+        pairs = [(c, c.replace("masked", "baked")) for c in contenders if "masked" in c]
+        for masked, baked in pairs:
+            cells = [ratio(case, masked, baked) for case in columns.values()]
+            lines.append(f"| *{masked.removesuffix(', masked')}: masked relative to baked* | " + " | ".join(cells) + " |")
+        lines.append("")
+    overhead = max(t["overhead"] for groups in found.values() for g in groups for c in g["cases"] for t in c["timings"])
+    noisy = sum(t["noisy"] for groups in found.values() for g in groups for c in g["cases"] for t in c["timings"])
+    every = sum(len(c["timings"]) for groups in found.values() for g in groups for c in g["cases"])
+    return [
+        *lines,
+        f"Measured on {machine(found['demo'][0])}, fp32, one picture with guidance (two rows of the UNet); the contenders took turns, "
+        f"each in a process of its own. {noisy} of {every} timings varied by more than 10 %. The measuring itself took at most "
+        f"{overhead:.1%} of what it measured (`benchmarks/results/latency.json`).",
+    ]
+
+
+def columns_of(groups: list[Result]) -> dict[str, Result]:
+    """The cases of all groups by title; groups of the same threads and size are one column, each with its own eager."""
+    columns: dict[str, Result] = {}
+    for group in groups:
+        for case in group["cases"]:
+            what = "UNet step" if case["target"] == "unet" else f"pipeline, {case['steps']} steps"
+            title = f"{what}, {case['height']} × {case['width']}, {group['threads']} thread{'s' if group['threads'] > 1 else ''}"
+            known = columns.setdefault(title, {"timings": [], "ratios": []})
+            names = {t["contender"] for t in known["timings"]}
+            known["timings"] += [t for t in case["timings"] if t["contender"] not in names]
+            known["ratios"] += case["ratios"]
+    return columns
+
+
+def cell(case: Result, contender: str, reference: str) -> str:
+    timing = next((t for t in case["timings"] if t["contender"] == contender), None)
+    if timing is None:
+        return "–"
+    shown = f"{timing['p50_ms']:,.0f}" if timing["p50_ms"] >= 100 else f"{timing['p50_ms']:.1f}"
+    return shown if contender == reference else f"{shown} · {ratio(case, contender, reference)}"
+
+
+def ratio(case: Result, contender: str, reference: str) -> str:
+    found = next((r for r in case["ratios"] if (r["contender"], r["reference"]) == (contender, reference)), None)
+    return f"{found['value']:.3f} ({found['low']:.3f}–{found['high']:.3f})" if found else "–"
+
+
+def fidelity_table(found: Result) -> list[str]:
+    lines = ["| engine | type | opset | largest error, relative | picture, of 255 levels | SSIM |", "|---|---|---|---|---|---|"]
+    for row in found["engines"]:
+        numbers = f"{row['largest_error']:.0e} | {row['picture_levels']} | {row['ssim']:.5f}"
+        lines.append(f"| {row['variant']} | {row['dtype']} | {row['opset']} | {numbers} |")
+    ones = "bit for bit the same" if found["mask_of_ones"] == 0 else f"{found['mask_of_ones']:.0e} apart"
+    return [
+        *lines,
+        "",
+        "Against eager PyTorch in fp32 with the same neurons silenced, along the whole trajectory of four prompts. The masked engine "
+        f"with a mask of ones and the unmitigated engine are {ones}. Measured on {machine(found)} (`benchmarks/results/fidelity.json`).",
+    ]
+
+
+def export_table(found: Result) -> list[str]:
+    lines = ["| UNet | type | opset | s | peak memory, GiB | on disk, GiB | largest error |", "|---|---|---|---|---|---|---|"]
+    for row in found["exports"]:
+        name = f"{row['model']}, {row['parameters'] / 1e6:.1f} M"
+        sizes = f"{row['peak_mib'] / 1024:.1f} | {row['disk_mib'] / 1024:.2f}"
+        lines.append(f"| {name} | {row['dtype']} | {row['opset']} | {row['seconds']:.0f} | {sizes} | {row['largest_error']:.0e} |")
+    return [
+        *lines,
+        "",
+        f"Each in a process of its own, with the comparison with eager, on {machine(found)} (`benchmarks/results/export_scale.json`).",
+    ]
+
+
+def draw_latency(found: Result) -> Any:
+    """Time relative to eager's, a panel for each column of the tables."""
+    panels = [(f"{name}: {title}", case) for name in ("demo", "sd15") for title, case in columns_of(found[name]).items()]
+    rows = -(-len(panels) // 2)
+    figure, axes = plt.subplots(rows, 2, figsize=(11, 1.9 * rows), squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (title, case) in zip(axes.flat, panels, strict=False):
+        rest = [t["contender"] for t in case["timings"] if t["contender"] != "eager"]
+        found_ratios = {r["contender"]: r for r in case["ratios"] if r["reference"] == "eager"}
+        for place, name in enumerate(rest):
+            r = found_ratios[name]
+            spread = [[r["value"] - r["low"]], [r["high"] - r["value"]]]
+            axis.barh(place, r["value"], xerr=spread, color=_COLOURS[place % len(_COLOURS)], height=0.7, error_kw={"lw": 1})
+            axis.text(0.01, place, name.replace("onnxruntime, ", "ORT "), va="center", fontsize=7, color="white")
+        axis.axvline(1, color="#1c1e21", lw=1)
+        axis.set_yticks([])
+        axis.invert_yaxis()
+        axis.set_xlim(0, max(1.15, *(r["high"] * 1.05 for r in found_ratios.values())))
+        axis.set_title(title, fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("time relative to eager PyTorch (line: eager); less is faster", fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def draw_fidelity(found: Result) -> Any:
+    """The error along the trajectory of each engine, and general prompts against the number of neurons silenced."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.4))
+    kinds = {(row["dtype"], row["opset"]): row for row in found["engines"] if row["variant"] == "baked"}
+    for colour, ((dtype, opset), row) in zip(_COLOURS[::2] + _COLOURS[1::2], kinds.items(), strict=False):
+        left.semilogy([s["latents"] for s in row["steps"]], "-", color=colour, label=f"{dtype}, opset {opset}")
+        left.semilogy([s["forced"] for s in row["steps"]], ":", color=colour)
+    left.set_xlabel("step (latents along its own way; dotted: one step alone)", fontsize=8)
+    left.set_ylabel("largest error, relative", fontsize=8)
+    left.legend(fontsize=7, frameon=False)
+    for colour, chosen in (("#2f6fb3", "found"), ("#b3541e", "random")):
+        points = [p for p in found["curve"] if p["chosen"] == chosen]
+        right.plot([p["neurons"] for p in points], [p["drift"] for p in points], "o-", color=colour, label=f"drift, {chosen} neurons")
+        right.plot(
+            [p["neurons"] for p in points], [p["diversity"] for p in points], "s--", color=colour, label=f"diversity, {chosen} neurons"
+        )
+    right.set_xscale("symlog", linthresh=8)
+    right.set_xlabel("neurons silenced", fontsize=8)
+    right.set_ylabel("1 − SSIM, general prompts", fontsize=8)
+    right.legend(fontsize=7, frameon=False)
+    for axis in (left, right):
+        axis.tick_params(labelsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    return figure
+
+
+TABLES: dict[str, Callable[[Result], list[str]]] = {
+    "demo": demo_table,
+    "latency": latency_table,
+    "fidelity": fidelity_table,
+    "export_scale": export_table,
+}
+FIGURES: dict[str, tuple[Path, Callable[[Result], Any]]] = {
+    "latency": (ROOT / "docs" / "latency.png", draw_latency),
+    "fidelity": (ROOT / "docs" / "fidelity.png", draw_fidelity),
+}
+
+
+if __name__ == "__main__":
+    main()
