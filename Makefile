@@ -17,6 +17,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python benchmarks/readme.py --check
 
 fast: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"

@@ -118,14 +118,13 @@ def leak_of(mitigations: Sequence[PromptMitigation], which: str) -> Leak:
     """Count the copies among the pictures of `which`: "before", "after" or "random"."""
     known = [m for m in mitigations if m.before.copies is not None]
     views: list[Shown] = [getattr(m, which) for m in known]
-    leaking = [m for m, view in zip(known, views, strict=True) if m.before.copies or view.copies or view.others]
     return Leak(
         prompts=sum(bool(view.copies) for view in views),
         leaking=sum(bool(view.copies or view.others) for view in views),
         of=len(known),
         pictures=sum(view.copies or 0 for view in views),
         others=sum(view.others or 0 for view in views),
-        total=sum(m.seeds for m in leaking or known),
+        total=sum(m.seeds for m in known),
     )
 
 
