@@ -40,7 +40,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Leak:
-    """How much of the training data one set of pictures gives back, among the prompts that leak before or now."""
+    """How much of the training data one set of pictures gives back."""
 
     prompts: int
     """Prompts that give back their own training picture."""
@@ -53,7 +53,7 @@ class Leak:
     others: int
     """Copies of another prompt's."""
     total: int
-    """Pictures of the prompts that leak before or now; of all known ones where none does."""
+    """Pictures of the prompts with a known training picture: the same for every set."""
 
 
 @dataclass(frozen=True)

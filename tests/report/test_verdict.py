@@ -34,9 +34,9 @@ def test_what_still_leaks_is_said_by_variant() -> None:
     assert "After, masked: none of 3 prompts gives back its training picture, in any of 12 pictures, but 2 are a copy" in verdict.after
 
 
-def test_pictures_of_prompts_that_never_leaked_do_not_thin_the_leak_out() -> None:
+def test_every_picture_with_a_known_training_picture_is_counted() -> None:
     leak = leak_of([mitigation(), mitigation(neurons=0), mitigation(training=False)], "before")
-    assert (leak.prompts, leak.of, leak.pictures, leak.total) == (1, 2, 4, 4)
+    assert (leak.prompts, leak.of, leak.pictures, leak.total) == (1, 2, 4, 8)
     quiet = leak_of([mitigation(neurons=0), mitigation(neurons=0)], "after")
     assert (quiet.prompts, quiet.pictures, quiet.total) == (0, 0, 8)
 
