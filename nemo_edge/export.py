@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -148,9 +149,29 @@ def _write(component: Component, path: Path, settings: ExportSettings, provenanc
             "try export.opset = 18, or pin export.height, export.width and export.batch"
         ) from error
     assert program is not None
+    if "batch" not in pinned:
+        _broadcast(program.model.graph, component)
     program.model.metadata_props.update({f"nemo_edge.{key}": value for key, value in provenance.items()})
     program.model.producer_name = "nemo-edge"
     program.save(str(path), external_data=True)
+
+
+def _broadcast(graph: ir.Graph, component: Component) -> None:
+    """Let an input of one number a row, the time step, be given once for all rows, as diffusers and optimum give it.
+
+    The exporter drops diffusers' own `expand`, since both sizes are named "batch"; and ONNX Runtime, which takes values of
+    the same named size to be of the same size, then fails where it reuses the memory of one for the other.
+    """
+    ports = {value.name: value for value in graph.inputs}
+    wide = [ports[port.name] for port in component.inputs if port.dims[0] == "batch" and len(port.dims) > 1]
+    for value in (ports[port.name] for port in component.inputs if port.dims == ("batch",) and wide):
+        users = tuple(value.uses())
+        rows = ir.Value(name=f"{value.name}_rows", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64))
+        each = ir.Value(name=f"{value.name}_of_each_row", shape=value.shape, type=value.type)
+        count = ir.node("Shape", wide[:1], {"start": 0, "end": 1}, outputs=[rows], name=f"node_{rows.name}")
+        graph.insert_before(graph[0], [count, ir.node("Expand", [value, rows], outputs=[each], name=f"node_{each.name}")])
+        for node, index in users:
+            node.replace_input_with(index, each)
 
 
 def _traced_sizes(component: Component) -> dict[str, int]:

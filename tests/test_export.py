@@ -177,12 +177,15 @@ def test_the_decoder_is_eagers(toy: Checkpoint, export: Export, batch: int, size
     assert_agrees(toy.vae_component(), export(toy.vae_component(), toy), batch, **sizes)
 
 
-def test_one_timestep_serves_a_batch(baked: Path, sd: Checkpoint) -> None:
-    feed = sd.unet_component().example(3)
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_one_timestep_serves_a_batch(family: str, sd: Checkpoint, sdxl: Checkpoint, export: Export) -> None:
+    checkpoint = sd if family == "sd" else sdxl
+    component = masked(checkpoint)
+    feed = component.example(3)
     time = feed["timestep"][:1]
-    with open_runner(baked) as runner:
+    with open_runner(export(component, checkpoint)) as runner:
         one, each = runner({**feed, "timestep": time}), runner({**feed, "timestep": np.repeat(time, 3)})
-    np.testing.assert_allclose(one["out_sample"], each["out_sample"], atol=1e-6)
+    np.testing.assert_array_equal(one["out_sample"], each["out_sample"])
 
 
 def test_a_latent_the_unet_cannot_halve_is_refused_as_input(sd: Checkpoint, baked: Path) -> None:
