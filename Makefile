@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
+OPTIMUM = .venv-optimum
+PACKAGES = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 PIP_FLAGS ?=
 
-.PHONY: demo test lint fast clean
+.PHONY: demo test lint fast optimum clean
 
 demo: $(STAMP)
 	$(BIN)/nemo-edge build engines/demo.toml
@@ -22,11 +24,22 @@ lint: $(STAMP)
 fast: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"
 
+optimum: $(OPTIMUM)/.installed
+	$(BIN)/python -m pytest -m optimum
+
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nemo-edge needs Python 3.11 or newer, e.g. make PYTHON=python3.12 demo")'
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --editable '.[dev]'
 	touch $(STAMP)
 
+# optimum-onnx needs transformers 4: its environment has that and what goes with it, and sees all else (torch) in $(VENV).
+# diffusers: the last with huggingface-hub 0.x, which transformers 4 needs.
+$(OPTIMUM)/.installed: $(STAMP)
+	$(BIN)/python -m venv --clear --without-pip $(OPTIMUM)
+	$(BIN)/python $(PACKAGES) > "$$($(OPTIMUM)/bin/python $(PACKAGES))/behind.pth"
+	$(BIN)/python -m pip --python $(OPTIMUM)/bin/python install --quiet --no-compile $(PIP_FLAGS) 'optimum-onnx==0.1.0' 'diffusers<0.40'
+	touch $@
+
 clean:
-	rm -rf $(VENV) engines/out .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OPTIMUM) engines/out .mypy_cache .pytest_cache .ruff_cache
