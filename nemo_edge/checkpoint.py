@@ -76,8 +76,8 @@ class Checkpoint:
         if self.config.family == "sd":
             return Component(name, _TextGraph(encoder), (ids,), ("last_hidden_state", "pooler_output"), {})
         depth = int(encoder.config.num_hidden_layers)
-        first = "pooler_output" if index == 0 else "text_embeds"
-        outputs = (first, "last_hidden_state", *(f"hidden_states.{i}" for i in range(depth + 1)))
+        first = ("last_hidden_state", "pooler_output") if index == 0 else ("text_embeds", "last_hidden_state")
+        outputs = (*first, *(f"hidden_states.{i}" for i in range(depth + 1)))
         return Component(name, _HiddenTextGraph(encoder), (ids,), outputs, {})
 
     def unet_component(self) -> Component:
@@ -288,10 +288,13 @@ class _TextGraph(nn.Module):
 
 
 class _HiddenTextGraph(_TextGraph):
+    """In transformers' order: diffusers takes an encoder's first output for XL's `text_embeds` if it has two dimensions."""
+
     def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         out = self.encoder(input_ids, output_hidden_states=True)
-        pooled = out.text_embeds if hasattr(out, "text_embeds") else out.pooler_output
-        return (pooled, out.last_hidden_state, *out.hidden_states)
+        if hasattr(out, "text_embeds"):
+            return (out.text_embeds, out.last_hidden_state, *out.hidden_states)
+        return (out.last_hidden_state, out.pooler_output, *out.hidden_states)
 
 
 class _UNetGraph(nn.Module):

@@ -208,7 +208,7 @@ def test_names_of_texts_and_decoder_are_optimums(toy: Checkpoint, toy_sdxl: Chec
     hidden = [f"hidden_states.{i}" for i in range(3)]
     expected = (
         (toy, 0, ["last_hidden_state", "pooler_output"]),
-        (toy_sdxl, 0, ["pooler_output", "last_hidden_state", *hidden]),
+        (toy_sdxl, 0, ["last_hidden_state", "pooler_output", *hidden]),
         (toy_sdxl, 1, ["text_embeds", "last_hidden_state", *hidden]),
     )
     for checkpoint, index, outputs in expected:

@@ -102,7 +102,6 @@ def test_optimum_draws_a_bundle_s_pictures(tiny_bundle: Path, tmp_path: Path) ->
     assert verify(tiny_bundle).passed
 
 
-@pytest.mark.xfail(strict=True, reason="XL's first text encoder gives pooler_output first, which diffusers takes for text_embeds")
 @pytest.mark.slow
 @pytest.mark.optimum
 @needs_optimum
