@@ -121,6 +121,7 @@ def bench(
         after=machine(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=time.monotonic() - started,
+        settings=settings,
         contenders=measured,
         cases=tuple(cases),
     )

@@ -122,6 +122,7 @@ class Latency(_Result):
     """The machine once more at the end: clocks and throttle reasons of its GPUs."""
     date: str
     seconds: float
+    settings: LatencySettings
     contenders: tuple[Contender, ...]
     cases: tuple[Case, ...]
 

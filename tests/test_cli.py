@@ -273,11 +273,6 @@ def test_a_full_disk_is_explained_and_leaves_nothing(
     assert [p.name for p in (tmp_path / ".out.build").rglob("*") if p.is_file()] == ["lock"]
 
 
-def test_a_full_disk_below_the_library_is_explained_too(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli._exit_code(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "found.jsonl")) == 2
-    assert capsys.readouterr().err.startswith("nemo-edge: the disk is full while writing found.jsonl")
-
-
 def test_a_full_disk_leaves_no_picture(run: Run, tiny_bundle: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")

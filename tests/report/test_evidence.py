@@ -109,7 +109,15 @@ def latency(contenders: Sequence[str] = ("eager", "unmitigated", "baked", "maske
         "peak_memory_mib": 480.0,
     }
     named = tuple(Contender.model_validate({"name": c, **described}) for c in contenders)
-    return Latency(machine=MACHINE, after=MACHINE, date="2026-01-02T03:04:05Z", seconds=60.0, contenders=named, cases=tuple(cases))
+    return Latency(
+        machine=MACHINE,
+        after=MACHINE,
+        date="2026-01-02T03:04:05Z",
+        seconds=60.0,
+        settings=LatencySettings(),
+        contenders=named,
+        cases=tuple(cases),
+    )
 
 
 def recipe(checkpoint: str = "c", **tables: Any) -> Recipe:
