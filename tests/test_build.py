@@ -14,7 +14,7 @@ from PIL import Image
 
 from nemo_edge.backends.onnxruntime import open_runner
 from nemo_edge.build import BuildResult, _lock, build, plan
-from nemo_edge.bundle import MANIFEST, open_bundle, verify
+from nemo_edge.bundle import MANIFEST, Manifest, open_bundle, verify
 from nemo_edge.errors import InputError
 from nemo_edge.files import sha256_file
 from nemo_edge.neurons import NeuronSet
@@ -50,6 +50,11 @@ def recipe(tiny_recipe: Path, tiny_bundle: Path, tmp_path: Path) -> Recipe:
 def rebuilt(recipe: Recipe) -> tuple[BuildResult, Record]:
     record = Record()
     return build(recipe, record), record
+
+
+def lasting(manifest: Manifest) -> dict[str, str]:
+    """The hashes of a bundle's files, but those that hold when it was made."""
+    return {name: digest for name, digest in manifest.files.items() if name not in ("report/index.html", "report/report.json")}
 
 
 def test_a_bundle_has_the_layout_of_optimum_and_the_evidence(tiny_bundle: Path) -> None:
@@ -116,7 +121,8 @@ def test_the_cache_alone_gives_the_same_bundle(recipe: Recipe, tiny_bundle: Path
     result, record = rebuilt(recipe)
     assert not result.skipped
     assert (record.tasks, record.skipped) == ([], STAGES)
-    assert result.manifest.files == open_bundle(tiny_bundle).files
+    assert lasting(result.manifest) == lasting(open_bundle(tiny_bundle))
+    assert result.manifest.files.keys() == open_bundle(tiny_bundle).files.keys()
 
 
 def test_another_sampling_measures_again_and_nothing_else(recipe: Recipe) -> None:
@@ -145,7 +151,8 @@ def test_an_edited_cached_file_is_made_again(recipe: Recipe, tiny_bundle: Path) 
     result, record = rebuilt(recipe)
     assert (record.tasks, record.skipped) == (["calibrate"], STAGES[1:])
     assert cached.read_bytes() == whole
-    assert result.manifest.files == open_bundle(tiny_bundle).files
+    assert lasting(result.manifest) == lasting(open_bundle(tiny_bundle))
+    assert result.manifest.files.keys() == open_bundle(tiny_bundle).files.keys()
 
 
 def test_an_edited_bundle_is_put_right_from_the_cache(recipe: Recipe) -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
-from nemo_edge.bundle import MANIFEST, Manifest, check_output, open_bundle, publish, staging, verify
+from nemo_edge import files
+from nemo_edge.bundle import MANIFEST, Manifest, amend, check_output, copy_tree, open_bundle, open_verified, publish, staging, verify
+from nemo_edge.environment import machine
 from nemo_edge.errors import BundleError, InputError
 
 
@@ -22,6 +29,8 @@ def manifest(key: str = "k") -> Manifest:
         prompts={},
         recipe={},
         versions={},
+        machine=machine(),
+        created="2026-01-02T03:04:05+00:00",
         neurons_hash="",
         threshold=0.5,
         gates=(),
@@ -138,7 +147,140 @@ def test_a_folder_without_a_manifest_is_not_a_bundle(tmp_path: Path) -> None:
         open_bundle(tmp_path / "absent")
 
 
-def test_a_manifest_of_something_else_is_refused(tmp_path: Path) -> None:
-    (tmp_path / MANIFEST).write_text('{"name": "a web app"}')
-    with pytest.raises(BundleError, match="not a manifest of this version"):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"name": "a web app"}', "is of schema None, and this nemo-edge reads schema 2: build the bundle again with this version"),
+        ('{"schema_version": 1, "name": "x"}', "is of schema 1, and this nemo-edge reads schema 2"),
+        ('{"schema_version": 3}', "is of schema 3, and this nemo-edge reads schema 2"),
+        ('{"schema_version": 2}', "is not a manifest of schema 2, as it says"),
+        ("[]", "is not a manifest: build the bundle again"),
+        ("{", "is not a manifest: build the bundle again"),
+        ("", "is not a manifest: build the bundle again"),
+        (b"\xff", "is not a manifest: build the bundle again"),
+    ],
+)
+def test_a_manifest_of_something_else_is_refused(tmp_path: Path, content: str | bytes, reason: str) -> None:
+    (tmp_path / MANIFEST).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(BundleError) as refused:
         open_bundle(tmp_path)
+    assert str(refused.value).startswith(f"{tmp_path / MANIFEST} {reason}")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_manifest_with_unknown_fields_is_refused(tmp_path: Path) -> None:
+    folder = published(tmp_path / "out")
+    content = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({**content, "colour": 1}))
+    with pytest.raises(BundleError, match="not a manifest of schema 2, as it says"):
+        open_bundle(folder)
+
+
+def test_a_changed_bundle_is_not_opened(tmp_path: Path) -> None:
+    folder = published(tmp_path / "out")
+    assert open_verified(folder) == open_bundle(folder)
+    (folder / "unet/model.onnx.data").write_bytes(b"weightz")
+    with pytest.raises(BundleError, match=r"model\.onnx\.data was changed\): build it again; no engine was opened"):
+        open_verified(folder)
+
+
+def add(folder: Path) -> None:
+    files.write_atomically(folder / "latency.json", "{}")
+
+
+def test_an_amended_bundle_has_what_was_added_and_what_it_had(tmp_path: Path) -> None:
+    folder = published(tmp_path / "out")
+    before = open_bundle(folder)
+    made = amend(folder, before.model_copy(update={"passed": False}), add)
+    assert open_verified(folder) == made
+    assert not made.passed
+    assert made.files.keys() - before.files.keys() == {"latency.json"}
+    assert {name: made.files[name] for name in before.files} == before.files
+    assert names(tmp_path) == ["out"]
+
+
+def test_what_is_left_alone_keeps_its_hash_and_is_not_read_again(tmp_path: Path) -> None:
+    folder = published(tmp_path / "out")
+    known = open_bundle(folder)
+    marked = known.model_copy(update={"files": {**known.files, "unet/model.onnx.data": "a mark"}})
+
+    def replace(staged: Path) -> None:
+        files.write_atomically(staged / "unet/model.onnx", b"another graph")
+
+    made = amend(folder, marked, replace)
+    assert made.files["unet/model.onnx.data"] == "a mark"
+    assert made.files["unet/model.onnx"] == files.sha256_file(folder / "unet/model.onnx") != known.files["unet/model.onnx"]
+
+
+def test_a_file_may_be_taken_out(tmp_path: Path) -> None:
+    folder = published(tmp_path / "out")
+    amend(folder, open_bundle(folder), lambda staged: (staged / "unet/model.onnx").unlink())
+    assert open_verified(folder).files.keys() == {"unet/model.onnx.data"}
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, InputError])
+def test_an_interrupted_amendment_leaves_the_old_bundle(tmp_path: Path, stop: type[BaseException]) -> None:
+    folder = published(tmp_path / "out")
+    before = open_verified(folder)
+
+    def interrupted(staged: Path) -> None:
+        add(staged)
+        raise stop
+
+    with pytest.raises(stop):
+        amend(folder, before.model_copy(update={"key": "new"}), interrupted)
+    assert open_verified(folder) == before
+    assert names(tmp_path) == ["out"]
+
+
+def save_with_external_data(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [64, 64]) for name in "xy"]
+    weights = numpy_helper.from_array(np.random.default_rng(0).standard_normal((64, 64), np.float32), "w")
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", ports[:1], ports[1:], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    onnx.save(model, str(folder / "model.onnx"), save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+    return folder
+
+
+def test_files_of_a_bundle_have_one_name_so_that_onnx_reads_them(tmp_path: Path) -> None:
+    source = save_with_external_data(tmp_path / "cache" / "unet").parent
+    with staging(tmp_path / "out") as staged:
+        copy_tree(source, staged)
+        publish(staged, tmp_path / "out", manifest())
+    amend(tmp_path / "out", open_bundle(tmp_path / "out"), add)
+    for folder in (source, tmp_path / "out"):
+        assert {p.name: p.stat().st_nlink for p in folder.rglob("*") if p.is_file() and p.stat().st_nlink != 1} == {}
+        loaded = onnx.load(str(folder / "unet" / "model.onnx"))
+        assert numpy_helper.to_array(loaded.graph.initializer[0]).shape == (64, 64)
+
+
+def test_a_tree_is_copied_without_what_is_left_out(tmp_path: Path, written: Callable[[str, str], Path]) -> None:
+    for name in ("a/b", "a/stage.json", "stage.json", "pictures/1.png"):
+        written(f"source/{name}", name)
+    written("target/a/b", "former")
+    copy_tree(tmp_path / "source", tmp_path / "target", leave=("stage.json", "pictures"))
+    assert sorted(p.relative_to(tmp_path / "target").as_posix() for p in (tmp_path / "target").rglob("*") if p.is_file()) == [
+        "a/b",
+        "a/stage.json",
+    ]
+    assert (tmp_path / "target/a/b").read_text() == "a/b"
+
+
+def test_links_where_there_are_none_are_copies_and_a_full_disk_is_told(
+    tmp_path: Path, written: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written("source/a", "a")
+
+    def failing(number: int) -> Callable[..., None]:
+        def fail(*_: object, **__: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return fail
+
+    monkeypatch.setattr(os, "link", failing(errno.EPERM))
+    copy_tree(tmp_path / "source", tmp_path / "target", link=True)
+    assert (tmp_path / "target" / "a").read_text() == "a"
+    monkeypatch.setattr(os, "link", failing(errno.ENOSPC))
+    with pytest.raises(InputError, match="the disk is full"):
+        copy_tree(tmp_path / "source", tmp_path / "target", link=True)

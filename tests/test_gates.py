@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nemo_edge.fidelity import GeneralDrift, Measurement, PromptMitigation, StepError, TrajectoryAgreement, VariantMeasurement
+from nemo_edge.environment import machine
+from nemo_edge.fidelity import Agreement, StepError
 from nemo_edge.gates import judge
+from nemo_edge.latency import Case, Latency, Visit, ratio_of, timing_of
 from nemo_edge.localization import Localization
+from nemo_edge.mitigation import GeneralDrift, Measurement, PromptMitigation, Shown, VariantMeasurement
 from nemo_edge.neurons import NeuronSet, ValueLayer
-from nemo_edge.recipe import CheckpointSettings, ExportSettings, GateSettings, PromptSettings, Recipe
+from nemo_edge.recipe import (
+    CheckpointSettings,
+    ExportSettings,
+    FidelitySettings,
+    GateSettings,
+    LatencySettings,
+    PromptSettings,
+    Recipe,
+)
 
 NEURONS = NeuronSet.from_lists([ValueLayer(name="down", width=4)], [[1]])
+OFF = GateSettings.model_validate(dict.fromkeys(GateSettings.model_fields, False))
 
 
 def localization(floor: bool = False) -> Localization:
@@ -36,46 +49,99 @@ def localization(floor: bool = False) -> Localization:
     )
 
 
-def measurement(error: float = 1e-6, drift: float = 0.01, untouched: bool = True, **mitigation: Any) -> Measurement:
-    agreement = TrajectoryAgreement(steps=(StepError(time=1, output=error, latents=0),), picture_levels=0)
-    values = {"prompt": "p", "kind": "VM", "neurons": 1, "seeds": 4, "score_before": 0.9, "score_after": 0.4}
-    values |= {"copies_before": 4, "copies_after": 0, "copies_random": 4, "others_after": 0}
-    judged = PromptMitigation.model_validate({**values, **mitigation})
-    general = GeneralDrift(mean=drift, largest=drift, per_prompt=(drift,))
-    variant = VariantMeasurement(variant="baked", trajectory=agreement, mitigations=(judged,), general=general)
+def shown(copies: int | None = 0, others: int | None = 0) -> Shown:
+    return Shown(copies=copies, others=None if copies is None else others, distance=0.5, diversity=0.5)
+
+
+def mitigation(
+    prompt: str = "p", before: int | None = 4, after: int | None = 0, others: int | None = 0, **changes: Any
+) -> PromptMitigation:
+    values = {"prompt": prompt, "kind": "VM", "neurons": 1, "seeds": 4, "score_before": 0.9, "score_after": 0.4, "score_after_eager": 0.4}
+    views = {"before": shown(before), "after": shown(None if before is None else after, others), "random": shown(before)}
+    return PromptMitigation.model_validate({**values, **views, "distance_error": 0.0, **changes})
+
+
+def measurement(
+    error: float = 1e-6,
+    mitigations: tuple[PromptMitigation, ...] | None = None,
+    variant: str = "baked",
+    ones: float | None = None,
+    untouched: bool = True,
+    general: dict[str, float] | None = None,
+    **changes: Any,
+) -> Measurement:
+    agreement = Agreement(steps=(StepError(time=1, forced=0, output=error, latents=0),), picture_levels=0, ssim=1, psnr=inf)
+    drift = {"mean": 0.01, "largest": 0.05, "latents": 0.1, "diversity_before": 0.5, "diversity_after": 0.5, **(general or {})}
+    judged = mitigations or (mitigation(**changes),)
+    made = VariantMeasurement(
+        variant=variant, trajectory=agreement, mitigations=judged, general=GeneralDrift.model_validate({"per_prompt": (0.01,), **drift})
+    )
     return Measurement(
-        threshold=0.4, copy_threshold=0.2, neurons=1, random_neurons=1, variants=(variant,), untouched=agreement if untouched else None
+        threshold=0.4,
+        copy_threshold=0.2,
+        general_scores=(0.1, 0.3),
+        layers=("down",),
+        neurons=1,
+        random_neurons=1,
+        found=((),),
+        general_prompts=("a house",),
+        variants=(made,),
+        untouched=agreement if untouched else None,
+        mask_of_ones=ones,
     )
 
 
-def recipe(gates: GateSettings) -> Recipe:
+def latency(ratio: float = 1.0, rounds: int = 6, target: str = "unet", references: tuple[str, ...] = ("unmitigated", "eager")) -> Latency:
+    def timed(contender: str, middle: float) -> Any:
+        return timing_of(contender, [Visit((middle, middle), 2 * middle)] * rounds, 1, (6, True), LatencySettings())
+
+    timings = (*(timed(name, 8.0) for name in references), timed("baked", 8.0 * ratio))
+    ratios = tuple(ratio_of(timings[-1], reference) for reference in timings[:-1])
+    place = {"target": target, "batch": 1, "height": 8, "width": 8, "steps": None}
+    case = Case.model_validate({**place, "timings": timings, "ratios": ratios})
+    return Latency(machine=machine(), after=machine(), date="d", seconds=1, contenders=(), cases=(case,))
+
+
+def recipe(gates: GateSettings | None = None, **tables: Any) -> Recipe:
     prompts = PromptSettings(memorized=Path("m"), general=Path("g"))
-    return Recipe(name="r", output=Path("o"), checkpoint=CheckpointSettings(path="c"), prompts=prompts, gates=gates)
+    settings = gates or GateSettings()
+    return Recipe(name="r", output=Path("o"), checkpoint=CheckpointSettings(path="c"), prompts=prompts, gates=settings, **tables)
 
 
-def failed(measured: Measurement, settings: GateSettings | None = None, floor: bool = False) -> list[str]:
-    return [g.name for g in judge(measured, [localization(floor)], recipe(settings or GateSettings())) if not g.passed]
+def failed(
+    measured: Measurement, settings: GateSettings | None = None, floor: bool = False, timed: Latency | None = None, **tables: Any
+) -> list[str]:
+    return [g.name for g in judge(measured, [localization(floor)], recipe(settings, **tables), timed) if not g.passed]
 
 
 def test_at_the_limits_everything_passes() -> None:
-    assert failed(measurement(error=1e-4, drift=0.1)) == []
+    at = measurement(error=1e-4, general={"mean": 0.1, "diversity_after": 0.45}, score_after_eager=0.4005, distance_error=1e-3)
+    assert failed(at, timed=latency(1.05)) == []
+    assert all(g.value is not None for g in judge(at, [localization()], recipe(), latency(1.05)))
 
 
 @pytest.mark.parametrize(
     ("changes", "gate"),
     [
-        ({"score_after": 0.41}, "memorization_score.baked"),
-        ({"copies_after": 1}, "replication.baked"),
-        ({"others_after": 1}, "replication.baked"),
-        ({"drift": 0.11}, "general_drift.baked"),
-        ({"drift": float("nan")}, "general_drift.baked"),
+        ({"score_after": 0.41, "score_after_eager": 0.41}, "memorization_score.baked"),
+        ({"after": 1}, "replication.baked"),
+        ({"others": 1}, "replication.baked"),
+        ({"general": {"mean": 0.11}}, "general_drift.baked"),
+        ({"general": {"mean": nan}}, "general_drift.baked"),
+        ({"general": {"diversity_after": 0.44}}, "diversity_loss.baked"),
+        ({"general": {"diversity_after": nan}}, "diversity_loss.baked"),
+        ({"score_after_eager": 0.3985}, "mitigation_agreement.baked"),
+        ({"distance_error": 0.0011}, "mitigation_agreement.baked"),
+        ({"score_after_eager": nan}, "mitigation_agreement.baked"),
+        ({"distance_error": nan}, "mitigation_agreement.baked"),
     ],
 )
 def test_a_value_above_its_limit_fails_its_gate_alone(changes: dict[str, Any], gate: str) -> None:
     assert failed(measurement(**changes)) == [gate]
+    assert failed(Measurement.model_validate_json(measurement(**changes).model_dump_json())) == [gate]
 
 
-@pytest.mark.parametrize("error", [2e-4, float("nan"), float("inf")])
+@pytest.mark.parametrize("error", [2e-4, nan, inf])
 def test_an_engine_that_does_not_agree_fails(error: float) -> None:
     assert failed(measurement(error=error)) == ["engine_error.baked", "engine_error.untouched"]
 
@@ -84,39 +150,104 @@ def test_the_floor_of_the_schedule_fails() -> None:
     assert failed(measurement(), floor=True) == ["schedule_floor"]
 
 
-def test_gates_can_be_loosened_and_turned_off() -> None:
-    bad = measurement(error=1.0, drift=1.0, score_after=1.0, copies_after=4)
-    off = GateSettings(memorization_score=False, schedule_floor=False, replication=False, general_drift=False, engine_error=False)
-    assert judge(bad, [localization()], recipe(off)) == ()
-    assert failed(measurement(score_after=0.6), GateSettings(memorization_score=0.7)) == []
+def test_every_gate_can_be_turned_off() -> None:
+    bad = measurement(error=1.0, general={"mean": 1.0}, score_after=1.0, after=4, variant="masked", ones=1.0)
+    assert judge(bad, [localization(True)], recipe(OFF), latency(9)) == ()
+
+
+def test_gates_can_be_loosened_and_tightened() -> None:
+    settings = GateSettings(memorization_score=0.7, mitigation_agreement=0.3)
+    assert failed(measurement(score_after=0.6), settings) == []
+    assert failed(measurement(), GateSettings(latent_drift=0.05)) == ["latent_drift.baked"]
+    assert failed(measurement(), GateSettings(latent_drift=0.1)) == []
+    assert failed(measurement(), OFF.model_copy(update={"memorization_score": 0})) == ["memorization_score.baked"]  # 0 is not off
+
+
+def test_replication_is_a_share_of_the_prompts_that_were_copied() -> None:
+    rows = [mitigation(f"p{i}") for i in range(8)] + [mitigation("never", before=0, others=1)]
+    judged = {g.name: g for g in judge(measurement(mitigations=(*rows, mitigation("still", after=1))), [localization()], recipe())}
+    gate = judged["replication.baked"]
+    assert (gate.value, gate.passed, gate.detail) == (1 / 9, False, "of 9 prompts: still")
 
 
 @pytest.mark.parametrize(
     ("changes", "gate", "why"),
     [
-        ({"copies_before": 0}, "replication.baked", "no prompt gave back its training picture"),
-        ({"copies_before": None}, "replication.baked", "no training picture is known"),
+        ({"before": 0}, "replication.baked", "no prompt gave back its training picture"),
+        ({"before": None}, "replication.baked", "no training picture is known"),
         ({"neurons": 0}, "memorization_score.baked", "no prompt of the list is memorized"),
+        ({"general": {"diversity_before": 0.0}}, "diversity_loss.baked", "needs fidelity.general_seeds = 2 or more"),
     ],
 )
 def test_what_cannot_be_measured_is_said_and_does_not_fail(changes: dict[str, Any], gate: str, why: str) -> None:
-    judged = {g.name: g for g in judge(measurement(**changes), [localization()], recipe(GateSettings()))}
+    judged = {g.name: g for g in judge(measurement(**changes), [localization()], recipe(), latency())}
     assert (judged[gate].value, judged[gate].passed, judged[gate].detail) == (None, True, why)
     assert all(g.value is not None for name, g in judged.items() if name != gate)
 
 
-def test_one_score_that_is_not_a_number_fails_wherever_it_stands() -> None:
-    measured = measurement()
-    (variant,) = measured.variants
-    good, nan = variant.mitigations[0], variant.mitigations[0].model_copy(update={"score_after": float("nan")})
-    for order in ((good, nan), (nan, good)):
-        worse = measured.model_copy(update={"variants": (variant.model_copy(update={"mitigations": order}),)})
-        assert failed(worse) == ["memorization_score.baked"]
-        assert failed(Measurement.model_validate_json(worse.model_dump_json())) == ["memorization_score.baked"]
+def test_one_seed_has_no_diversity_to_lose() -> None:
+    one = measurement(general={"diversity_before": nan, "diversity_after": nan})
+    assert failed(one, fidelity=FidelitySettings(general_seeds=1)) == []
+    assert failed(one, fidelity=FidelitySettings(general_seeds=2)) == ["diversity_loss.baked"]
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [("fp32", 1e-4), ("fp16", 0.05)])
-def test_the_limit_of_an_engine_s_error_follows_its_type(dtype: str, limit: float) -> None:
-    settings = recipe(GateSettings()).model_copy(update={"export": ExportSettings(dtype=dtype)})  # type: ignore[arg-type]
-    gates = judge(measurement(), [localization()], settings)
-    assert {g.limit for g in gates if g.name.startswith("engine_error")} == {limit}
+@pytest.mark.parametrize(
+    ("broken", "gate"), [({"score_after": nan, "score_after_eager": nan}, "memorization_score"), ({"distance_error": nan}, "")]
+)
+def test_one_value_that_is_not_a_number_fails_wherever_it_stands(broken: dict[str, Any], gate: str) -> None:
+    rows = (mitigation(), mitigation(**broken))
+    expected = [name for name in (f"{gate}.baked" if gate else "", "mitigation_agreement.baked") if name]
+    for order in (rows, rows[::-1]):
+        assert failed(measurement(mitigations=order)) == expected
+
+
+@pytest.mark.parametrize(
+    ("dtype", "error", "agreement", "ones"), [("fp32", 1e-4, 1e-3, 0.0), ("fp16", 0.05, 0.05, 0.05), ("bf16", 0.2, 0.1, 0.2)]
+)
+def test_the_limits_of_an_engine_follow_its_type(dtype: str, error: float, agreement: float, ones: float) -> None:
+    settings = recipe().model_copy(update={"export": ExportSettings(dtype=dtype)})  # type: ignore[arg-type]
+    limits = {g.name: g.limit for g in judge(measurement(variant="masked", ones=0.0), [localization()], settings)}
+    assert limits["engine_error.masked"] == limits["engine_error.untouched"] == error
+    assert (limits["mitigation_agreement.masked"], limits["mask_of_ones"]) == (agreement, ones)
+
+
+def test_a_mask_of_ones_must_be_the_unmitigated_engine_bit_for_bit() -> None:
+    assert failed(measurement(variant="masked", ones=0.0)) == []
+    assert failed(measurement(variant="masked", ones=1e-9)) == ["mask_of_ones"]
+    assert failed(measurement(variant="masked", ones=nan)) == ["mask_of_ones"]
+    alone = {g.name: g for g in judge(measurement(variant="masked"), [localization()], recipe())}["mask_of_ones"]
+    assert (alone.value, alone.passed, alone.detail) == (None, True, "needs the baked variant too")
+    assert "mask_of_ones" not in {g.name for g in judge(measurement(), [localization()], recipe())}
+
+
+def slow_down(timed: Latency | None, gates: GateSettings | None = None) -> Any:
+    return {g.name: g for g in judge(measurement(), [localization()], recipe(gates), timed)}["slow_down.baked"]
+
+
+def test_a_mitigation_that_costs_time_fails() -> None:
+    assert failed(measurement(), timed=latency(1.06)) == ["slow_down.baked"]
+    gate = slow_down(latency(1.06))
+    assert gate.value == pytest.approx(1.06)
+    assert gate.detail == "1.060 (1.060 to 1.060) of unmitigated's time"
+    assert failed(measurement(), GateSettings(slow_down=1.1), timed=latency(1.06)) == []
+
+
+def test_an_engine_may_be_asked_to_beat_eager() -> None:
+    settings = GateSettings(slow_down=False, eager_ratio=0.9)
+    assert failed(measurement(), settings, timed=latency(0.95)) == ["eager_ratio.baked"]
+    assert failed(measurement(), settings, timed=latency(0.9)) == []
+    assert "eager_ratio.baked" not in {g.name for g in judge(measurement(), [localization()], recipe(), latency())}
+
+
+@pytest.mark.parametrize(
+    ("timed", "why"),
+    [
+        (None, "no times were taken: `nemo-edge bench`"),
+        (latency(9, target="vae_decoder"), "the UNet's time beside unmitigated was not taken"),
+        (latency(9, references=("eager",)), "the UNet's time beside unmitigated was not taken"),
+        (latency(9, rounds=4), "4 rounds are too few for an interval: latency.runs = 5 or more"),
+    ],
+)
+def test_a_time_that_cannot_be_judged_is_said_and_does_not_fail(timed: Latency | None, why: str) -> None:
+    gate = slow_down(timed)
+    assert (gate.value, gate.passed, gate.detail) == (None, True, why)

@@ -29,11 +29,26 @@ def test_the_algebra_is_that_of_sets_in_each_layer() -> None:
     assert (len(a), a.counts, a.total) == (3, (2, 1), 7)
 
 
-def test_without_takes_a_neuron_or_a_layer() -> None:
-    a = neurons([0, 1], [3])
-    assert a.without(0, 1) == neurons([0], [3])
-    assert a.without(0) == neurons([], [3])
-    assert a == neurons([0, 1], [3])
+def test_a_subset_is_drawn_from_the_set_and_others_from_outside() -> None:
+    a = neurons([0, 1], [0, 3])
+    for count in range(6):
+        part, others = a.subset(count, seed=0), a.others(count, seed=0)
+        assert len(part) == min(count, 4)
+        assert part - a == NeuronSet.empty(LAYERS)
+        assert len(others) == min(count, 3)
+        assert len(others & a) == 0
+        assert part == a.subset(count, seed=0)
+        assert others == a.others(count, seed=0)
+    assert a.subset(4, seed=0) == a
+    assert a.others(9, seed=0) == neurons([2], [1, 2])
+    assert len({a.subset(2, seed).content_hash() for seed in range(20)}) > 1
+    assert len({a.others(1, seed).content_hash() for seed in range(20)}) == 3  # of any layer
+
+
+def test_larger_subsets_of_a_seed_hold_the_smaller_ones() -> None:
+    a = NeuronSet.from_lists(SD14, [range(0, layer.width, 50) for layer in SD14])
+    parts = [a.subset(count, seed=0) for count in (1, 10, 50, len(a))]
+    assert all(small - large == NeuronSet.empty(SD14) for small, large in zip(parts, parts[1:], strict=False))
 
 
 def test_sets_of_different_models_do_not_mix() -> None:
@@ -98,7 +113,7 @@ def test_the_hash_tells_sets_and_models_apart() -> None:
     a = neurons([1], [0, 3])
     assert a.content_hash() == neurons([1], [3, 0]).content_hash()
     other_layers = NeuronSet.from_lists((LAYERS[0], ValueLayer(name="third", width=4)), [[1], [0, 3]])
-    assert len({a.content_hash(), a.without(0).content_hash(), other_layers.content_hash()}) == 3
+    assert len({a.content_hash(), neurons([], [0, 3]).content_hash(), other_layers.content_hash()}) == 3
 
 
 def test_random_neurons_are_as_many_and_others() -> None:
