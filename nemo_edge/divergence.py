@@ -6,7 +6,7 @@ of them is kept. What is found is a bad tensor that is made from good ones; wher
 
 from __future__ import annotations
 
-__all__ = ["Divergence", "EagerProbe", "GraphProbe", "first_divergence", "first_not_finite"]
+__all__ = ["Divergence", "EagerProbe", "GraphProbe", "Probe", "first_divergence", "first_not_finite"]
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -127,10 +127,14 @@ class GraphProbe:
 def first_divergence(component: str, reference: Probe, candidate: GraphProbe, tolerance: float) -> Divergence | None:
     """Return the first module whose output is off by more than `tolerance`, relative to its largest value; None where none is.
 
-    Modules whose outputs have another shape in the graph (an exporter may move a reshape across a border) are passed over.
+    A tensor that several modules end with is judged as the innermost one's. Modules whose outputs have another shape in the graph
+    (an exporter may move a reshape across a border) are passed over.
     """
     known = set(reference.modules())
-    modules = {candidate.place(m).tensor: m for m in candidate.modules() if m in known}
+    modules: dict[str, str] = {}
+    for module in candidate.modules():  # the innermost first
+        if module in known:
+            modules.setdefault(candidate.place(module).tensor, module)
     errors: dict[str, float | None] = {}
 
     def bad(tensor: str) -> bool | None:

@@ -20,6 +20,8 @@ from onnx.external_data_helper import load_external_data_for_tensor
 from nemo_edge.errors import InputError, first_line
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_NO_SCOPE = "_empty_nn_module_stack_from_metadata_hook"
+"""What torch.export names the scope of a node that is inside of no module."""
 _WRAPPERS = (("module",), ("graph",), ("unet", "encoder", "vae"))
 """Attributes of the export's own wrappers, which lead a path one after the other and are not of the checkpoint's module."""
 
@@ -45,10 +47,13 @@ class Graph:
         return tuple(Place(node.output[0], node.op_type, _module(node)) for node in self.model.graph.node if node.output and node.output[0])
 
     def modules(self) -> dict[str, Place]:
-        """Return the last tensor made inside each module of the checkpoint, by the module's path, in the order in which they end."""
+        """Return the last tensor made inside each module of the checkpoint, by the module's path, in the order in which they end.
+
+        Sizes, which the exporter takes from a module's output within the module, are not counted.
+        """
         last: dict[str, tuple[int, onnx.NodeProto]] = {}
         for index, node in enumerate(self.model.graph.node):
-            for path in _paths(node):
+            for path in _paths(node) if node.output[0] not in self._sizes else ():
                 last[path] = (index, node)
         ordered = sorted(last.items(), key=lambda item: (item[1][0], -len(item[0])))
         return {path: Place(node.output[0], node.op_type, path) for path, (_, node) in ordered if path}
@@ -72,6 +77,18 @@ class Graph:
     def _inputs(self) -> dict[str, tuple[str, ...]]:
         """The inputs of the operator that makes each tensor."""
         return {name: tuple(node.input) for node in self.model.graph.node for name in node.output}
+
+    @cached_property
+    def _sizes(self) -> set[str]:
+        """Tensors that are made from shapes alone."""
+        made = {name for node in self.model.graph.node for name in node.output if any(node.input)}
+        given = made | {port.name for port in self.model.graph.input}
+        found: set[str] = set()
+        for node in self.model.graph.node:
+            inputs = given.intersection(node.input)
+            if node.op_type == "Shape" or (inputs and inputs <= found):
+                found.update(node.output)
+        return found
 
     def weights(self, modules: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """Return the names of the initializers that each of `modules` uses, in the order of their use.
@@ -132,7 +149,7 @@ def _paths(node: onnx.NodeProto) -> tuple[str, ...]:
     if scopes is None:
         return ()
     inside = ast.literal_eval(scopes)[:-1]  # the last one is the name of the operation itself
-    return tuple(dict.fromkeys(module_path(scope) for scope in inside))
+    return tuple(dict.fromkeys(module_path(scope) for scope in inside if scope != _NO_SCOPE))
 
 
 def _module(node: onnx.NodeProto) -> str:
