@@ -26,8 +26,9 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
+import onnx
 import onnxruntime as ort
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge.backends.feeds import check_feed, in_batches
@@ -74,8 +75,7 @@ class OnnxRuntimeRunner:
         graph: bytes | None = None,
         weights: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        self._weights = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in (weights or {}).items()}
-        self._session: ort.InferenceSession | None = _session(model, provider, threads, graph, self._weights)
+        self._session: ort.InferenceSession | None = _session(model, provider, threads, graph, weights)
         ports = self._session.get_inputs()
         self.inputs = {port.name: tuple(port.shape) for port in ports}
         self._dtypes = {port.name: _DTYPES[port.type] for port in ports}
@@ -174,7 +174,7 @@ def describe() -> dict[str, Any]:
 
 
 def _session(
-    model: Path, provider: str, threads: int | None, graph: bytes | None = None, weights: Mapping[str, ort.OrtValue] | None = None
+    model: Path, provider: str, threads: int | None, graph: bytes | None = None, weights: Mapping[str, np.ndarray] | None = None
 ) -> ort.InferenceSession:
     check_provider(provider)
     wanted = PROVIDERS[provider]
@@ -182,14 +182,13 @@ def _session(
     options.log_severity_level = _SILENT
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or 0
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent))
-    for name, value in (weights or {}).items():
-        options.add_initializer(name, value)
     if provider != "cpu":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         ort.set_default_logger_severity(_SILENT)  # a provider's library that is missing is told by the error below
     try:
         with redirect_stdout(StringIO()):  # where it tells that it falls back to another provider, which is refused below
-            session = ort.InferenceSession(graph or str(model), options, providers=[wanted])
+            content = _with_weights(model, graph, weights) if weights else graph
+            session = ort.InferenceSession(content or str(model), options, providers=[wanted])
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         first = first_line(error)
         if provider != "cpu":
@@ -209,6 +208,20 @@ def _session(
             "or take a newer onnxruntime-gpu"
         )
     return session
+
+
+def _with_weights(model: Path, graph: bytes | None, weights: Mapping[str, np.ndarray]) -> bytes:
+    """The graph with other weights inside of it, in place of those of their names.
+
+    `SessionOptions.add_initializer` comes after the graph was optimized, too late for what was folded into other weights by then:
+    those of fp16 on the CPU, which are cast to fp32, and those of convolutions.
+    """
+    changed = onnx.ModelProto.FromString(graph) if graph else onnx.load(str(model), load_external_data=False)
+    for tensor in changed.graph.initializer:
+        if tensor.name in weights:
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(weights[tensor.name]), tensor.name))
+    serialized: bytes = changed.SerializeToString()
+    return serialized
 
 
 def heavy_on_cpu(session: ort.InferenceSession) -> tuple[str, ...]:

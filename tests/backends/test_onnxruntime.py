@@ -10,11 +10,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
 from nemo_edge.backends.onnxruntime import (
     EngineFile,
+    OnnxRuntimeRunner,
     available,
     compile_engine,
     describe,
@@ -163,3 +164,32 @@ def test_an_engine_that_was_not_built_is_refused(bundle: Path) -> None:
 def test_it_describes_itself() -> None:
     assert "cpu" in available()
     assert describe() == {"backend": "onnxruntime", "version": ort.__version__, "providers": available()}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("operator", ["MatMul", "Conv"])
+def test_other_weights_take_the_place_of_the_file_s(tmp_path: Path, dtype: type, operator: str) -> None:
+    """Those too that ONNX Runtime changes when it opens a graph: fp16 on the CPU, and a convolution's."""
+    shape = (8, 8, 3, 3) if operator == "Conv" else (8, 8)
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    ports = [helper.make_tensor_value_info(name, kind, [1, 8, 8, 8]) for name in "xy"]
+    options = {"pads": [1, 1, 1, 1]} if operator == "Conv" else {}
+    rng = np.random.default_rng(0)
+    first, second = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
+    paths = []
+    for name, weight in (("first", first), ("second", second)):
+        node = helper.make_node(operator, ["x", "w"], ["y"], **options)
+        graph = helper.make_graph([node], "g", ports[:1], ports[1:], [numpy_helper.from_array(weight, "w")])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        paths.append(tmp_path / f"{name}.onnx")
+        onnx.save(model, str(paths[-1]), save_as_external_data=True, location=f"{name}.data", size_threshold=0)
+    feed = {"x": rng.standard_normal((1, 8, 8, 8), np.float32)}
+    with OnnxRuntimeRunner(paths[0], threads=1) as runner:
+        former = runner(feed)["y"]
+    with OnnxRuntimeRunner(paths[1], threads=1) as runner:
+        expected = runner(feed)["y"]
+    with OnnxRuntimeRunner(paths[0], threads=1, weights={"w": second}) as runner:
+        assert np.array_equal(runner(feed)["y"], expected)
+    with OnnxRuntimeRunner(paths[0], threads=1) as runner:
+        assert np.array_equal(runner(feed)["y"], former)  # the file is as it was
+    assert not np.array_equal(former, expected)
