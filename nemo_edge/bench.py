@@ -13,7 +13,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -86,7 +86,8 @@ def runnables(bundle: Path, recipe: Recipe, settings: LatencySettings, checkpoin
     size = _mib(bundle, (".data", ".onnx")) / max(1, len(export.variants))
     for name in names:
         targets = tuple(t for t in settings.targets if t not in _SHARED or name == export.variants[0])
-        found.append(Runnable(name, "engine", str(bundle), **common, dtype=export.dtype, weights_mib=size, targets=targets))
+        if targets:
+            found.append(Runnable(name, "engine", str(bundle), **common, dtype=export.dtype, weights_mib=size, targets=targets))
     return tuple(found)
 
 
@@ -172,12 +173,13 @@ class _Worker:
     pipe: Any
 
     def ask(self, what: str, *arguments: object) -> None:
-        self.pipe.send((what, arguments))
+        with suppress(OSError):  # the pipe to a process that was killed; `answer` tells it
+            self.pipe.send((what, arguments))
 
     def answer(self) -> Any:
         try:
             done, value = self.pipe.recv()
-        except EOFError as error:
+        except (EOFError, OSError) as error:
             self.process.join()
             code = self.process.exitcode
             raise InputError(

@@ -80,13 +80,11 @@ class Graph:
 
     @cached_property
     def _sizes(self) -> set[str]:
-        """Tensors that are made from shapes alone."""
-        made = {name for node in self.model.graph.node for name in node.output if any(node.input)}
-        given = made | {port.name for port in self.model.graph.input}
+        """Tensors that are made from shapes and constants alone."""
+        given = {port.name for port in self.model.graph.input}.union(*(node.output for node in self.model.graph.node))
         found: set[str] = set()
         for node in self.model.graph.node:
-            inputs = given.intersection(node.input)
-            if node.op_type == "Shape" or (inputs and inputs <= found):
+            if node.op_type == "Shape" or given.intersection(node.input) <= found:
                 found.update(node.output)
         return found
 
