@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_a_subset_is_drawn_from_the_set_and_others_from_outside() -> None:
 def test_larger_subsets_of_a_seed_hold_the_smaller_ones() -> None:
     a = NeuronSet.from_lists(SD14, [range(0, layer.width, 50) for layer in SD14])
     parts = [a.subset(count, seed=0) for count in (1, 10, 50, len(a))]
-    assert all(small - large == NeuronSet.empty(SD14) for small, large in zip(parts, parts[1:], strict=False))
+    assert all(small - large == NeuronSet.empty(SD14) for small, large in pairwise(parts))
 
 
 def test_sets_of_different_models_do_not_mix() -> None:

@@ -1,0 +1,189 @@
+"""A finished bundle once more: judged, timed and reported again, whole at every moment."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from nemo_edge import review
+from nemo_edge.build import build, plan
+from nemo_edge.bundle import MANIFEST, open_bundle, open_verified, verify
+from nemo_edge.errors import BundleError, InputError
+from nemo_edge.files import sha256_file
+from nemo_edge.latency import Latency
+from nemo_edge.mitigation import Measurement
+from nemo_edge.recipe import GateSettings, LatencySettings, Recipe, load_recipe
+from nemo_edge.review import judge_again, report_again, time_again
+
+QUICK = LatencySettings(targets=("unet",), runs=1, seconds=0, warmup_s=0, threads=1, eager=False)
+LENIENT = GateSettings(memorization_score=False, schedule_floor=False)
+STRICT = GateSettings(memorization_score=False, schedule_floor=False, general_drift=1e-9)
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_bundle, tmp_path / "bundle")
+
+
+@pytest.fixture(scope="module")
+def timed(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tiny bundle with times of its own checkpoint and engines."""
+    folder = shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("timed") / "bundle")
+    time_again(folder, QUICK.model_copy(update={"eager": True}))
+    return folder
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {p.relative_to(folder).as_posix(): sha256_file(p) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_stricter_gates_fail_and_write_nothing(bundle: Path, tmp_path: Path) -> None:
+    before = hashes(bundle)
+    verdict = judge_again(bundle, STRICT, write=False)
+    failed = [g.name for g in verdict.gates if not g.passed]
+    assert failed == ["general_drift.baked", "general_drift.masked"]
+    assert (verdict.passed, verdict.written) == (False, False)
+    assert hashes(bundle) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_the_bundle_s_own_gates_give_its_own_verdict(bundle: Path) -> None:
+    manifest = open_bundle(bundle)
+    own = GateSettings.model_validate(manifest.recipe["gates"])
+    assert judge_again(bundle, own, write=False).gates == manifest.gates
+
+
+def test_a_written_verdict_is_in_the_bundle_and_its_report(bundle: Path, tmp_path: Path) -> None:
+    before = open_bundle(bundle)
+    assert not before.passed
+    verdict = judge_again(bundle, LENIENT, write=True)
+    after = open_verified(bundle)
+    assert (verdict.passed, verdict.written, after.passed) == (True, True, True)
+    assert after.gates == verdict.gates
+    assert Recipe.model_validate(after.recipe).gates == LENIENT
+    changed = {name for name in before.files if before.files[name] != after.files[name]}
+    assert changed >= {"report/index.html", "report/report.json", "report/junit.xml"}
+    assert all(name.startswith("report/") for name in changed)
+    assert after.files.keys() == before.files.keys()
+    suite = ElementTree.parse(bundle / "report/junit.xml").getroot()
+    assert suite.get("failures") == "0"
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+    judge_again(bundle, STRICT, write=True)
+    assert not open_verified(bundle).passed
+
+
+def test_a_verdict_has_its_files_beside_the_bundle(bundle: Path, tmp_path: Path) -> None:
+    before = hashes(bundle)
+    judge_again(bundle, STRICT, write=False, junit=tmp_path / "ci/junit.xml", summary=tmp_path / "ci/summary.md")
+    failures = [
+        case.get("name") for case in ElementTree.parse(tmp_path / "ci/junit.xml").iter("testcase") if case.find("failure") is not None
+    ]
+    assert failures == ["general_drift.baked", "general_drift.masked"]
+    assert "general_drift" in (tmp_path / "ci/summary.md").read_text()
+    assert hashes(bundle) == before
+
+
+def test_a_place_that_cannot_be_written_is_found_before_anything_is(bundle: Path, tmp_path: Path) -> None:
+    before = hashes(bundle)
+    for place in ({"junit": tmp_path}, {"summary": tmp_path}):
+        with pytest.raises(InputError, match="is a folder: give the path of a file"):
+            judge_again(bundle, LENIENT, write=True, **place)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="is a folder"):
+        report_again(bundle, tmp_path)
+    with pytest.raises(InputError, match="is a folder"):
+        time_again(bundle, QUICK, out=tmp_path)
+    assert hashes(bundle) == before
+
+
+def test_times_are_in_the_bundle_and_its_gates(timed: Path, tiny_bundle: Path) -> None:
+    manifest, before = open_verified(timed), open_bundle(tiny_bundle)
+    assert manifest.files.keys() - before.files.keys() == {"latency.json"}
+    latency = Latency.model_validate_json((timed / "latency.json").read_bytes())
+    assert [t.contender for t in latency.cases[0].timings] == ["eager", "unmitigated", "baked", "masked"]
+    details = {g.name: g.detail for g in manifest.gates}
+    assert details["slow_down.baked"] == "1 rounds are too few for an interval: latency.runs = 5 or more"
+    assert {g.name: g.detail for g in before.gates}["slow_down.baked"] == "no times were taken: `nemo-edge bench`"
+    assert (manifest.key, manifest.created >= before.created) == (before.key, True)
+    assert "unmitigated" in (timed / "report/index.html").read_text()
+
+
+def test_a_timed_bundle_is_still_up_to_date(timed: Path, tiny_recipe: Path) -> None:
+    recipe = load_recipe(tiny_recipe).model_copy(update={"output": timed})
+    assert plan(recipe).up_to_date
+    before = (timed / MANIFEST).stat().st_mtime_ns
+    assert build(recipe).skipped
+    assert (timed / MANIFEST).stat().st_mtime_ns == before
+
+
+def test_times_may_go_elsewhere(bundle: Path, tmp_path: Path) -> None:
+    before = hashes(bundle)
+    wanted = QUICK.model_copy(update={"targets": ("text_encoder",)})
+    found = time_again(bundle, wanted, out=tmp_path / "times/latency.json")
+    assert Latency.model_validate_json((tmp_path / "times/latency.json").read_bytes()) == found
+    assert [t.contender for t in found.cases[0].timings] == ["baked"]
+    assert hashes(bundle) == before
+
+
+def test_times_stay_when_other_gates_are_applied(timed: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(timed, tmp_path / "bundle")
+    before = sha256_file(folder / "latency.json")
+    judge_again(folder, LENIENT, write=True)
+    assert open_verified(folder).files["latency.json"] == before
+
+
+def test_a_checkpoint_of_other_weights_is_refused(bundle: Path, toy_folder: Path, tmp_path: Path) -> None:
+    wanted = QUICK.model_copy(update={"eager": True})
+    before = hashes(bundle)
+    with pytest.raises(InputError, match="is not the checkpoint that this bundle was made from.*pass --checkpoint"):
+        time_again(bundle, wanted, str(toy_folder))
+    with pytest.raises(InputError, match="does not exist.*pass --checkpoint, or --no-eager to time the engines alone"):
+        time_again(bundle, wanted, str(tmp_path / "none"))
+    assert hashes(bundle) == before
+
+
+def test_a_report_written_twice_is_the_same(bundle: Path, tmp_path: Path) -> None:
+    before = open_bundle(bundle)
+    page = report_again(bundle, tmp_path / "summary.md")
+    first = page.read_bytes(), open_verified(bundle)
+    assert page == bundle / "report" / "index.html"
+    assert report_again(bundle) == page
+    assert (page.read_bytes(), open_verified(bundle)) == first
+    assert first[1] == before  # the build wrote the same
+    assert (tmp_path / "summary.md").read_text().startswith("#")
+
+
+def test_a_changed_bundle_is_refused(bundle: Path) -> None:
+    (bundle / "unet" / "model.onnx.data").write_bytes(b"")
+    before = hashes(bundle)
+    for again in (lambda: judge_again(bundle, LENIENT, write=True), lambda: time_again(bundle, QUICK), lambda: report_again(bundle)):
+        with pytest.raises(BundleError, match=r"unet/model\.onnx\.data was changed"):
+            again()
+    assert hashes(bundle) == before
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, InputError])
+def test_an_interruption_leaves_the_old_bundle_whole(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
+) -> None:
+    before = hashes(bundle)
+
+    def interrupted(folder: Path, *_: object) -> None:
+        (folder / "index.html").unlink()
+        (folder / "index.html").write_text("half")
+        raise stop
+
+    monkeypatch.setattr(review, "write_report", interrupted)
+    with pytest.raises(stop):
+        judge_again(bundle, LENIENT, write=True)
+    with pytest.raises(stop):
+        report_again(bundle)
+    assert hashes(bundle) == before
+    assert verify(bundle).passed
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_nothing_is_measured_again(timed: Path, tiny_bundle: Path) -> None:
+    assert Measurement.read(timed) == Measurement.read(tiny_bundle)
