@@ -18,11 +18,12 @@ from typing import Any
 
 from models import DEMO, engines_of, save_sd15
 
-from nemo_edge.bench import Runnable, bench
+from nemo_edge.bench import bench
 from nemo_edge.console import Bars
 from nemo_edge.environment import machine
 from nemo_edge.latency import Latency
 from nemo_edge.recipe import LatencySettings, SamplingSettings
+from nemo_edge.stand import Runnable
 
 RESULT = Path(__file__).parent / "results" / "latency.json"
 OPSETS = (18, 23)

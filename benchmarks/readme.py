@@ -51,7 +51,10 @@ def main() -> None:
 
 
 def load(name: str) -> Result:
-    found: Result = json.loads((RESULTS / f"{name}.json").read_text())
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        sys.exit(f"{path} is not there: run benchmarks/{name}.py")
+    found: Result = json.loads(path.read_text())
     return found
 
 
@@ -129,12 +132,13 @@ def latency_table(found: Result) -> list[str]:
             cells = [ratio(case, masked, baked) for case in columns.values()]
             lines.append(f"| *{masked.removesuffix(', masked')}: masked relative to baked* | " + " | ".join(cells) + " |")
         lines.append("")
+    machines = dict.fromkeys(machine(groups[0]) for groups in found.values())
     overhead = max(t["overhead"] for groups in found.values() for g in groups for c in g["cases"] for t in c["timings"])
     noisy = sum(t["noisy"] for groups in found.values() for g in groups for c in g["cases"] for t in c["timings"])
     every = sum(len(c["timings"]) for groups in found.values() for g in groups for c in g["cases"])
     return [
         *lines,
-        f"Measured on {machine(found['demo'][0])}, fp32, one picture with guidance (two rows of the UNet); the contenders took turns, "
+        f"Measured on {' and on '.join(machines)}, fp32, one picture with guidance (two rows of the UNet); the contenders took turns, "
         f"each in a process of its own. {noisy} of {every} timings varied by more than 10 %. The measuring itself took at most "
         f"{overhead:.1%} of what it measured (`benchmarks/results/latency.json`).",
     ]

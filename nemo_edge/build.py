@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nemo_edge import __version__
 from nemo_edge.bundle import Manifest, check_output, copy_tree, open_bundle, publish, staging, verify
-from nemo_edge.environment import Machine, machine
+from nemo_edge.environment import USED, Machine, machine
 from nemo_edge.errors import BundleError, InputError
 from nemo_edge.files import checkpoint_hashes, explain, sha256_file, sha256_json, write_atomically
 from nemo_edge.progress import Progress
@@ -116,10 +116,13 @@ def build(recipe: Recipe, progress: Progress | None = None) -> BuildResult:
 def _preflight(recipe: Recipe, inputs: _Inputs) -> None:
     """Find out now, not after hours of work, what the last stages would stumble over."""
     from nemo_edge.backends.onnxruntime import probe_provider
+    from nemo_edge.bench import check_compiler
     from nemo_edge.checkpoint import check_files
     from nemo_edge.replication import load_picture, load_sscd
 
     probe_provider(recipe.engine.provider)
+    if recipe.latency is not None:
+        check_compiler(recipe.latency)
     check_files(recipe.checkpoint.path, allow_pickle=recipe.checkpoint.allow_pickle)
     for prompt in inputs.memorized:
         if prompt.image:
@@ -168,18 +171,24 @@ def _checkpoint_hashes(path: str) -> dict[str, str]:
     return hashes
 
 
+def _versions(here: Machine) -> dict[str, str]:
+    """The versions that a build's results depend on, and not those of backends it does not use."""
+    return {name: version for name, version in here.versions.items() if name in USED}
+
+
 def _keys(recipe: Recipe, inputs: _Inputs) -> dict[str, str]:
     """A hash for each stage of everything its result depends on, the stages before it included."""
     general, memorized = [p.text for p in inputs.general], [p.text for p in inputs.memorized]
     r = recipe.model_dump(mode="json")
-    calibrate = sha256_json([inputs.machine.versions, inputs.checkpoint, general, r["calibration"], inputs.statistics, r["localization"]])
+    calibrate = sha256_json([_versions(inputs.machine), inputs.checkpoint, general, r["calibration"], inputs.statistics, r["localization"]])
     localize = sha256_json([calibrate, memorized, [p.url for p in inputs.memorized]])
     export = sha256_json([localize, r["export"]])
     held_out = [p.text for p in inputs.held_out]
     measure = sha256_json([export, r["engine"], inputs.prompts, held_out, r["sampling"], r["fidelity"]])
     keys = {"calibrate": calibrate, "localize": localize, "export": export, "measure": measure}
     if recipe.latency is not None:
-        here = inputs.machine.model_dump(mode="json", exclude={"gpus": {"__all__": {"clock_mhz", "temperature_c", "throttled_by"}}})
+        state: Any = {"gpus": {"__all__": {"clock_mhz", "temperature_c", "throttled_by"}}, "versions": True}
+        here = inputs.machine.model_dump(mode="json", exclude=state)
         keys["latency"] = sha256_json([export, r["engine"], r["sampling"], r["latency"], here])
     return keys
 
@@ -316,7 +325,7 @@ class _Build:
             checkpoint=inputs.checkpoint,
             prompts=inputs.prompts,
             recipe=recipe.model_dump(mode="json"),
-            versions=inputs.machine.versions,
+            versions=_versions(inputs.machine),
             machine=inputs.machine,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             neurons_hash=neurons.content_hash(),

@@ -207,8 +207,11 @@ def open_verified(folder: Path) -> Manifest:
 def amend(folder: Path, manifest: Manifest, write: Callable[[Path], None]) -> Manifest:
     """Add files to a bundle or replace some, all at once: `write` gets a folder that holds the bundle's files.
 
-    It must not change a file in place. What it leaves alone keeps the hash it has in `manifest`.
+    It must not change a file in place. What it leaves alone keeps the hash it has in `manifest`. Raises `BundleError` when the
+    bundle is no longer the one that the manifest is of.
     """
+    if open_bundle(folder).files != manifest.files:
+        raise BundleError(f"{folder} was built again meanwhile: run the same command once more")
     with staging(folder) as staged:
         copy_tree(folder, staged, leave=(MANIFEST,), link=True)
         write(staged)

@@ -34,6 +34,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Open pickle weights, which can run any code.")]
 Prompts = Annotated[Path, typer.Argument(help="Prompts: .txt, .csv (column Caption or prompt) or .jsonl.")]
 AllLayers = Annotated[bool, typer.Option("--all-layers", help="Value layers of the up blocks too, not only the paper's.")]
+Summary = Annotated[Path | None, typer.Option("--summary", help="Add a job summary in Markdown to this file.")]
 Statistics = Annotated[Path, typer.Option("--statistics", help="What `nemo-edge calibrate` wrote, or the official .pt file.")]
 ThresholdOption = Annotated[float | None, typer.Option("--threshold", min=0, max=1, help="τ; else the one in the statistics.")]
 
@@ -42,6 +43,7 @@ ThresholdOption = Annotated[float | None, typer.Option("--threshold", min=0, max
 def build(
     recipe: Annotated[Path, typer.Argument(help="Recipe, a TOML file.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and check everything, say what would run, write nothing.")] = False,
+    summary: Summary = None,
     as_json: Json = False,
 ) -> None:
     """Build a bundle: calibrate, localize, export, compile, measure, judge. Exit code 3 when a gate fails."""
@@ -55,6 +57,10 @@ def build(
         _print(plan(settings), as_json, console.show_plan)
         return
     result = run(settings, console.Bars())
+    if summary is not None:
+        from nemo_edge.review import summarize
+
+        summarize(settings.output, summary)
     _print(result, as_json, console.show_build)
     if not result.passed:
         raise typer.Exit(3)
@@ -189,18 +195,18 @@ def bench(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the times here, and leave the bundle alone.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Time eager PyTorch and every engine of a bundle side by side; the bundle's gates and report follow."""
+    """Time eager PyTorch and every engine of a bundle side by side; its gates and report follow. Exit code 3 when a gate fails."""
     from nemo_edge import console
 
-    given: dict[str, Any] = {"targets": targets or None, "batches": batches or None, "sizes": [_size(s) for s in sizes] if sizes else None}
+    given: dict[str, Any] = {"targets": targets or None, "batches": batches or None, "sizes": sizes or None}
     given |= {"steps": steps, "runs": runs, "seconds": seconds, "threads": threads, "eager": eager, "compiled": compiled}
     settings = _latency_settings(bundle, {name: value for name, value in given.items() if value is not None})
     from nemo_edge.review import time_again
 
     result = time_again(bundle, settings, checkpoint, out, console.Bars())
-    _print(result, as_json, console.show_latency)
-    if not as_json:
-        console.show_paths([out or bundle / "report" / "index.html"])
+    _print(result, as_json, lambda found: console.show_times(found, out or bundle / "report" / "index.html"))
+    if not result.passed:
+        raise typer.Exit(3)
 
 
 @app.command()
@@ -235,7 +241,7 @@ def gate(
     recipe: Annotated[Path, typer.Option("--recipe", help="Recipe whose [gates] are applied.")],
     write: Annotated[bool, typer.Option("--write", help="Put the new verdict into the bundle.")] = False,
     junit: Annotated[Path | None, typer.Option("--junit", help="Write the gates as JUnit XML too.")] = None,
-    summary: Annotated[Path | None, typer.Option("--summary", help="Write a job summary in Markdown too.")] = None,
+    summary: Summary = None,
     as_json: Json = False,
 ) -> None:
     """Judge a bundle by other gates, from what was measured on it. Exit code 3 when one fails."""
@@ -254,7 +260,7 @@ def gate(
 @app.command()
 def report(
     bundle: Bundle,
-    summary: Annotated[Path | None, typer.Option("--summary", help="Write a job summary in Markdown too.")] = None,
+    summary: Summary = None,
     as_json: Json = False,
 ) -> None:
     """Write a bundle's report again, from what was measured on it."""
@@ -387,14 +393,8 @@ def _latency_settings(bundle: Path, given: dict[str, Any]) -> Any:
     from nemo_edge.bundle import open_bundle
     from nemo_edge.recipe import LatencySettings, from_options
 
-    return from_options(LatencySettings, open_bundle(bundle).recipe.get("latency") or {}, given)
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise typer.BadParameter(f"--size {text}: expected HEIGHTxWIDTH in pixels, like 512x512")
-    return int(height), int(width)
+    names = {"targets": "target", "batches": "batch", "sizes": "size", "compiled": "compile"}
+    return from_options(LatencySettings, open_bundle(bundle).recipe.get("latency") or {}, given, names)
 
 
 if __name__ == "__main__":

@@ -22,13 +22,14 @@ from nemo_edge.component import VALUE_MASK
 from nemo_edge.configuration import Configuration
 from nemo_edge.divergence import Divergence, EagerProbe, GraphProbe, Probe, first_divergence, first_not_finite
 from nemo_edge.errors import InputError
-from nemo_edge.fidelity import Agreement, Trajectory, compare_trajectories, trace_trajectory
+from nemo_edge.fidelity import Agreement, Trajectory, compare_trajectories, merged, trace_trajectory
+from nemo_edge.footprint import pictures_at_once
 from nemo_edge.mitigation import Measurement
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import UNET_FOLDERS, UNMITIGATED, eager_pipeline, has_unmitigated, open_pipeline, original_weights
 from nemo_edge.progress import Progress
 from nemo_edge.recipe import ENGINE_TOLERANCES, Recipe, SamplingSettings
-from nemo_edge.sampling import Pipeline
+from nemo_edge.sampling import Pipeline, latent_shape
 from nemo_edge.surgery import silenced
 
 MITIGATED = "mitigated"
@@ -83,23 +84,11 @@ def compare(reference: str, candidate: str, question: Question, progress: Progre
         raise InputError("two checkpoints have nothing to compare: one side must be a bundle (`nemo-edge build` makes one)")
     recipe = Recipe.model_validate(bundle.manifest.recipe)
     sampling = recipe.sampling.model_copy(update={"steps": question.steps or recipe.sampling.steps})
-    tolerance = question.tolerance or recipe.engine_tolerance or ENGINE_TOLERANCES[recipe.export.dtype]
+    gate = ENGINE_TOLERANCES[recipe.export.dtype] if recipe.engine_tolerance is False else recipe.engine_tolerance
+    tolerance = gate if question.tolerance is None else question.tolerance
     prompts = tuple(question.prompts) or _own_prompts(bundle.path)
-    seeds = range(question.seed, question.seed + len(prompts))
-    with ExitStack() as stack, progress.task("compare", 2) as advance:
-        first, second = (side.opened(stack) for side in sides)
-        with first.silence():
-            expected = trace_trajectory(first.pipeline, prompts, seeds, sampling, first.mask)
-        advance(1)
-        with second.silence():
-            agreement = compare_trajectories(expected, second.pipeline, prompts, seeds, sampling, second.mask)
-        advance(1)
-        found = None
-        if not agreement.largest_error <= tolerance:
-            progress.note("the sides differ: looking for the first tensor that does")
-            eager_last = second.side.manifest is None  # a graph is looked into, eager is what it is held against
-            pair = (second, first) if eager_last else (first, second)
-            found = _locate(*pair, expected, agreement, prompts, sampling, tolerance)
+    found = _compared(sides, prompts, question.seed, sampling, tolerance, progress)
+    agreement = merged([part.agreement for part in found])
     return Comparison(
         reference=str(sides[0]),
         candidate=str(sides[1]),
@@ -108,8 +97,41 @@ def compare(reference: str, candidate: str, question: Question, progress: Progre
         tolerance=tolerance,
         agreement=agreement,
         drift_start=agreement.drift_start(tolerance),
-        divergence=found,
+        divergence=next((part.divergence for part in found if part.divergence), None),
     )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one group of prompts showed."""
+
+    agreement: Agreement
+    divergence: Divergence | None
+
+
+def _compared(
+    sides: Sequence[_Side], prompts: Sequence[str], seed: int, sampling: SamplingSettings, tolerance: float, progress: Progress
+) -> list[_Part]:
+    """Compare group by group, as many prompts at once as memory is for; the first group that disagrees is looked into."""
+    found: list[_Part] = []
+    with ExitStack() as stack, progress.task("compare", len(prompts)) as advance:
+        first, second = (side.opened(stack) for side in sides)
+        _, height, width = latent_shape(first.pipeline.config, sampling)
+        size = pictures_at_once(height * width * first.pipeline.config.factor**2)
+        for start in range(0, len(prompts), size):
+            group = prompts[start : start + size]
+            seeds = range(seed + start, seed + start + len(group))
+            with first.silence():
+                expected = trace_trajectory(first.pipeline, group, seeds, sampling, first.mask)
+            with second.silence():
+                agreement = compare_trajectories(expected, second.pipeline, group, seeds, sampling, second.mask)
+            divergence = None
+            if not agreement.largest_error <= tolerance and all(part.divergence is None for part in found):
+                progress.note("the sides differ: looking for the first tensor that does")
+                divergence = _locate(first, second, expected, agreement, group, sampling, tolerance)
+            found.append(_Part(agreement, divergence))
+            advance(len(group))
+    return found
 
 
 @dataclass(frozen=True)
@@ -229,7 +251,12 @@ def _locate(
     sampling: SamplingSettings,
     tolerance: float,
 ) -> Divergence | None:
-    """The first bad tensor: in the text encoders, in the UNet at its worst step, or in the decoder, whichever comes first."""
+    """The first bad tensor: in the text encoders, in the UNet at its worst step, or in the decoder, whichever comes first.
+
+    A graph is looked into, and eager is what it is held against, whichever side it is.
+    """
+    if second.side.manifest is None:
+        first, second = second, first
     worst = max(range(len(agreement.steps)), key=lambda i: np.nan_to_num(agreement.steps[i].forced, nan=np.inf))
     config = first.pipeline.config
     rows = [*([sampling.negative_prompt] * len(prompts) if sampling.guidance else []), *prompts]

@@ -11,11 +11,11 @@ __all__ = [
     "show_detection",
     "show_diagnosis",
     "show_export",
-    "show_latency",
     "show_localizations",
     "show_manifest",
     "show_paths",
     "show_plan",
+    "show_times",
     "show_verdict",
     "show_verification",
 ]
@@ -164,9 +164,17 @@ def show_checkpoint(facts: dict[str, Any]) -> None:
     out.print(table)
 
 
-def show_latency(found: Any) -> None:
-    """The times of each case, and what they were taken on."""
+def show_times(timed: Any, path: Path) -> None:
+    """The times that were taken, the gates that follow, and where they are."""
     out = Console()
+    _show_latency(out, timed.latency)
+    if timed.gates:
+        _show_gates(out, timed.gates)
+        out.print(f"{escape(timed.bundle)}: {_verdict(timed)}", soft_wrap=True)
+    show_paths([path])
+
+
+def _show_latency(out: Console, found: Any) -> None:
     memory = {c.name: c.peak_memory_mib for c in found.contenders}
     for case in found.cases:
         steps = f", {case.steps} steps" if case.steps else ""
@@ -216,8 +224,7 @@ def show_verdict(verdict: Any) -> None:
     """The gates of a bundle that is judged again."""
     out = Console()
     _show_gates(out, verdict.gates)
-    state = "[green]every gate passed[/]" if verdict.passed else "[red]a gate failed: this bundle must not be shipped[/]"
-    out.print(f"{escape(verdict.bundle)}: {state}{'' if verdict.written else '; the bundle was left as it is'}", soft_wrap=True)
+    out.print(f"{escape(verdict.bundle)}: {_verdict(verdict)}{'' if verdict.written else '; the bundle was left as it is'}", soft_wrap=True)
 
 
 def show_diagnosis(diagnosis: Any) -> None:
@@ -303,8 +310,8 @@ def _gb(size_bytes: int) -> str:
     return f"{size_bytes / 1e9:.1f} GB"
 
 
-def _verdict(manifest: Any) -> str:
-    return "[green]every gate passed[/]" if manifest.passed else "[red]a gate failed: this bundle must not be shipped[/]"
+def _verdict(judged: Any) -> str:
+    return "[green]every gate passed[/]" if judged.passed else "[red]a gate failed: this bundle must not be shipped[/]"
 
 
 def _show_gates(out: Console, gates: Sequence[Any]) -> None:

@@ -20,6 +20,7 @@ from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
 from nemo_edge.backends.torch import open_runner
 from nemo_edge.component import Component
 from nemo_edge.graphs import Graph, Place, module_path, open_graph
+from nemo_edge.similarity import relative_error
 
 
 class Divergence(BaseModel):
@@ -139,7 +140,7 @@ def first_divergence(component: str, reference: Probe, candidate: GraphProbe, to
 
     def bad(tensor: str) -> bool | None:
         expected, got = reference(modules[tensor]), candidate(modules[tensor])
-        errors[tensor] = _relative(expected, got) if expected.shape == got.shape else None
+        errors[tensor] = relative_error(expected, got) if expected.shape == got.shape else None
         error = errors[tensor]
         return None if error is None else not error <= tolerance
 
@@ -232,8 +233,3 @@ def _ancestors(graph: Graph, tensors: Sequence[str]) -> set[str]:
             found.add(tensor)
             waiting.append(tensor)
     return found
-
-
-def _relative(expected: np.ndarray, got: np.ndarray) -> float:
-    largest = float(np.abs(expected).max())
-    return float(np.abs(expected - got).max() / (largest or 1.0))

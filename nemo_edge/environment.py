@@ -5,7 +5,7 @@ Imports nothing heavy: versions come from the installed packages' metadata, GPUs
 
 from __future__ import annotations
 
-__all__ = ["Gpu", "Machine", "gpus", "machine", "packages"]
+__all__ = ["PACKAGES", "USED", "Gpu", "Machine", "cores", "gpus", "machine", "packages"]
 
 import os
 import platform
@@ -17,7 +17,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-PACKAGES = (
+USED = (
     "nemo-edge",
     "torch",
     "diffusers",
@@ -26,13 +26,13 @@ PACKAGES = (
     "onnxscript",
     "onnxruntime",
     "onnxruntime-gpu",
-    "tensorrt",
-    "tensorrt-rtx-cu13",
-    "openvino",
     "torchmetrics",
     "numpy",
 )
-"""Packages whose versions a result depends on."""
+"""Packages whose versions a build's results depend on."""
+
+PACKAGES = (*USED, "tensorrt", "tensorrt-rtx-cu13", "openvino")
+"""Those, and the packages of backends that builds do not use."""
 
 _QUERY = "name,driver_version,memory.total,compute_cap,clocks.sm,clocks.max.sm,temperature.gpu"
 _REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
@@ -97,12 +97,17 @@ def machine() -> Machine:
         system=platform.platform(terse=True),
         python=platform.python_version(),
         cpu=_cpu(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=cores(),
         memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30) if hasattr(os, "sysconf") else 0,
         governor=_text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
         gpus=gpus(),
         versions=packages(),
     )
+
+
+def cores() -> int:
+    """Return the logical cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def packages() -> dict[str, str]:
@@ -123,7 +128,10 @@ def gpus() -> tuple[Gpu, ...]:
         return ()
     for reasons in _REASONS:
         command = [tool, f"--query-gpu={_QUERY},{reasons}", "--format=csv,noheader,nounits"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+        except (OSError, subprocess.TimeoutExpired):  # a driver that hangs is none
+            return ()
         if done.returncode == 0:
             return tuple(_gpu(line) for line in done.stdout.splitlines() if line.count(",") == _QUERY.count(",") + 1)
     return ()

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from nemo_edge.progress import Progress
 from nemo_edge.prompts import Prompt
 from nemo_edge.recipe import Recipe
 from nemo_edge.sampling import Pipeline, latent_shape
+from nemo_edge.similarity import relative_error
 from nemo_edge.surgery import silenced
 
 _CURVE_PROMPTS = 8
@@ -121,8 +123,10 @@ class _Examination:
 
     @cached_property
     def _judged(self) -> tuple[str, ...]:
-        """The prompts whose whole trajectories are compared: two examined and two general ones."""
-        return tuple(p.text for p in (*self.subject.memorized[:2], *self.subject.general[:2]))
+        """The prompts whose whole trajectories are compared: two examined and two general ones, fewer where pictures are large."""
+        height, width = self._size
+        turns = zip_longest(self.subject.memorized[:2], self.subject.general[:2])
+        return tuple(p.text for pair in turns for p in pair if p)[: pictures_at_once(height * width)]
 
     @cached_property
     def _mitigated(self) -> Trajectory:
@@ -147,7 +151,7 @@ class _Examination:
         for step in self._untouched.steps:
             expected = plain.unet(step.feed)["out_sample"]
             got = self.engines["masked"].unet({**step.feed, "value_mask": np.repeat(ones[None], len(expected), axis=0)})["out_sample"]
-            errors.append(np.abs(expected - got).max() / np.abs(expected).max())
+            errors.append(relative_error(expected, got))
         return float(np.max(errors))
 
     def _draw_memorized(self, which: str) -> None:

@@ -5,7 +5,7 @@ Shapes: B pictures, R rows of the UNet, C channels, H and W of the latents.
 
 from __future__ import annotations
 
-__all__ = ["Agreement", "StepError", "Trajectory", "compare_trajectories", "trace_trajectory"]
+__all__ = ["Agreement", "StepError", "Trajectory", "compare_trajectories", "merged", "trace_trajectory"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nemo_edge.recipe import SamplingSettings
 from nemo_edge.sampling import Pipeline, Step, denoise
-from nemo_edge.similarity import lpips, psnr, ssim
+from nemo_edge.similarity import lpips, psnr, relative_error, ssim
 
 
 class _Result(BaseModel):
@@ -64,6 +64,27 @@ class Agreement(_Result):
         return next((i for i, step in enumerate(self.steps) if not step.latents <= tolerance), None)
 
 
+def merged(found: Sequence[Agreement]) -> Agreement:
+    """Return the agreement of several groups of prompts: at each step, and of the pictures, the worst of all."""
+    steps = [
+        StepError(
+            time=at[0].time,
+            forced=float(np.max([s.forced for s in at])),
+            output=float(np.max([s.output for s in at])),
+            latents=float(np.max([s.latents for s in at])),
+        )
+        for at in zip(*(a.steps for a in found), strict=True)
+    ]
+    distances = [a.lpips for a in found if a.lpips is not None]
+    return Agreement(
+        steps=tuple(steps),
+        picture_levels=max(a.picture_levels for a in found),
+        ssim=float(np.min([a.ssim for a in found])),
+        psnr=float(np.min([a.psnr for a in found])),
+        lpips=float(np.max(distances)) if distances else None,
+    )
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """A runner's whole way from noise to pictures, kept to compare others with."""
@@ -96,9 +117,9 @@ def compare_trajectories(
         errors.append(
             StepError(
                 time=a.time,
-                forced=_relative(a.output_RCHW, forced),
-                output=_relative(a.output_RCHW, b.output_RCHW),
-                latents=_relative(a.latents_BCHW, b.latents_BCHW),
+                forced=relative_error(a.output_RCHW, forced),
+                output=relative_error(a.output_RCHW, b.output_RCHW),
+                latents=relative_error(a.latents_BCHW, b.latents_BCHW),
             )
         )
     a_BHW3, b_BHW3 = reference.pictures_BHW3, own.pictures_BHW3
@@ -110,7 +131,3 @@ def compare_trajectories(
         psnr=float(psnr(a_BHW3, b_BHW3).min()),
         lpips=None if distances is None else float(distances.max()),
     )
-
-
-def _relative(expected: np.ndarray, got: np.ndarray) -> float:
-    return float(np.abs(expected - got).max() / np.abs(expected).max())

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "PICKLE_FILES",
     "WEIGHT_FILES",
+    "append",
     "checkpoint_folder",
     "checkpoint_hashes",
     "explain",
@@ -49,6 +50,16 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def append(path: Path, content: str) -> None:
+    """Add text to the end of a file, which is made where it is not there. Raises `InputError` when it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(content)
+    except OSError as error:
+        raise explain(error, path) from error
 
 
 def _write_through(path: Path, data: bytes) -> None:

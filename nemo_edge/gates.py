@@ -4,11 +4,11 @@ from __future__ import annotations
 
 __all__ = ["judge"]
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from math import inf, isnan
 
 from nemo_edge.bundle import GateResult
-from nemo_edge.latency import Latency
+from nemo_edge.latency import Latency, Ratio
 from nemo_edge.localization import Localization
 from nemo_edge.mitigation import Measurement, VariantMeasurement
 from nemo_edge.recipe import Recipe
@@ -18,13 +18,13 @@ def judge(
     measurement: Measurement, localizations: Sequence[Localization], recipe: Recipe, latency: Latency | None = None
 ) -> tuple[GateResult, ...]:
     """Return every gate that applies, in a fixed order. A value that is not a number fails; without one nothing was there to measure."""
-    results = []
+    results, leaky = [], {r.prompt for r in localizations if r.memorized}
     floor = recipe.gates.schedule_floor
     if floor is not False:
         floors = [r.prompt for r in localizations if r.floor]
         results.append(_gate("schedule_floor", floor, len(floors), f"prompts at the floor: {', '.join(floors)}" if floors else ""))
     for variant in measurement.variants:
-        results += [*_of_memories(variant, measurement, recipe), *_of_others(variant, recipe), *_of_engine(variant, recipe)]
+        results += [*_of_memories(variant, measurement, recipe, leaky), *_of_others(variant, recipe), *_of_engine(variant, recipe)]
         results += _of_latency(variant.variant, latency, recipe)
     if measurement.untouched is not None and recipe.engine_tolerance is not False:
         error = measurement.untouched.largest_error
@@ -35,9 +35,9 @@ def judge(
     return tuple(results)
 
 
-def _of_memories(variant: VariantMeasurement, measurement: Measurement, recipe: Recipe) -> Iterator[GateResult]:
-    """What is left of the memories: scores, and copies of training pictures."""
-    name, gates, memorized = variant.variant, recipe.gates, [m for m in variant.mitigations if m.neurons]
+def _of_memories(variant: VariantMeasurement, measurement: Measurement, recipe: Recipe, leaky: Set[str]) -> Iterator[GateResult]:
+    """What is left of the memories: scores of the prompts that are memorized, and copies of training pictures."""
+    name, gates, memorized = variant.variant, recipe.gates, [m for m in variant.mitigations if m.prompt in leaky]
     if gates.memorization_score is not False:
         limit = measurement.threshold if gates.memorization_score is None else gates.memorization_score
         if memorized:
@@ -83,22 +83,24 @@ def _of_engine(variant: VariantMeasurement, recipe: Recipe) -> Iterator[GateResu
 
 def _of_latency(variant: str, latency: Latency | None, recipe: Recipe) -> Iterator[GateResult]:
     """Whether the mitigation costs time, and whether the engine is worth it."""
-    for name, limit, reference in (
-        ("slow_down", recipe.gates.slow_down, "unmitigated"),
-        ("eager_ratio", recipe.gates.eager_ratio, "eager"),
-    ):
-        if limit is False:
-            continue
-        ratio = latency.ratio("unet", variant, reference) if latency else None
-        if ratio is not None and ratio.problem:
-            yield _gate(f"{name}.{variant}", limit, None, ratio.problem)
-        elif ratio is None:
+    gates = recipe.gates
+    for name, limit, reference in (("slow_down", gates.slow_down, "unmitigated"), ("eager_ratio", gates.eager_ratio, "eager")):
+        if limit is not False:
+            found = latency.ratios("unet", variant, reference) if latency else {}
             why = f"the UNet's time beside {reference} was not taken" if latency else "no times were taken: `nemo-edge bench`"
-            yield _gate(f"{name}.{variant}", limit, None, why)
-        else:
-            yield _gate(
-                f"{name}.{variant}", limit, ratio.low, f"{ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f}) of {reference}'s time"
-            )
+            yield _of_ratios(f"{name}.{variant}", limit, found, why)
+
+
+def _of_ratios(name: str, limit: float, found: Mapping[str, Ratio], why: str) -> GateResult:
+    """The case that is slow beyond doubt, or one that is uncertain, or else the slowest of all."""
+    if not found:
+        return _gate(name, limit, None, why)
+    sure = {case: ratio for case, ratio in found.items() if not ratio.problem(limit)}
+    doubts = [f"{case}: {problem}" for case, ratio in found.items() if (problem := ratio.problem(limit))]
+    case, ratio = max(sure.items(), key=lambda item: item[1].low, default=("", None))
+    if ratio is None or (doubts and ratio.low <= limit):
+        return _gate(name, limit, None, doubts[0])
+    return _gate(name, limit, ratio.low, f"{ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f}), {case}")
 
 
 def _gate(name: str, limit: float, value: float | None, detail: str = "") -> GateResult:

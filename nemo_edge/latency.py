@@ -5,7 +5,21 @@ Times are wall-clock milliseconds of calls that return when their work is done.
 
 from __future__ import annotations
 
-__all__ = ["Case", "Clock", "Contender", "Latency", "Ratio", "Timing", "Visit", "ratio_of", "timing_of", "visit", "wall_clock", "warm_up"]
+__all__ = [
+    "FEWEST_ROUNDS",
+    "Case",
+    "Clock",
+    "Contender",
+    "Latency",
+    "Ratio",
+    "Timing",
+    "Visit",
+    "ratio_of",
+    "timing_of",
+    "visit",
+    "wall_clock",
+    "warm_up",
+]
 
 import time
 from collections.abc import Callable, Sequence
@@ -15,14 +29,14 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.environment import Machine
+from nemo_edge.environment import Gpu, Machine
 from nemo_edge.recipe import LatencySettings
 
 Clock = Callable[[Callable[[], object]], tuple[float, float | None]]
 """Calls once; returns milliseconds of wall-clock time, and of the device's own where there is one."""
 
 _RESAMPLES = 2000
-_ROUNDS = 5
+FEWEST_ROUNDS = 5
 _WIDEST = 0.2
 """An interval wider than this share of its ratio says too little."""
 
@@ -89,13 +103,16 @@ class Ratio(_Result):
     high: float
     rounds: int
 
-    @property
-    def problem(self) -> str:
-        """Why this ratio is too uncertain to be judged; empty when it is not."""
-        if self.rounds < _ROUNDS:
-            return f"{self.rounds} rounds are too few for an interval: latency.runs = {_ROUNDS} or more"
-        wide = self.high - self.low > _WIDEST * self.value
-        return f"the interval of {self.low:.3f} to {self.high:.3f} is too wide: time it again on a quiet machine" if wide else ""
+    def problem(self, limit: float) -> str:
+        """Say why it is uncertain whether this ratio is at or below `limit`; empty when it is not.
+
+        It is not where the whole interval lies on one side of the limit, however wide it is.
+        """
+        if self.rounds < FEWEST_ROUNDS:
+            return f"{self.rounds} rounds are too few for an interval: latency.runs = {FEWEST_ROUNDS} or more"
+        if limit < self.low or self.high <= limit or self.high - self.low <= _WIDEST * self.value:
+            return ""
+        return f"the interval of {self.low:.3f} to {self.high:.3f} is too wide: time it again on a quiet machine"
 
 
 class Case(_Result):
@@ -111,6 +128,13 @@ class Case(_Result):
     """Denoising steps of the pipeline; None for a component, which runs once."""
     timings: tuple[Timing, ...]
     ratios: tuple[Ratio, ...]
+    gpus: tuple[Gpu, ...] = ()
+    """The GPUs right after the last call: their clocks, and what throttled them."""
+
+    @property
+    def words(self) -> str:
+        """The case in a few words."""
+        return f"{self.target}, batch {self.batch}, {self.height} × {self.width}"
 
 
 class Latency(_Result):
@@ -118,8 +142,6 @@ class Latency(_Result):
 
     schema_version: Literal[1] = 1
     machine: Machine
-    after: Machine
-    """The machine once more at the end: clocks and throttle reasons of its GPUs."""
     date: str
     seconds: float
     settings: LatencySettings
@@ -128,14 +150,22 @@ class Latency(_Result):
 
     @property
     def noisy(self) -> tuple[str, ...]:
-        """Which timings vary more than the recipe allows, each as "target: contender"."""
-        return tuple(f"{case.target}: {timing.contender}" for case in self.cases for timing in case.timings if timing.noisy)
+        """Which timings vary more than the settings allow, each as "target: contender"."""
+        found = (f"{case.target}: {timing.contender}" for case in self.cases for timing in case.timings if timing.noisy)
+        return tuple(dict.fromkeys(found))
+
+    def ratios(self, target: str, contender: str, reference: str) -> dict[str, Ratio]:
+        """Return the ratio of two contenders in each case of a target where both were timed, by the case in words."""
+        return {
+            case.words: ratio
+            for case in self.cases
+            for ratio in case.ratios
+            if (case.target, ratio.contender, ratio.reference) == (target, contender, reference)
+        }
 
     def ratio(self, target: str, contender: str, reference: str) -> Ratio | None:
         """Return the ratio of two contenders in the first case of a target, or None when it was not measured."""
-        cases = [case for case in self.cases if case.target == target]
-        found = [r for case in cases[:1] for r in case.ratios if (r.contender, r.reference) == (contender, reference)]
-        return found[0] if found else None
+        return next(iter(self.ratios(target, contender, reference).values()), None)
 
 
 @dataclass(frozen=True)

@@ -73,12 +73,18 @@ class NoiseProbe:
         conditioning: Mapping[str, np.ndarray],
         seeds: Sequence[int] | None = None,
         mask: np.ndarray | None = None,
+        at_once: int | None = None,
     ) -> Tensor:
         """Return δ, scaled to [0, 1] per sample and channel: float32 [S, C, H, W].
 
-        `conditioning` holds one row ([1, …]); `seeds` picks some of the latents; `mask` is [N], for a masked UNet.
+        `conditioning` holds one row ([1, …]); `seeds` picks some of the latents; `mask` is [N], for a masked UNet; no more than
+        `at_once` rows are run together.
         """
         x_SCHW = self.latents_SCHW if seeds is None else self.latents_SCHW[list(seeds)]
+        parts = torch.split(x_SCHW, at_once or len(x_SCHW))
+        return torch.cat([self._difference(unet, conditioning, x, mask) for x in parts])
+
+    def _difference(self, unet: Runner, conditioning: Mapping[str, np.ndarray], x_SCHW: Tensor, mask: np.ndarray | None) -> Tensor:
         count = len(x_SCHW)
         rows = {name: np.repeat(value, count, axis=0) for name, value in conditioning.items()}
         if VALUE_MASK in unet.inputs:

@@ -196,7 +196,9 @@ def noise_difference(
     """
     probe = NoiseProbe.of(checkpoint.config, settings, shape)
     conditioning = {name: value.cpu().numpy() for name, value in checkpoint.encode([localization.prompt]).items()}
-    return probe(pipeline.unet, conditioning, localization.seeds or tuple(range(settings.samples)), mask)
+    _, height, width = probe.latents_SCHW.shape[1:]
+    at_once = 2 * pictures_at_once(height * width * checkpoint.config.factor**2)
+    return probe(pipeline.unet, conditioning, localization.seeds or tuple(range(settings.samples)), mask, at_once)
 
 
 def score_left(unmitigated_SCHW: Tensor, mitigated_SCHW: Tensor) -> float:

@@ -142,14 +142,23 @@ class FidelitySettings(_Settings):
     """SSCD's TorchScript file, to be measured beside the ℓ2 distance."""
 
 
+def _size(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    height, _, width = value.lower().partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise ValueError("a size is HEIGHTxWIDTH in pixels, like 512x512")
+    return int(height), int(width)
+
+
 class LatencySettings(_Settings):
     """How times are taken. Eager PyTorch and every engine take turns, each in a process of its own."""
 
     targets: tuple[Target, ...] = Field(default=("text_encoder", "unet", "vae_decoder", "pipeline"), min_length=1)
     batches: tuple[int, ...] = Field(default=(1,), min_length=1)
     """Pictures at once."""
-    sizes: tuple[tuple[int, int], ...] = ()
-    """Heights and widths in pixels; the sampling's where none is given."""
+    sizes: tuple[Annotated[tuple[int, int], BeforeValidator(_size)], ...] = ()
+    """Heights and widths in pixels, "512x768" or [512, 768]; the sampling's where none is given."""
     steps: int | None = Field(default=None, ge=1, le=1000)
     """Denoising steps of the whole pipeline; the sampling's where it is not given."""
     runs: int = Field(default=10, ge=1)
@@ -176,6 +185,8 @@ class LatencySettings(_Settings):
             raise ValueError("a value is named twice")
         if any(number < 1 for value in values if not isinstance(value, str) for number in (value if isinstance(value, tuple) else [value])):
             raise ValueError("batches and sizes are whole numbers from 1 on")
+        if any(number % 8 for value in values if isinstance(value, tuple) for number in value):
+            raise ValueError("sizes are multiples of 8 pixels")
         return values
 
 
@@ -243,7 +254,21 @@ class Recipe(_Settings):
             pinned, wanted = getattr(self.export, name), getattr(self.sampling, name)
             if pinned and pinned != wanted:
                 raise ValueError(f"export.{name} = {pinned} pins the graph, so sampling.{name} must be {pinned} too")
+        self._check_latency()
         return self
+
+    def _check_latency(self) -> None:
+        """Times that cannot be taken, and gates on times that are not, are refused before hours of work."""
+        latency, export = self.latency, self.export
+        if self.gates.eager_ratio is not False and not (latency and latency.eager and "unet" in latency.targets):
+            raise ValueError("gates.eager_ratio needs [latency] with eager = true and the target 'unet'")
+        if latency is None:
+            return
+        for pinned, size in ((export.height, [h for h, _ in latency.sizes]), (export.width, [w for _, w in latency.sizes])):
+            if pinned and any(pixels != pinned for pixels in size):
+                raise ValueError(f"latency.sizes: the graph is pinned to {export.height} × {export.width} pixels")
+        if export.batch and any(batch % export.batch for batch in latency.batches):
+            raise ValueError(f"latency.batches: the graph is pinned to batches of {export.batch}, so take multiples of it")
 
     @property
     def engine_tolerance(self) -> float | Literal[False]:
@@ -284,17 +309,25 @@ def load_recipe(path: Path) -> Recipe:
     return _anchored(recipe, path.parent)
 
 
-def from_options(kind: type[_Kind], own: Mapping[str, Any], given: Mapping[str, Any]) -> _Kind:
+def from_options(kind: type[_Kind], own: Mapping[str, Any], given: Mapping[str, Any], names: Mapping[str, str] | None = None) -> _Kind:
     """Make settings from a recipe's `own` values and those `given` on the command line, which go before them.
 
-    Raises `InputError` that names the option.
+    Raises `InputError` that names the option: that of the setting's name, or the one that `names` has for it.
     """
     try:
         return kind.model_validate({**own, **given})
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"--{first['loc'][0]} {first['input']}: {message[0].lower()}{message[1:]}") from error
+        option = str(first["loc"][0])
+        raise InputError(f"--{(names or {}).get(option, option)} {_words(first['input'])}: {message[0].lower()}{message[1:]}") from error
+
+
+def _words(value: Any) -> str:
+    """A value as it was given on the command line."""
+    if isinstance(value, list | tuple):
+        return " ".join("x".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for v in value)
+    return str(value)
 
 
 def _complaint(error: ValidationError) -> str:

@@ -5,20 +5,20 @@ What changes in a bundle changes all at once; every change ends with its gates j
 
 from __future__ import annotations
 
-__all__ = ["Verdict", "judge_again", "report_again", "time_again"]
+__all__ = ["Timed", "Verdict", "judge_again", "report_again", "summarize", "time_again"]
 
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nemo_edge.bench import bench, runnables
-from nemo_edge.bundle import GateResult, Manifest, amend, check_file, open_verified
+from nemo_edge.bundle import GateResult, Manifest, amend, check_file, check_output, open_verified
 from nemo_edge.errors import InputError
-from nemo_edge.files import checkpoint_hashes, write_atomically
+from nemo_edge.files import append, checkpoint_hashes, sha256_json, write_atomically
 from nemo_edge.gates import judge
-from nemo_edge.latency import Latency
+from nemo_edge.latency import FEWEST_ROUNDS, Latency
 from nemo_edge.progress import Progress
 from nemo_edge.recipe import GateSettings, LatencySettings, Recipe
 from nemo_edge.report import Evidence, summary_markdown, write_report
@@ -41,14 +41,27 @@ class Verdict(BaseModel):
         return all(gate.passed for gate in self.gates)
 
 
+class Timed(BaseModel):
+    """Times that were taken, and the bundle's verdict with them; no gates where the bundle was left alone."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+
+    bundle: str
+    latency: Latency
+    gates: tuple[GateResult, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate passed."""
+        return all(gate.passed for gate in self.gates)
+
+
 def judge_again(bundle: Path, gates: GateSettings, *, write: bool, junit: Path | None = None, summary: Path | None = None) -> Verdict:
     """Judge a bundle by other gates, from what was measured on it; with `write` the bundle holds the new verdict.
 
     Raises `BundleError` for a bundle that was changed, or holds no measurement.
     """
-    for path in (junit, summary):
-        if path is not None:
-            check_file(path)
+    _check_outputs(bundle, junit, summary)
     manifest = open_verified(bundle)
     recipe = Recipe.model_validate(manifest.recipe).model_copy(update={"gates": gates})
     evidence = Evidence.read(bundle)
@@ -59,48 +72,70 @@ def judge_again(bundle: Path, gates: GateSettings, *, write: bool, junit: Path |
     if junit is not None:
         write_atomically(junit, junit_xml(manifest.name, judged))
     if summary is not None:
-        write_atomically(summary, summary_markdown(Evidence.of(again, evidence.measurement, evidence.localizations, evidence.latency)))
+        append(summary, summary_markdown(Evidence.of(again, evidence.measurement, evidence.localizations, evidence.latency)))
     return Verdict(bundle=str(bundle), gates=judged, written=write)
 
 
 def time_again(
     bundle: Path, settings: LatencySettings | None, checkpoint: str | None = None, out: Path | None = None, progress: Progress | None = None
-) -> Latency:
+) -> Timed:
     """Time a bundle's engines, and eager where its checkpoint is here; the bundle then holds the times, unless `out` does.
 
     `settings` are the recipe's, or the defaults, where they are not given. Raises `InputError` for a checkpoint the bundle is
-    not made from.
+    not made from, for settings its graphs do not take, and for times a bundle cannot be judged by.
     """
+    _check_outputs(bundle, out)
     manifest = open_verified(bundle)
-    if out is not None:
-        check_file(out)
     recipe = Recipe.model_validate(manifest.recipe)
     wanted = settings or recipe.latency or LatencySettings()
+    try:
+        Recipe.model_validate({**manifest.recipe, "latency": wanted.model_dump()})
+    except ValidationError as error:
+        raise InputError(f"{bundle} cannot be timed so: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+    if out is None:
+        check_output(bundle)
+        if "unet" not in wanted.targets or wanted.runs < FEWEST_ROUNDS:
+            raise InputError(f"a bundle is judged by {FEWEST_ROUNDS} rounds of its UNet or more: pass --out to keep these times elsewhere")
     weights = _weights(manifest, recipe, checkpoint) if wanted.eager or wanted.compiled else None
     found = bench(runnables(bundle, recipe, wanted, weights), recipe.sampling, wanted, progress)
     content = found.model_dump_json(indent=1) + "\n"
     if out is not None:
         write_atomically(out, content)
-        return found
+        return Timed(bundle=str(bundle), latency=found)
     evidence = Evidence.read(bundle)
     again = _judged(manifest, recipe, judge(evidence.measurement, evidence.localizations, recipe, found))
     _put(bundle, again, found, lambda folder: write_atomically(folder / "latency.json", content))
-    return found
+    return Timed(bundle=str(bundle), latency=found, gates=again.gates)
 
 
 def report_again(bundle: Path, summary: Path | None = None) -> Path:
     """Write a bundle's report again, as this version of nemo-edge does; return the path of its page.
 
-    `summary` gets the report in short, as Markdown for a job summary of GitHub Actions.
+    `summary` gets the report in short at its end, as Markdown for a job summary of GitHub Actions.
     """
-    if summary is not None:
-        check_file(summary)
+    _check_outputs(bundle, summary)
     manifest = open_verified(bundle)
     evidence = Evidence.read(bundle)
     _put(bundle, manifest, evidence.latency, lambda folder: None)
     if summary is not None:
-        write_atomically(summary, summary_markdown(evidence))
+        summarize(bundle, summary)
     return bundle / "report" / "index.html"
+
+
+def summarize(bundle: Path, summary: Path) -> None:
+    """Add a bundle's report in short to a file. Raises `InputError` when it cannot be written."""
+    _check_outputs(bundle, summary)
+    append(summary, summary_markdown(Evidence.read(bundle)))
+
+
+def _check_outputs(bundle: Path, *paths: Path | None) -> None:
+    """Raise `InputError` for an output that cannot be written, or that would change the bundle."""
+    for path in paths:
+        if path is None:
+            continue
+        check_file(path)
+        if path.resolve().is_relative_to(bundle.resolve()):
+            raise InputError(f"the output {path} lies in the bundle, whose files are all in its manifest: give another path")
 
 
 def _weights(manifest: Manifest, recipe: Recipe, checkpoint: str | None) -> str:
@@ -116,7 +151,10 @@ def _weights(manifest: Manifest, recipe: Recipe, checkpoint: str | None) -> str:
 
 
 def _judged(manifest: Manifest, recipe: Recipe, gates: tuple[GateResult, ...]) -> Manifest:
-    changes = {"gates": gates, "passed": all(g.passed for g in gates), "recipe": recipe.model_dump(mode="json")}
+    """The manifest with a new verdict; its key is another where the gates are, so that a build judges by its own again."""
+    other = recipe.gates.model_dump(mode="json") != manifest.recipe["gates"]
+    key = sha256_json([manifest.key, recipe.gates.model_dump(mode="json")]) if other else manifest.key
+    changes = {"key": key, "gates": gates, "passed": all(g.passed for g in gates), "recipe": recipe.model_dump(mode="json")}
     return manifest.model_copy(update={**changes, "created": datetime.now(UTC).isoformat(timespec="seconds")})
 
 

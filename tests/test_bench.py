@@ -182,7 +182,7 @@ def test_a_provider_that_is_not_here_is_told_in_the_parent(recipe: Recipe, conte
 
 
 def test_a_defect_in_a_process_names_its_contender(recipe: Recipe, contenders: tuple[Runnable, ...]) -> None:
-    with pytest.raises(RuntimeError, match="^eager: KeyError: 'fp8'"):
+    with pytest.raises(RuntimeError, match=r"^eager: KeyError: 'fp8'"):
         bench([replace(only(contenders, "eager"), dtype="fp8")], recipe.sampling, QUICK)
 
 

@@ -128,9 +128,9 @@ def test_what_cannot_be_compared_is_refused(
 def test_a_variant_that_the_bundle_lacks_is_refused(model: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_bundle, tmp_path / "baked")
     amend(folder, open_bundle(folder).model_copy(update={"variants": ("baked",)}), lambda staged: shutil.rmtree(staged / "unet_masked"))
-    with pytest.raises(InputError, match="has no masked engine: it has baked$"):
+    with pytest.raises(InputError, match=r"has no masked engine: it has baked$"):
         compare(str(model), f"{folder}:masked", QUESTION)
-    with pytest.raises(InputError, match="has no unmitigated engine: it has baked$"):
+    with pytest.raises(InputError, match=r"has no unmitigated engine: it has baked$"):
         compare(str(model), f"{folder}:unmitigated", QUESTION)
 
 

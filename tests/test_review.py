@@ -137,9 +137,9 @@ def test_times_stay_when_other_gates_are_applied(timed: Path, tmp_path: Path) ->
 def test_a_checkpoint_of_other_weights_is_refused(bundle: Path, toy_folder: Path, tmp_path: Path) -> None:
     wanted = QUICK.model_copy(update={"eager": True})
     before = hashes(bundle)
-    with pytest.raises(InputError, match="is not the checkpoint that this bundle was made from.*pass --checkpoint"):
+    with pytest.raises(InputError, match=r"is not the checkpoint that this bundle was made from.*pass --checkpoint"):
         time_again(bundle, wanted, str(toy_folder))
-    with pytest.raises(InputError, match="does not exist.*pass --checkpoint, or --no-eager to time the engines alone"):
+    with pytest.raises(InputError, match=r"does not exist.*pass --checkpoint, or --no-eager to time the engines alone"):
         time_again(bundle, wanted, str(tmp_path / "none"))
     assert hashes(bundle) == before
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Gate", "LocalizationSummary", "Report", "record"]
+__all__ = ["LocalizationSummary", "Report", "record"]
 
 from typing import Any, Literal
 
@@ -26,12 +26,6 @@ class _Schema(GenerateJsonSchema):
 
     def float_schema(self, schema: core_schema.FloatSchema) -> JsonSchemaValue:
         return {"anyOf": [super().float_schema(schema), {"enum": _NOT_FINITE}]}
-
-
-class Gate(GateResult):
-    """A gate whose numbers are valid JSON whatever they are."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class LocalizationSummary(BaseModel):
@@ -67,7 +61,7 @@ class Report(BaseModel):
     name: str
     family: str
     passed: bool
-    gates: tuple[Gate, ...]
+    gates: tuple[GateResult, ...]
     measurement: Measurement
     localizations: tuple[LocalizationSummary, ...]
     latency: Latency | None
@@ -95,7 +89,7 @@ def record(evidence: Evidence) -> Report:
         name=evidence.name,
         family=evidence.family,
         passed=evidence.passed,
-        gates=tuple(Gate.model_validate(gate.model_dump()) for gate in evidence.gates),
+        gates=evidence.gates,
         measurement=evidence.measurement,
         localizations=tuple(_summary(found) for found in evidence.localizations),
         latency=evidence.latency,

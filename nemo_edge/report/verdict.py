@@ -130,7 +130,9 @@ def leak_of(mitigations: Sequence[PromptMitigation], which: str) -> Leak:
 
 def _headline(evidence: Evidence) -> str:
     if evidence.passed:
-        return "Every gate passed. This bundle can be shipped."
+        idle = sum(gate.value is None for gate in evidence.gates)
+        rest = f" {count(idle, 'gate').capitalize()} had nothing to judge." if idle else ""
+        return f"Every gate passed. This bundle can be shipped.{rest}"
     failed = sum(not gate.passed for gate in evidence.gates)
     return (
         f"{count(failed, 'gate').capitalize()} failed. This bundle must not be shipped." if failed else "This bundle must not be shipped."

@@ -111,7 +111,6 @@ def latency(contenders: Sequence[str] = ("eager", "unmitigated", "baked", "maske
     named = tuple(Contender.model_validate({"name": c, **described}) for c in contenders)
     return Latency(
         machine=MACHINE,
-        after=MACHINE,
         date="2026-01-02T03:04:05Z",
         seconds=60.0,
         settings=LatencySettings(),
