@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nemo_edge.errors import InputError
-from nemo_edge.recipe import Recipe, load_recipe
+from nemo_edge.recipe import LatencySettings, Recipe, load_recipe
 
 Write = Callable[[str, str | bytes], Path]
 
@@ -61,6 +61,24 @@ def test_a_recipe_survives_its_json(written: Write) -> None:
         (HEAD + TABLES + "[gates]\ngeneral_drift = -0.1\n", "gates.general_drift: a gate is a number from 0 on, or false"),
         (HEAD + TABLES + "[gates]\nmemorization_score = nan\n", "gates.memorization_score: a gate is a number from 0 on, or false"),
         (HEAD + TABLES + "[gates]\nschedule_floor = true\n", "gates.schedule_floor: a gate is a number from 0 on, or false"),
+        (HEAD + TABLES + "[gates]\nslow_down = -1\n", "gates.slow_down: a gate is a number from 0 on, or false"),
+        (HEAD + TABLES + "[gates]\nmask_of_ones = true\n", "gates.mask_of_ones: a gate is a number from 0 on, or false"),
+        (HEAD + TABLES + "[gates]\nmitigation_agreement = inf\n", "gates.mitigation_agreement: a gate is a number from 0 on, or false"),
+        (HEAD + TABLES + "[gates]\nslowdown = 1.1\n", "unknown key 'gates.slowdown': did you mean 'gates.slow_down'?"),
+        (HEAD + TABLES + "[gates]\nlatentdrift = 1\n", "unknown key 'gates.latentdrift': did you mean 'gates.latent_drift'?"),
+        (HEAD + TABLES + "[gates]\neager = 1\n", "unknown key 'gates.eager': did you mean 'latency.eager'?"),
+        (HEAD + TABLES + "[latency]\nruns = 0\n", "latency.runs: Input should be greater than or equal to 1 (got 0)"),
+        (HEAD + TABLES + "[latency]\nrun = 3\n", "unknown key 'latency.run': did you mean 'latency.runs'?"),
+        (HEAD + TABLES + "[latency]\nseconds = -1\n", "latency.seconds: Input should be greater than or equal to 0 (got -1)"),
+        (HEAD + TABLES + "[latency]\nbatches = [1, 1]\n", "latency.batches: a value is named twice (got [1, 1])"),
+        (HEAD + TABLES + "[latency]\nbatches = [0]\n", "latency.batches: batches and sizes are whole numbers from 1 on"),
+        (HEAD + TABLES + "[latency]\nbatches = []\n", "latency.batches: "),
+        (HEAD + TABLES + "[latency]\nsizes = [[64, 64], [64, 64]]\n", "latency.sizes: a value is named twice"),
+        (HEAD + TABLES + "[latency]\nsizes = [[64, 0]]\n", "latency.sizes: batches and sizes are whole numbers from 1 on"),
+        (HEAD + TABLES + "[latency]\nsizes = [64]\n", "latency.sizes.0: "),
+        (HEAD + TABLES + "[latency]\ntargets = ['unet', 'unet']\n", "latency.targets: a value is named twice"),
+        (HEAD + TABLES + "[latency]\ntargets = ['encoder']\n", "latency.targets.0: Input should be 'text_encoder', 'unet', "),
+        (HEAD + TABLES + "[fidelity]\ncurve = [0]\n", "fidelity.curve.0: Input should be greater than 0 (got 0)"),
         (HEAD + TABLES + "[gates]\nzzzzzzzz = 1\n", "unknown key 'gates.zzzzzzzz': the keys here are memorization_score, "),
         ('qqqq = "x"\n' + HEAD + TABLES, "unknown key 'qqqq': the keys here are name, output, "),
         (HEAD, "checkpoint is missing"),
@@ -109,3 +127,23 @@ def test_settings_that_do_not_fit_together_are_refused(written: Callable[[str, s
     head = 'name = "x"\noutput = "o"\n[checkpoint]\npath = "c"\n[prompts]\nmemorized = "m.txt"\ngeneral = "g.txt"\n'
     with pytest.raises(InputError, match=message):
         load_recipe(written("r.toml", head + changes))
+
+
+def test_times_are_taken_only_where_the_recipe_asks(written: Write) -> None:
+    assert load_recipe(written("r.toml", HEAD + TABLES)).latency is None
+    asked = load_recipe(written("r.toml", HEAD + TABLES + "[latency]\n")).latency
+    assert asked == LatencySettings()
+    assert asked.targets == ("text_encoder", "unet", "vae_decoder", "pipeline")
+    given = load_recipe(written("r.toml", HEAD + TABLES + "[latency]\nsizes = [[64, 32]]\nbatches = [1, 4]\neager = false\n")).latency
+    assert given is not None
+    assert (given.sizes, given.batches, given.eager) == (((64, 32),), (1, 4), False)
+
+
+@pytest.mark.parametrize(("dtype", "limits"), [("fp32", (1e-4, 1e-3, 0.0)), ("fp16", (0.05, 0.05, 0.05))])
+def test_tolerances_follow_the_type_unless_they_are_given(written: Write, dtype: str, limits: tuple[float, ...]) -> None:
+    table = f"[export]\ndtype = '{dtype}'\n"
+    own = load_recipe(written("r.toml", HEAD + TABLES + table))
+    assert (own.engine_tolerance, own.agreement_tolerance, own.identity_tolerance) == limits
+    gates = "[gates]\nengine_error = 0.5\nmitigation_agreement = 0\nmask_of_ones = false\n"
+    given = load_recipe(written("r.toml", HEAD + TABLES + table + gates))
+    assert (given.engine_tolerance, given.agreement_tolerance, given.identity_tolerance) == (0.5, 0, False)

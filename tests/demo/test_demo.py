@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +16,13 @@ from nemo_edge.bundle import verify
 from nemo_edge.checkpoint import Checkpoint, value_layers
 from nemo_edge.demo.captions import GENERAL_GLYPHS, MEMORIZED
 from nemo_edge.demo.sinks import memory_sinks
-from nemo_edge.fidelity import Measurement, PromptMitigation, VariantMeasurement, pictures_of
 from nemo_edge.localization import read_results
 from nemo_edge.memorization import NoiseProbe, pairwise_scores
+from nemo_edge.mitigation import Measurement, PromptMitigation, VariantMeasurement, draw_prompts
 from nemo_edge.neurons import NeuronSet
+from nemo_edge.pipelines import eager_pipeline
 from nemo_edge.prompts import read_prompts
 from nemo_edge.recipe import LocalizationSettings, Recipe, load_recipe
-from nemo_edge.stages import eager_pipeline
 
 RECIPE = Path(__file__).parents[2] / "engines" / "demo.toml"
 SEEDS = 10
@@ -41,7 +40,7 @@ def built(recipe: Recipe) -> BuildResult:
 
 @pytest.fixture(scope="module")
 def measurement(built: BuildResult) -> Measurement:
-    return Measurement.model_validate_json((Path(built.bundle) / "measurement.json").read_bytes())
+    return Measurement.read(Path(built.bundle))
 
 
 def verbatim(variant: VariantMeasurement) -> list[PromptMitigation]:
@@ -88,8 +87,8 @@ def test_the_paper_s_score_tells_memorized_from_held_out_captions(demo_checkpoin
 
 @pytest.mark.slow
 def test_general_pictures_differ_between_seeds(demo_checkpoint: Checkpoint, recipe: Recipe) -> None:
-    made = pictures_of(eager_pipeline(demo_checkpoint), ["a pig", "a rocket", "fish crown"], range(4), recipe.sampling)
-    for pictures in made.astype(np.float32) / 255:
+    made = draw_prompts(eager_pipeline(demo_checkpoint), ["a pig", "a rocket", "fish crown"], range(4), recipe.sampling)
+    for pictures in made.pictures.astype(np.float32) / 255:
         pairs = [np.sqrt(np.square(a - b).mean()) for i, a in enumerate(pictures) for b in pictures[:i]]
         assert min(pairs) > 0.05
 
@@ -103,18 +102,18 @@ def test_the_build_passes_every_gate(built: BuildResult) -> None:
 @pytest.mark.slow
 def test_every_verbatim_caption_gives_back_its_picture(measurement: Measurement) -> None:
     for m in verbatim(measurement.variants[0]):
-        assert m.copies_before is not None
-        assert m.copies_before >= 9, m.prompt
+        assert m.before.copies is not None
+        assert m.before.copies >= 9, m.prompt
 
 
 @pytest.mark.slow
 def test_every_memorized_caption_ends_at_or_below_the_threshold_without_the_floor(built: BuildResult, measurement: Measurement) -> None:
-    localizations = json.loads((Path(built.bundle) / "report" / "report.json").read_text())["localizations"]
+    localizations = read_results(Path(built.bundle) / "localization.jsonl")
     assert len(localizations) == len(MEMORIZED)
     for found in localizations:
-        assert found["memorized"]
-        assert not found["floor"], found["prompt"]
-        assert found["refined_score"] <= measurement.threshold, found["prompt"]
+        assert found.memorized
+        assert not found.floor, found.prompt
+        assert found.refined_score <= measurement.threshold, found.prompt
     for variant in measurement.variants:
         assert all(m.score_after <= measurement.threshold for m in variant.mitigations)
 
@@ -132,15 +131,15 @@ def test_the_neurons_found_are_those_the_memories_were_trained_into(built: Build
 @pytest.mark.slow
 def test_nine_in_ten_verbatim_captions_no_longer_give_back_any_memory(measurement: Measurement) -> None:
     for variant in measurement.variants:
-        clean = [m for m in verbatim(variant) if m.copies_after == 0 and m.others_after == 0]
+        clean = [m for m in verbatim(variant) if m.after.copies == 0 and m.after.others == 0]
         assert len(clean) >= 0.9 * len(verbatim(variant)), variant.variant
 
 
 @pytest.mark.slow
 def test_random_neurons_leave_the_memories_as_they_were(measurement: Measurement) -> None:
     for m in verbatim(measurement.variants[0]):
-        assert m.copies_random is not None
-        assert m.copies_random >= 9, m.prompt
+        assert m.random.copies is not None
+        assert m.random.copies >= 9, m.prompt
 
 
 @pytest.mark.slow
@@ -156,6 +155,20 @@ def test_the_engines_agree_with_eager_over_the_whole_trajectory(measurement: Mea
         assert variant.trajectory.largest_error <= 1e-4
     assert measurement.untouched is not None
     assert measurement.untouched.largest_error <= 1e-4
+    assert measurement.mask_of_ones == 0
+
+
+@pytest.mark.slow
+def test_the_mitigation_on_the_engines_is_eager_s(measurement: Measurement) -> None:
+    for variant in measurement.variants:
+        assert all(m.distance_error is not None for m in variant.mitigations)
+        assert max(m.agreement_error for m in variant.mitigations) <= 1e-3
+
+
+@pytest.mark.slow
+def test_general_captions_keep_their_diversity(measurement: Measurement) -> None:
+    for variant in measurement.variants:
+        assert variant.general.diversity_after >= 0.9 * variant.general.diversity_before > 0
 
 
 @pytest.mark.slow
