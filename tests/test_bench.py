@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from nemo_edge.bench import Runnable, bench, runnables
+from nemo_edge.bench import bench, runnables
 from nemo_edge.bundle import open_bundle
 from nemo_edge.errors import InputError, MissingDependency
 from nemo_edge.latency import Latency
 from nemo_edge.progress import Advance, Progress
 from nemo_edge.recipe import LatencySettings, Recipe, load_recipe
+from nemo_edge.stand import Runnable
 
 QUICK = LatencySettings(runs=2, seconds=0.05, warmup_s=0.05, threads=1)
 CONTENDERS = ["eager", "unmitigated", "baked", "masked"]
@@ -132,7 +133,7 @@ class Counted(Progress):
 def test_without_memory_for_all_at_once_the_cases_are_the_same(
     recipe: Recipe, contenders: tuple[Runnable, ...], latency: Latency, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nemo_edge.bench._free_mib", lambda: 0.0)
+    monkeypatch.setattr("nemo_edge.bench.memory_available", lambda: 0)
     counted = Counted()
     wanted = QUICK.model_copy(update={"targets": ("unet", "vae_decoder")})
     got = bench([only(contenders, "eager"), only(contenders, "baked")], recipe.sampling, wanted, counted)

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from math import inf, nan
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nemo_edge import console
+from nemo_edge.build import BuildResult
 from nemo_edge.bundle import GateResult, Verification, open_bundle
+from nemo_edge.comparison import Comparison
+from nemo_edge.divergence import Divergence
+from nemo_edge.environment import Machine
+from nemo_edge.fidelity import Agreement, StepError
+from nemo_edge.latency import Case, Contender, Latency, Visit, ratio_of, timing_of
+from nemo_edge.recipe import LatencySettings
+from nemo_edge.review import Timed, Verdict
+
+GATES = (
+    GateResult(name="good", limit=1, value=0.5, passed=True),
+    GateResult(name="bad", limit=1, value=2, passed=False),
+    GateResult(name="none", limit=1, value=None, passed=True, detail="no training picture is known"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -23,12 +39,7 @@ def shown(capsys: pytest.CaptureFixture[str], show: Any, *values: Any) -> str:
 
 
 def test_gates_show_their_verdict(capsys: pytest.CaptureFixture[str], tiny_bundle: Any) -> None:
-    gates = (
-        GateResult(name="good", limit=1, value=0.5, passed=True),
-        GateResult(name="bad", limit=1, value=2, passed=False),
-        GateResult(name="none", limit=1, value=None, passed=True, detail="no training picture is known"),
-    )
-    out = shown(capsys, console.show_manifest, open_bundle(tiny_bundle).model_copy(update={"gates": gates}))
+    out = shown(capsys, console.show_manifest, open_bundle(tiny_bundle).model_copy(update={"gates": GATES}))
     rows = {line.split()[0]: line for line in out.splitlines() if line.split()}
     assert "passed" in rows["good"]
     assert "failed" in rows["bad"]
@@ -53,3 +64,77 @@ def test_bars_are_silent_for_short_work_where_nobody_looks(capsys: pytest.Captur
     with console.Bars().task("localize", 2) as advance:
         advance(2)
     assert capsys.readouterr().err == "localize: 2 in 0 s\n"
+
+
+def comparison(error: float, **changes: Any) -> Comparison:
+    steps = (StepError(time=981, forced=0, output=0, latents=0), StepError(time=1, forced=error, output=error, latents=error))
+    agreement = Agreement(steps=steps, picture_levels=3, ssim=0.99, psnr=inf if error == 0 else 42.5)
+    values = {"reference": "sd:mitigated", "candidate": "out:baked", "prompts": ("a pig",), "steps": 2, "tolerance": 1e-4}
+    return Comparison.model_validate({**values, "agreement": agreement, "drift_start": None if error == 0 else 1, **changes})
+
+
+def test_a_comparison_that_agrees_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    out = shown(capsys, console.show_comparison, comparison(0))
+    assert "out:baked against sd:mitigated" in out
+    assert "they agree: largest error 0.0e+00, tolerance 1e-04" in out
+    assert "drift" not in out
+    assert "bad tensor" not in out
+
+
+def test_a_comparison_that_differs_says_where(capsys: pytest.CaptureFixture[str]) -> None:
+    values = {"component": "unet", "tensor": "linear_[7]", "operator": "MatMul", "module": "mid.attn2.to_v", "place": 1, "candidates": 9}
+    where = Divergence.model_validate({**values, "probes": 4, "finite": True, "error": 0.25})
+    console.show_comparison(comparison(0.5, divergence=where))
+    out = capsys.readouterr().out
+    assert "the latents drift from step 1 on" in out
+    assert "first bad tensor: linear_[7] (unet, MatMul of mid.attn2.to_v) is off by 2.5e-01" in out
+    assert "they differ: largest error 5.0e-01" in out
+    lost = where.model_copy(update={"finite": False, "error": None, "module": ""})
+    console.show_comparison(comparison(nan, divergence=lost))
+    out = capsys.readouterr().out
+    assert "(unet, MatMul of the component itself) holds an Inf or a NaN" in out
+    assert "they differ: largest error nan" in out
+
+
+def test_times_stand_side_by_side_and_noise_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    def timed(name: str, *samples: float) -> Any:
+        return timing_of(name, [Visit(samples, sum(samples))] * 5, 1, (6, True), LatencySettings())
+
+    timings = (timed("eager", 200.0, 200.0), timed("unmitigated", 10.0, 30.0), timed("baked", 100.0, 100.0))
+    ratios = (ratio_of(timings[2], timings[0]), ratio_of(timings[2], timings[1]))
+    place = {"target": "pipeline", "batch": 1, "height": 64, "width": 32, "steps": 10}
+    here = Machine(system="Linux", python="3.11", cpu="a processor", cores=2, memory_gib=8, versions={})
+    described = {"backend": "b", "provider": "cpu", "threads": 2, "dtype": "fp32", "idle_memory_mib": 1, "peak_memory_mib": 512.4}
+    contenders = tuple(Contender.model_validate({"name": t.contender, **described}) for t in timings)
+    case = Case.model_validate({**place, "timings": timings, "ratios": ratios})
+    found = Latency(machine=here, date="d", seconds=61.2, settings=LatencySettings(), contenders=contenders, cases=(case,))
+    console.show_times(Timed(bundle="b", latency=found, gates=GATES), Path("index.html"))
+    out = " ".join(capsys.readouterr().out.split())
+    assert "b: a gate failed: this bundle must not be shipped index.html" in out
+    assert "pipeline: batch 1, 64 × 32, 10 steps" in out
+    assert "0.500" in out
+    assert "512" in out
+    assert "noisy, do not trust these alone: pipeline: unmitigated" in out
+    for name in ("eager", "unmitigated", "baked"):
+        assert name in out
+
+
+def test_a_verdict_says_whether_it_is_in_the_bundle(capsys: pytest.CaptureFixture[str]) -> None:
+    out = shown(capsys, console.show_verdict, Verdict(bundle="b", gates=GATES, written=False))
+    assert "b: a gate failed: this bundle must not be shipped; the bundle was left as it is" in out
+    out = shown(capsys, console.show_verdict, Verdict(bundle="b", gates=GATES[:1], written=True))
+    assert "b: every gate passed\n" in out
+
+
+def test_a_build_shows_what_became_of_every_memory(capsys: pytest.CaptureFixture[str], tiny_bundle: Any) -> None:
+    console.show_build(BuildResult(bundle=str(tiny_bundle), skipped=False, manifest=open_bundle(tiny_bundle)))
+    out = capsys.readouterr().out
+    for text in (
+        "baked: before → after",
+        "masked: before → after",
+        "a red pig",
+        "<script>alert(1)</script> owl",
+        "mitigation_agreement.baked",
+    ):
+        assert text in out
+    assert f"report: {tiny_bundle}/report/index.html" in out

@@ -99,7 +99,7 @@ def latency(ratio: float = 1.0, rounds: int = 6, target: str = "unet", reference
     ratios = tuple(ratio_of(timings[-1], reference) for reference in timings[:-1])
     place = {"target": target, "batch": 1, "height": 8, "width": 8, "steps": None}
     case = Case.model_validate({**place, "timings": timings, "ratios": ratios})
-    return Latency(machine=machine(), after=machine(), date="d", seconds=1, contenders=(), cases=(case,))
+    return Latency(machine=machine(), date="d", seconds=1, settings=LatencySettings(), contenders=(), cases=(case,))
 
 
 def recipe(gates: GateSettings | None = None, **tables: Any) -> Recipe:
@@ -228,14 +228,17 @@ def test_a_mitigation_that_costs_time_fails() -> None:
     assert failed(measurement(), timed=latency(1.06)) == ["slow_down.baked"]
     gate = slow_down(latency(1.06))
     assert gate.value == pytest.approx(1.06)
-    assert gate.detail == "1.060 (1.060 to 1.060) of unmitigated's time"
+    assert gate.detail == "1.060 (1.060 to 1.060), unet, batch 1, 8 × 8"
     assert failed(measurement(), GateSettings(slow_down=1.1), timed=latency(1.06)) == []
 
 
 def test_an_engine_may_be_asked_to_beat_eager() -> None:
     settings = GateSettings(slow_down=False, eager_ratio=0.9)
-    assert failed(measurement(), settings, timed=latency(0.95)) == ["eager_ratio.baked"]
-    assert failed(measurement(), settings, timed=latency(0.9)) == []
+    assert failed(measurement(), settings, timed=latency(0.95), latency=LatencySettings()) == ["eager_ratio.baked"]
+    assert failed(measurement(), settings, timed=latency(0.9), latency=LatencySettings()) == []
+    for wrong in (None, LatencySettings(eager=False), LatencySettings(targets=("pipeline",))):
+        with pytest.raises(ValueError, match=r"gates\.eager_ratio needs \[latency\]"):
+            recipe(settings, latency=wrong)
     assert "eager_ratio.baked" not in {g.name for g in judge(measurement(), [localization()], recipe(), latency())}
 
 
@@ -245,9 +248,27 @@ def test_an_engine_may_be_asked_to_beat_eager() -> None:
         (None, "no times were taken: `nemo-edge bench`"),
         (latency(9, target="vae_decoder"), "the UNet's time beside unmitigated was not taken"),
         (latency(9, references=("eager",)), "the UNet's time beside unmitigated was not taken"),
-        (latency(9, rounds=4), "4 rounds are too few for an interval: latency.runs = 5 or more"),
+        (latency(9, rounds=4), "unet, batch 1, 8 × 8: 4 rounds are too few for an interval: latency.runs = 5 or more"),
     ],
 )
 def test_a_time_that_cannot_be_judged_is_said_and_does_not_fail(timed: Latency | None, why: str) -> None:
     gate = slow_down(timed)
     assert (gate.value, gate.passed, gate.detail) == (None, True, why)
+
+
+def test_every_case_is_judged() -> None:
+    fast, slow = latency(1.0), latency(1.5)
+    both = fast.model_copy(update={"cases": (*fast.cases, slow.cases[0].model_copy(update={"batch": 4}))})
+    gate = slow_down(both)
+    assert (gate.passed, gate.detail) == (False, "1.500 (1.500 to 1.500), unet, batch 4, 8 × 8")
+    doubtful = fast.cases[0].ratios[0].model_copy(update={"low": 0.9, "high": 1.2})
+    unsure = fast.cases[0].model_copy(update={"batch": 2, "ratios": (doubtful,)})
+    gate = slow_down(fast.model_copy(update={"cases": (*fast.cases, unsure)}))
+    assert gate.value is None
+    assert gate.detail.startswith("unet, batch 2, 8 × 8: the interval of 0.900 to 1.200 is too wide")
+    assert not slow_down(both.model_copy(update={"cases": (*both.cases, unsure)})).passed
+
+
+def test_a_memorized_prompt_without_neurons_is_judged() -> None:
+    """The search may end at its floor with no neuron found; the memory is there all the same."""
+    assert failed(measurement(neurons=0, score_after=0.9)) == ["memorization_score.baked"]

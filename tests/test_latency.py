@@ -152,7 +152,7 @@ def test_the_ratio_of_constant_times_is_exact() -> None:
     got = ratio_of(timing([[3.0, 3.0]] * 6, "a"), timing([[4.0]] * 6, "b"))
     assert (got.contender, got.reference, got.rounds) == ("a", "b", 6)
     assert (got.low, got.value, got.high) == (0.75, 0.75, 0.75)
-    assert got.problem == ""
+    assert got.problem(1.0) == ""
 
 
 def test_a_ratio_and_its_reverse_are_reciprocal() -> None:
@@ -190,12 +190,19 @@ def test_timings_that_did_not_take_turns_have_no_ratio() -> None:
 
 
 def test_a_ratio_of_few_rounds_or_a_wide_interval_is_a_problem() -> None:
-    assert "4 rounds are too few" in ratio_of(timing([[3.0]] * 4), timing([[4.0]] * 4)).problem
+    assert "4 rounds are too few" in ratio_of(timing([[3.0]] * 4), timing([[4.0]] * 4)).problem(1.0)
     wide = ratio_of(noisy(3.0, 10, 0, sigma=1.0), noisy(4.0, 10, 1, sigma=1.0))
-    assert "is too wide" in wide.problem
+    assert "is too wide" in wide.problem(wide.value)
     limits = {"contender": "a", "reference": "b", "value": 1.0, "rounds": 5}
-    assert Ratio(low=0.91, high=1.1, **limits).problem == ""  # type: ignore[arg-type]
-    assert Ratio(low=0.89, high=1.1, **limits).problem  # type: ignore[arg-type]
+    assert Ratio(low=0.91, high=1.1, **limits).problem(1.05) == ""  # type: ignore[arg-type]
+    assert Ratio(low=0.89, high=1.1, **limits).problem(1.05)  # type: ignore[arg-type]
+
+
+def test_an_interval_on_one_side_of_the_limit_is_clear_however_wide() -> None:
+    slow = Ratio(contender="a", reference="b", value=1.6, low=1.35, high=1.75, rounds=10)
+    assert slow.problem(1.05) == ""
+    assert slow.problem(1.8) == ""
+    assert "is too wide" in slow.problem(1.5)
 
 
 def case(target: str, *timings: Timing, batch: int = 1) -> Case:
@@ -208,11 +215,11 @@ def test_a_latency_finds_its_ratios_and_its_noise_and_survives_json() -> None:
     calm, wild = timing([[3.0]] * 5, "calm"), timing([[1.0, 9.0]] * 5, "wild")
     here = Contender(name="calm", backend="torch", provider="cpu", threads=1, dtype="fp32", idle_memory_mib=1, peak_memory_mib=2)
     cases = (case("unet", wild, calm), case("unet", calm, wild, batch=2), case("vae_decoder", calm, calm))
-    found = Latency(machine=machine(), after=machine(), date="d", seconds=1, contenders=(here,), cases=cases)
-    assert found.noisy == ("unet: wild", "unet: wild")
+    found = Latency(machine=machine(), date="d", seconds=1, settings=SETTINGS, contenders=(here,), cases=cases)
+    assert found.noisy == ("unet: wild",)
     ratio = found.ratio("unet", "calm", "wild")
     assert ratio is not None
     assert ratio.value == 3 / 5
-    assert found.ratio("unet", "wild", "calm") is None  # of the second case alone
+    assert list(found.ratios("unet", "wild", "calm")) == ["unet, batch 2, 8 × 8"]
     assert found.ratio("pipeline", "calm", "wild") is None
     assert Latency.model_validate_json(found.model_dump_json()) == found

@@ -16,9 +16,9 @@ from nemo_edge.files import sha256_file
 from nemo_edge.latency import Latency
 from nemo_edge.mitigation import Measurement
 from nemo_edge.recipe import GateSettings, LatencySettings, Recipe, load_recipe
-from nemo_edge.review import judge_again, report_again, time_again
+from nemo_edge.review import judge_again, report_again, summarize, time_again
 
-QUICK = LatencySettings(targets=("unet",), runs=1, seconds=0, warmup_s=0, threads=1, eager=False)
+QUICK = LatencySettings(targets=("unet",), runs=5, seconds=0, warmup_s=0, threads=1, eager=False)
 LENIENT = GateSettings(memorization_score=False, schedule_floor=False)
 STRICT = GateSettings(memorization_score=False, schedule_floor=False, general_drift=1e-9)
 
@@ -104,7 +104,7 @@ def test_times_are_in_the_bundle_and_its_gates(timed: Path, tiny_bundle: Path) -
     latency = Latency.model_validate_json((timed / "latency.json").read_bytes())
     assert [t.contender for t in latency.cases[0].timings] == ["eager", "unmitigated", "baked", "masked"]
     details = {g.name: g.detail for g in manifest.gates}
-    assert details["slow_down.baked"] == "1 rounds are too few for an interval: latency.runs = 5 or more"
+    assert "unet, batch 1, " in details["slow_down.baked"]
     assert {g.name: g.detail for g in before.gates}["slow_down.baked"] == "no times were taken: `nemo-edge bench`"
     assert (manifest.key, manifest.created >= before.created) == (before.key, True)
     assert "unmitigated" in (timed / "report/index.html").read_text()
@@ -122,9 +122,40 @@ def test_times_may_go_elsewhere(bundle: Path, tmp_path: Path) -> None:
     before = hashes(bundle)
     wanted = QUICK.model_copy(update={"targets": ("text_encoder",)})
     found = time_again(bundle, wanted, out=tmp_path / "times/latency.json")
-    assert Latency.model_validate_json((tmp_path / "times/latency.json").read_bytes()) == found
-    assert [t.contender for t in found.cases[0].timings] == ["baked"]
+    assert Latency.model_validate_json((tmp_path / "times/latency.json").read_bytes()) == found.latency
+    assert [t.contender for t in found.latency.cases[0].timings] == ["baked"]
+    assert (found.gates, found.passed) == ((), True)
     assert hashes(bundle) == before
+
+
+@pytest.mark.parametrize("changes", [{"targets": ("text_encoder",)}, {"runs": 4}])
+def test_times_that_no_gate_can_judge_do_not_replace_others(bundle: Path, changes: dict[str, object]) -> None:
+    before = hashes(bundle)
+    with pytest.raises(InputError, match="5 rounds of its UNet or more: pass --out"):
+        time_again(bundle, QUICK.model_copy(update=changes))
+    assert hashes(bundle) == before
+
+
+def test_a_verdict_by_other_gates_is_not_taken_for_the_recipe_s(bundle: Path, tiny_recipe: Path) -> None:
+    recipe = load_recipe(tiny_recipe).model_copy(update={"output": bundle})
+    assert plan(recipe).up_to_date
+    judge_again(bundle, LENIENT, write=True)
+    assert not plan(recipe).up_to_date
+
+
+def test_an_output_inside_the_bundle_would_change_it(bundle: Path) -> None:
+    before = hashes(bundle)
+    with pytest.raises(InputError, match="lies in the bundle"):
+        judge_again(bundle, LENIENT, write=False, junit=bundle / "report" / "junit.xml")
+    with pytest.raises(InputError, match="lies in the bundle"):
+        time_again(bundle, QUICK, out=bundle / "times.json")
+    assert hashes(bundle) == before
+
+
+def test_a_summary_is_added_to_what_is_there(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "summary.md").write_text("before\n")
+    summarize(bundle, tmp_path / "summary.md")
+    assert (tmp_path / "summary.md").read_text().startswith("before\n#")
 
 
 def test_times_stay_when_other_gates_are_applied(timed: Path, tmp_path: Path) -> None:

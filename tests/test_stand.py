@@ -1,0 +1,54 @@
+"""A contender in a process of its own opens its model, warms up and takes its turns; here it is asked in this process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nemo_edge.latency import Visit
+from nemo_edge.recipe import LatencySettings, Recipe, load_recipe
+from nemo_edge.stand import Runnable, Setup, Stand
+
+SETTINGS = LatencySettings(runs=2, seconds=0.0, warmup_s=0.0, threads=1)
+
+
+@pytest.fixture
+def recipe(tiny_recipe: Path) -> Recipe:
+    return load_recipe(tiny_recipe)
+
+
+@pytest.fixture
+def engine(tiny_bundle: Path) -> Runnable:
+    return Runnable("masked", "engine", str(tiny_bundle), threads=1)
+
+
+def test_it_opens_warms_up_and_is_timed(engine: Runnable, recipe: Recipe) -> None:
+    stand = Stand(engine, SETTINGS, resident=True)
+    assert stand.open() == (32, 32)
+    setup = Setup("unet", 1, recipe.sampling)
+    calls, stable = stand.warm_up(setup)
+    assert (calls >= 2, stable) == (True, False)
+    found = stand.visit(setup)
+    assert isinstance(found, Visit)
+    assert len(found.samples_ms) == 1
+    assert list(stand.calls) == [setup]
+    about = stand.describe()
+    assert (about.name, about.provider, about.threads, about.device_memory_mib) == ("masked", "cpu", 1, None)
+    assert 0 < about.idle_memory_mib <= about.peak_memory_mib
+
+
+def test_where_memory_is_short_the_model_is_closed_after_every_turn(engine: Runnable, recipe: Recipe) -> None:
+    stand = Stand(engine, SETTINGS, resident=False)
+    assert stand.open() == (32, 32)
+    assert stand.pipeline is None
+    setup = Setup("vae_decoder", 2, recipe.sampling)
+    assert len(stand.visit(setup).samples_ms) == 1
+    assert (stand.pipeline, stand.calls) == (None, {})
+
+
+@pytest.mark.parametrize("target", ["text_encoder", "unet", "vae_decoder", "pipeline"])
+def test_every_target_is_called(engine: Runnable, recipe: Recipe, target: str) -> None:
+    stand = Stand(replace(engine, name="a name of its own", variant="baked"), SETTINGS, resident=True)
+    assert stand.visit(Setup(target, 2, recipe.sampling)).samples_ms[0] > 0  # type: ignore[arg-type]
