@@ -175,7 +175,6 @@ def test_replication_is_a_share_of_the_prompts_that_were_copied() -> None:
     [
         ({"before": 0}, "replication.baked", "no prompt gave back its training picture"),
         ({"before": None}, "replication.baked", "no training picture is known"),
-        ({"neurons": 0}, "memorization_score.baked", "no prompt of the list is memorized"),
         ({"general": {"diversity_before": 0.0}}, "diversity_loss.baked", "needs fidelity.general_seeds = 2 or more"),
     ],
 )
@@ -183,6 +182,13 @@ def test_what_cannot_be_measured_is_said_and_does_not_fail(changes: dict[str, An
     judged = {g.name: g for g in judge(measurement(**changes), [localization()], recipe(), latency())}
     assert (judged[gate].value, judged[gate].passed, judged[gate].detail) == (None, True, why)
     assert all(g.value is not None for name, g in judged.items() if name != gate)
+
+
+def test_without_a_memorized_prompt_no_score_is_judged() -> None:
+    harmless = localization().model_copy(update={"memorized": False})
+    judged = {g.name: g for g in judge(measurement(neurons=0, score_after=0.9), [harmless], recipe(), latency())}
+    gate = judged["memorization_score.baked"]
+    assert (gate.value, gate.passed, gate.detail) == (None, True, "no prompt of the list is memorized")
 
 
 def test_one_seed_has_no_diversity_to_lose() -> None:
