@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,10 @@ def main() -> None:
         work = arguments.work or Path(folder)
         for name, measure in (("demo", time_demo), ("sd15", time_sd15)):
             if arguments.only in (None, name):
-                record(name, measure(work / name))
+                groups: list[dict[str, Any]] = []
+                for found in measure(work / name):  # what is measured is kept, should the rest be interrupted
+                    groups.append(found)
+                    record(name, groups)
 
 
 def record(name: str, groups: list[dict[str, Any]]) -> None:
@@ -46,25 +49,25 @@ def record(name: str, groups: list[dict[str, Any]]) -> None:
     RESULT.write_text(json.dumps({**known, name: groups}, indent=1) + "\n")
 
 
-def time_demo(work: Path) -> list[dict[str, Any]]:
+def time_demo(work: Path) -> Iterator[dict[str, Any]]:
     """Every target of the demo, as the demo's recipe samples."""
     bundles = {opset: engines_of(str(DEMO), work / f"opset{opset}", opset) for opset in OPSETS}
     sampling = SamplingSettings(scheduler="dpmsolver++", steps=10, guidance=4.0)
     settings = LatencySettings(targets=("unet", "pipeline"))
-    return [group(f"{threads} threads", contenders(str(DEMO), bundles, threads), sampling, settings) for threads in threads_here()]
+    for threads in threads_here():
+        yield group(f"{threads} threads", contenders(str(DEMO), bundles, threads), sampling, settings)
 
 
-def time_sd15(work: Path) -> list[dict[str, Any]]:
+def time_sd15(work: Path) -> Iterator[dict[str, Any]]:
     """The UNet at full size, for pictures of 256 × 256 pixels: a call of 512 × 512 takes five times as long on a core."""
     checkpoint = save_sd15(work / "checkpoint")
     bundles = {opset: engines_of(str(checkpoint), work / f"opset{opset}", opset) for opset in OPSETS}
-    sampling, groups = SamplingSettings(height=256, width=256), []
+    sampling = SamplingSettings(height=256, width=256)
     settings = LatencySettings(targets=("unet",), warmup_s=15.0)
     for threads in threads_here():
         for opset in OPSETS:  # not all at once: memory
             those = contenders(str(checkpoint), {opset: bundles[opset]}, threads, channels_last=opset == OPSETS[0])
-            groups.append(group(f"{threads} threads, opset {opset}", those, sampling, settings))
-    return groups
+            yield group(f"{threads} threads, opset {opset}", those, sampling, settings)
 
 
 def threads_here() -> list[int]:
