@@ -24,6 +24,8 @@ from nemo_edge.report.numbers import clipped, count, number
 
 _SHOWN = 40
 """Prompts that one plot has room for."""
+_DOTS = 150
+"""Dots that one row of a plot has room for."""
 
 
 def score_plots(evidence: Evidence) -> tuple[Plot, ...]:
@@ -114,7 +116,8 @@ def _strips(name: str, title: str, groups: Sequence[np.ndarray], names: Sequence
     def paint(axes: Sequence[Axes]) -> None:
         (ax,) = axes
         for place, group in enumerate(groups):
-            ax.plot(group, np.full(len(group), place), "o", color=SERIES[0], alpha=0.6, markersize=5, markeredgewidth=0)
+            shown = _thinned(group)
+            ax.plot(shown, np.full(len(shown), place), "o", color=SERIES[0], alpha=0.6, markersize=5, markeredgewidth=0)
         ax.axvline(0, color=SOFT, linewidth=0.9)
         _prompts_axis(ax, names)
         ax.set_xlabel("z-score of the activation")
@@ -127,6 +130,13 @@ def _strips(name: str, title: str, groups: Sequence[np.ndarray], names: Sequence
     )
     svg = draw(name, label, paint, height=_tall(len(groups)))
     return Plot(name, title, svg, caption, label, ("Row", "Neurons", "Lowest z", "Highest z"), rows)
+
+
+def _thinned(values: np.ndarray) -> np.ndarray:
+    """The values, or `_DOTS` of them from the lowest to the highest: a page of many prompts stays small."""
+    places = np.linspace(0, len(values) - 1, min(len(values), _DOTS)).astype(int)
+    kept: np.ndarray = np.sort(values)[places]
+    return kept
 
 
 def _overlap_plot(results: Sequence[Localization], names: Sequence[str], left_out: str) -> Plot:
