@@ -199,17 +199,29 @@ def test_an_amended_bundle_has_what_was_added_and_what_it_had(tmp_path: Path) ->
     assert names(tmp_path) == ["out"]
 
 
-def test_what_is_left_alone_keeps_its_hash_and_is_not_read_again(tmp_path: Path) -> None:
+def test_what_is_left_alone_keeps_its_hash_and_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = published(tmp_path / "out")
+    known, hashed = open_bundle(folder), []
+
+    def counted(path: Path) -> str:
+        hashed.append(path.name)
+        return files.sha256_file(path)
+
+    monkeypatch.setattr("nemo_edge.bundle.sha256_file", counted)
+    made = amend(folder, known, lambda staged: files.write_atomically(staged / "unet/model.onnx", b"another graph"))
+    assert hashed == ["model.onnx"]
+    assert made.files["unet/model.onnx.data"] == known.files["unet/model.onnx.data"]
+    assert made.files["unet/model.onnx"] == files.sha256_file(folder / "unet/model.onnx") != known.files["unet/model.onnx"]
+
+
+def test_a_bundle_that_was_built_again_meanwhile_is_left_alone(tmp_path: Path) -> None:
     folder = published(tmp_path / "out")
     known = open_bundle(folder)
-    marked = known.model_copy(update={"files": {**known.files, "unet/model.onnx.data": "a mark"}})
-
-    def replace(staged: Path) -> None:
-        files.write_atomically(staged / "unet/model.onnx", b"another graph")
-
-    made = amend(folder, marked, replace)
-    assert made.files["unet/model.onnx.data"] == "a mark"
-    assert made.files["unet/model.onnx"] == files.sha256_file(folder / "unet/model.onnx") != known.files["unet/model.onnx"]
+    amend(folder, known, lambda staged: files.write_atomically(staged / "unet/model.onnx", b"another graph"))
+    newer = open_verified(folder)
+    with pytest.raises(BundleError, match="was built again meanwhile"):
+        amend(folder, known, lambda staged: None)
+    assert open_verified(folder) == newer
 
 
 def test_a_file_may_be_taken_out(tmp_path: Path) -> None:

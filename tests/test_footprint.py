@@ -124,8 +124,8 @@ def test_more_of_anything_takes_more() -> None:
         assert large[key].export_bytes > 2 * need.export_bytes
         assert large[key].disk_bytes > 2 * need.disk_bytes
         assert tall[key].measure_bytes > need.measure_bytes
-    assert small["fp32", 2].disk_bytes - small["fp32", 1].disk_bytes == 4 * SD15[0].exported
-    assert large["fp16", 2].disk_bytes == pytest.approx(2 * (2 * 2.567 + 0.867) * GB, rel=0.05)
+    assert small["fp32", 2].disk_bytes - small["fp32", 1].disk_bytes == 2 * 4 * SD15[0].exported
+    assert large["fp16", 2].disk_bytes == pytest.approx(2 * 2 * (2 * 2.567 + 0.867) * GB, rel=0.05)
 
 
 def test_what_fits_and_the_smallest_change_that_does(tmp_path: Path) -> None:

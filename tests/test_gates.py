@@ -277,4 +277,4 @@ def test_every_case_is_judged() -> None:
 
 def test_a_memorized_prompt_without_neurons_is_judged() -> None:
     """The search may end at its floor with no neuron found; the memory is there all the same."""
-    assert failed(measurement(neurons=0, score_after=0.9)) == ["memorization_score.baked"]
+    assert failed(measurement(neurons=0, score_after=0.9, score_after_eager=0.9)) == ["memorization_score.baked"]

@@ -170,6 +170,8 @@ def manifest(made: Evidence) -> Manifest:
         prompts={"m.csv": "cd"},
         recipe=made.recipe.model_dump(mode="json"),
         versions={"torch": "2.10"},
+        machine=MACHINE,
+        created="2026-01-02",
         neurons_hash="ef",
         threshold=0.4,
         gates=made.gates,
@@ -196,7 +198,7 @@ def test_evidence_comes_back_from_a_bundle(tmp_path: Path, timed: bool) -> None:
     assert (read.name, read.gates, read.measurement, read.localizations) == (made.name, made.gates, made.measurement, made.localizations)
     assert read.latency == made.latency
     assert read.recipe == made.recipe
-    assert read.machine == (MACHINE if timed else None)
+    assert (read.machine, read.date) == (MACHINE, "2026-01-02")
 
 
 def test_facts_hold_every_hash_and_version() -> None:

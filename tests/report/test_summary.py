@@ -13,7 +13,7 @@ from nemo_edge.report import summary_markdown
 def test_it_is_short_and_says_it_first() -> None:
     text = summary_markdown(evidence())
     assert len(text.splitlines()) <= 60
-    assert text.splitlines()[0] == "## ✅ toy: Every gate passed. This bundle can be shipped."
+    assert text.splitlines()[0] == "## ✅ toy: Every gate passed. This bundle can be shipped. 1 gate had nothing to judge."
     assert "### Times" in text
     assert "✅ passed" in text
 

@@ -14,7 +14,7 @@ from nemo_edge.report.verdict import GATES, gate_words, kind_words, leak_of, var
 
 def test_a_leak_that_is_gone() -> None:
     verdict = verdict_of(evidence())
-    assert verdict.headline == "Every gate passed. This bundle can be shipped."
+    assert verdict.headline == "Every gate passed. This bundle can be shipped. 1 gate had nothing to judge."
     assert verdict.found.startswith("3 prompts were examined; 3 are memorized")
     assert verdict.before == "Before: 3 of 3 prompts gave back their training picture, in 12 of 12 pictures."
     assert verdict.after == "After, baked and masked: none of 3 prompts gives back its training picture, in any of 12 pictures."
