@@ -59,12 +59,17 @@ class Timed(BaseModel):
 def judge_again(bundle: Path, gates: GateSettings, *, write: bool, junit: Path | None = None, summary: Path | None = None) -> Verdict:
     """Judge a bundle by other gates, from what was measured on it; with `write` the bundle holds the new verdict.
 
-    Raises `BundleError` for a bundle that was changed, or holds no measurement.
+    Raises `BundleError` for a bundle that was changed, or holds no measurement, `InputError` for gates on times it has not.
     """
     _check_outputs(bundle, junit, summary)
     manifest = open_verified(bundle)
-    recipe = Recipe.model_validate(manifest.recipe).model_copy(update={"gates": gates})
     evidence = Evidence.read(bundle)
+    taken = evidence.latency.settings.model_dump() if evidence.latency else None
+    try:
+        recipe = Recipe.model_validate({**manifest.recipe, "latency": manifest.recipe["latency"] or taken, "gates": gates.model_dump()})
+    except ValidationError as error:
+        why = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise InputError(f"{bundle} cannot be judged so: {why}; `nemo-edge bench` takes a bundle's times") from error
     judged = judge(evidence.measurement, evidence.localizations, recipe, evidence.latency)
     again = _judged(manifest, recipe, judged)
     if write:

@@ -118,6 +118,20 @@ def test_a_timed_bundle_is_still_up_to_date(timed: Path, tiny_recipe: Path) -> N
     assert (timed / MANIFEST).stat().st_mtime_ns == before
 
 
+def test_a_gate_on_eager_s_time_needs_times(bundle: Path, timed: Path, tmp_path: Path) -> None:
+    beside = GateSettings(memorization_score=False, schedule_floor=False, eager_ratio=1000.0)
+    before = hashes(bundle)
+    for write in (False, True):
+        with pytest.raises(InputError, match=r"cannot be judged so: gates\.eager_ratio needs \[latency\].*`nemo-edge bench` takes"):
+            judge_again(bundle, beside, write=write)
+    assert hashes(bundle) == before
+    folder = shutil.copytree(timed, tmp_path / "timed")
+    judged = {g.name: g for g in judge_again(folder, beside, write=True).gates}
+    assert judged["eager_ratio.baked"].passed
+    report_again(folder)  # the recipe that was written is one
+    assert {g.name for g in open_verified(folder).gates} >= {"eager_ratio.baked", "eager_ratio.masked"}
+
+
 def test_times_may_go_elsewhere(bundle: Path, tmp_path: Path) -> None:
     before = hashes(bundle)
     wanted = QUICK.model_copy(update={"targets": ("text_encoder",)})
