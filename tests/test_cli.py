@@ -120,7 +120,7 @@ def test_a_process_prints_one_json_object(tiny_recipe: Path, tiny_bundle: Path) 
         (["generate", "b", "p", "--out", "x.png", "--seed", "-1"], "--seed"),
         (["generate", "b", "p"], "--out"),
         (["export", "m", "--out", "x", "--opset", "12"], "--opset"),
-        (["export", "m", "--out", "x", "--dtype", "fp8"], "expected fp32, fp16 or bf16"),
+        (["export", "m", "--out", "x", "--dtype", "fp8"], "--dtype fp8: input should be 'fp32', 'fp16' or 'bf16'"),
         (["detect", "m", "p.txt", "--statistics", "s", "--threshold", "2"], "--threshold"),
     ],
 )

@@ -39,7 +39,7 @@ def test_counts_lists_shares_and_ratios() -> None:
     assert (joined([]), joined(["a"]), joined(["a", "b"]), joined(["a", "b", "c"])) == ("", "a", "a and b", "a, b and c")
     assert share(0.321) == "32 %"
     assert ratio(None) == "–"
-    assert ratio(Ratio(contender="a", reference="b", value=0.8, low=0.75, high=1.25)) == "0.800 (0.750 to 1.250)"
+    assert ratio(Ratio(contender="a", reference="b", value=0.8, low=0.75, high=1.25, rounds=10)) == "0.800 (0.750 to 1.250)"
 
 
 def test_texts_are_cut_and_dates_are_written_to_the_minute() -> None:

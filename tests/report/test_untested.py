@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from test_evidence import evidence, latency, measurement, mitigation, recipe, shown
 
-from nemo_edge.recipe import EngineSettings, GateSettings, LocalizationSettings
+from nemo_edge.recipe import EngineSettings, GateSettings, LatencySettings, LocalizationSettings
 from nemo_edge.report.untested import untested
 
 
@@ -30,7 +30,7 @@ def test_what_is_absent_is_named_and_what_is_there_is_not() -> None:
     assert "Other hardware" in gpu
     assert "GPUs:" not in gpu
     assert "up blocks" not in gpu
-    assert "eager_ratio" not in lines(recipe=recipe(gates=GateSettings(latent_drift=1.0, eager_ratio=1.0)))
+    assert "eager_ratio" not in lines(recipe=recipe(latency=LatencySettings(), gates=GateSettings(latent_drift=1.0, eager_ratio=1.0)))
 
 
 def test_prompts_without_a_training_picture_are_counted() -> None:
