@@ -1,6 +1,6 @@
 """Runs the demo build and records it: `benchmarks/results/demo.json` and the README's picture.
 
-    python benchmarks/demo.py [--bundle engines/out/demo]
+    python benchmarks/demo.py [--bundle engines/out/demo] [--work FOLDER]
 
 Builds `engines/demo.toml` into a fresh folder, with its wall time and its peak memory; with `--bundle` a finished bundle is
 read instead and time and memory are not measured.
@@ -38,17 +38,20 @@ FIGURE = ROOT / "docs" / "demo.png"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, help="a finished demo bundle, with its .build folder beside it")
-    bundle = parser.parse_args().bundle
+    parser.add_argument("--work", type=Path, help="where the demo is built; a temporary folder otherwise")
+    arguments = parser.parse_args()
+    bundle = arguments.bundle
     if bundle is not None:
         record(bundle, {})
         return
     with tempfile.TemporaryDirectory() as folder:
-        bundle, cost = timed_build(Path(folder))
+        bundle, cost = timed_build(arguments.work or Path(folder))
         record(bundle, cost)
 
 
 def timed_build(folder: Path) -> tuple[Path, dict[str, float]]:
     """Build the demo into `folder` as a user would, in a process of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
     recipe = (ROOT / "engines" / "demo.toml").read_text().replace('"../', f'"{ROOT}/').replace('"out/demo"', f'"{folder}/demo"')
     (folder / "demo.toml").write_text(recipe)
     started = time.monotonic()
