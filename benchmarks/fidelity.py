@@ -28,7 +28,7 @@ from nemo_edge.recipe import Recipe
 from nemo_edge.surgery import silenced
 
 RESULT = Path(__file__).parent / "results" / "fidelity.json"
-OTHERS = (("fp32", 18), ("fp16", 18), ("fp16", 23))
+OTHERS = (("fp32", 18), ("fp16", 23))
 
 
 def main() -> None:
