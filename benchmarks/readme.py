@@ -140,7 +140,7 @@ def latency_table(found: Result) -> list[str]:
         *lines,
         f"Measured on {' and on '.join(machines)}, fp32, one picture with guidance (two rows of the UNet); the contenders took turns, "
         f"each in a process of its own. {noisy} of {every} timings varied by more than 10 %. The measuring itself took at most "
-        f"{overhead:.1%} of what it measured (`benchmarks/results/latency.json`).",
+        f"{overhead:.2%} of what it measured (`benchmarks/results/latency.json`).",
     ]
 
 

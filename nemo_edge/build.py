@@ -219,13 +219,9 @@ class _Build:
     def run(self) -> Manifest:
         from nemo_edge import stages
         from nemo_edge.calibration import Calibration
-        from nemo_edge.examination import Subject, examine
         from nemo_edge.export import Exported
-        from nemo_edge.latency import Latency
         from nemo_edge.localization import read_results
-        from nemo_edge.mitigation import Measurement
         from nemo_edge.neurons import NeuronSet
-        from nemo_edge.report import store_pictures, worst_first
 
         recipe, inputs = self.recipe, self.inputs
         calibrated = self._stage(
@@ -249,18 +245,8 @@ class _Build:
                 copy_tree(source, staged, leave=("stage.json", "exported.json"))
             stages.compile_stage(staged, recipe, records)
 
-            def subject() -> Subject:
-                return Subject(self.checkpoint, staged, recipe, inputs.memorized, inputs.held_out, localizations, calibration)
-
-            measured = self._stage("measure", lambda folder: examine(subject(), folder, self.progress))
-            latency = None
-            if recipe.latency is not None:
-                timed = self._stage("latency", lambda folder: self._time(staged, folder))
-                latency = Latency.model_validate_json((timed / "latency.json").read_bytes())
-                copy_tree(timed, staged, leave=("stage.json",))
-            copy_tree(measured, staged, leave=("stage.json", "pictures"))
-            measurement = Measurement.read(staged)
-            store_pictures(measured / "pictures", staged / "report" / "pictures", worst_first(measurement))
+            measurement = self._measure(staged, localizations, calibration)
+            latency = self._time(staged) if recipe.latency is not None else None
             return self._assemble(staged, neurons, localizations, measurement, latency)
 
     @property
@@ -302,14 +288,39 @@ class _Build:
         exported = stages.export_stage(self.checkpoint, self.recipe.export, neurons, folder, provenance, self.progress)
         write_atomically(folder / "exported.json", json.dumps([e.model_dump(mode="json") for e in exported], indent=1) + "\n")
 
-    def _time(self, bundle: Path, folder: Path) -> None:
+    def _measure(self, staged: Path, localizations: Any, calibration: Any) -> Any:
+        """Examine the engines of a bundle that is being made; its measurement and the pictures of its report are put into it."""
+        from nemo_edge.examination import Subject, examine
+        from nemo_edge.mitigation import Measurement
+        from nemo_edge.report import store_pictures, worst_first
+
+        recipe, inputs = self.recipe, self.inputs
+
+        def work(folder: Path) -> None:
+            subject = Subject(self.checkpoint, staged, recipe, inputs.memorized, inputs.held_out, localizations, calibration)
+            examine(subject, folder, self.progress)
+
+        measured = self._stage("measure", work)
+        copy_tree(measured, staged, leave=("stage.json", "pictures"))
+        measurement = Measurement.read(staged)
+        store_pictures(measured / "pictures", staged / "report" / "pictures", worst_first(measurement))
+        return measurement
+
+    def _time(self, staged: Path) -> Any:
+        """Time the engines of a bundle that is being made; the times are put into it."""
         from nemo_edge.bench import bench, runnables
+        from nemo_edge.latency import Latency
 
         recipe, settings = self.recipe, self.recipe.latency
         assert settings is not None
-        self._checkpoint = None  # its memory is for the processes that are timed
-        found = bench(runnables(bundle, recipe, settings, recipe.checkpoint.path), recipe.sampling, settings, self.progress)
-        write_atomically(folder / "latency.json", found.model_dump_json(indent=1) + "\n")
+
+        def work(folder: Path) -> None:
+            self._checkpoint = None  # its memory is for the processes that are timed
+            found = bench(runnables(staged, recipe, settings, recipe.checkpoint.path), recipe.sampling, settings, self.progress)
+            write_atomically(folder / "latency.json", found.model_dump_json(indent=1) + "\n")
+
+        copy_tree(self._stage("latency", work), staged, leave=("stage.json",))
+        return Latency.model_validate_json((staged / "latency.json").read_bytes())
 
     def _assemble(self, staged: Path, neurons: Any, localizations: Any, measurement: Any, latency: Any) -> Manifest:
         from nemo_edge.gates import judge

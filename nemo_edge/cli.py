@@ -56,10 +56,12 @@ def build(
     if dry_run:
         _print(plan(settings), as_json, console.show_plan)
         return
+    if summary is not None:
+        from nemo_edge.review import check_outputs, summarize
+
+        check_outputs(settings.output, summary)
     result = run(settings, console.Bars())
     if summary is not None:
-        from nemo_edge.review import summarize
-
         summarize(settings.output, summary)
     _print(result, as_json, console.show_build)
     if not result.passed:
@@ -258,11 +260,7 @@ def gate(
 
 
 @app.command()
-def report(
-    bundle: Bundle,
-    summary: Summary = None,
-    as_json: Json = False,
-) -> None:
+def report(bundle: Bundle, summary: Summary = None, as_json: Json = False) -> None:
     """Write a bundle's report again, from what was measured on it."""
     from nemo_edge import console
     from nemo_edge.review import report_again

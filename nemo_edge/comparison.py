@@ -79,10 +79,8 @@ def compare(reference: str, candidate: str, question: Question, progress: Progre
     """
     progress = progress or Progress()
     sides = _sides(reference, candidate, question.allow_pickle)
-    bundle = next((side for side in sides if side.manifest), None)
-    if bundle is None or bundle.manifest is None:
-        raise InputError("two checkpoints have nothing to compare: one side must be a bundle (`nemo-edge build` makes one)")
-    recipe = Recipe.model_validate(bundle.manifest.recipe)
+    bundle = next(side for side in sides if side.manifest)
+    recipe = bundle.recipe
     sampling = recipe.sampling.model_copy(update={"steps": question.steps or recipe.sampling.steps})
     gate = ENGINE_TOLERANCES[recipe.export.dtype] if recipe.engine_tolerance is False else recipe.engine_tolerance
     tolerance = gate if question.tolerance is None else question.tolerance
@@ -148,14 +146,20 @@ class _Side:
     def __str__(self) -> str:
         return f"{self.path}:{self.variant}"
 
+    @property
+    def recipe(self) -> Recipe:
+        """What a bundle was built by."""
+        assert self.manifest is not None
+        return Recipe.model_validate(self.manifest.recipe)
+
     def opened(self, stack: ExitStack) -> _Opened:
         if self.checkpoint is not None:
             return _Opened(self, eager_pipeline(self.checkpoint), None)
         assert self.manifest is not None
-        recipe, config = Recipe.model_validate(self.manifest.recipe), Configuration.load(self.path)
+        config = Configuration.load(self.path)
         pure = self.variant == UNMITIGATED
         engine = "masked" if pure and not has_unmitigated(self.manifest.variants) else self.variant
-        pipeline = open_pipeline(config, self.path, recipe.engine.provider, engine, stack)
+        pipeline = open_pipeline(config, self.path, self.recipe.engine.provider, engine, stack)
         found = NeuronSet.load(self.path / "neurons.json")
         mask = (NeuronSet.empty(found.layers) if pure else found).mask() if pipeline.masked else None
         return _Opened(self, pipeline, mask)
@@ -180,9 +184,7 @@ class _Opened:
         return self.graph(component, feed)
 
     def graph(self, component: str, feed: dict[str, np.ndarray]) -> GraphProbe:
-        assert self.side.manifest is not None
-        recipe = Recipe.model_validate(self.side.manifest.recipe)
-        own = {name: value for name, value in feed.items() if name != VALUE_MASK}
+        engine, own = self.side.recipe.engine, {name: value for name, value in feed.items() if name != VALUE_MASK}
         masked = component == "unet" and self.pipeline.masked
         if masked:
             assert self.mask is not None
@@ -190,7 +192,7 @@ class _Opened:
         place = UNET_FOLDERS["masked" if masked else "baked"] if component == "unet" else component
         pure = component == "unet" and not masked and self.side.variant == UNMITIGATED
         weights = original_weights(self.side.path) if pure else None
-        return GraphProbe(self.side.path / place / "model.onnx", own, recipe.engine.provider, recipe.engine.threads, weights)
+        return GraphProbe(self.side.path / place / "model.onnx", own, engine.provider, engine.threads, weights)
 
 
 def _sides(reference: str, candidate: str, allow_pickle: bool) -> tuple[_Side, _Side]:
@@ -260,10 +262,8 @@ def _locate(
     worst = max(range(len(agreement.steps)), key=lambda i: np.nan_to_num(agreement.steps[i].forced, nan=np.inf))
     config = first.pipeline.config
     rows = [*([sampling.negative_prompt] * len(prompts) if sampling.guidance else []), *prompts]
-    names = ("text_encoder", "text_encoder_2")[: len(config.text_encoders)]
-    feeds: list[tuple[str, dict[str, np.ndarray]]] = [
-        (name, {"input_ids": ids}) for name, ids in zip(names, config.token_ids(rows), strict=True)
-    ]
+    texts = zip(config.text_encoder_names, config.token_ids(rows), strict=True)
+    feeds: list[tuple[str, dict[str, np.ndarray]]] = [(name, {"input_ids": ids}) for name, ids in texts]
     feeds.append(("unet", expected.steps[worst].feed))
     feeds.append(("vae_decoder", first.pipeline.decoder_feed(expected.steps[-1].latents_BCHW)))
     for component, feed in feeds:

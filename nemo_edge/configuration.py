@@ -71,6 +71,11 @@ class Configuration:
         """What the UNet predicts: "epsilon", "v_prediction" or "sample"."""
         return str(self.scheduler.get("prediction_type", "epsilon"))
 
+    @property
+    def text_encoder_names(self) -> tuple[str, ...]:
+        """The folders of the text encoders, which are the names of their components."""
+        return tuple(_numbered("text_encoder", i) for i in range(len(self.text_encoders)))
+
     def token_ids(self, prompts: Sequence[str]) -> list[np.ndarray]:
         """Return the ids of each tokenizer, int64 [B, T], padded and cut to the text encoder's length."""
         return [
@@ -87,7 +92,7 @@ class Configuration:
             **{f"{u}/config.json": self.unet for u in unets},
             "vae_decoder/config.json": self.vae,
         }
-        parts |= {f"{_numbered('text_encoder', i)}/config.json": config for i, config in enumerate(self.text_encoders)}
+        parts |= {f"{name}/config.json": config for name, config in zip(self.text_encoder_names, self.text_encoders, strict=True)}
         for name, config in {"model_index.json": self.index, **parts}.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(json.dumps(dict(config), indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -21,6 +22,7 @@ from PIL import Image
 from nemo_edge import mitigation, replication
 from nemo_edge.calibration import Calibration
 from nemo_edge.checkpoint import Checkpoint
+from nemo_edge.component import VALUE_MASK
 from nemo_edge.fidelity import Agreement, Trajectory, compare_trajectories, trace_trajectory
 from nemo_edge.files import write_atomically
 from nemo_edge.footprint import pictures_at_once
@@ -124,9 +126,8 @@ class _Examination:
     @cached_property
     def _judged(self) -> tuple[str, ...]:
         """The prompts whose whole trajectories are compared: two examined and two general ones, fewer where pictures are large."""
-        height, width = self._size
         turns = zip_longest(self.subject.memorized[:2], self.subject.general[:2])
-        return tuple(p.text for pair in turns for p in pair if p)[: pictures_at_once(height * width)]
+        return tuple(p.text for pair in turns for p in pair if p)[: self._at_once]
 
     @cached_property
     def _mitigated(self) -> Trajectory:
@@ -150,21 +151,20 @@ class _Examination:
         ones, errors = self.subject.empty.mask(), []
         for step in self._untouched.steps:
             expected = plain.unet(step.feed)["out_sample"]
-            got = self.engines["masked"].unet({**step.feed, "value_mask": np.repeat(ones[None], len(expected), axis=0)})["out_sample"]
+            got = self.engines["masked"].unet({**step.feed, VALUE_MASK: np.repeat(ones[None], len(expected), axis=0)})["out_sample"]
             errors.append(relative_error(expected, got))
         return float(np.max(errors))
 
     def _draw_memorized(self, which: str) -> None:
         """Pictures of the examined prompts into `<prompt>/<which>-<seed>.png`; a group that is there whole is not made again."""
         s, seeds = self.subject, range(self.subject.recipe.fidelity.seeds)
-        height, width = self._size
-        size = max(1, pictures_at_once(height * width) // len(seeds))
+        size = max(1, self._at_once // len(seeds))
         with self.progress.task(f"pictures: {which}", len(s.memorized) * len(seeds)) as advance:
             for start in range(0, len(s.memorized), size):
                 group = range(start, min(start + size, len(s.memorized)))
                 paths = [self._path(index, which, seed) for index in group for seed in seeds]
                 if not all(path.is_file() for path in paths):
-                    drawn = self._drawn(which, [s.memorized[i].text for i in group], seeds)
+                    drawn = self._drawn([s.memorized[i].text for i in group], seeds, self._chosen(which), which)
                     for path, picture in zip(paths, drawn.pictures.reshape(-1, *drawn.pictures.shape[2:]), strict=True):
                         _save(picture, path)
                 advance(len(paths))
@@ -173,18 +173,21 @@ class _Examination:
         """Pictures of the general prompts, into `general/<prompt>-<which>-<seed>.png` too."""
         s, seeds = self.subject, range(self.subject.recipe.fidelity.general_seeds)
         with self.progress.task(f"general: {which}", len(s.general) * len(seeds)) as advance:
-            drawn = self._drawn(which, [p.text for p in s.general], seeds)
+            drawn = self._drawn([p.text for p in s.general], seeds, self._chosen(which), which)
             advance(len(s.general) * len(seeds))
         for index, seed in np.ndindex(drawn.pictures.shape[:2]):
             _save(drawn.pictures[index, seed], self.folder / "general" / f"{index:03d}-{which}-{seed:02d}.png")
         return drawn
 
-    def _drawn(self, which: str | NeuronSet, prompts: Sequence[str], seeds: Sequence[int]) -> Drawn:
-        """Draw with an engine of a variant; "before", "random" and any set of neurons with the masked engine, or else with eager."""
+    def _chosen(self, which: str) -> NeuronSet:
+        """The neurons silenced in the pictures of `which`."""
         s = self.subject
-        chosen = {"before": s.empty, "random": s.neurons.random_like(seed=0)}.get(which, s.neurons) if isinstance(which, str) else which
-        pipeline = self.engines.get(which) if isinstance(which, str) else None
-        pipeline = pipeline or self.engines.get("masked", self.eager)
+        return {"before": s.empty, "random": s.neurons.random_like(seed=0)}.get(which, s.neurons)
+
+    def _drawn(self, prompts: Sequence[str], seeds: Sequence[int], chosen: NeuronSet, which: str = "") -> Drawn:
+        """Draw with these neurons silenced: with the engine of a variant, and with the masked one, or else eager, for all else."""
+        s = self.subject
+        pipeline = self.engines.get(which) or self.engines.get("masked", self.eager)
         mask = chosen.mask() if pipeline.masked else None
         with silenced(s.checkpoint.unet, chosen if pipeline is self.eager else s.empty):
             return mitigation.draw_prompts(pipeline, prompts, seeds, s.recipe.sampling, mask)
@@ -205,6 +208,12 @@ class _Examination:
         config = self.subject.checkpoint.config
         _, height, width = latent_shape(config, self.subject.recipe.sampling)
         return height * config.factor, width * config.factor
+
+    @cached_property
+    def _at_once(self) -> int:
+        """How many pictures memory is for."""
+        height, width = self._size
+        return pictures_at_once(height * width)
 
     @cached_property
     def _own(self) -> tuple[int | None, ...]:
@@ -270,11 +279,8 @@ class _Examination:
 
     def _distance_errors(self, index: int) -> Iterator[tuple[str, float]]:
         """How far each variant's copy distances of one prompt are from those of eager's pictures, at the most."""
-        s, own, seeds = (
-            self.subject,
-            self._own[index],
-            range(min(self.subject.recipe.fidelity.agreement_seeds, self.subject.recipe.fidelity.seeds)),
-        )
+        s, own, settings = self.subject, self._own[index], self.subject.recipe.fidelity
+        seeds = range(min(settings.agreement_seeds, settings.seeds))
         if own is None or not seeds:
             return
         training = self._training[own : own + 1]
@@ -293,17 +299,17 @@ class _Examination:
         sets = list(dict.fromkeys(self._curve_sets()))
         with self.progress.task("general: curve", len(sets)) as advance:
             for chosen, neurons in sets:
-                drift = mitigation.general_drift(base, self._drawn(neurons, prompts, seeds))
+                drift = mitigation.general_drift(base, self._drawn(prompts, seeds, neurons))
                 yield CurvePoint(
                     neurons=len(neurons),
-                    chosen="found" if chosen == "found" else "random",
+                    chosen=chosen,
                     drift=drift.mean,
                     latents=drift.latents,
                     diversity=drift.diversity_after,
                 )
                 advance(1)
 
-    def _curve_sets(self) -> Iterator[tuple[str, NeuronSet]]:
+    def _curve_sets(self) -> Iterator[tuple[Literal["found", "random"], NeuronSet]]:
         found = self.subject.neurons
         yield "found", self.subject.empty
         for factor in self.subject.recipe.fidelity.curve if len(found) else ():

@@ -27,14 +27,13 @@ from torch import Tensor, nn
 from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
-from nemo_edge.backends.torch import open_runner
+from nemo_edge.backends.torch import DTYPES, open_runner
 from nemo_edge.bundle import staging
 from nemo_edge.component import Component
 from nemo_edge.errors import ExportError, first_line
 from nemo_edge.files import explain
 from nemo_edge.recipe import ExportSettings
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 """Largest error of a component in ONNX Runtime, relative to the largest value of eager float32's output."""
 

@@ -40,7 +40,7 @@ def open_pipeline(
     def opened(place: str, weights: dict[str, np.ndarray] | None = None) -> Runner:
         return stack.enter_context(onnxruntime.open_engine(bundle, place, provider, threads=threads, weights=weights))
 
-    texts = tuple(opened(name) for name in ("text_encoder", "text_encoder_2")[: len(config.text_encoders)])
+    texts = tuple(opened(name) for name in config.text_encoder_names)
     pure = variant == UNMITIGATED
     unet = opened(UNET_FOLDERS["baked" if pure else variant], original_weights(bundle) if pure else None)
     return Pipeline(config, texts, unet, opened("vae_decoder"))

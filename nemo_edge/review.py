@@ -5,9 +5,9 @@ What changes in a bundle changes all at once; every change ends with its gates j
 
 from __future__ import annotations
 
-__all__ = ["Timed", "Verdict", "judge_again", "report_again", "summarize", "time_again"]
+__all__ = ["Timed", "Verdict", "check_outputs", "judge_again", "report_again", "summarize", "time_again"]
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def judge_again(bundle: Path, gates: GateSettings, *, write: bool, junit: Path |
 
     Raises `BundleError` for a bundle that was changed, or holds no measurement, `InputError` for gates on times it has not.
     """
-    _check_outputs(bundle, junit, summary)
+    check_outputs(bundle, junit, summary)
     manifest = open_verified(bundle)
     evidence = Evidence.read(bundle)
     taken = evidence.latency.settings.model_dump() if evidence.latency else None
@@ -70,15 +70,14 @@ def judge_again(bundle: Path, gates: GateSettings, *, write: bool, junit: Path |
     except ValidationError as error:
         why = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise InputError(f"{bundle} cannot be judged so: {why}; `nemo-edge bench` takes a bundle's times") from error
-    judged = judge(evidence.measurement, evidence.localizations, recipe, evidence.latency)
-    again = _judged(manifest, recipe, judged)
+    manifest, evidence = _judged(manifest, recipe, evidence, evidence.latency)
     if write:
-        _put(bundle, again, evidence.latency, lambda folder: None)
+        _put(bundle, manifest, evidence)
     if junit is not None:
-        write_atomically(junit, junit_xml(manifest.name, judged))
+        write_atomically(junit, junit_xml(manifest.name, manifest.gates))
     if summary is not None:
-        append(summary, summary_markdown(Evidence.of(again, evidence.measurement, evidence.localizations, evidence.latency)))
-    return Verdict(bundle=str(bundle), gates=judged, written=write)
+        append(summary, summary_markdown(evidence))
+    return Verdict(bundle=str(bundle), gates=manifest.gates, written=write)
 
 
 def time_again(
@@ -89,7 +88,7 @@ def time_again(
     `settings` are the recipe's, or the defaults, where they are not given. Raises `InputError` for a checkpoint the bundle is
     not made from, for settings its graphs do not take, and for times a bundle cannot be judged by.
     """
-    _check_outputs(bundle, out)
+    check_outputs(bundle, out)
     manifest = open_verified(bundle)
     recipe = Recipe.model_validate(manifest.recipe)
     wanted = settings or recipe.latency or LatencySettings()
@@ -107,10 +106,9 @@ def time_again(
     if out is not None:
         write_atomically(out, content)
         return Timed(bundle=str(bundle), latency=found)
-    evidence = Evidence.read(bundle)
-    again = _judged(manifest, recipe, judge(evidence.measurement, evidence.localizations, recipe, found))
-    _put(bundle, again, found, lambda folder: write_atomically(folder / "latency.json", content))
-    return Timed(bundle=str(bundle), latency=found, gates=again.gates)
+    manifest, evidence = _judged(manifest, recipe, Evidence.read(bundle), found)
+    _put(bundle, manifest, evidence, {"latency.json": content})
+    return Timed(bundle=str(bundle), latency=found, gates=manifest.gates)
 
 
 def report_again(bundle: Path, summary: Path | None = None) -> Path:
@@ -118,22 +116,22 @@ def report_again(bundle: Path, summary: Path | None = None) -> Path:
 
     `summary` gets the report in short at its end, as Markdown for a job summary of GitHub Actions.
     """
-    _check_outputs(bundle, summary)
+    check_outputs(bundle, summary)
     manifest = open_verified(bundle)
     evidence = Evidence.read(bundle)
-    _put(bundle, manifest, evidence.latency, lambda folder: None)
+    _put(bundle, manifest, evidence)
     if summary is not None:
-        summarize(bundle, summary)
+        append(summary, summary_markdown(evidence))
     return bundle / "report" / "index.html"
 
 
 def summarize(bundle: Path, summary: Path) -> None:
     """Add a bundle's report in short to a file. Raises `InputError` when it cannot be written."""
-    _check_outputs(bundle, summary)
+    check_outputs(bundle, summary)
     append(summary, summary_markdown(Evidence.read(bundle)))
 
 
-def _check_outputs(bundle: Path, *paths: Path | None) -> None:
+def check_outputs(bundle: Path, *paths: Path | None) -> None:
     """Raise `InputError` for an output that cannot be written, or that would change the bundle."""
     for path in paths:
         if path is None:
@@ -155,20 +153,22 @@ def _weights(manifest: Manifest, recipe: Recipe, checkpoint: str | None) -> str:
     return path
 
 
-def _judged(manifest: Manifest, recipe: Recipe, gates: tuple[GateResult, ...]) -> Manifest:
-    """The manifest with a new verdict; its key is another where the gates are, so that a build judges by its own again."""
+def _judged(manifest: Manifest, recipe: Recipe, evidence: Evidence, latency: Latency | None) -> tuple[Manifest, Evidence]:
+    """The manifest and the evidence with a new verdict; the key is another where the gates are, so that a build judges by its own again."""
+    gates = judge(evidence.measurement, evidence.localizations, recipe, latency)
     other = recipe.gates.model_dump(mode="json") != manifest.recipe["gates"]
     key = sha256_json([manifest.key, recipe.gates.model_dump(mode="json")]) if other else manifest.key
     changes = {"key": key, "gates": gates, "passed": all(g.passed for g in gates), "recipe": recipe.model_dump(mode="json")}
-    return manifest.model_copy(update={**changes, "created": datetime.now(UTC).isoformat(timespec="seconds")})
+    again = manifest.model_copy(update={**changes, "created": datetime.now(UTC).isoformat(timespec="seconds")})
+    return again, Evidence.of(again, evidence.measurement, evidence.localizations, latency)
 
 
-def _put(bundle: Path, manifest: Manifest, latency: Latency | None, write: Callable[[Path], None]) -> None:
-    """Put a verdict into a bundle, with its report and what else `write` adds."""
-    evidence = Evidence.read(bundle)
+def _put(bundle: Path, manifest: Manifest, evidence: Evidence, files: Mapping[str, str] | None = None) -> None:
+    """Put a verdict into a bundle, with its report and other files."""
 
     def change(folder: Path) -> None:
-        write(folder)
-        write_report(folder / "report", Evidence.of(manifest, evidence.measurement, evidence.localizations, latency))
+        for name, content in (files or {}).items():
+            write_atomically(folder / name, content)
+        write_report(folder / "report", evidence)
 
     amend(bundle, manifest, change)

@@ -18,7 +18,7 @@ from nemo_edge.environment import cores
 from nemo_edge.latency import Clock, Contender, Visit, visit, wall_clock, warm_up
 from nemo_edge.recipe import LatencySettings, SamplingSettings, Target
 
-PROMPT = "a photograph of an astronaut riding a horse"
+_PROMPT = "a photograph of an astronaut riding a horse"
 
 
 @dataclass(frozen=True)
@@ -144,13 +144,14 @@ def _opened(contender: Runnable, stack: ExitStack) -> Any:
         return pipelines.open_pipeline(Configuration.load(bundle), bundle, contender.provider, variant, stack, contender.threads)
     import torch
 
+    from nemo_edge.backends.torch import DTYPES
     from nemo_edge.checkpoint import open_checkpoint
 
     torch.set_num_threads(contender.threads or cores())
     device = "cpu" if contender.provider == "cpu" else "cuda"
     checkpoint = open_checkpoint(contender.place, device=device, allow_pickle=contender.allow_pickle)
     for module in (checkpoint.unet, checkpoint.vae, *checkpoint.text_encoders) if contender.dtype != "fp32" else ():
-        module.to({"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[contender.dtype])
+        module.to(DTYPES[contender.dtype])
     if contender.channels_last:
         for module in (checkpoint.unet, checkpoint.vae):
             module.to(memory_format=torch.channels_last)
@@ -161,7 +162,7 @@ def _call(pipeline: Any, setup: Setup) -> Callable[[], object]:
     """What is timed: one component on what the pipeline would feed it, or the pipeline as a whole."""
     from nemo_edge.sampling import denoise, generate
 
-    prompts, seeds, sampling = [PROMPT] * setup.batch, range(setup.batch), setup.sampling
+    prompts, seeds, sampling = [_PROMPT] * setup.batch, range(setup.batch), setup.sampling
     if setup.target == "pipeline":
         return lambda: generate(pipeline, prompts, seeds, sampling)
     if setup.target == "text_encoder":

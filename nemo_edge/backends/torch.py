@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["TorchRunner", "available", "describe", "open_runner"]
+__all__ = ["DTYPES", "TorchRunner", "available", "describe", "open_runner"]
 
 from collections.abc import Mapping
 from types import TracebackType
@@ -13,6 +13,9 @@ import torch
 
 from nemo_edge.backends.feeds import check_feed
 from nemo_edge.component import Component
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""The recipe's name of a type → PyTorch's."""
 
 
 class TorchRunner:
