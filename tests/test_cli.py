@@ -531,6 +531,13 @@ def test_a_gate_that_names_no_metric_is_refused(run: Run, tmp_path: Path, tiny_b
     assert_refused(run("gate", tiny_bundle, "--recipe", recipe), "gates.general_drift: a gate is a number from 0 on, or false")
 
 
+def test_a_summary_that_cannot_be_written_is_refused_before_the_build(run: Run, tmp_path: Path, tiny_recipe: Path) -> None:
+    recipe = recipe_in(tmp_path, tiny_recipe)
+    assert_refused(run("build", recipe, "--summary", tmp_path), "is a folder: give the path of a file")
+    assert_refused(run("build", recipe, "--summary", tmp_path / "out" / "summary.md"), "lies in the bundle")
+    assert {p.name for p in tmp_path.iterdir()} == {"recipe.toml"}
+
+
 @pytest.mark.parametrize("command", AGAIN[2:], ids=lambda c: c[0])
 def test_a_summary_on_a_full_disk_is_one_line(run: Run, tmp_path: Path, tiny_bundle: Path, tiny_recipe: Path, command: list[str]) -> None:
     if not Path("/dev/full").exists():
