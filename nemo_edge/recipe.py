@@ -31,6 +31,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nemo_edge.errors import InputError
+from nemo_edge.targets import TensorRtRtxSettings, TensorRtSettings
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Variant = Literal["baked", "masked"]
@@ -240,6 +241,10 @@ class Recipe(_Settings):
     localization: LocalizationSettings = LocalizationSettings()
     export: ExportSettings = ExportSettings()
     engine: EngineSettings = EngineSettings()
+    tensorrt: TensorRtSettings | None = None
+    """TensorRT engines, built on the GPU at hand, only where this table is there; the same for `tensorrt_rtx`."""
+    tensorrt_rtx: TensorRtRtxSettings | None = None
+    """TensorRT-RTX engines, compiled without a GPU."""
     sampling: SamplingSettings = SamplingSettings()
     fidelity: FidelitySettings = FidelitySettings()
     latency: LatencySettings | None = None
@@ -363,7 +368,7 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     def anchor(value: Any) -> Any:
         if isinstance(value, Path):
             return folder / value.expanduser()
-        if isinstance(value, _Settings):
+        if isinstance(value, BaseModel):
             return value.model_copy(update={name: anchor(getattr(value, name)) for name in type(value).model_fields})
         return value
 

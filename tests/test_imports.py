@@ -26,6 +26,8 @@ LAYERS = {
     "compatibility": 2,
     "graphs": 2,
     "neurons": 2,
+    "targets": 1,
+    "plans": 2,
     "recipe": 2,
     "prompts": 2,
     "configuration": 2,

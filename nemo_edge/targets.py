@@ -1,0 +1,133 @@
+"""What TensorRT engines are built for: GPUs, sizes, and how they are run. Part of the recipe.
+
+Knows names and ranges; nothing of TensorRT itself, so that a wrong target is refused where no TensorRT is installed.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "COMPUTE_CAPABILITIES",
+    "PORTABLE",
+    "Flavour",
+    "PlanSettings",
+    "ProfileSettings",
+    "Range",
+    "TensorRtRtxSettings",
+    "TensorRtSettings",
+    "target_name",
+]
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+Flavour = Literal["tensorrt", "tensorrt-rtx"]
+"""The standard product (10.x, 11.x), and the one for RTX GPUs that compiles ahead of time without a GPU."""
+
+COMPUTE_CAPABILITIES = {
+    "sm75": "Turing: GTX 16, RTX 20, T4",
+    "sm80": "Ampere: A100, A30",
+    "sm86": "Ampere: RTX 30, A10, A40",
+    "sm89": "Ada: RTX 40, L4, L40",
+    "sm120": "Blackwell: RTX 50, RTX PRO",
+    "sm121": "Blackwell: DGX Spark",
+}
+"""What TensorRT-RTX 1.7 compiles for (`trt.ComputeCapability`), and which GPUs those are. Hopper (sm90) is not among them."""
+
+PORTABLE = "portable"
+"""Target name of an engine for which no compute capability was chosen: TensorRT-RTX takes 8.0, 8.6, 8.9, 12.0 and later then."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _three(value: object) -> object:
+    """A number stands for three times itself."""
+    return (value, value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Range = Annotated[tuple[int, int, int], BeforeValidator(_three)]
+"""Least, most usual, and greatest value; one number where it never changes."""
+
+
+class ProfileSettings(_Settings):
+    """One optimization profile: the requests a plan takes, and the one it is fastest at."""
+
+    batch: Range = (1, 1, 4)
+    """Pictures at once. The UNet's batch has two rows for each, one with and one without the prompt (guidance)."""
+    height: Range | None = None
+    """Pixels; the model's own height where it is not given."""
+    width: Range | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in ("batch", "height", "width"):
+            values = getattr(self, name)
+            if values is None:
+                continue
+            least, usual, greatest = values
+            if not 1 <= least <= usual <= greatest:
+                raise ValueError(
+                    f"{name} = [{least}, {usual}, {greatest}]: give least, usual and greatest value in this order"
+                )
+            if name != "batch" and any(value % 8 for value in values):
+                raise ValueError(f"{name} = [{least}, {usual}, {greatest}]: sizes are multiples of 8 pixels")
+        return self
+
+
+class PlanSettings(_Settings):
+    """What the engines of both flavours have in common."""
+
+    components: tuple[str, ...] | None = None
+    """Folders of the graphs to compile (text_encoder, unet, unet_masked, vae_decoder …); all of the bundle where not given."""
+    profiles: tuple[ProfileSettings, ...] = Field(default=(ProfileSettings(),), min_length=1)
+    cuda_graphs: bool = True
+    """Record the work of a shape once and replay it."""
+
+
+def _capability(value: Any) -> Any:
+    if isinstance(value, str) and value not in COMPUTE_CAPABILITIES:
+        raise ValueError(f"TensorRT-RTX does not compile for {value!r}; it does for {', '.join(COMPUTE_CAPABILITIES)}")
+    return value
+
+
+class TensorRtRtxSettings(PlanSettings):
+    """Engines compiled ahead of time, without a GPU, and finished on the user's GPU when they are first run."""
+
+    targets: tuple[Annotated[str, BeforeValidator(_capability)], ...] = ()
+    """Compute capabilities (`sm86`), one engine for all of them; TensorRT-RTX's portable choice where none is given."""
+    kernel_specialization: Literal["lazy", "eager", "none"] = "lazy"
+    """When kernels are compiled for the very shapes in use: in the background, at once, or never."""
+    runtime_cache: bool = True
+    """Keep the kernels that were compiled on the user's GPU, on disk, for the next start."""
+
+    @field_validator("targets")
+    @classmethod
+    def _check_targets(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(targets)) < len(targets):
+            raise ValueError("a compute capability is named twice")
+        return tuple(sorted(targets, key=list(COMPUTE_CAPABILITIES).index))
+
+
+class TensorRtSettings(PlanSettings):
+    """Engines built on the GPU at hand."""
+
+    optimization_level: int = Field(default=3, ge=0, le=5)
+    hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
+    """Which other GPUs the engine runs on than the one it is built on."""
+    version_compatible: bool = False
+    """Let the engine run in later versions of the same major version; it carries a lean runtime with it."""
+    weight_streaming: bool = False
+    """Let the weights stay in host memory as far as the GPU has no room for them."""
+    refit: Literal["none", "value_weights", "all"] = "none"
+    """Which weights can be changed in the finished engine: none, those of the value layers (`nemo-edge rebake`), all."""
+    timing_cache: Path | None = None
+    """File that keeps the times of kernels, read and written, so that the next build is faster."""
+
+
+def target_name(targets: Sequence[str]) -> str:
+    """Return the part of a file's name that says which GPUs an engine is for."""
+    return "+".join(targets) or PORTABLE
