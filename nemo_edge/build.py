@@ -10,25 +10,24 @@ __all__ = ["BuildResult", "Plan", "build", "plan"]
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge import __version__
-from nemo_edge.bundle import Manifest, check_output, copy_tree, open_bundle, publish, staging, verify
-from nemo_edge.environment import USED, Machine, machine
+from nemo_edge.bundle import GateResult, Manifest, check_output, copy_tree, open_bundle, publish, staging, verify
 from nemo_edge.errors import BundleError, InputError
-from nemo_edge.files import checkpoint_hashes, explain, sha256_file, sha256_json, write_atomically
+from nemo_edge.files import explain, sha256_file, sha256_json, write_atomically
+from nemo_edge.ingredients import COMPILERS, Ingredients, bundle_key, ingredients, stage_keys, used_versions
 from nemo_edge.progress import Progress
-from nemo_edge.prompts import Prompt, read_prompts
 from nemo_edge.recipe import Recipe
+from nemo_edge.targets import FLAVOUR_OF
 
 
 class Plan(BaseModel):
@@ -57,31 +56,20 @@ class BuildResult(BaseModel):
 
     @property
     def passed(self) -> bool:
-        """Whether every gate passed."""
-        return self.manifest.passed
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """The recipe's files, read and hashed."""
-
-    memorized: list[Prompt]
-    general: list[Prompt]
-    held_out: list[Prompt]
-    checkpoint: dict[str, str]
-    prompts: dict[str, str]
-    """Path, relative to the folder of the memorized prompts, and sha256 of every file that the recipe names."""
-    statistics: str | None
-    machine: Machine
+        """Whether every gate passed; one of random weights has none to pass."""
+        return self.manifest.passed or self.manifest.random_weights is not None
 
 
 def plan(recipe: Recipe) -> Plan:
     """Read the inputs, hash them, and say what would run. Raises `InputError` for what cannot be used."""
     check_output(recipe.output)
-    inputs = _inputs(recipe)
+    if recipe.random_weights is not None and not _random_folder(recipe).is_dir():
+        return Plan(name=recipe.name, output=str(recipe.output), key="", up_to_date=False, stages={"random weights": ""}, done=())
+    recipe = _with_weights(recipe, Progress())
+    inputs = ingredients(recipe)
     _preflight(recipe, inputs)
-    keys = _keys(recipe, inputs)
-    key = _bundle_key(recipe, keys)
+    keys = stage_keys(recipe, inputs)
+    key = bundle_key(recipe, keys)
     done = tuple(stage for stage, key in keys.items() if (_folder(recipe, stage, key) / "stage.json").is_file())
     return Plan(
         name=recipe.name,
@@ -96,34 +84,61 @@ def plan(recipe: Recipe) -> Plan:
 def build(recipe: Recipe, progress: Progress | None = None) -> BuildResult:
     """Build the bundle, or find it up to date. A failed gate does not stop the bundle, it marks it.
 
-    Raises `InputError` for inputs that cannot be used, `MissingDependency` for a provider that is not here, `ExportError`
-    for a graph that does not agree with eager.
+    Raises `InputError` for inputs that cannot be used and for too little memory, `MissingDependency` for a provider or a compiler
+    that is not here, `ExportError` for a graph that does not agree with eager.
     """
     check_output(recipe.output)
-    inputs = _inputs(recipe)
-    keys = _keys(recipe, inputs)
-    if _up_to_date(recipe, _bundle_key(recipe, keys)):
-        return BuildResult(bundle=str(recipe.output), skipped=True, manifest=open_bundle(recipe.output))
-    _preflight(recipe, inputs)
+    progress = progress or Progress()
     try:
         with _lock(recipe):
-            manifest = _Build(recipe, inputs, keys, progress or Progress()).run()
+            recipe = _with_weights(recipe, progress)
+            inputs = ingredients(recipe)
+            keys = stage_keys(recipe, inputs)
+            if _up_to_date(recipe, bundle_key(recipe, keys)):
+                return BuildResult(bundle=str(recipe.output), skipped=True, manifest=open_bundle(recipe.output))
+            _preflight(recipe, inputs)
+            manifest = _Build(recipe, inputs, keys, progress).run()
     except OSError as error:
         raise explain(error, Path(error.filename or recipe.output)) from error
     return BuildResult(bundle=str(recipe.output), skipped=False, manifest=manifest)
 
 
-def _preflight(recipe: Recipe, inputs: _Inputs) -> None:
+def _random_folder(recipe: Recipe) -> Path:
+    assert recipe.random_weights is not None
+    settings = recipe.random_weights.model_dump(mode="json", exclude={"neurons"})
+    return recipe.output.parent / f".{recipe.output.name}.build" / f"weights-{sha256_json(settings)[:12]}"
+
+
+def _with_weights(recipe: Recipe, progress: Progress) -> Recipe:
+    """The recipe with its random weights as its checkpoint, where it wants some; they are made unless they are there."""
+    if recipe.random_weights is None:
+        return recipe
+    from nemo_edge.random_weights import write_random
+
+    wanted = recipe.random_weights
+    folder = write_random(wanted.architecture, _random_folder(recipe), "fp16", wanted.seed, progress)
+    return recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"path": str(folder)})})
+
+
+def _preflight(recipe: Recipe, inputs: Ingredients) -> None:
     """Find out now, not after hours of work, what the last stages would stumble over."""
     from nemo_edge.backends.onnxruntime import probe_provider
     from nemo_edge.bench import check_compiler
     from nemo_edge.checkpoint import check_files
+    from nemo_edge.footprint import check_memory
     from nemo_edge.replication import load_picture, load_sscd
 
     probe_provider(recipe.engine.provider)
     if recipe.latency is not None:
         check_compiler(recipe.latency)
     check_files(recipe.checkpoint.path, allow_pickle=recipe.checkpoint.allow_pickle)
+    for table in COMPILERS:
+        settings = getattr(recipe, table)
+        if settings is not None:
+            from nemo_edge.backends import tensorrt
+
+            tensorrt.check(FLAVOUR_OF[table], settings)
+    check_memory(recipe.checkpoint.path, recipe.export.dtype, compiled=recipe.tensorrt is not None or recipe.tensorrt_rtx is not None)
     for prompt in inputs.memorized:
         if prompt.image:
             load_picture(prompt.image, (8, 8))
@@ -144,60 +159,6 @@ def _lock(recipe: Recipe) -> Iterator[None]:
         yield
 
 
-def _inputs(recipe: Recipe) -> _Inputs:
-    memorized = read_prompts(recipe.prompts.memorized, recipe.prompts.limit)
-    general = read_prompts(recipe.prompts.general)
-    wanted = recipe.calibration.prompts + recipe.fidelity.general_prompts
-    if len(general) < 3:
-        raise InputError(f"prompts file {recipe.prompts.general} holds {len(general)} general prompts, at least 3 are needed")
-    held_out = general[-min(recipe.fidelity.general_prompts, max(1, len(general) - 2)) :]
-    used = general[: len(general) - len(held_out)] if len(general) < wanted else general[: recipe.calibration.prompts]
-    files = [recipe.prompts.memorized, recipe.prompts.general]
-    files += [p for p in (recipe.calibration.statistics, recipe.fidelity.sscd) if p is not None]
-    missing = next((p for p in files if not p.is_file()), None)
-    if missing:
-        raise InputError(f"{missing}, which the recipe names, does not exist")
-    files += [p.image for p in memorized if p.image]
-    base = recipe.prompts.memorized.parent
-    hashes = {Path(os.path.relpath(p, base)).as_posix(): sha256_file(p) for p in files}
-    statistics = sha256_file(recipe.calibration.statistics) if recipe.calibration.statistics else None
-    return _Inputs(memorized, used, held_out, _checkpoint_hashes(recipe.checkpoint.path), hashes, statistics, machine())
-
-
-def _checkpoint_hashes(path: str) -> dict[str, str]:
-    hashes = checkpoint_hashes(path)
-    if not hashes:
-        raise InputError(f"checkpoint {path} holds no files of a model: give a diffusers folder, a .safetensors file or a hub id")
-    return hashes
-
-
-def _versions(here: Machine) -> dict[str, str]:
-    """The versions that a build's results depend on, and not those of backends it does not use."""
-    return {name: version for name, version in here.versions.items() if name in USED}
-
-
-def _keys(recipe: Recipe, inputs: _Inputs) -> dict[str, str]:
-    """A hash for each stage of everything its result depends on, the stages before it included."""
-    general, memorized = [p.text for p in inputs.general], [p.text for p in inputs.memorized]
-    r = recipe.model_dump(mode="json")
-    calibrate = sha256_json([_versions(inputs.machine), inputs.checkpoint, general, r["calibration"], inputs.statistics, r["localization"]])
-    localize = sha256_json([calibrate, memorized, [p.url for p in inputs.memorized]])
-    export = sha256_json([localize, r["export"]])
-    held_out = [p.text for p in inputs.held_out]
-    measure = sha256_json([export, r["engine"], inputs.prompts, held_out, r["sampling"], r["fidelity"]])
-    keys = {"calibrate": calibrate, "localize": localize, "export": export, "measure": measure}
-    if recipe.latency is not None:
-        state: Any = {"gpus": {"__all__": {"clock_mhz", "temperature_c", "throttled_by"}}, "versions": True}
-        here = inputs.machine.model_dump(mode="json", exclude=state)
-        keys["latency"] = sha256_json([export, r["engine"], r["sampling"], r["latency"], here])
-    return keys
-
-
-def _bundle_key(recipe: Recipe, keys: dict[str, str]) -> str:
-    """A hash of all that the bundle depends on: those of its last stages, its name, and the gates, which cost no work to judge."""
-    return sha256_json([keys["measure"], keys.get("latency"), recipe.name, recipe.gates.model_dump(mode="json")])
-
-
 def _folder(recipe: Recipe, stage: str, key: str) -> Path:
     return recipe.output.parent / f".{recipe.output.name}.build" / f"{stage}-{key[:12]}"
 
@@ -212,50 +173,68 @@ def _up_to_date(recipe: Recipe, key: str) -> bool:
 class _Build:
     """One run of the stages that are not done; the checkpoint is opened by the first that needs it."""
 
-    def __init__(self, recipe: Recipe, inputs: _Inputs, keys: dict[str, str], progress: Progress) -> None:
+    def __init__(self, recipe: Recipe, inputs: Ingredients, keys: dict[str, str], progress: Progress) -> None:
         self.recipe, self.inputs, self.keys, self.progress = recipe, inputs, keys, progress
         self._checkpoint: Any = None
+        self._hashes: dict[str, str] = {}
+        """Of files that were taken from a stage into the bundle as they are."""
 
     def run(self) -> Manifest:
         from nemo_edge import stages
-        from nemo_edge.calibration import Calibration
-        from nemo_edge.export import Exported
-        from nemo_edge.localization import read_results
         from nemo_edge.neurons import NeuronSet
 
-        recipe, inputs = self.recipe, self.inputs
-        calibrated = self._stage(
-            "calibrate", lambda folder: stages.calibrate_stage(self.checkpoint, recipe, inputs.general, folder, self.progress)
-        )
-        calibration = Calibration.load(calibrated / "calibration.safetensors")
-        assert calibration.threshold is not None
-        threshold = calibration.threshold.value
-        localized = self._stage(
-            "localize",
-            lambda folder: stages.localize_stage(
-                self.checkpoint, calibration.statistics, threshold, recipe, inputs.memorized, folder, self.progress
-            ),
-        )
-        localizations = self._of_prompts(read_results(localized / "localization.jsonl"))
+        random = self.recipe.random_weights is not None
+        calibrated = [] if random else [self._stage("calibrate", self._calibrate)]
+        localized = self._stage("localize", self._draw_neurons if random else partial(self._localize, *calibrated))
         neurons = NeuronSet.load(localized / "neurons.json")
-        exported = self._stage("export", lambda folder: self._export(neurons, folder))
-        records = [Exported.model_validate(e) for e in json.loads((exported / "exported.json").read_text())]
-        with staging(recipe.output) as staged:
-            for source in (exported, calibrated, localized):
-                copy_tree(source, staged, leave=("stage.json", "exported.json"))
-            stages.compile_stage(staged, recipe, records)
+        exported = self._stage("export", partial(self._export, neurons))
+        compiled = [self._stage(table, partial(self._compile, table, exported)) for table in COMPILERS if table in self.keys]
+        with staging(self.recipe.output) as staged:
+            for stage in (exported, *compiled, *calibrated, localized):
+                self._take(stage, staged, leave=("exported.json",))
+            stages.compile_stage(staged, self.recipe, _records(exported))
+            manifest = self._timed(staged, neurons.content_hash()) if random else self._judged(staged, neurons.content_hash(), *calibrated)
+            return publish(staged, self.recipe.output, manifest, self._hashes)
 
-            measurement = self._measure(staged, localizations, calibration)
-            latency = self._time(staged) if recipe.latency is not None else None
-            return self._assemble(staged, neurons, localizations, measurement, latency)
+    def _judged(self, staged: Path, neurons: str, calibrated: Path) -> Manifest:
+        """Measure the engines, judge them, and write the report of a bundle that is being made."""
+        from nemo_edge.calibration import Calibration
+        from nemo_edge.gates import judge
+        from nemo_edge.localization import read_results
+        from nemo_edge.report import Evidence, write_report
+
+        by_prompt = {result.prompt: result for result in read_results(staged / "localization.jsonl")}
+        localizations = [by_prompt[prompt.text] for prompt in self.inputs.memorized]
+        measurement = self._measure(staged, localizations, Calibration.load(calibrated / "calibration.safetensors"))
+        latency = self._time(staged) if self.recipe.latency is not None else None
+        gates = judge(measurement, localizations, self.recipe, latency)
+        manifest = self._manifest(staged, neurons, measurement.threshold, gates)
+        write_report(staged / "report", Evidence.of(manifest, measurement, localizations, latency))
+        return manifest
+
+    def _timed(self, staged: Path, neurons: str) -> Manifest:
+        """Time the engines of a bundle of random weights where the recipe says so; nothing else can be measured on them."""
+        from nemo_edge.gates import random_gate
+
+        if self.recipe.latency is not None:
+            self._time(staged)
+        assert self.recipe.random_weights is not None
+        return self._manifest(staged, neurons, None, [random_gate(self.recipe.random_weights.architecture)])
+
+    @property
+    def source(self) -> Any:
+        """Where the checkpoint is, for what opens no more of it than it needs."""
+        from nemo_edge.checkpoint import Source
+
+        return Source(self.recipe.checkpoint.path, self.recipe.checkpoint.allow_pickle)
 
     @property
     def checkpoint(self) -> Any:
+        """The checkpoint in float32, opened by the first stage that needs it."""
         if self._checkpoint is None:
-            from nemo_edge.checkpoint import open_checkpoint
             from nemo_edge.sampling import check_size
 
-            self._checkpoint = open_checkpoint(self.recipe.checkpoint.path, allow_pickle=self.recipe.checkpoint.allow_pickle)
+            self._checkpoint = self.source.open()
             free = [name for name in ("height", "width") if not getattr(self.recipe.export, name)]
             check_size(self._checkpoint.config, self.recipe.sampling, free)
         return self._checkpoint
@@ -275,18 +254,47 @@ class _Build:
         write_atomically(record, json.dumps({p.relative_to(folder).as_posix(): sha256_file(p) for p in files}, indent=1) + "\n")
         return folder
 
-    def _of_prompts(self, results: Sequence[Any]) -> list[Any]:
-        by_prompt = {r.prompt: r for r in results}
-        return [by_prompt[p.text] for p in self.inputs.memorized]
+    def _take(self, stage: Path, staged: Path, leave: Sequence[str] = ()) -> None:
+        """Copy the results of a stage into a bundle that is being made."""
+        left = ("stage.json", *leave)
+        copy_tree(stage, staged, leave=left)
+        hashes = json.loads((stage / "stage.json").read_text())
+        self._hashes |= {name: digest for name, digest in hashes.items() if Path(name).parts[0] not in left}
+
+    def _calibrate(self, folder: Path) -> None:
+        from nemo_edge import stages
+
+        stages.calibrate_stage(self.checkpoint, self.recipe, self.inputs.general, folder, self.progress)
+
+    def _localize(self, calibrated: Path, folder: Path) -> None:
+        from nemo_edge import stages
+        from nemo_edge.calibration import Calibration
+
+        found = Calibration.load(calibrated / "calibration.safetensors")
+        stages.localize_stage(self.checkpoint, found, self.recipe, self.inputs.memorized, folder, self.progress)
+
+    def _draw_neurons(self, folder: Path) -> None:
+        from nemo_edge import stages
+
+        stages.neurons_stage(self.source, self.recipe, folder)
 
     def _export(self, neurons: Any, folder: Path) -> None:
         from nemo_edge import stages
 
+        if self.source.large:
+            self._checkpoint = None  # its memory is for the processes that export
         shutil.rmtree(folder)
         folder.mkdir()
         provenance = {"version": __version__, "checkpoint": sha256_json(self.inputs.checkpoint)}
-        exported = stages.export_stage(self.checkpoint, self.recipe.export, neurons, folder, provenance, self.progress)
+        exported = stages.export_stage(self.source, self.recipe.export, neurons, folder, provenance, self.progress)
         write_atomically(folder / "exported.json", json.dumps([e.model_dump(mode="json") for e in exported], indent=1) + "\n")
+
+    def _compile(self, table: str, exported: Path, folder: Path) -> None:
+        from nemo_edge import stages
+
+        shutil.rmtree(folder)
+        folder.mkdir()
+        stages.plan_stage(self.source, exported, _records(exported), self.recipe, table, folder, self.progress)
 
     def _measure(self, staged: Path, localizations: Any, calibration: Any) -> Any:
         """Examine the engines of a bundle that is being made; its measurement and the pictures of its report are put into it."""
@@ -301,7 +309,7 @@ class _Build:
             examine(subject, folder, self.progress)
 
         measured = self._stage("measure", work)
-        copy_tree(measured, staged, leave=("stage.json", "pictures"))
+        self._take(measured, staged, leave=("pictures",))
         measurement = Measurement.read(staged)
         store_pictures(measured / "pictures", staged / "report" / "pictures", worst_first(measurement))
         return measurement
@@ -319,34 +327,35 @@ class _Build:
             found = bench(runnables(staged, recipe, settings, recipe.checkpoint.path), recipe.sampling, settings, self.progress)
             write_atomically(folder / "latency.json", found.model_dump_json(indent=1) + "\n")
 
-        copy_tree(self._stage("latency", work), staged, leave=("stage.json",))
+        self._take(self._stage("latency", work), staged)
         return Latency.model_validate_json((staged / "latency.json").read_bytes())
 
-    def _assemble(self, staged: Path, neurons: Any, localizations: Any, measurement: Any, latency: Any) -> Manifest:
-        from nemo_edge.gates import judge
-        from nemo_edge.report import Evidence, write_report
-
+    def _manifest(self, staged: Path, neurons: str, threshold: float | None, gates: Sequence[GateResult]) -> Manifest:
         inputs, recipe = self.inputs, self.recipe
-        gates = judge(measurement, localizations, recipe, latency)
-        manifest = Manifest(
+        return Manifest(
             name=recipe.name,
             family=json.loads((staged / "model_index.json").read_text())["_class_name"],
-            key=_bundle_key(recipe, self.keys),
+            key=bundle_key(recipe, self.keys),
             variants=recipe.export.variants,
             checkpoint=inputs.checkpoint,
+            random_weights=recipe.random_weights.architecture if recipe.random_weights else None,
             prompts=inputs.prompts,
             recipe=recipe.model_dump(mode="json"),
-            versions=_versions(inputs.machine),
+            versions=used_versions(inputs.machine, recipe),
             machine=inputs.machine,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            neurons_hash=neurons.content_hash(),
-            threshold=measurement.threshold,
-            gates=gates,
+            neurons_hash=neurons,
+            threshold=threshold,
+            gates=tuple(gates),
             passed=all(gate.passed for gate in gates),
             files={},
         )
-        write_report(staged / "report", Evidence.of(manifest, measurement, localizations, latency))
-        return publish(staged, recipe.output, manifest)
+
+
+def _records(exported: Path) -> list[Any]:
+    from nemo_edge.export import Exported
+
+    return [Exported.model_validate(record) for record in json.loads((exported / "exported.json").read_text())]
 
 
 def _intact(folder: Path, files: dict[str, str]) -> bool:

@@ -66,6 +66,8 @@ class Manifest(BaseModel):
     variants: tuple[str, ...]
     checkpoint: dict[str, str]
     """sha256 of each file of the checkpoint."""
+    random_weights: str | None = None
+    """The architecture, where the weights are random: such a bundle is for measuring, and is never shipped."""
     prompts: dict[str, str]
     """sha256 of each prompts file, and of the statistics where they were given."""
     recipe: dict[str, Any]
@@ -75,7 +77,8 @@ class Manifest(BaseModel):
     created: str
     """When the verdict was made, ISO 8601."""
     neurons_hash: str
-    threshold: float
+    threshold: float | None
+    """τ; None where nothing was measured."""
     gates: tuple[GateResult, ...]
     passed: bool
     """Whether every gate passed; a bundle that did not must not be shipped."""

@@ -5,10 +5,23 @@ The only module that knows the attribute names of diffusers' modules. Takes Stab
 
 from __future__ import annotations
 
-__all__ = ["Checkpoint", "Conditioning", "check_files", "conditioning", "open_checkpoint", "summary", "value_layers", "value_projections"]
+__all__ = [
+    "Checkpoint",
+    "Conditioning",
+    "Source",
+    "check_files",
+    "conditioning",
+    "open_checkpoint",
+    "summary",
+    "value_layers",
+    "value_projections",
+]
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import json
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,27 +39,57 @@ from nemo_edge.neurons import ValueLayer
 Layers = Literal["paper", "all"]
 
 _WEIGHTED_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+_CLASSES = ("UNet2DConditionModel", "AutoencoderKL", "CLIPTextModel", "CLIPTextModelWithProjection")
 _XL_KEY = "conditioner.embedders.1."  # only a single file of Stable Diffusion XL has a second text encoder
 Conditioning = dict[str, Tensor]
 """UNet inputs that come from the prompt, each [B, …]: `encoder_hidden_states`, and XL's `text_embeds`, `time_ids`."""
 
 
+_LARGE_BYTES = 5 * 10**8
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a checkpoint is: a diffusers folder, a hub id, or a single `.safetensors` file, to be opened as a whole or in parts."""
+
+    path: str
+    allow_pickle: bool = False
+
+    def open(self, dtype: torch.dtype = torch.float32, parts: Collection[str] | None = None) -> Checkpoint:
+        """Open it as `open_checkpoint` does."""
+        return open_checkpoint(self.path, allow_pickle=self.allow_pickle, dtype=dtype, parts=parts)
+
+    @property
+    def large(self) -> bool:
+        """Whether its weights are worth processes of their own."""
+        local = checkpoint_folder(self.path)
+        files = [p for part in _WEIGHTED_PARTS for p in (local / part).glob("*")] if local.is_dir() else [local]
+        return sum(p.stat().st_size for p in files if p.suffix in (*WEIGHT_FILES, *PICKLE_FILES)) > _LARGE_BYTES
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """An open checkpoint: float32 modules on one device, in evaluation mode, and their configuration."""
+    """An open checkpoint: modules of one type on one device, in evaluation mode, and their configuration.
+
+    A part that was left out has its shape but no weights: it is on PyTorch's `meta` device.
+    """
 
     source: str
     config: Configuration
     unet: nn.Module
     vae: nn.Module
     text_encoders: tuple[Any, ...]
-    files: dict[str, str] = field(default_factory=dict)
-    """The files it was read from and their sha256."""
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """The files it was read from and their sha256."""
+        return checkpoint_hashes(self.source)
 
     @property
     def device(self) -> torch.device:
-        """The device the modules are on."""
-        return next(self.unet.parameters()).device
+        """The device the modules with weights are on."""
+        devices = (next(module.parameters()).device for module in (self.unet, self.vae, *self.text_encoders))
+        return next((device for device in devices if device.type != "meta"), torch.device("meta"))
 
     def content_hash(self) -> str:
         """Return one hash of all its files."""
@@ -166,15 +209,27 @@ def summary(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def open_checkpoint(path: str, *, allow_pickle: bool = False, device: str = "cpu") -> Checkpoint:
+def open_checkpoint(
+    path: str,
+    *,
+    allow_pickle: bool = False,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    parts: Collection[str] | None = None,
+) -> Checkpoint:
     """Open a checkpoint: a diffusers folder, a hub id, or a single `.safetensors` file.
 
-    Weights are read from safetensors and held in float32; a pickle is refused unless `allow_pickle` is set. Raises
-    `InputError` for anything that is not a Stable Diffusion checkpoint.
+    Weights are read from safetensors and held in `dtype`; a pickle is refused unless `allow_pickle` is set. With `parts`
+    ("unet", "vae", "text_encoder", "text_encoder_2") only those get weights, the others their shape alone. Raises `InputError` for
+    anything that is not a Stable Diffusion checkpoint.
     """
     local = check_files(path, allow_pickle=allow_pickle)
-    pipeline = _pipeline_from_folder(str(local), allow_pickle) if local.is_dir() else _pipeline_from_file(local)
-    return _from_pipeline(pipeline, path, device)
+    wanted = _WEIGHTED_PARTS if parts is None else tuple(parts)
+    if local.is_dir():
+        pipeline = _pipeline_from_folder(local, allow_pickle, dtype, [part for part in _WEIGHTED_PARTS if part not in wanted])
+    else:
+        pipeline = _pipeline_from_file(local, dtype)
+    return _from_pipeline(pipeline, path, device, dtype, wanted)
 
 
 def check_files(path: str, *, allow_pickle: bool = False) -> Path:
@@ -208,24 +263,42 @@ def _pickle_error(path: Path) -> InputError:
     )
 
 
-def _pipeline_from_folder(path: str, allow_pickle: bool) -> Any:
+def _pipeline_from_folder(path: Path, allow_pickle: bool, dtype: torch.dtype, leave: Sequence[str]) -> Any:
     from diffusers import DiffusionPipeline
 
     options = {"safety_checker": None, "requires_safety_checker": False, "use_safetensors": None if allow_pickle else True}
     try:
         with _quiet():
-            return DiffusionPipeline.from_pretrained(path, **options)
+            empty = {part: _without_weights(path, part) for part in leave if (path / part).is_dir()}
+            return DiffusionPipeline.from_pretrained(str(path), torch_dtype=dtype, **options, **empty)
     except (OSError, ValueError) as error:
         raise InputError(f"checkpoint {path} cannot be opened: {first_line(error)}") from error
 
 
-def _pipeline_from_file(path: Path) -> Any:
+def _without_weights(folder: Path, part: str) -> Any:
+    """A part of a checkpoint made from its configuration alone."""
+    import diffusers
+    import transformers
+
+    name = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))[part][1]
+    if name not in _CLASSES:
+        raise InputError(f"checkpoint {folder}: its {part} is a {name}; nemo-edge takes {', '.join(_CLASSES)}")
+    config = folder / part
+    with torch.device("meta"):
+        if hasattr(diffusers, name):
+            cls = getattr(diffusers, name)
+            return cls.from_config(cls.load_config(str(config)))
+        cls = getattr(transformers, name)
+        return cls(cls.config_class.from_pretrained(str(config)))
+
+
+def _pipeline_from_file(path: Path, dtype: torch.dtype) -> Any:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     try:
         pipeline = StableDiffusionXLPipeline if _is_xl(path) else StableDiffusionPipeline
         with _quiet():
-            return pipeline.from_single_file(str(path))
+            return pipeline.from_single_file(str(path), torch_dtype=dtype)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = first_line(error)
         raise InputError(f"checkpoint {path} is not a Stable Diffusion file, or its configuration cannot be fetched: {reason}") from error
@@ -238,7 +311,7 @@ def _is_xl(path: Path) -> bool:
         return any(key.startswith(_XL_KEY) for key in file.keys())  # noqa: SIM118  not a dict
 
 
-def _from_pipeline(pipeline: Any, path: str, device: str) -> Checkpoint:
+def _from_pipeline(pipeline: Any, path: str, device: str, dtype: torch.dtype, parts: Collection[str]) -> Checkpoint:
     check_pipeline(type(pipeline).__name__)
     encoders = [m for m in (pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)) if m is not None]
     tokenizers = [t for t in (pipeline.tokenizer, getattr(pipeline, "tokenizer_2", None)) if t is not None]
@@ -251,9 +324,14 @@ def _from_pipeline(pipeline: Any, path: str, device: str) -> Checkpoint:
         tokenizers=tuple(tokenizers),
     )
     with _quiet():
-        for module in (pipeline.unet, pipeline.vae, *encoders):
-            module.eval().requires_grad_(False).to(device, torch.float32)
-    return Checkpoint(path, config, pipeline.unet, pipeline.vae, tuple(encoders), checkpoint_hashes(path))
+        modules = {"unet": pipeline.unet, "vae": pipeline.vae, **dict(zip(_WEIGHTED_PARTS[2:], encoders, strict=False))}
+        for part, module in modules.items():
+            module.eval().requires_grad_(False)
+            if part in parts:
+                module.to(device, dtype)
+            else:
+                module.to("meta")
+    return Checkpoint(path, config, pipeline.unet, pipeline.vae, tuple(encoders))
 
 
 def _quiet() -> Any:
@@ -264,6 +342,8 @@ def _quiet() -> Any:
     from transformers.utils import logging as transformers_logging
 
     stack = ExitStack()
+    stack.enter_context(warnings.catch_warnings())
+    warnings.filterwarnings("ignore", message="`torch_dtype` is deprecated")  # its new name is too new
     for library in (diffusers_logging, transformers_logging):
         stack.callback(library.set_verbosity, library.get_verbosity())
         if library.is_progress_bar_enabled():

@@ -43,6 +43,8 @@ ThresholdOption = Annotated[float | None, typer.Option("--threshold", min=0, max
 def build(
     recipe: Annotated[Path, typer.Argument(help="Recipe, a TOML file.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and check everything, say what would run, write nothing.")] = False,
+    random: Annotated[str | None, typer.Option("--random-weights", help="Not the checkpoint: sd15, sd21, sdxl, bk-sdm-small.")] = None,
+    neurons: Annotated[Path | None, typer.Option("--neurons", help="With random weights: what is silenced (.json, .csv).")] = None,
     summary: Summary = None,
     as_json: Json = False,
 ) -> None:
@@ -50,9 +52,9 @@ def build(
     from nemo_edge import console
     from nemo_edge.build import build as run
     from nemo_edge.build import plan
-    from nemo_edge.recipe import load_recipe
+    from nemo_edge.recipe import load_recipe, with_random_weights
 
-    settings = load_recipe(recipe)
+    settings = with_random_weights(load_recipe(recipe), random, neurons)
     if dry_run:
         _print(plan(settings), as_json, console.show_plan)
         return
@@ -168,14 +170,14 @@ def export(
     from nemo_edge.recipe import ExportSettings, from_options
 
     settings = from_options(ExportSettings, {"variants": ["masked" if masked else "baked"]}, {"dtype": dtype, "opset": opset})
-    from nemo_edge.checkpoint import Layers, value_layers
+    from nemo_edge.checkpoint import Layers, Source, value_layers
     from nemo_edge.stages import export_folder
 
     layers: Layers = "all" if all_layers else "paper"
-    opened = _open(checkpoint, allow_pickle)
+    source = Source(checkpoint, allow_pickle)
     if neurons and official:
-        chosen = official_neurons(neurons, value_layers(opened.unet, layers))
-    exported = export_folder(opened, settings, chosen, layers, out, console.Bars())
+        chosen = official_neurons(neurons, value_layers(source.open(parts=()).unet, layers))
+    exported = export_folder(source, settings, chosen, layers, out, console.Bars())
     _print(
         {"out": str(out), "exported": [e.model_dump(mode="json") for e in exported]}, as_json, lambda _: console.show_export(exported, out)
     )

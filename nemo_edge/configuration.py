@@ -72,6 +72,11 @@ class Configuration:
         return str(self.scheduler.get("prediction_type", "epsilon"))
 
     @property
+    def upcasts_decoder(self) -> bool:
+        """Whether the VAE's decoder is to run in float32 whatever the pipeline's type, since its activations overflow fp16."""
+        return self.family == "sdxl" and bool(self.vae.get("force_upcast", True))
+
+    @property
     def text_encoder_names(self) -> tuple[str, ...]:
         """The folders of the text encoders, which are the names of their components."""
         return tuple(_numbered("text_encoder", i) for i in range(len(self.text_encoders)))

@@ -5,15 +5,16 @@ Knows torch's exporter and what an ONNX file of ours must hold (names, dynamic d
 
 from __future__ import annotations
 
-__all__ = ["Agreement", "Exported", "export_component", "verify_component"]
+__all__ = ["Disagreement", "Exported", "export_component"]
 
 import copy
+import gc
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -26,36 +27,16 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 
-from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
-from nemo_edge.backends.torch import DTYPES, open_runner
+from nemo_edge.backends.torch import DTYPES
 from nemo_edge.bundle import staging
 from nemo_edge.component import Component
 from nemo_edge.errors import ExportError, first_line
 from nemo_edge.files import explain
 from nemo_edge.recipe import ExportSettings
-
-TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
-"""Largest error of a component in ONNX Runtime, relative to the largest value of eager float32's output."""
+from nemo_edge.verification import Agreement, Reference, answered, first_bad, random_feeds, verify
 
 _LARGEST_TRACED = 63
 """From 64 rows on diffusers' Upsample2D changes the memory layout: a branch of eager's, not of the graph, which takes any batch."""
-
-
-class Agreement(BaseModel):
-    """How far a graph is from eager float32 on one random feed."""
-
-    model_config = ConfigDict(frozen=True)
-
-    batch: int
-    output: str
-    largest_error: float
-    largest_value: float
-    tolerance: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether the error, relative to the largest value, is within the tolerance (NaN is not)."""
-        return bool(self.largest_error <= self.tolerance * max(self.largest_value, 1.0))
 
 
 class Exported(BaseModel):
@@ -68,17 +49,32 @@ class Exported(BaseModel):
     dtype: str
     opset: int
     agreement: tuple[Agreement, ...]
+    note: str = ""
+    """Why its type is not the recipe's."""
+
+
+class Disagreement(ExportError):
+    """A graph does not do what eager does; `finite` is whether it yields numbers at all."""
+
+    finite: bool = True
 
 
 def export_component(
-    component: Component, folder: Path, settings: ExportSettings, provenance: Mapping[str, str], factor: int = 8
+    component: Component,
+    folder: Path,
+    settings: ExportSettings,
+    provenance: Mapping[str, str],
+    factor: int = 8,
+    reference: Reference | None = None,
 ) -> Exported:
-    """Write `folder/model.onnx` (weights beside it) and return how it agrees with eager at two batch sizes.
+    """Write `folder/model.onnx` (weights beside it) and return how it agrees with eager float32.
 
-    `provenance` goes into the file's `metadata_props` as `nemo_edge.<key>`; `factor` is the number of pixels of a latent.
-    Raises `ExportError` when the checker refuses the graph or it does not agree, `InputError` for a full disk; nothing
-    is left then.
+    Without a `reference`, `component` is in float32 and is that itself; its weights are copied where the export's type is another.
+    With one it is in the export's type, and its weights are given up once they are written. `provenance` goes into the file's
+    `metadata_props` as `nemo_edge.<key>`; `factor` is the number of pixels of a latent. Raises `ExportError` when the checker
+    refuses the graph, `Disagreement` when it does not agree, `InputError` for a full disk; nothing is left then.
     """
+    asked = reference or Reference(answered(component, random_feeds(component, settings, factor)), partial(_itself, component))
     with staging(folder) as staged:
         path = staged / "model.onnx"
         try:
@@ -88,43 +84,36 @@ def export_component(
             raise explain(error, folder) from error
         except onnx.checker.ValidationError as error:
             raise ExportError(f"the ONNX checker refuses {component.name}: {error}") from error
-        agreement = verify_component(component, path, settings, factor)
+        if reference is not None:
+            component.module.to("meta")
+            gc.collect()
+        agreement = verify(path, asked.cases, settings.dtype)
+        wrong = next((a for a in agreement if not a.passed), None)
+        if wrong:
+            raise _disagreement(component.name, wrong, path, asked, settings.dtype)
         os.replace(staged, folder)
     return Exported(
         component=component.name, model=f"{folder.name}/model.onnx", dtype=settings.dtype, opset=settings.opset, agreement=agreement
     )
 
 
-def verify_component(component: Component, path: Path, settings: ExportSettings, factor: int = 8) -> tuple[Agreement, ...]:
-    """Run an ONNX file in ONNX Runtime against eager float32 at two batch sizes, or at the one that is pinned.
-
-    A bf16 graph is run with its types widened to float32, its weights as they are, since ONNX Runtime's CPU provider has
-    no bf16 kernels. Raises `ExportError` when an output disagrees.
-    """
-    reference = open_runner(component)
-    batches = (settings.batch,) if settings.batch else (1, 3)
-    found: list[Agreement] = []
-    with _openable(path, settings.dtype) as openable, OnnxRuntimeRunner(openable) as runner:
-        for batch in batches:
-            feed = component.example(seed=batch, **{**_pinned(component, settings, factor), "batch": batch})
-            expected, got = reference(feed), runner(feed)
-            found += [_agreement(batch, name, expected[name], got[name], TOLERANCES[settings.dtype]) for name in component.outputs]
-    wrong = next((a for a in found if not a.passed), None)
-    if wrong:
-        raise ExportError(
-            f"{component.name}: output {wrong.output} at batch {wrong.batch} is off by {wrong.largest_error:.2g} (largest value "
-            f"{wrong.largest_value:.2g}, tolerance {wrong.tolerance:.0e}): try export.dtype = 'fp32' or export.opset = 18"
-        )
-    return tuple(found)
+def _itself(component: Component) -> Component:
+    return component
 
 
-def _agreement(batch: int, name: str, expected: np.ndarray, got: np.ndarray, tolerance: float) -> Agreement:
-    error = np.abs(expected.astype(np.float64) - got).max() if expected.shape == got.shape else np.inf
-    return Agreement(batch=batch, output=name, largest_error=float(error), largest_value=float(np.abs(expected).max()), tolerance=tolerance)
+def _disagreement(name: str, wrong: Agreement, path: Path, reference: Reference, dtype: str) -> Disagreement:
+    where = first_bad(reference.eager(), path, next(case for case in reference.cases if case.name == wrong.case), dtype)
+    remedy = "export.opset = 18" if dtype == "fp32" else f"export.fp32 = [{name!r}] or export.opset = 18"
+    error = Disagreement(
+        f"{name}: output {wrong.output} at {wrong.case} is off by {wrong.largest_error:.2g} (largest value "
+        f"{wrong.largest_value:.2g}, tolerance {wrong.tolerance:.0e}); {where}: try {remedy}"
+    )
+    error.finite = wrong.finite
+    return error
 
 
 def _write(component: Component, path: Path, settings: ExportSettings, provenance: Mapping[str, str], factor: int) -> None:
-    module, pinned = _Typed(component.module, DTYPES[settings.dtype]), _pinned(component, settings, factor)
+    module, pinned = _Typed(component.module, DTYPES[settings.dtype]), settings.pinned(component.sizes, factor)
     example = component.example(**{"batch": 2, **_traced_sizes(component), **pinned})
     io_dtype = torch.float32 if settings.dtype == "bf16" else DTYPES[settings.dtype]
     arguments = tuple(_tensor(example[port.name], io_dtype) for port in component.inputs)
@@ -201,24 +190,17 @@ def _trace(module: nn.Module, arguments: tuple[Tensor, ...], names: Sequence[Map
         return torch.export.export(module, arguments, dynamic_shapes=refined, strict=False)
 
 
-def _pinned(component: Component, settings: ExportSettings, factor: int) -> dict[str, int]:
-    """The dimensions that the settings fix, in latent pixels, and the batch."""
-    wanted = {"height": settings.height, "width": settings.width}
-    sizes = {name: pixels // factor for name, pixels in wanted.items() if pixels and name in component.sizes}
-    return {**sizes, **({"batch": settings.batch} if settings.batch else {})}
-
-
 def _tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
     tensor = torch.from_numpy(array)
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 class _Typed(nn.Module):
-    """A component's module in another dtype: a cast copy of its weights; bf16 keeps float32 at its borders."""
+    """A component's module in a dtype, a cast copy of its weights where it has another; bf16 keeps float32 at its borders."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self.module = module if dtype == torch.float32 else copy.deepcopy(module).to(dtype)
+        self.module = module if next(module.parameters()).dtype == dtype else copy.deepcopy(module).to(dtype)
         self.dtype = dtype
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -226,35 +208,6 @@ class _Typed(nn.Module):
             return tuple(self.module(*inputs))
         outputs = self.module(*(x.to(self.dtype) if x.is_floating_point() else x for x in inputs))
         return tuple(x.float() for x in outputs)
-
-
-@contextmanager
-def _openable(path: Path, dtype: str) -> Any:
-    """The file itself; for bf16 a temporary copy whose bfloat16 types are float32."""
-    if dtype != "bf16":
-        yield path
-        return
-    model = onnx.load(str(path))
-    _widen(model.graph)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        wide = Path(folder) / "model.onnx"
-        onnx.save(model, str(wide), save_as_external_data=True, location="weights")
-        yield wide
-
-
-def _widen(graph: onnx.GraphProto) -> None:
-    wide, narrow = onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16
-    for tensor in [*graph.initializer, *(a.t for node in graph.node for a in node.attribute if a.HasField("t"))]:
-        if tensor.data_type == narrow:
-            values = onnx.numpy_helper.to_array(tensor).astype(np.float32)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.name in ("to", "dtype") and attribute.i == narrow:
-                attribute.i = wide
-    for value in [*graph.input, *graph.output, *graph.value_info]:
-        if value.type.tensor_type.elem_type == narrow:
-            value.type.tensor_type.elem_type = wide
 
 
 @contextmanager

@@ -6,7 +6,7 @@ machine that suffices from one that does not, before an hour of work.
 
 from __future__ import annotations
 
-__all__ = ["Footprint", "Need", "Part", "estimate", "fitted", "memory_available", "needs_of", "parts", "pictures_at_once"]
+__all__ = ["Footprint", "Need", "Part", "check_memory", "estimate", "fitted", "memory_available", "needs_of", "parts", "pictures_at_once"]
 
 import json
 import os
@@ -31,9 +31,14 @@ PROCESS_BYTES = 0.8 * GB
 This and the factors below were measured with a UNet of Stable Diffusion 1.5's shape (859.5 M parameters, latents of 64 × 64) on
 x86-64 Linux with torch 2.14, diffusers 0.42 and onnxruntime 1.31 on the CPU, as the peak of resident memory: eager with its
 weights 4.1 GB, 4.3 with one row and 4.8 with three; a session of the fp32 file 3.5 GB open, 4.7 with one row and 6.3 with three;
-of the fp16 file 6.0 GB at its opening, 3.9 after it, 4.5 and 5.8. A whole export with its comparison with eager: 10.9 GB in fp32,
-12.2 GB in fp16.
+of the fp16 file 6.0 GB at its opening, 3.9 after it, 4.5 and 5.8. Writing the ONNX file takes the weights in its own type once, 2.6 GB
+in fp16. TensorRT-RTX compiles the fp16 file within 5.9 GB.
 """
+PLAN_WEIGHTS = 3.2
+"""Peak of the compiler of TensorRT engines, in units of the weights in the graph's type."""
+PLAN_PROCESS_BYTES = 0.4 * GB
+COMPARED_PIXELS = 256 * 256
+"""Of a picture that `export` compares with eager's, where sizes are free."""
 WEIGHTS_OPENING = {"fp32": 1.0, "fp16": 1.7}
 """Peak of a session that opens, in units of the float32 weights: a provider of the CPU widens fp16 to float32."""
 WEIGHTS_OPEN = {"fp32": 1.0, "fp16": 1.1}
@@ -201,21 +206,43 @@ def memory_available(root: Path = Path("/")) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
 
 
+def check_memory(model: str, dtype: Literal["fp32", "fp16", "bf16"], *, compiled: bool, available: int | None = None) -> None:
+    """Raise `InputError` when exporting a local checkpoint, or compiling it for TensorRT, takes more memory than there is.
+
+    `available` are the bytes that may be taken, this machine's where it is not given. A checkpoint without safetensors is not judged.
+    """
+    try:
+        found = parts(model)
+    except InputError:
+        return
+    memory = memory_available() if available is None else available
+    kind: Literal["fp32", "fp16"] = "fp32" if dtype == "fp32" else "fp16"
+    takes = {"exporting": _need(found, _pixels(Path(model), _family(found)), kind, 1, memory, 0).export_bytes}
+    if compiled:
+        takes["compiling TensorRT engines"] = int(PLAN_PROCESS_BYTES + PLAN_WEIGHTS * BYTES[kind] * max(part.exported for part in found))
+    what, most = max(takes.items(), key=lambda item: item[1])
+    if most > memory:
+        remedy = "" if kind == "fp16" else ', or set export.dtype = "fp16"'
+        raise InputError(
+            f"{what} this model takes about {most / GB:.1f} GB of memory, and {memory / GB:.1f} GB are free: use a larger machine{remedy}"
+        )
+
+
 def _need(found: Sequence[Part], pixels: int, dtype: Literal["fp32", "fp16"], variants: int, memory: int, disk: int) -> Need:
     weights = {part.name: part.exported * (variants if part.name == "unet" else 1) for part in found}
-    largest = BYTES["fp32"] * max(part.exported for part in found)
+    largest = max(part.exported for part in found)
     eager = PROCESS_BYTES + BYTES["fp32"] * sum(part.parameters for part in found)
     row = ROW_SHARE[_family(found)] * pixels
     localize = eager + LocalizationSettings().samples * ROW_EAGER * row
-    cast = 0.0 if dtype == "fp32" else largest / 2
-    copied = 0.0 if dtype == "fp32" else largest  # the module is copied before it is cast
-    opened = WEIGHTS_OPEN[dtype] * largest + VERIFIED_ROWS * ROW_SESSION[dtype] * row
-    decoder = VERIFIED_ROWS * PICTURE_SESSION * pixels
-    export = eager + max(copied, cast + max(WEIGHTS_OPENING[dtype] * largest, opened), decoder if "vae" in weights else 0)
+    small = ROW_SHARE[_family(found)] * min(pixels, COMPARED_PIXELS)
+    written = PROCESS_BYTES + 1.15 * BYTES[dtype] * largest
+    rows = VERIFIED_ROWS * max(ROW_SESSION[dtype] * small, PICTURE_SESSION * min(pixels, COMPARED_PIXELS) if "vae" in weights else 0)
+    opened = PROCESS_BYTES + max(WEIGHTS_OPENING[dtype], WEIGHTS_OPEN[dtype]) * BYTES["fp32"] * largest + rows
+    export = max(eager + VERIFIED_ROWS * ROW_EAGER * small, written, opened)
     sessions = WEIGHTS_OPEN[dtype] * BYTES["fp32"] * sum(weights.values())
     drawn = pictures_at_once(pixels)
-    rows = 2 * drawn * ROW_SESSION[dtype] * row * variants
-    measure = eager + sessions + rows + drawn * PICTURE_SESSION * pixels
+    drawing = 2 * drawn * ROW_SESSION[dtype] * row * variants
+    measure = eager + sessions + drawing + drawn * PICTURE_SESSION * pixels
     bundle = 2 * (BYTES[dtype] * sum(weights.values()) + OTHER_DISK_BYTES)
     return Need(
         dtype=dtype,

@@ -5,7 +5,7 @@ Knows layers by name and width only; nothing of torch or of a UNet.
 
 from __future__ import annotations
 
-__all__ = ["NeuronSet", "OfficialRow", "ValueLayer", "official_neurons", "read_official_csv", "write_official_csv"]
+__all__ = ["NeuronSet", "OfficialRow", "ValueLayer", "official_neurons", "read_neurons", "read_official_csv", "write_official_csv"]
 
 import csv
 import hashlib
@@ -206,6 +206,19 @@ def official_neurons(path: Path, layers: Sequence[ValueLayer]) -> NeuronSet:
         for chosen, found in zip(lists, row.refined, strict=True):
             chosen.update(found)
     return NeuronSet.from_lists(layers, lists)
+
+
+def read_neurons(path: Path, layers: Sequence[ValueLayer]) -> NeuronSet:
+    """Read a set for these layers: `neurons.json`, or the union of a result file of the official code (.csv).
+
+    Raises `InputError` for a set of other layers.
+    """
+    if path.suffix.lower() == ".csv":
+        return official_neurons(path, layers)
+    found = NeuronSet.load(path)
+    if found.layers != tuple(layers):
+        raise InputError(f"neuron file {path} is for other value layers than this UNet's: it belongs to another model")
+    return found
 
 
 def _official_row(row: dict[str, str], where: str) -> OfficialRow:

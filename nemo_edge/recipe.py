@@ -15,15 +15,17 @@ __all__ = [
     "LatencySettings",
     "LocalizationSettings",
     "PromptSettings",
+    "RandomSettings",
     "Recipe",
     "SamplingSettings",
     "from_options",
     "load_recipe",
+    "with_random_weights",
 ]
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
@@ -51,6 +53,19 @@ class CheckpointSettings(_Settings):
     path: str
     allow_pickle: bool = False
     """Open pickle weights (.bin, .ckpt), which can run any code when loaded."""
+
+
+class RandomSettings(_Settings):
+    """A model of an exact architecture with random weights, to find out how large and how fast its engines are.
+
+    It remembers nothing, so nothing is calibrated, localized or measured; its bundle can be timed, and never be shipped.
+    """
+
+    architecture: str
+    """One that comes with nemo-edge (sd15, sd21, sdxl, bk-sdm-small), or a folder of configurations."""
+    seed: int = 0
+    neurons: Path | None = None
+    """What is silenced: neurons.json, or a result file of the official code; a few neurons at random where it is not given."""
 
 
 class PromptSettings(_Settings):
@@ -92,6 +107,9 @@ class ExportSettings(_Settings):
 
     variants: tuple[Variant, ...] = Field(default=("baked", "masked"), min_length=1)
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    fp32: tuple[Literal["text_encoder", "text_encoder_2", "unet", "vae_decoder"], ...] = ()
+    """Components that stay in float32 whatever the `dtype`. The decoder of Stable Diffusion XL does in any case where its
+    checkpoint says so (`force_upcast`), and so does one whose outputs are not finite in `dtype`."""
     opset: int = Field(default=23, ge=18, le=24)
     height: int | None = Field(default=None, ge=8, multiple_of=8)
     """Pin the height of the pictures (pixels); any height where it is not given. The same for width and batch."""
@@ -104,6 +122,12 @@ class ExportSettings(_Settings):
         if len(set(variants)) < len(variants):
             raise ValueError("a variant is named twice")
         return variants
+
+    def pinned(self, sizes: Iterable[str], factor: int) -> dict[str, int]:
+        """The dimensions that are fixed: those of `sizes` that are, in latents of `factor` pixels, and the batch."""
+        wanted = {"height": self.height, "width": self.width}
+        fixed = {name: pixels // factor for name, pixels in wanted.items() if pixels and name in sizes}
+        return {**fixed, **({"batch": self.batch} if self.batch else {})}
 
 
 class EngineSettings(_Settings):
@@ -236,6 +260,8 @@ class Recipe(_Settings):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     output: Path
     checkpoint: CheckpointSettings
+    random_weights: RandomSettings | None = None
+    """Take random weights in place of the checkpoint's."""
     prompts: PromptSettings
     calibration: CalibrationSettings = CalibrationSettings()
     localization: LocalizationSettings = LocalizationSettings()
@@ -312,6 +338,19 @@ def load_recipe(path: Path) -> Recipe:
     except ValidationError as error:
         raise InputError(f"recipe {path}: {_complaint(error)}") from error
     return _anchored(recipe, path.parent)
+
+
+def with_random_weights(recipe: Recipe, architecture: str | None, neurons: Path | None = None) -> Recipe:
+    """The recipe for random weights of an architecture, if one is given. Raises `InputError` for neurons without any."""
+    own = recipe.random_weights
+    if architecture is None and own is None:
+        if neurons is not None:
+            raise InputError("--neurons goes with --random-weights: a checkpoint's own are found, or set by `nemo-edge rebake`")
+        return recipe
+    settings = own or RandomSettings(architecture=str(architecture))
+    given = {"architecture": architecture, "neurons": neurons}
+    settings = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
+    return recipe.model_copy(update={"random_weights": settings})
 
 
 def from_options(kind: type[_Kind], own: Mapping[str, Any], given: Mapping[str, Any], names: Mapping[str, str] | None = None) -> _Kind:

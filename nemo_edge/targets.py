@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = [
     "COMPUTE_CAPABILITIES",
+    "FLAVOUR_OF",
     "PORTABLE",
     "Flavour",
     "PlanSettings",
@@ -25,6 +26,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 """The standard product (10.x, 11.x), and the one for RTX GPUs that compiles ahead of time without a GPU."""
+
+FLAVOUR_OF: dict[str, Flavour] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
+"""Table of a recipe → the flavour it is about."""
 
 COMPUTE_CAPABILITIES = {
     "sm75": "Turing: GTX 16, RTX 20, T4",
@@ -70,9 +74,7 @@ class ProfileSettings(_Settings):
                 continue
             least, usual, greatest = values
             if not 1 <= least <= usual <= greatest:
-                raise ValueError(
-                    f"{name} = [{least}, {usual}, {greatest}]: give least, usual and greatest value in this order"
-                )
+                raise ValueError(f"{name} = [{least}, {usual}, {greatest}]: give least, usual and greatest value in this order")
             if name != "batch" and any(value % 8 for value in values):
                 raise ValueError(f"{name} = [{least}, {usual}, {greatest}]: sizes are multiples of 8 pixels")
         return self

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nemo_edge.calibration import Calibration
-from nemo_edge.checkpoint import open_checkpoint
+from nemo_edge.checkpoint import Source, open_checkpoint
 from nemo_edge.errors import InputError
 from nemo_edge.progress import Progress
 from nemo_edge.prompts import Prompt
@@ -32,5 +32,5 @@ def test_a_threshold_of_the_recipe_is_kept_and_prompts_are_counted(recipe: Recip
 def test_a_folder_that_is_not_empty_is_left_alone(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("")
     with pytest.raises(InputError, match="is not empty"):
-        export_folder(open_checkpoint(recipe.checkpoint.path), ExportSettings(), None, "paper", tmp_path, Progress())
+        export_folder(Source(recipe.checkpoint.path), ExportSettings(), None, "paper", tmp_path, Progress())
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]

@@ -34,6 +34,7 @@ from pydantic import BaseModel, ConfigDict
 from nemo_edge.backends.feeds import check_feed, in_batches
 from nemo_edge.errors import InputError, MissingDependency, first_line
 from nemo_edge.files import write_atomically
+from nemo_edge.graphs import open_graph
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 """Recipe name of a provider → ONNX Runtime's name."""
@@ -114,19 +115,28 @@ def open_runner(model: Path, provider: str = "cpu", threads: int | None = None) 
 
 
 def compile_engine(bundle: Path, component: str, model: str, provider: str, threads: int | None) -> EngineFile:
-    """Open the bundle's ONNX file once and write `engines/<component>.onnxruntime.<provider>.json` that says how to run it."""
-    session = _session(bundle / model, provider, threads)
+    """Write `engines/<component>.onnxruntime.<provider>.json`, which says how to run the bundle's ONNX file.
+
+    A GPU's provider is tried; on the CPU every file of an export has been run already.
+    """
+    if provider != "cpu":
+        _session(bundle / model, provider, threads)
+    graph = open_graph(bundle / model).model.graph
     engine = EngineFile(
         component=component,
         provider=provider,
         model=model,
         threads=threads,
         version=ort.__version__,
-        inputs={port.name: tuple(port.shape) for port in session.get_inputs()},
-        outputs={port.name: tuple(port.shape) for port in session.get_outputs()},
+        inputs={port.name: _dims(port) for port in graph.input},
+        outputs={port.name: _dims(port) for port in graph.output},
     )
     write_atomically(bundle / "engines" / f"{component}.onnxruntime.{provider}.json", engine.model_dump_json(indent=1) + "\n")
     return engine
+
+
+def _dims(port: onnx.ValueInfoProto) -> tuple[int | str | None, ...]:
+    return tuple(dim.dim_param or (dim.dim_value if dim.HasField("dim_value") else None) for dim in port.type.tensor_type.shape.dim)
 
 
 def open_engine(

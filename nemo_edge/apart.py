@@ -1,0 +1,103 @@
+"""Runs a function in a process of its own, whose memory is given back whole when it is done.
+
+Python and its allocators keep what they once took; a build of large models goes through several peaks that must not add up.
+"""
+
+from __future__ import annotations
+
+__all__ = ["run_apart"]
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+from nemo_edge.errors import InputError, NemoEdgeError
+from nemo_edge.exits import stop_on_sigterm
+from nemo_edge.progress import Advance, Progress
+
+_Found = TypeVar("_Found")
+_PATIENCE_S = 10.0
+
+
+def run_apart(what: str, progress: Progress, function: Callable[..., _Found], *arguments: Any) -> _Found:
+    """Return `function(*arguments, progress)`, called in a fresh process; its progress is told to `progress` here.
+
+    Arguments, result and errors go through pickle. Raises what the function raises, and `InputError` when the process was
+    killed while it did `what`, as Linux does for want of memory.
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there, function, arguments), daemon=False)
+    process.start()
+    there.close()
+    try:
+        done, value = _answer(here, progress)
+    except EOFError as error:
+        process.join()
+        raise InputError(
+            f"the process that was to {what} was killed (exit code {process.exitcode}): "
+            "is there enough memory? `nemo-edge doctor --model` estimates it"
+        ) from error
+    finally:
+        process.terminate()
+        process.join(_PATIENCE_S)
+        process.kill()  # it was busy inside of a library
+        process.join()
+    if not done:
+        raise value
+    found: _Found = value
+    return found
+
+
+def _answer(pipe: Any, progress: Progress) -> tuple[bool, Any]:
+    """Pass on what the process tells until it is done."""
+    with ExitStack() as tasks:
+        advances: list[Advance] = []
+        while True:
+            kind, value = pipe.recv()
+            if kind == "task":
+                advances.append(tasks.enter_context(progress.task(*value)))
+            elif kind == "advance":
+                advances[-1](value)
+            elif kind == "end":
+                advances.clear()
+                tasks.close()
+            elif kind == "note":
+                progress.note(value)
+            else:
+                return kind == "done", value
+
+
+class _Told(Progress):
+    """Sends progress through a pipe."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = pipe
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[Advance]:
+        self._pipe.send(("task", (description, total)))
+        try:
+            yield lambda done: self._pipe.send(("advance", done))
+        finally:
+            self._pipe.send(("end", None))
+
+    def note(self, message: str) -> None:
+        self._pipe.send(("note", message))
+
+
+def _serve(pipe: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """The life of the process. It ends on SIGTERM, which its parent sends when it is interrupted, and leaves no temporary files."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stop_on_sigterm()
+    try:
+        answer = ("done", function(*arguments, _Told(pipe)))
+    except NemoEdgeError as error:
+        answer = ("failed", error)
+    except Exception as error:  # noqa: BLE001  it is raised again in the parent
+        answer = ("failed", RuntimeError(f"{type(error).__name__}: {error}"))
+    except BaseException:  # noqa: BLE001  terminated: nobody listens
+        return
+    pipe.send(answer)

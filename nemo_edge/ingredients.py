@@ -1,0 +1,111 @@
+"""What a build is made from: the recipe's files, read and hashed, and from them the key of each stage.
+
+A key is a hash of everything that a stage's result depends on, so that no result is taken for that of other inputs.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Ingredients", "bundle_key", "ingredients", "stage_keys", "used_versions"]
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_edge.environment import USED, Machine, machine
+from nemo_edge.errors import InputError
+from nemo_edge.files import checkpoint_hashes, sha256_file, sha256_json
+from nemo_edge.prompts import Prompt, read_prompts
+from nemo_edge.recipe import Recipe
+
+COMPILERS = {"tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), "tensorrt_rtx": ("tensorrt-rtx-cu13",)}
+"""Table of a recipe → the packages that compile for it."""
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """The recipe's files, read and hashed."""
+
+    memorized: list[Prompt]
+    general: list[Prompt]
+    held_out: list[Prompt]
+    checkpoint: dict[str, str]
+    prompts: dict[str, str]
+    """Path, relative to the folder of the memorized prompts, and sha256 of every file that the recipe names."""
+    statistics: str | None
+    machine: Machine
+
+
+def ingredients(recipe: Recipe) -> Ingredients:
+    """Read and hash what the recipe names. Raises `InputError` for what is missing or cannot be used."""
+    checkpoint = _checkpoint_hashes(recipe.checkpoint.path)
+    if recipe.random_weights is not None:
+        neurons = recipe.random_weights.neurons
+        return Ingredients([], [], [], checkpoint, {neurons.name: sha256_file(_there(neurons))} if neurons else {}, None, machine())
+    memorized = read_prompts(recipe.prompts.memorized, recipe.prompts.limit)
+    general = read_prompts(recipe.prompts.general)
+    wanted = recipe.calibration.prompts + recipe.fidelity.general_prompts
+    if len(general) < 3:
+        raise InputError(f"prompts file {recipe.prompts.general} holds {len(general)} general prompts, at least 3 are needed")
+    held_out = general[-min(recipe.fidelity.general_prompts, max(1, len(general) - 2)) :]
+    used = general[: len(general) - len(held_out)] if len(general) < wanted else general[: recipe.calibration.prompts]
+    files = [recipe.prompts.memorized, recipe.prompts.general]
+    files += [_there(p) for p in (recipe.calibration.statistics, recipe.fidelity.sscd) if p is not None]
+    files += [p.image for p in memorized if p.image]
+    base = recipe.prompts.memorized.parent
+    hashes = {Path(os.path.relpath(p, base)).as_posix(): sha256_file(p) for p in files}
+    statistics = sha256_file(recipe.calibration.statistics) if recipe.calibration.statistics else None
+    return Ingredients(memorized, used, held_out, checkpoint, hashes, statistics, machine())
+
+
+def used_versions(here: Machine, recipe: Recipe) -> dict[str, str]:
+    """The versions that a build's results depend on, and not those of backends it does not use."""
+    packages = {*USED, *(name for table, names in COMPILERS.items() if getattr(recipe, table) is not None for name in names)}
+    return {name: version for name, version in here.versions.items() if name in packages}
+
+
+def stage_keys(recipe: Recipe, given: Ingredients) -> dict[str, str]:
+    """A hash for each stage of everything its result depends on, the stages before it included."""
+    r, here = recipe.model_dump(mode="json"), given.machine
+    versions = {name: version for name, version in here.versions.items() if name in USED}
+    if recipe.random_weights is not None:
+        localize = sha256_json([versions, given.checkpoint, given.prompts, r["random_weights"]])
+        keys = {"localize": localize}
+    else:
+        general, memorized = [p.text for p in given.general], [p.text for p in given.memorized]
+        calibrate = sha256_json([versions, given.checkpoint, general, r["calibration"], given.statistics, r["localization"]])
+        localize = sha256_json([calibrate, memorized, [p.url for p in given.memorized]])
+        keys = {"calibrate": calibrate, "localize": localize}
+    export = sha256_json([localize, r["export"]])
+    keys["export"] = export
+    for table, packages in COMPILERS.items():
+        if r[table] is not None:
+            compiler = {name: version for name, version in here.versions.items() if name in packages}
+            gpus = [(gpu.name, gpu.driver) for gpu in here.gpus] if table == "tensorrt" else []
+            keys[table] = sha256_json([export, r[table], compiler, gpus])
+    if recipe.random_weights is None:
+        held_out = [p.text for p in given.held_out]
+        keys["measure"] = sha256_json([export, r["engine"], given.prompts, held_out, r["sampling"], r["fidelity"]])
+    if recipe.latency is not None:
+        state: Any = {"gpus": {"__all__": {"clock_mhz", "temperature_c", "throttled_by"}}, "versions": True}
+        keys["latency"] = sha256_json([export, r["engine"], r["sampling"], r["latency"], here.model_dump(mode="json", exclude=state)])
+    return keys
+
+
+def bundle_key(recipe: Recipe, keys: dict[str, str]) -> str:
+    """A hash of all that the bundle depends on: those of its last stages, its name, and the gates, which cost no work to judge."""
+    last = [keys[stage] for stage in keys if stage not in ("calibrate", "localize")]
+    return sha256_json([last, recipe.name, recipe.gates.model_dump(mode="json")])
+
+
+def _there(path: Path) -> Path:
+    if not path.is_file():
+        raise InputError(f"{path}, which the recipe names, does not exist")
+    return path
+
+
+def _checkpoint_hashes(path: str) -> dict[str, str]:
+    hashes = checkpoint_hashes(path)
+    if not hashes:
+        raise InputError(f"checkpoint {path} holds no files of a model: give a diffusers folder, a .safetensors file or a hub id")
+    return hashes

@@ -1,0 +1,212 @@
+"""Whether an exported graph does what eager float32 does: on random feeds, and along a denoising trajectory.
+
+What eager answers is a value that can be kept, so that the model in float32 and the graph need not be in memory together.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "TOLERANCES",
+    "Agreement",
+    "Case",
+    "Reference",
+    "answered",
+    "first_bad",
+    "random_feeds",
+    "read_cases",
+    "trajectory_feeds",
+    "verify",
+    "write_cases",
+]
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+
+import numpy as np
+import onnx
+from pydantic import BaseModel, ConfigDict
+from safetensors.numpy import load_file, save_file
+
+from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
+from nemo_edge.backends.torch import open_runner
+from nemo_edge.checkpoint import Checkpoint
+from nemo_edge.component import Component
+from nemo_edge.divergence import EagerProbe, GraphProbe, first_divergence, first_not_finite
+from nemo_edge.pipelines import eager_pipeline
+from nemo_edge.recipe import ExportSettings, SamplingSettings
+from nemo_edge.sampling import denoise
+
+TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
+"""Largest error of a component in ONNX Runtime, relative to the largest value of eager float32's output."""
+
+TRAJECTORY_STEPS = 4
+"""Time steps of the trajectory, from noise to picture: activations are largest at other times in other layers."""
+_PROMPT = "a photograph of an astronaut riding a horse"
+_GUIDANCE = 7.0
+_LATENTS = 32
+"""Height and width of the latents a graph of free sizes is compared at, at the most: a smaller picture, the same weights."""
+
+Feed = dict[str, np.ndarray]
+
+
+class Agreement(BaseModel):
+    """How far a graph is from eager float32 in one case."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+
+    case: str
+    output: str
+    largest_error: float
+    largest_value: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error, relative to the largest value, is within the tolerance (NaN is not)."""
+        return bool(self.largest_error <= self.tolerance * max(self.largest_value, 1.0))
+
+    @property
+    def finite(self) -> bool:
+        """Whether the output held neither Inf nor NaN."""
+        return bool(np.isfinite(self.largest_error))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A feed and what eager float32 answers to it."""
+
+    name: str
+    feed: Feed
+    expected: Feed
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a graph is held against: cases, and how to open the component itself in float32 when it fails one."""
+
+    cases: Sequence[Case]
+    eager: Callable[[], Component]
+
+
+def random_feeds(component: Component, settings: ExportSettings, factor: int) -> dict[str, Feed]:
+    """Two batch sizes, or the one that is pinned, at no more than 32 × 32 latents where sizes are free."""
+    sizes = {name: min(size, max(_LATENTS, component.multiples.get(name, 1))) for name, size in component.sizes.items()}
+    sizes |= settings.pinned(component.sizes, factor)
+    batches = (settings.batch,) if settings.batch else (1, 3)
+    return {f"batch {batch}": component.example(batch, seed=batch, **sizes) for batch in batches}
+
+
+def trajectory_feeds(checkpoint: Checkpoint, settings: ExportSettings) -> dict[str, dict[str, Feed]]:
+    """What every component of `checkpoint`, in float32, is fed while one picture is made: component → case → feed.
+
+    Pinned sizes are kept; of free ones a small picture is made. A pinned batch takes no rows of guidance beside it: no feeds then.
+    """
+    if settings.batch not in (None, 2):
+        return {}
+    factor = checkpoint.config.factor
+    height, width = (min(size, _LATENTS) * factor for size in checkpoint.config.latent_shape[1:])
+    sampling = SamplingSettings(steps=TRAJECTORY_STEPS, guidance=_GUIDANCE, height=settings.height or height, width=settings.width or width)
+    pipeline = eager_pipeline(checkpoint)
+    steps = list(denoise(pipeline, [_PROMPT], [0], sampling))
+    texts = zip(checkpoint.config.text_encoder_names, checkpoint.config.token_ids(["", _PROMPT]), strict=True)
+    found: dict[str, dict[str, Feed]] = {name: {"prompt": {"input_ids": ids}} for name, ids in texts}
+    found["unet"] = {f"time {step.time:.0f}": step.feed for step in steps}
+    if settings.batch is None:
+        found["vae_decoder"] = {"latents": pipeline.decoder_feed(steps[-1].latents_BCHW)}
+    return found
+
+
+def answered(component: Component, feeds: Mapping[str, Feed]) -> list[Case]:
+    """Run eager on each feed. An input that a feed lacks, the mask, is taken at random."""
+    runner, cases = open_runner(component), []
+    for seed, (name, feed) in enumerate(feeds.items()):
+        rows = len(next(iter(feed.values())))
+        lacking = runner.inputs.keys() - feed.keys()
+        drawn = component.example(rows, seed=seed) if lacking else {}
+        whole = {**feed, **{port: drawn[port] for port in lacking}}
+        cases.append(Case(name, whole, runner(whole)))
+    return cases
+
+
+def write_cases(path: Path, cases: Sequence[Case]) -> None:
+    """Keep cases in a safetensors file."""
+    arrays = {
+        f"{index}|{case.name}|{kind}|{name}": np.ascontiguousarray(array)
+        for index, case in enumerate(cases)
+        for kind, arrays in (("feed", case.feed), ("expected", case.expected))
+        for name, array in arrays.items()
+    }
+    save_file(arrays, path)
+
+
+def read_cases(path: Path) -> list[Case]:
+    """Read what `write_cases` wrote."""
+    found: dict[int, Case] = {}
+    for key, array in load_file(path).items():
+        index, name, kind, port = key.split("|")
+        case = found.setdefault(int(index), Case(name, {}, {}))
+        (case.feed if kind == "feed" else case.expected)[port] = array
+    return [found[index] for index in sorted(found)]
+
+
+def verify(path: Path, cases: Sequence[Case], dtype: str) -> tuple[Agreement, ...]:
+    """Run an ONNX file in ONNX Runtime on every case; return how far each output is from eager's.
+
+    A bf16 graph is run with its types widened to float32, its weights as they are, since ONNX Runtime's CPU provider has
+    no bf16 kernels.
+    """
+    with _openable(path, dtype) as openable, OnnxRuntimeRunner(openable) as runner:
+        return tuple(a for case in cases for a in _agreements(case, runner(case.feed), TOLERANCES[dtype]))
+
+
+def first_bad(component: Component, path: Path, case: Case, dtype: str) -> str:
+    """Say which tensor of a graph is the first that is not finite or off by more than the tolerance; `component` is in float32."""
+    with _openable(path, dtype) as openable:
+        candidate = GraphProbe(openable, case.feed)
+        found = first_not_finite(component.name, candidate)
+        found = found or first_divergence(component.name, EagerProbe(component, case.feed), candidate, TOLERANCES[dtype])
+    if found is None:
+        return "no tensor inside of it is off by that much"
+    what = f"is off by {found.error:.2g}" if found.finite and found.error is not None else "is not finite"
+    return f"the first tensor that {what} is {found.tensor} ({found.operator} of {found.module or 'the model itself'})"
+
+
+def _agreements(case: Case, got: Feed, tolerance: float) -> Iterator[Agreement]:
+    for name, expected in case.expected.items():
+        same = expected.shape == got[name].shape
+        error = float(np.abs(expected.astype(np.float64) - got[name]).max()) if same else inf
+        value = float(np.abs(expected).max())
+        yield Agreement(case=case.name, output=name, largest_error=error, largest_value=value, tolerance=tolerance)
+
+
+@contextmanager
+def _openable(path: Path, dtype: str) -> Iterator[Path]:
+    """The file itself; for bf16 a temporary copy whose bfloat16 types are float32."""
+    if dtype != "bf16":
+        yield path
+        return
+    model = onnx.load(str(path))
+    _widen(model.graph)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        wide = Path(folder) / "model.onnx"
+        onnx.save(model, str(wide), save_as_external_data=True, location="weights")
+        yield wide
+
+
+def _widen(graph: onnx.GraphProto) -> None:
+    wide, narrow = onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16
+    for tensor in [*graph.initializer, *(a.t for node in graph.node for a in node.attribute if a.HasField("t"))]:
+        if tensor.data_type == narrow:
+            values = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.name in ("to", "dtype") and attribute.i == narrow:
+                attribute.i = wide
+    for value in [*graph.input, *graph.output, *graph.value_info]:
+        if value.type.tensor_type.elem_type == narrow:
+            value.type.tensor_type.elem_type = wide
