@@ -38,6 +38,7 @@ LAYERS = {
     "footprint": 3,
     "latency": 3,
     "probes": 4,
+    "random_weights": 4,
     "surgery": 4,
     "sampling": 4,
     "divergence": 4,
