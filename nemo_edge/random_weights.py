@@ -1,19 +1,18 @@
 """Checkpoints of a published architecture with random weights, for what asks how large and how fast, not how good.
 
-Everything else takes such a folder like any checkpoint. The architectures are package data: the values of the published
-configurations, no weights and no vocabularies. Knows how PyTorch starts a layer; knows nothing of what the layers are for.
+Everything else takes such a folder like any checkpoint. Knows how PyTorch starts a layer; knows nothing of what the layers are
+for, nor which architectures there are.
 """
 
 from __future__ import annotations
 
-__all__ = ["ARCHITECTURES", "MARKER", "RandomWeights", "is_random", "modules", "write_random"]
+__all__ = ["MARKER", "RandomWeights", "is_random", "write_random"]
 
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from functools import partial
 from importlib.metadata import version
 from math import prod, sqrt
 from pathlib import Path
@@ -22,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nemo_edge import __version__
+from nemo_edge.architectures import ARCHITECTURES, Configurations, configurations, modules, parts, source
 from nemo_edge.bundle import staging
-from nemo_edge.configuration import check_pipeline
 from nemo_edge.errors import InputError, first_line
 from nemo_edge.files import explain, sha256_json, write_atomically
 from nemo_edge.progress import Advance, Progress
@@ -31,19 +30,9 @@ from nemo_edge.progress import Advance, Progress
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-ARCHITECTURES: dict[str, str] = {
-    "sd15": "Stable Diffusion 1.5, pictures of 512 × 512",
-    "sd21": "Stable Diffusion 2.1, pictures of 768 × 768, v-prediction",
-    "sdxl": "Stable Diffusion XL 1.0, pictures of 1024 × 1024",
-    "bk-sdm-small": "BK-SDM-Small, distilled from 1.4: one attention a block, no mid block, pictures of 512 × 512",
-}
-"""The architectures that come with the package, and what each is."""
-
 MARKER = "random_weights.json"
 """The file that tells a folder of ours from a checkpoint that was trained."""
 
-_DATA = Path(__file__).parent / "architectures"
-_CLASSES = ("UNet2DConditionModel", "AutoencoderKL", "CLIPTextModel", "CLIPTextModelWithProjection")
 _CHUNK = 1 << 20
 _EMBEDDING_BOUND = 0.02 * sqrt(3)
 """Uniform values up to it have CLIP's standard deviation of 0.02; a normal draw differs in its last bit between processors."""
@@ -80,7 +69,7 @@ def write_random(name: str, folder: Path, dtype: Dtype = "fp16", seed: int = 0, 
     tokenizer without a vocabulary gets one of single bytes. The folder appears whole or not at all; one that already holds
     these weights is kept. Raises `InputError` for an unknown architecture and for a folder with something else in it.
     """
-    configs = _configs(name)
+    configs = configurations(name)
     wanted = RandomWeights(
         name=name if name in ARCHITECTURES else Path(name).resolve().name,
         seed=seed,
@@ -97,8 +86,8 @@ def write_random(name: str, folder: Path, dtype: Dtype = "fp16", seed: int = 0, 
     with staging(folder) as staged, (progress or Progress()).task(f"random weights of {wanted.name}", count) as advance:
         for path, config in configs.items():
             _write_json(staged / path, config)
-        for part in _names(configs, "tokenizer"):
-            _write_tokenizer(staged / part, _source(name) / part, configs)
+        for part in parts(configs["model_index.json"], "tokenizer"):
+            _write_tokenizer(staged / part, source(name) / part, configs)
         for part, module in built.items():
             _write_weights(staged / part, module, dtype, f"{seed}/{part}", advance)
         _write_json(staged / MARKER, wanted.model_dump())
@@ -114,66 +103,6 @@ def is_random(path: str | Path) -> str | None:
     """Return the name of the architecture if a checkpoint folder carries random weights of ours, else nothing."""
     found = _marker(Path(path).expanduser())
     return found.name if found else None
-
-
-def modules(name: str) -> dict[str, nn.Module]:
-    """Return the parts of an architecture on torch's meta device: shapes without memory. Raises like `write_random`."""
-    configs = _configs(name)
-    return {part: _module(part, configs) for part in _names(configs, "")}
-
-
-def _source(name: str) -> Path:
-    return _DATA / name if name in ARCHITECTURES else Path(name).expanduser()
-
-
-def _configs(name: str) -> dict[str, dict[str, Any]]:
-    """Every configuration of an architecture by its place in the folder, the index first."""
-    source = _source(name)
-    if not (source / "model_index.json").is_file():
-        raise InputError(
-            f"architecture {name} is not known: give one of {', '.join(ARCHITECTURES)}, or a folder of configurations "
-            "(model_index.json, scheduler/scheduler_config.json, and config.json in unet, vae, text_encoder)"
-        )
-    configs = {"model_index.json": _read(source / "model_index.json")}
-    check_pipeline(str(configs["model_index.json"].get("_class_name")))
-    for part in ("scheduler", *_names(configs, "")):
-        path = f"{part}/{'scheduler_config' if part == 'scheduler' else 'config'}.json"
-        configs[path] = _read(source / path)
-    for part in _names(configs, "tokenizer"):
-        path = f"{part}/tokenizer_config.json"
-        if (source / path).is_file():
-            configs[path] = _read(source / path)
-    return configs
-
-
-def _names(configs: dict[str, dict[str, Any]], prefix: str) -> list[str]:
-    """The parts that the index names: the tokenizers, or with no prefix the parts with weights."""
-    entries = {part: entry for part, entry in sorted(configs["model_index.json"].items()) if isinstance(entry, list) and entry[-1]}
-    if prefix:
-        return [part for part in entries if part.startswith(prefix)]
-    found = {part: entry for part, entry in entries.items() if part.startswith(("unet", "vae", "text_encoder"))}
-    for part, (_, kind) in found.items():
-        if kind not in _CLASSES:
-            raise InputError(f"{part} of the architecture is a {kind}; random weights are written for {', '.join(_CLASSES)}")
-    return list(found)
-
-
-def _module(part: str, configs: dict[str, dict[str, Any]]) -> nn.Module:
-    import diffusers
-    import torch
-    import transformers
-
-    library, kind = configs["model_index.json"][part]
-    config = configs[f"{part}/config.json"]
-    try:
-        with torch.device("meta"):
-            if library == "transformers":
-                module: nn.Module = getattr(transformers, kind)(transformers.CLIPTextConfig(**config))
-            else:
-                module = getattr(diffusers, kind).from_config(config)
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-        raise InputError(f"{part}/config.json of the architecture does not make a {kind}: {first_line(error)}") from error
-    return module
 
 
 def _write_weights(folder: Path, module: nn.Module, dtype: Dtype, stream: str, advance: Advance) -> None:
@@ -229,12 +158,12 @@ def _draw(shape: tuple[int, ...], dtype: Dtype, value: float, bound: float, stre
     return out
 
 
-def _write_tokenizer(folder: Path, source: Path, configs: dict[str, dict[str, Any]]) -> None:
+def _write_tokenizer(folder: Path, original: Path, configs: Configurations) -> None:
     """Copy a tokenizer that has a vocabulary; else write CLIP's without merges: the bytes keep their ids, 0 to 511."""
     from transformers import CLIPTokenizer
 
-    if any((source / file).is_file() for file in ("tokenizer.json", "vocab.json")):
-        shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=partial(shutil.copy2, follow_symlinks=True))
+    if any((original / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+        shutil.copytree(original, folder, dirs_exist_ok=True)
         return
     text = configs[f"{folder.name.replace('tokenizer', 'text_encoder')}/config.json"]
     size, length = int(text["vocab_size"]), int(text["max_position_embeddings"])
@@ -254,16 +183,6 @@ def _marker(folder: Path) -> RandomWeights | None:
         return RandomWeights.model_validate_json((folder / MARKER).read_bytes())
     except (OSError, ValidationError):
         return None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"architecture file {path} cannot be read: {first_line(error)}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"architecture file {path} holds no JSON object")
-    return config
 
 
 def _write_json(path: Path, config: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ LAYERS = {
     "prompts": 2,
     "configuration": 2,
     "similarity": 2,
+    "architectures": 3,
     "backends": 3,
     "bundle": 3,
     "checkpoint": 3,
