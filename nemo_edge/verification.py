@@ -95,7 +95,7 @@ class Reference:
 def random_feeds(component: Component, settings: ExportSettings, factor: int) -> dict[str, Feed]:
     """Two batch sizes, or the one that is pinned, at no more than 32 × 32 latents where sizes are free."""
     sizes = {name: min(size, max(_LATENTS, component.multiples.get(name, 1))) for name, size in component.sizes.items()}
-    sizes |= settings.pinned(component.sizes, factor)
+    sizes |= {name: size for name, size in settings.pinned(component.sizes, factor).items() if name != "batch"}
     batches = (settings.batch,) if settings.batch else (1, 3)
     return {f"batch {batch}": component.example(batch, seed=batch, **sizes) for batch in batches}
 
