@@ -42,6 +42,8 @@ class Job:
     """Members of `ComputeCapability`."""
     flags: tuple[str, ...] = ()
     """Members of `BuilderFlag`."""
+    cleared: tuple[str, ...] = ()
+    """Members of `BuilderFlag` that are set by default, and shall not be."""
     hardware_compatibility: str | None = None
     """Member of `HardwareCompatibilityLevel`."""
     optimization_level: int | None = None
@@ -229,6 +231,8 @@ def _configure(trt: Any, builder: Any, network: Any, job: Job) -> tuple[Any, tup
     config = builder.create_builder_config()
     for name in job.flags:
         config.set_flag(getattr(trt.BuilderFlag, name))
+    for name in job.cleared:
+        config.clear_flag(getattr(trt.BuilderFlag, name))
     if job.hardware_compatibility:
         config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, job.hardware_compatibility)
     if job.optimization_level is not None:
