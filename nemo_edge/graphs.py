@@ -5,7 +5,7 @@ Reads graphs, never runs them. The exporter writes the path of the PyTorch modul
 
 from __future__ import annotations
 
-__all__ = ["Graph", "Place", "module_path", "open_graph"]
+__all__ = ["Graph", "Place", "Port", "module_path", "open_graph"]
 
 import ast
 from collections.abc import Collection, Sequence
@@ -18,6 +18,7 @@ import onnx
 from onnx.external_data_helper import load_external_data_for_tensor
 
 from nemo_edge.errors import InputError, first_line
+from nemo_edge.files import sha256_file, sha256_json
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _NO_SCOPE = "_empty_nn_module_stack_from_metadata_hook"
@@ -33,6 +34,14 @@ class Place:
     tensor: str
     operator: str
     module: str
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output: its type in numpy's words, and its dimensions, each a number or a name for any."""
+
+    dtype: str
+    dims: tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,35 @@ class Graph:
             found[name] = onnx.numpy_helper.to_array(tensor)
         return found
 
+    def ports(self) -> tuple[dict[str, Port], dict[str, Port]]:
+        """Return the type in numpy's words and the dimensions (a number, or a name for any) of each input and each output."""
+        weights = {tensor.name for tensor in self.model.graph.initializer}
+        inputs = {value.name: _port(value) for value in self.model.graph.input if value.name not in weights}
+        return inputs, {value.name: _port(value) for value in self.model.graph.output}
+
+    def external_files(self) -> dict[Path, int]:
+        """Return the files that hold the weights, and how many bytes the graph reads of each."""
+        found: dict[Path, int] = {}
+        for tensor in self.model.graph.initializer:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                where = {entry.key: entry.value for entry in tensor.external_data}
+                path = self.path.parent / where["location"]
+                found[path] = max(found.get(path, 0), int(where.get("offset", 0)) + int(where.get("length", 0)))
+        return found
+
+    def check_files(self) -> None:
+        """Raise `InputError` unless the files that hold the weights are there and long enough."""
+        for path, needed in self.external_files().items():
+            if not path.is_file():
+                raise InputError(f"{path}, the weights of {self.path}, does not exist: export it again")
+            if path.stat().st_size < needed:
+                raise InputError(f"{path} has {path.stat().st_size} bytes, but {self.path} reads {needed} of it: export it again")
+
+    def content_hash(self) -> str:
+        """Return one hash of the file and of the files that hold its weights."""
+        files = [self.path, *sorted(self.external_files())]
+        return sha256_json({path.name: sha256_file(path) for path in files})
+
     def marked(self, tensor: str) -> bytes:
         """Return the graph, its weights still beside the file, with `tensor` as one more output."""
         model = onnx.ModelProto()
@@ -139,6 +177,12 @@ def module_path(scope: str) -> str:
     for names in _WRAPPERS:
         parts = parts[1:] if parts and parts[0] in names else parts
     return ".".join(parts)
+
+
+def _port(value: onnx.ValueInfoProto) -> Port:
+    kind = value.type.tensor_type
+    dims = tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in kind.shape.dim)
+    return Port(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name, dims)
 
 
 def _paths(node: onnx.NodeProto) -> tuple[str, ...]:

@@ -1,0 +1,247 @@
+"""An open TensorRT engine: runs it, keeps what TensorRT-RTX compiled for it, changes its weights.
+
+Written against the documentation of both products' Python API; what a plan was built for it reads in the sidecar.
+"""
+
+from __future__ import annotations
+
+__all__ = ["TensorRtRunner", "refit_weights", "runtime_cache_path"]
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from nemo_edge.backends.building import make_logger
+from nemo_edge.backends.feeds import check_feed, in_batches
+from nemo_edge.backends.flavours import FLAVOURS, load_product, runtime_settings
+from nemo_edge.backends.profiles import choose_profile
+from nemo_edge.environment import gpus
+from nemo_edge.errors import ExportError, InputError, MissingDependency
+from nemo_edge.files import sha256_json, write_atomically
+from nemo_edge.plans import PlanFile
+from nemo_edge.targets import PlanSettings
+
+_TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32", "INT64": "int64", "BOOL": "bool"}
+"""TensorRT's name of a type → PyTorch's, which is numpy's too."""
+
+
+class TensorRtRunner:
+    """Owns an engine, its execution context, and buffers on the GPU of the last shape that was run.
+
+    One runner at a time in one thread: an execution context must not be used by two. Leaving the context frees what it holds.
+    """
+
+    def __init__(self, bundle: Path, plan: PlanFile, settings: PlanSettings | None, factor: int, weight_budget: int | None) -> None:
+        import torch
+
+        self.plan = plan
+        self.inputs: dict[str, tuple[int | str | None, ...]] = {name: tensor.dims for name, tensor in plan.inputs.items()}
+        self._torch, self._trt, self._factor = torch, load_product(plan.backend), factor
+        self._settings = {**plan.settings, **(runtime_settings(settings) if settings else {})}
+        self._logger = make_logger(self._trt)
+        self._stream = torch.cuda.Stream()
+        self._engine = self._deserialize(bundle / plan.plan, weight_budget)
+        self._cache: Any = None
+        self._cache_path: Path | None = None
+        self._context = self._make_context()
+        self._profile = 0
+        self._graph: Any = None
+        self._shapes: dict[str, tuple[int, ...]] | None = None
+        self._buffers: dict[str, Any] = {}
+        pinned = next(iter(self.inputs.values()))[0]
+        self._batch = pinned if isinstance(pinned, int) else None
+
+    def __call__(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once. Raises `InputError` as `Runner` says, and for a shape outside of every profile."""
+        if self._context is None:
+            raise InputError("this runner is closed: open the engine again")
+        check_feed(feed, {name: ("batch", *dims[1:]) for name, dims in self.inputs.items()} if self._batch else self.inputs)
+        return in_batches(feed, self._batch, self._run) if self._batch else self._run(feed)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._context is None:
+            return
+        self._stream.synchronize()
+        if self._cache is not None and self._cache_path is not None:
+            with suppress(InputError):  # the cache only saves time: a full disk there stops nobody
+                write_atomically(self._cache_path, bytes(self._cache.serialize()))
+        self._graph, self._shapes, self._context = None, None, None
+        self._buffers.clear()
+        self._cache, self._engine = None, None
+        self._torch.cuda.empty_cache()
+
+    @property
+    def engine(self) -> Any:
+        """TensorRT's own engine."""
+        if self._engine is None:
+            raise InputError("this runner is closed: open the engine again")
+        return self._engine
+
+    def reset(self) -> None:
+        """Forget the recorded work of the last shape, after the engine was changed."""
+        self._stream.synchronize()
+        self._graph, self._shapes = None, None
+
+    def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        torch = self._torch
+        shapes = {name: tuple(feed[name].shape) for name in self.inputs}
+        with torch.cuda.stream(self._stream):
+            fresh = shapes != self._shapes
+            if fresh:
+                self._prepare(shapes)
+            for name in self.inputs:
+                self._buffers[name].copy_(torch.from_numpy(np.ascontiguousarray(feed[name])))  # casts to the engine's type
+            self._graph.replay() if self._graph is not None else self._enqueue()
+            if fresh:
+                self._record()
+            found = {name: self._buffers[name].float().cpu().numpy() for name in self.plan.outputs}
+        self._stream.synchronize()
+        return found
+
+    def _prepare(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Choose the profile, and bind buffers of these shapes; a graph of other shapes is dropped."""
+        table = FLAVOURS[self.plan.backend].table
+        index = choose_profile(shapes, self.plan.profiles, self.plan.component, self._factor, table)
+        self._graph, self._shapes = None, None
+        if index != self._profile:
+            if not self._context.set_optimization_profile_async(index, self._stream.cuda_stream):
+                raise InputError(self._complaint(f"cannot take its profile {index}"))
+            self._stream.synchronize()
+            self._profile = index
+        for name, shape in shapes.items():
+            if not self._context.set_input_shape(name, shape):
+                raise InputError(self._complaint(f"does not take {name} {list(shape)}"))
+        for name in (*self.plan.inputs, *self.plan.outputs):
+            self._bind(name, shapes.get(name) or tuple(self._context.get_tensor_shape(name)))
+        self._shapes = shapes
+
+    def _bind(self, name: str, shape: tuple[int, ...]) -> None:
+        dtype = getattr(self._torch, _TYPES[self.engine.get_tensor_dtype(name).name])
+        buffer = self._buffers.get(name)
+        if buffer is None or tuple(buffer.shape) != shape:
+            self._buffers[name] = self._torch.empty(shape, dtype=dtype, device="cuda")
+        self._context.set_tensor_address(name, self._buffers[name].data_ptr())
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(self._stream.cuda_stream):
+            raise InputError(self._complaint("cannot run this feed"))
+
+    def _record(self) -> None:
+        """Record the work of this shape, which has run once; TensorRT-RTX does so by itself. Without a graph it runs all the same."""
+        if not self._settings.get("cuda_graphs") or FLAVOURS[self.plan.backend].captures_graphs:
+            return
+        graph = self._torch.cuda.CUDAGraph()
+        try:
+            with self._torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                self._enqueue()
+        except (RuntimeError, InputError):  # what cannot be recorded: work on the host between kernels, streamed weights
+            self._settings["cuda_graphs"] = False
+            self._stream.synchronize()
+            return
+        self._graph = graph
+
+    def _deserialize(self, path: Path, weight_budget: int | None) -> Any:
+        product = FLAVOURS[self.plan.backend]
+        runtime = self._trt.Runtime(self._logger)
+        if self._settings.get("version_compatible"):
+            runtime.engine_host_code_allowed = True  # the lean runtime that such a plan carries
+        try:
+            engine = runtime.deserialize_cuda_engine(path.read_bytes())
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}: build the engine again") from error
+        if engine is None:
+            raise MissingDependency(
+                f"{product.title} {self._trt.__version__} cannot open {path}, built with {self.plan.version}"
+                f"{f' on {self.plan.built_on}' if self.plan.built_on else ''}: {self._said()}; install that version, or build it here"
+            )
+        if self._settings.get("weight_streaming") and engine.streamable_weights_size:
+            budget = engine.get_weight_streaming_automatic_budget() if weight_budget is None else weight_budget
+            engine.weight_streaming_budget_v2 = min(budget, engine.streamable_weights_size)
+        return engine
+
+    def _make_context(self) -> Any:
+        if FLAVOURS[self.plan.backend].captures_graphs:
+            context = self._engine.create_execution_context(self._runtime_config())
+        else:
+            context = self._engine.create_execution_context()
+        if context is None:
+            raise MissingDependency(self._complaint("finds no room on the GPU, or cannot compile its kernels here"))
+        return context
+
+    def _runtime_config(self) -> Any:
+        """TensorRT-RTX's own settings of a context: CUDA graphs, kernels for the shapes in use, the cache of compiled kernels."""
+        trt, config = self._trt, self._engine.create_runtime_config()
+        graphs = "WHOLE_GRAPH_CAPTURE" if self._settings.get("cuda_graphs") else "DISABLED"
+        config.cuda_graph_strategy = getattr(trt.CudaGraphStrategy, graphs)
+        kernels = trt.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = getattr(
+            kernels, str(self._settings.get("kernel_specialization", "lazy")).upper()
+        )
+        if self._settings.get("runtime_cache"):
+            self._cache = config.create_runtime_cache()
+            driver = next((gpu.driver for gpu in gpus()), "")
+            self._cache_path = runtime_cache_path(self.plan, self._torch.cuda.get_device_name(), driver)
+            if self._cache_path.is_file():
+                self._cache.deserialize(self._cache_path.read_bytes())  # False for a cache of another driver: it is made anew
+            config.set_runtime_cache(self._cache)
+        return config
+
+    def _complaint(self, what: str) -> str:
+        return f"the {FLAVOURS[self.plan.backend].title} engine of {self.plan.component} {what}: {self._said()}"
+
+    def _said(self) -> str:
+        said, self._logger.errors[:] = list(self._logger.errors), []
+        return " ".join((said or ["it gives no reason"])[0].split())
+
+
+def refit_weights(runner: TensorRtRunner, weights: Mapping[str, np.ndarray]) -> None:
+    """Change weights of an open engine, by their names in the ONNX file; the plan on disk stays as it is.
+
+    Raises `InputError` for a weight that is not refittable or has another type or size than the engine's, and where others
+    must be given with it; the engine is as it was then. Raises `ExportError` when TensorRT fails half-way: open it again.
+    """
+    trt = load_product(runner.plan.backend)
+    logger = make_logger(trt)
+    refitter = trt.Refitter(runner.engine, logger)
+    kept = {name: np.ascontiguousarray(array) for name, array in weights.items()}  # TensorRT reads them in `refit_cuda_engine`
+    for name, array in kept.items():
+        prototype = refitter.get_weights_prototype(name)
+        _check_weight(name, array, prototype)
+        if not refitter.set_named_weights(name, trt.Weights(prototype.dtype, array.ctypes.data, array.size)):
+            raise InputError(f"the engine of {runner.plan.component} refuses {name}: {' '.join(logger.errors[:1])}")
+    missing = refitter.get_missing_weights()
+    if missing:
+        raise InputError(f"the engine of {runner.plan.component} needs {', '.join(missing[:3])} with these weights: give them too")
+    runner.reset()
+    if not refitter.refit_cuda_engine():
+        raise ExportError(f"the engine of {runner.plan.component} is refitted in part only: open it again; {' '.join(logger.errors[:1])}")
+
+
+def runtime_cache_path(plan: PlanFile, gpu: str, driver: str) -> Path:
+    """Return where the kernels that TensorRT-RTX compiles for a plan on a GPU are kept: in the user's cache folder.
+
+    The key is all of the sidecar but how long the build took: the same graph and settings give the same plan.
+    """
+    folder = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else None)
+    root = Path(folder) if folder and Path(folder).is_absolute() else Path.home() / ".cache"
+    key = sha256_json([plan.model_dump(mode="json", exclude={"build_s"}), gpu, driver])
+    return root / "nemo-edge" / "tensorrt-rtx" / f"{plan.component}-{key[:32]}.cache"
+
+
+def _check_weight(name: str, array: np.ndarray, prototype: Any) -> None:
+    if prototype.size < 0:
+        raise InputError(f"{name} cannot be changed in this engine: build it with tensorrt.refit = 'value_weights' or 'all'")
+    dtype = _TYPES.get(prototype.dtype.name, prototype.dtype.name.lower())
+    if array.dtype.name != dtype or array.size != prototype.size:
+        raise InputError(
+            f"{name} has {array.size} values of {array.dtype.name}, but the engine takes {prototype.size} of {dtype}: "
+            "give it as the graph has it"
+        )

@@ -1,0 +1,154 @@
+"""The two products named TensorRT, in one table: what is different between them, and what each asks of this machine.
+
+Everything else (parsing, profiles, building, running) is the same for both and knows neither.
+"""
+
+from __future__ import annotations
+
+__all__ = ["FLAVOURS", "Product", "builder_flags", "check", "load_product", "product_version", "runtime_settings", "this_capability"]
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from nemo_edge.environment import gpus
+from nemo_edge.errors import InputError, MissingDependency, first_line
+from nemo_edge.targets import Flavour, PlanSettings, TensorRtRtxSettings, TensorRtSettings
+
+_REFIT_FLAGS = {"none": (), "value_weights": ("REFIT_INDIVIDUAL",), "all": ("REFIT",)}
+_WRONG_REFIT = "11.3."
+"""NVIDIA's notes of 11.3 say that a GEMM's bias may be dropped when an engine is refitted."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """One row: how a product is imported and installed, what its plans are called, and what it promises of them."""
+
+    flavour: Flavour
+    title: str
+    module: str
+    install: str
+    suffix: str
+    table: str
+    """Name of its table in the recipe."""
+    settings: type[PlanSettings]
+    builds_without_gpu: bool
+    systems: str | None
+    """Operating systems its plans are for; None for the one they are built on."""
+    reproducible: bool
+    captures_graphs: bool
+    """Whether its runtime records CUDA graphs itself, and keeps a cache of the kernels it compiles."""
+
+
+FLAVOURS: dict[Flavour, Product] = {
+    "tensorrt": Product(
+        flavour="tensorrt",
+        title="TensorRT",
+        module="tensorrt",
+        install="pip install 'nemo-edge[tensorrt]' --extra-index-url https://pypi.nvidia.com",
+        suffix=".plan",
+        table="tensorrt",
+        settings=TensorRtSettings,
+        builds_without_gpu=False,
+        systems=None,
+        reproducible=False,
+        captures_graphs=False,
+    ),
+    "tensorrt-rtx": Product(
+        flavour="tensorrt-rtx",
+        title="TensorRT-RTX",
+        module="tensorrt_rtx",
+        install="pip install 'nemo-edge[rtx]'",
+        suffix=".engine",
+        table="tensorrt_rtx",
+        settings=TensorRtRtxSettings,
+        builds_without_gpu=True,
+        systems="Linux and Windows",
+        reproducible=True,
+        captures_graphs=True,
+    ),
+}
+"""Flavour → what is different about it."""
+
+
+def check(flavour: Flavour, settings: PlanSettings) -> None:
+    """Find out, before hours of work, whether engines can be built here.
+
+    Raises `MissingDependency` where the package, a GPU it needs or something `settings` ask of its version is not there,
+    `InputError` for settings that this version does not carry out rightly.
+    """
+    product = FLAVOURS[flavour]
+    if not isinstance(settings, product.settings):
+        raise InputError(f"{product.title} is set up in the recipe's table [{product.table}], not with {type(settings).__name__}")
+    if not product.builds_without_gpu and not gpus():
+        raise MissingDependency(
+            f"{product.title} builds engines on the GPU they are for, and nvidia-smi sees none here: build on a machine with that GPU, "
+            f"or take TensorRT-RTX ([{FLAVOURS['tensorrt-rtx'].table}]), which compiles without one"
+        )
+    trt = load_product(flavour)
+    missing = _missing(trt, settings)
+    if missing:
+        raise MissingDependency(
+            f"{product.title} {trt.__version__} has no {missing[0]}: {product.install.replace('install ', 'install --upgrade ', 1)}, "
+            f"or change [{product.table}]"
+        )
+    if isinstance(settings, TensorRtSettings) and settings.refit != "none" and trt.__version__.startswith(_WRONG_REFIT):
+        raise InputError(
+            f"{product.title} {trt.__version__} can drop a bias when it refits weights: take 11.4 or later, or set tensorrt.refit = 'none'"
+        )
+
+
+def load_product(flavour: Flavour) -> Any:
+    """Import a product's module. Raises `MissingDependency` with the command that installs it."""
+    product = FLAVOURS[flavour]
+    try:
+        return importlib.import_module(product.module)
+    except ModuleNotFoundError as error:
+        if error.name == product.module:
+            raise MissingDependency(f"{product.title} is not installed: {product.install}") from error
+        raise MissingDependency(_broken(product, error)) from error
+    except (ImportError, OSError) as error:  # its own libraries, or CUDA's, do not load
+        raise MissingDependency(_broken(product, error)) from error
+
+
+def product_version(flavour: Flavour) -> str:
+    """Return the version of an installed product. Raises `MissingDependency` as `load_product`."""
+    return str(load_product(flavour).__version__)
+
+
+def builder_flags(settings: PlanSettings, refit_values: bool) -> tuple[str, ...]:
+    """Return the names of the `BuilderFlag`s that settings ask for; `refit_values`: whether the graph has value layers."""
+    if not isinstance(settings, TensorRtSettings):
+        return ()
+    wanted = [*(_REFIT_FLAGS[settings.refit] if refit_values or settings.refit == "all" else ())]
+    wanted += ["VERSION_COMPATIBLE"] if settings.version_compatible else []
+    wanted += ["WEIGHT_STREAMING"] if settings.weight_streaming else []
+    return tuple(wanted)
+
+
+def runtime_settings(settings: PlanSettings) -> dict[str, str | int | bool | None]:
+    """Return the settings as a sidecar records them; the times of kernels are in a file of this machine, whose path is left out."""
+    values = settings.model_dump(exclude={"components", "profiles", "targets", "timing_cache"})
+    return {**values, **({"timing_cache": settings.timing_cache is not None} if isinstance(settings, TensorRtSettings) else {})}
+
+
+def this_capability() -> tuple[str, str] | None:
+    """Return compute capability (`sm90`) and name of the first GPU; None where there is none."""
+    found = gpus()
+    return (f"sm{found[0].compute_capability.replace('.', '')}", found[0].name) if found else None
+
+
+def _missing(trt: Any, settings: PlanSettings) -> list[str]:
+    """What settings ask for and this version does not have, by name."""
+    if isinstance(settings, TensorRtRtxSettings):
+        names = [f"ComputeCapability.{target.upper()}" for target in settings.targets]
+    else:
+        names = [f"BuilderFlag.{name}" for name in builder_flags(settings, refit_values=True)]
+        level = settings.hardware_compatibility if isinstance(settings, TensorRtSettings) else "none"
+        names += [f"HardwareCompatibilityLevel.{level.upper()}"] if level != "none" else []
+    return [name for name in names if not hasattr(getattr(trt, name.partition(".")[0], None), name.partition(".")[2])]
+
+
+def _broken(product: Product, error: Exception) -> str:
+    again = product.install.replace("install ", "install --force-reinstall ", 1)
+    return f"{product.title} cannot be imported ({first_line(error)}): {again}"
