@@ -37,7 +37,6 @@ _CHUNK = 1 << 20
 _EMBEDDING_BOUND = 0.02 * sqrt(3)
 """Uniform values up to it have CLIP's standard deviation of 0.02; a normal draw differs in its last bit between processors."""
 _START, _END = "<|startoftext|>", "<|endoftext|>"
-_BYTE_TOKENS = 512
 
 Dtype = Literal["fp32", "fp16"]
 
@@ -70,13 +69,7 @@ def write_random(name: str, folder: Path, dtype: Dtype = "fp16", seed: int = 0, 
     these weights is kept. Raises `InputError` for an unknown architecture and for a folder with something else in it.
     """
     configs = configurations(name)
-    wanted = RandomWeights(
-        name=name if name in ARCHITECTURES else Path(name).resolve().name,
-        seed=seed,
-        dtype=dtype,
-        architecture=sha256_json(configs),
-        versions={"nemo_edge": __version__, **{package: version(package) for package in ("torch", "diffusers", "transformers")}},
-    )
+    wanted = _wanted(name, configs, dtype, seed)
     if wanted.matches(_marker(folder)):
         return folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -105,6 +98,16 @@ def is_random(path: str | Path) -> str | None:
     return found.name if found else None
 
 
+def _wanted(name: str, configs: Configurations, dtype: Dtype, seed: int) -> RandomWeights:
+    return RandomWeights(
+        name=name if name in ARCHITECTURES else Path(name).expanduser().resolve().name,
+        seed=seed,
+        dtype=dtype,
+        architecture=sha256_json(configs),
+        versions={"nemo_edge": __version__, **{package: version(package) for package in ("torch", "diffusers", "transformers")}},
+    )
+
+
 def _write_weights(folder: Path, module: nn.Module, dtype: Dtype, stream: str, advance: Advance) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -122,7 +125,7 @@ def _write_weights(folder: Path, module: nn.Module, dtype: Dtype, stream: str, a
     except OSError as error:
         raise explain(error, path) from error
     except SafetensorError as error:
-        raise InputError(f"{path} cannot be written: {first_line(error)}") from error
+        raise InputError(f"the random weights of {folder.name} cannot be written: {first_line(error)}") from error
 
 
 def _layers(module: nn.Module) -> Iterator[tuple[str, Tensor, float, float]]:
@@ -166,16 +169,23 @@ def _write_tokenizer(folder: Path, original: Path, configs: Configurations) -> N
         shutil.copytree(original, folder, dirs_exist_ok=True)
         return
     text = configs[f"{folder.name.replace('tokenizer', 'text_encoder')}/config.json"]
-    size, length = int(text["vocab_size"]), int(text["max_position_embeddings"])
-    if size < _BYTE_TOKENS + 2:
-        raise InputError(f"vocab_size of the text encoder is {size}: bytes and the marks of start and end take {_BYTE_TOKENS + 2}")
+    vocabulary, length = _byte_vocabulary(int(text["vocab_size"])), int(text["max_position_embeddings"])
+    settings = configs.get(f"{folder.name}/tokenizer_config.json", {})
+    pad = settings.get("pad_token", _END)
+    pad = str(pad["content"] if isinstance(pad, dict) else pad)
+    length = min(length, int(settings.get("model_max_length", length)))
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=length, pad_token=pad if pad in vocabulary else _END)
+    tokenizer.save_pretrained(folder)
+
+
+def _byte_vocabulary(size: int) -> dict[str, int]:
+    """The letters CLIP writes bytes with, each inside a word and at its end, and the two marks, last of `size` ids."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     letters = [chr(code) for code in (*printable, *range(0x100, 0x200 - len(printable)))]
-    vocabulary = {token: i for i, token in enumerate((*letters, *(f"{letter}</w>" for letter in letters)))}
-    vocabulary |= {_START: size - 2, _END: size - 1}
-    settings = configs.get(f"{folder.name}/tokenizer_config.json", {})
-    length, pad = int(settings.get("model_max_length", length)), str(settings.get("pad_token", _END))
-    CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=length, pad_token=pad).save_pretrained(folder)
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
+    if size < len(tokens) + 2:
+        raise InputError(f"vocab_size of the text encoder is {size}: bytes and the marks of start and end take {len(tokens) + 2}")
+    return {**{token: i for i, token in enumerate(tokens)}, _START: size - 2, _END: size - 1}
 
 
 def _marker(folder: Path) -> RandomWeights | None:

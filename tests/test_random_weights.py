@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import CLIPTokenizer
 
 from nemo_edge import demo
 from nemo_edge.architectures import ARCHITECTURES, configurations, modules
@@ -160,6 +161,14 @@ def test_the_tokenizers_keep_clips_ids_and_pass_through_a_bundle(tmp_path: Path)
     checkpoint.config.save(tmp_path / "bundle", ["unet"])
     loaded = Configuration.load(tmp_path / "bundle").token_ids(["A!", "é 猫" * 99])
     assert all((a == b).all() for a, b in zip(ids, loaded, strict=True))
+
+
+@pytest.mark.parametrize(("pad", "number"), [({"__type": "AddedToken", "content": "!"}, 0), ("<pad>", 49407)])
+def test_the_padding_is_as_configured_where_its_token_is_known(pad: object, number: int, tmp_path: Path) -> None:
+    changes = {"tokenizer/tokenizer_config.json": {"pad_token": pad, "model_max_length": 10**30}}
+    folder = write_random(small(tmp_path / "own", "sd15", **changes), tmp_path / "random")
+    tokenizer = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"))
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.model_max_length) == (number, 49407, 77)
 
 
 def test_a_tokenizer_with_a_vocabulary_is_kept(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Architectures without weights: the values of published configurations, beside this file, or a folder of someone's own.
 
-Facts about models, as diffusers and transformers spell them; neither weights nor vocabularies come with them.
+Facts about models, as diffusers and transformers spell them: stable-diffusion-v1-5/stable-diffusion-v1-5,
+stabilityai/stable-diffusion-2-1, stabilityai/stable-diffusion-xl-base-1.0, nota-ai/bk-sdm-small. Neither weights nor
+vocabularies come with them.
 """
 
 from __future__ import annotations
