@@ -70,9 +70,7 @@ class ProfileSettings(_Settings):
                 continue
             least, usual, greatest = values
             if not 1 <= least <= usual <= greatest:
-                raise ValueError(
-                    f"{name} = [{least}, {usual}, {greatest}]: give least, usual and greatest value in this order"
-                )
+                raise ValueError(f"{name} = [{least}, {usual}, {greatest}]: give least, usual and greatest value in this order")
             if name != "batch" and any(value % 8 for value in values):
                 raise ValueError(f"{name} = [{least}, {usual}, {greatest}]: sizes are multiples of 8 pixels")
         return self

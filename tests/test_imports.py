@@ -28,6 +28,8 @@ LAYERS = {
     "neurons": 2,
     "targets": 1,
     "plans": 2,
+    "fit": 3,
+    "engines": 4,
     "recipe": 2,
     "prompts": 2,
     "configuration": 2,
