@@ -248,10 +248,10 @@ def verify(folder: Path, names: Collection[str] | None = None) -> Verification:
     With `names`, only those files of the bundle are read.
     """
     hashes = {name: digest for name, digest in open_bundle(folder).files.items() if names is None or name in names}
-    present = [name for name in _names(folder) if name != MANIFEST and (names is None or name in names)]
+    present = _names(folder) if names is None else [name for name in names if (folder / name).is_file()]
     problems = [f"{name} is missing" for name in hashes if not (folder / name).is_file()]
-    problems += [f"{name} was added" for name in present if name not in hashes]
-    whole = [name for name in present if name in hashes and (folder / name).is_file()]
+    problems += [f"{name} was added" for name in present if name not in (*hashes, MANIFEST)]
+    whole = [name for name in hashes if (folder / name).is_file()]
     problems += [f"{name} was changed" for name in whole if sha256_file(folder / name) != hashes[name]]
     return Verification(bundle=str(folder), files=len(hashes), problems=tuple(problems))
 

@@ -92,7 +92,7 @@ def verify(path: Path) -> Verified:
         found = bundle.verify(path)
         names: Iterable[str] = bundle.open_bundle(path).files if found.passed else ()
         return Verified(**dict(found), engines=_engines(path, names))
-    plan, sidecar = (p.absolute() for p in _pair(path))
+    plan, sidecar = (p.parent.resolve() / p.name for p in _pair(path))
     folder = next((p for p in plan.parents if (p / bundle.MANIFEST).is_file()), None)
     if folder is None:
         raise InputError(f"{path} is not in a bundle, so that no manifest has its hash: see `nemo-edge inspect {path}`")

@@ -63,7 +63,8 @@ LAYERS = {
     "review": 11,
     "build": 11,
     "console": 12,
-    "cli": 13,
+    "datasheet": 13,
+    "cli": 14,
 }
 """A module imports only from layers below its own; inside `backends`, `report` and `demo` from its own folder too."""
 
