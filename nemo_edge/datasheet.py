@@ -75,11 +75,13 @@ def _facts(engine: Engine) -> list[tuple[str, str]]:
 
 def _show_tensors(out: Console, plan: PlanFile) -> None:
     for number, profile in enumerate(plan.profiles, 1):
-        table = _table("Input", "Type", "Least", "Usual", "Greatest", title=f"\nprofile {number} of {len(plan.profiles)}")
+        table = _table("Input", "Type", "Least", "Usual", "Greatest", title=f"profile {number} of {len(plan.profiles)}")
         for name, tensor in plan.inputs.items():
             table.add_row(escape(name), tensor.dtype, *_shapes(profile.get(name), tensor.dims))
+        out.print()
         out.print(table)
-    table = _table("Output", "Type", "Shape", title="")
+    table = _table("Output", "Type", "Shape")
+    out.print()
     for name, tensor in plan.outputs.items():
         table.add_row(escape(name), tensor.dtype, _dims(tensor.dims))
     out.print(table)
@@ -89,7 +91,7 @@ def _show_engines(out: Console, engines: Sequence[Engine]) -> None:
     """A line for each engine, then each reason once, with the engines it is the reason of."""
     if not engines:
         return
-    table = _table("Engine", "Type", "Built by", "For", "Size", "Runs here", title="")
+    table = _table("Engine", "Type", "Built by", "For", "Size", "Runs here")
     reasons: dict[tuple[str, str, bool | None], list[str]] = {}
     for engine in engines:
         header, plan = engine.header, engine.sidecar
@@ -102,6 +104,7 @@ def _show_engines(out: Console, engines: Sequence[Engine]) -> None:
         words = "–" if targets is None else " ".join(targets) or "portable"
         built = f"{product_of(header.flavour)} {plan.version if plan else header.version}"
         table.add_row(escape(name), plan.dtype if plan else "–", built, words, _size(header.size_bytes), _RUNS[engine.fit.runs])
+    out.print()
     out.print(table)
     for (reason, remedy, runs), names in reasons.items():
         if runs and not remedy:
@@ -141,7 +144,7 @@ def _size(size_bytes: float) -> str:
     return f"{size_bytes:.3g} GB"
 
 
-def _table(*columns: str, title: str) -> Table:
+def _table(*columns: str, title: str | None = None) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if column == "Size" else "left", overflow="fold", no_wrap=index == 1)

@@ -125,7 +125,7 @@ def _version_misfit(plan: PlanFile | None, header: Header, package: str, version
     """An engine needs the very version it was built with, unless it was built to be version-compatible."""
     built, product = plan.version if plan else header.version, product_of(header.flavour)
     index = "" if header.flavour == "tensorrt-rtx" else " --extra-index-url https://pypi.nvidia.com"
-    install = f"pip install '{package}=={built}'{index}"
+    install = f"`pip install '{package}=={built}'{index}`"
     if version is None:
         return _Misfit(f"{product} {built}", f"no {product}", install)
     theirs, ours = _release(built), _release(version)
