@@ -47,7 +47,9 @@ class _Misfit(NamedTuple):
     has: str
     remedy: str
     rebuild: bool = False
-    """Whether the remedy is another build, which has the right version by itself."""
+    """Whether the remedy is another build, which has the right version by itself when it is made here."""
+    only_here: str = ""
+    """The remedy where the version does not fit either."""
 
 
 def check_here(plan: PlanFile | None, header: Header, gpus: Sequence[Gpu], versions: Mapping[str, str], system: str) -> Fit:
@@ -63,7 +65,7 @@ def check_here(plan: PlanFile | None, header: Header, gpus: Sequence[Gpu], versi
     gpu = _gpu_misfit(plan, header, gpus)
     other = _version_misfit(plan, header, package, version)
     if other and gpu and gpu.rebuild:
-        other = other._replace(remedy="")
+        other, gpu = other._replace(remedy=""), gpu._replace(remedy=gpu.only_here or gpu.remedy)
     misfits = [m for m in (_system_misfit(plan, system), other, gpu) if m]
     if misfits:
         wants, has = _and(m.wants for m in misfits), _and(m.has for m in misfits)
@@ -154,8 +156,10 @@ def _gpu_misfit(plan: PlanFile | None, header: Header, gpus: Sequence[Gpu]) -> _
     here = sorted({_sm(gpu) for gpu in gpus}, key=_capability)
     if targets is None or any(_serves(plan, header, targets, sm) for sm in here):
         return None
-    remedy = _rtx_remedy(targets, here) if header.flavour == "tensorrt-rtx" else _remedy(targets, here)
-    return _Misfit(wants, _and(here), remedy, rebuild=True)
+    if header.flavour == "tensorrt":
+        return _Misfit(wants, _and(here), _remedy(targets, here), rebuild=True, only_here=_REBUILD)
+    remedy = _rtx_remedy(targets, here)
+    return _Misfit(wants, _and(here), remedy, rebuild=True, only_here=remedy.replace("`nemo-edge build` again", _REBUILD))
 
 
 def _serves(plan: PlanFile | None, header: Header, targets: Sequence[str], sm: str) -> bool:

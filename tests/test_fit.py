@@ -123,9 +123,10 @@ def test_the_gpu_of_tensorrt(level: str | None, built: str, here: str, runs: boo
 def test_version_and_gpu_are_said_together_and_one_build_mends_both() -> None:
     found = fit(plans.standard_sidecar(), {"tensorrt": "11.2.0.5"}, "8.9")
     assert found.reason == "built for TensorRT 11.4.0.106 and sm90; this machine has 11.2.0.5 and sm89"
-    assert found.remedy == (
-        '`nemo-edge build` on this machine, or where it was built with hardware_compatibility = "ampere_plus" under [tensorrt]'
-    )
+    assert found.remedy == "`nemo-edge build` on this machine"
+    found = fit(plans.sidecar(targets=("sm86",)), {"tensorrt-rtx-cu13": "1.8.0.5"}, "8.9")
+    assert found.reason == "built for TensorRT-RTX 1.7.1.116 and sm86; this machine has 1.8.0.5 and sm89"
+    assert found.remedy == 'set targets = ["sm86", "sm89"] under [tensorrt_rtx] of the recipe and `nemo-edge build` on this machine'
 
 
 def test_another_model_of_the_same_capability_runs_with_a_warning() -> None:
