@@ -26,7 +26,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -245,15 +245,18 @@ def copy_tree(source: Path, target: Path, leave: Sequence[str] = (), *, link: bo
             shutil.copy2(path, place)
 
 
-def verify(folder: Path) -> Verification:
-    """Compare every file with its hash in the manifest; external data and files that were added included."""
-    manifest = open_bundle(folder)
-    present = [name for name in _names(folder) if name != MANIFEST]
-    problems = [f"{name} is missing" for name in manifest.files if not (folder / name).is_file()]
-    problems += [f"{name} was added" for name in present if name not in manifest.files]
-    whole = [name for name in present if name in manifest.files and (folder / name).is_file()]
-    problems += [f"{name} was changed" for name in whole if sha256_file(folder / name) != manifest.files[name]]
-    return Verification(bundle=str(folder), files=len(manifest.files), problems=tuple(problems))
+def verify(folder: Path, names: Collection[str] | None = None) -> Verification:
+    """Compare every file with its hash in the manifest; external data and files that were added included.
+
+    With `names`, only those files of the bundle are read.
+    """
+    hashes = {name: digest for name, digest in open_bundle(folder).files.items() if names is None or name in names}
+    present = _names(folder) if names is None else [name for name in names if (folder / name).is_file()]
+    problems = [f"{name} is missing" for name in hashes if not (folder / name).is_file()]
+    problems += [f"{name} was added" for name in present if name not in (*hashes, MANIFEST)]
+    whole = [name for name in hashes if (folder / name).is_file()]
+    problems += [f"{name} was changed" for name in whole if sha256_file(folder / name) != hashes[name]]
+    return Verification(bundle=str(folder), files=len(hashes), problems=tuple(problems))
 
 
 def _names(folder: Path) -> list[str]:

@@ -272,13 +272,13 @@ def report(bundle: Bundle, summary: Summary = None, as_json: Json = False) -> No
 
 
 @app.command()
-def verify(bundle: Bundle, as_json: Json = False) -> None:
-    """Compare every file of a bundle with the hashes of its manifest. Exit code 2 when one differs."""
-    from nemo_edge import console
-    from nemo_edge.bundle import verify as run
+def verify(path: Annotated[Path, typer.Argument(help="Folder of a bundle, or an engine in one.")], as_json: Json = False) -> None:
+    """Compare a bundle or one engine of it with its manifest; say which engines run here. Exit code 2 when a file differs."""
+    from nemo_edge import datasheet
+    from nemo_edge.engines import verify as run
 
-    result = run(bundle)
-    _print(result, as_json, console.show_verification)
+    result = run(path)
+    _print(result, as_json, datasheet.show_verified)
     if not result.passed:
         raise typer.Exit(2)
 
@@ -311,16 +311,17 @@ def generate(
 
 @app.command()
 def inspect(
-    path: Annotated[str, typer.Argument(help="A bundle, or a checkpoint.")],
+    path: Annotated[str, typer.Argument(help="A bundle, an engine, or a checkpoint.")],
     allow_pickle: AllowPickle = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a bundle or a checkpoint holds: components, value layers, gates, provenance."""
-    from nemo_edge import console
-    from nemo_edge.bundle import MANIFEST, open_bundle
+    """Show what a bundle, an engine or a checkpoint holds; for engines, whether they run here. Opens no engine."""
+    from nemo_edge import console, datasheet
+    from nemo_edge.engines import inspect as run
 
-    if (Path(path) / MANIFEST).is_file():
-        _print(open_bundle(Path(path)), as_json, console.show_manifest)
+    found = run(Path(path))
+    if found is not None:
+        _print(found, as_json, datasheet.show)
         return
     opened = _open(path, allow_pickle)
     from nemo_edge.checkpoint import summary

@@ -5,7 +5,7 @@ Deserializing runs native code, and takes the very GPU and version that one want
 
 from __future__ import annotations
 
-__all__ = ["PlanFile", "Shapes", "Tensor", "open_plan_file"]
+__all__ = ["Header", "PlanFile", "Shapes", "Tensor", "open_plan_file", "read_header"]
 
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,20 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nemo_edge.errors import BundleError, InputError
-from nemo_edge.targets import Flavour
+from nemo_edge.targets import COMPUTE_CAPABILITIES, Flavour
+
+_HEADER_BYTES = 64
+"""`IRuntime.engine_header_size` of TensorRT-RTX 1.7."""
+
+_MAGIC: dict[bytes, Flavour] = {b"ftrt": "tensorrt", b"vtrt": "tensorrt-rtx"}
+"""First four bytes. That of TensorRT is from trtexec (`printPlanVersion` in samples/common/sampleEngines.cpp), as is the layout
+that follows: a serialization version of 0 at byte 4, and at 24 four bytes, the version. TensorRT-RTX was measured to be the same."""
+_MEASURED = (1, 7)
+"""TensorRT-RTX whose plans have, as was measured, their length at byte 16 and their targets at byte 32; neither is documented."""
+_PORTABLE_BITS = 0x7E
+"""The targets of a portable engine: all but the lowest bit, which is sm75; each bit is one of `COMPUTE_CAPABILITIES`, in order."""
+_LFS = b"version https://git-lfs"
+_FETCH = "fetch it again, or build it again with `nemo-edge build`"
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 """Least, most usual and greatest shape of an input."""
@@ -70,6 +83,20 @@ class PlanFile(BaseModel):
     build_s: float
 
 
+class Header(BaseModel):
+    """What a plan says of itself in its first bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    flavour: Flavour
+    version: str
+    """Of TensorRT or TensorRT-RTX, all four numbers."""
+    size_bytes: int
+    """Of the file."""
+    targets: tuple[str, ...] | None = None
+    """Compute capabilities, none for the portable choice; None where the header does not tell."""
+
+
 def open_plan_file(path: Path) -> PlanFile:
     """Read a plan's sidecar. Raises `InputError` where there is none, `BundleError` for another file."""
     try:
@@ -78,3 +105,46 @@ def open_plan_file(path: Path) -> PlanFile:
         raise InputError(f"{path} does not exist: build the engine again") from error
     except ValidationError as error:
         raise BundleError(f"{path} does not describe a plan: build the engine again") from error
+
+
+def read_header(path: Path) -> Header:
+    """Read a plan's first bytes. Raises `InputError` for what is no plan, `BundleError` for a plan that is not whole."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(_HEADER_BYTES)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist: give the path of an engine, or build one with `nemo-edge build`") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): give the path of an engine") from error
+    if start.startswith(_LFS):
+        raise InputError(f"{path} is a Git LFS pointer and not the engine: fetch that with `git lfs pull`")
+    flavour = _MAGIC.get(start[:4])
+    if flavour is None:
+        raise InputError(f"{path} is not a TensorRT engine (it starts with {start[:4]!r}): give a .plan or .engine file")
+    if len(start) < _HEADER_BYTES:
+        raise BundleError(f"{path} is cut short, it has {size} bytes: {_FETCH}")
+    if _number(start, 4, 4) != 0:
+        raise InputError(
+            f"{path} is written in a form that this nemo-edge does not know (serialization {_number(start, 4, 4)}): upgrade it"
+        )
+    if flavour != "tensorrt-rtx" or tuple(start[24:26]) != _MEASURED:
+        return Header(flavour=flavour, version=_dotted(start[24:28]), size_bytes=size)
+    if _number(start, 16, 8) != size:
+        raise BundleError(f"{path} is not whole, it has {size} bytes, and {_number(start, 16, 8)} by its header: {_FETCH}")
+    return Header(flavour=flavour, version=_dotted(start[24:28]), size_bytes=size, targets=_targets(_number(start, 32, 4)))
+
+
+def _targets(bits: int) -> tuple[str, ...] | None:
+    if bits == _PORTABLE_BITS:
+        return ()
+    names = list(COMPUTE_CAPABILITIES)
+    return tuple(name for bit, name in enumerate(names) if bits >> bit & 1) if 0 < bits < 1 << len(names) else None
+
+
+def _number(start: bytes, offset: int, length: int) -> int:
+    return int.from_bytes(start[offset : offset + length], "little")
+
+
+def _dotted(numbers: bytes) -> str:
+    return ".".join(map(str, numbers))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import plans
 import pytest
 import torch
 from conftest import save_toy_sd, toy_unet
@@ -23,7 +24,7 @@ from transformers import CLIPTokenizer
 
 from nemo_edge import cli
 from nemo_edge.build import build, plan
-from nemo_edge.bundle import open_bundle, verify
+from nemo_edge.bundle import amend, open_bundle, verify
 from nemo_edge.neurons import NeuronSet, ValueLayer
 from nemo_edge.recipe import load_recipe
 
@@ -339,6 +340,52 @@ def test_a_changed_bundle_is_neither_verified_nor_opened(run: Run, tmp_path: Pat
     ran = run("generate", folder, "a pig", "--out", tmp_path / "p.png")
     assert_refused(ran, "unet/model.onnx.data was changed", "no engine was opened")
     assert not (tmp_path / "p.png").exists()
+
+
+def test_an_engine_is_inspected_without_being_opened(run: Run, tmp_path: Path) -> None:
+    path = plans.write(tmp_path, plans.compiled("SM86"), plans.sidecar(targets=("sm86",)))
+    for given in (path, path.with_suffix(".json")):
+        ran = run("inspect", given, "--json")
+        assert (ran.code, ran.err) == (0, "")
+        found = json.loads(ran.out)
+        assert (found["path"], found["header"]["targets"], found["sidecar"]["component"]) == (str(path), ["sm86"], "unet")
+        assert set(found["fit"]) == {"runs", "reason", "remedy"}
+    assert "built by   TensorRT-RTX 1.7.1.116" in run("inspect", path).out
+
+
+@pytest.mark.parametrize(
+    ("data", "reasons"),
+    [
+        (None, ["does not exist", "nemo-edge build"]),
+        (b"vtrt", ["is cut short", "fetch it again"]),
+        (b"version https://git-lfs.github.com/spec/v1\n", ["Git LFS pointer", "git lfs pull"]),
+        (b"onnx", ["is not a TensorRT engine"]),
+    ],
+)
+def test_what_is_no_engine_is_refused(run: Run, tmp_path: Path, data: bytes | None, reasons: list[str]) -> None:
+    path = tmp_path / "unet.plan"
+    if data is not None:
+        path.write_bytes(data)
+    assert_refused(run("inspect", path), str(path), *reasons)
+    assert_refused(run("verify", path), "is not in a bundle", "nemo-edge inspect")
+
+
+def test_a_bundle_and_its_engine_are_verified_and_fit_no_matter(run: Run, tmp_path: Path, tiny_bundle: Path) -> None:
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+
+    def write(staged: Path) -> None:
+        plans.write(staged / "engines", plans.standard(), plans.standard_sidecar(targets=("sm999",)))
+
+    amend(folder, open_bundle(folder), write)
+    assert json.loads(run("inspect", folder, "--json").out)["engines"][0]["fit"]["runs"] is False
+    for path, files in ((folder, len(open_bundle(folder).files)), (folder / "engines" / "unet.plan", 2)):
+        ran = run("verify", path, "--json")
+        found = json.loads(ran.out)
+        assert (ran.code, found["passed"], found["files"], found["engines"][0]["fit"]["runs"]) == (0, True, files, False)
+    assert "sm999" in run("verify", folder).out
+    (folder / "engines" / "unet.plan").write_bytes(plans.standard((11, 4, 1, 1)))
+    ran = run("verify", folder / "engines" / "unet.plan", "--json")
+    assert (ran.code, json.loads(ran.out)["problems"], json.loads(ran.out)["engines"]) == (2, ["engines/unet.plan was changed"], [])
 
 
 def test_a_folder_that_is_no_bundle_is_refused(run: Run, tmp_path: Path) -> None:

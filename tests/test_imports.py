@@ -28,6 +28,8 @@ LAYERS = {
     "neurons": 2,
     "targets": 1,
     "plans": 2,
+    "fit": 3,
+    "engines": 4,
     "recipe": 2,
     "prompts": 2,
     "configuration": 2,
@@ -66,7 +68,8 @@ LAYERS = {
     "review": 11,
     "build": 11,
     "console": 12,
-    "cli": 13,
+    "datasheet": 13,
+    "cli": 14,
 }
 """A module imports only from layers below its own; inside `backends`, `report` and `demo` from its own folder too."""
 

@@ -1,0 +1,151 @@
+"""How engines look to people: what each is, what it takes, and whether it runs on this machine."""
+
+from __future__ import annotations
+
+__all__ = ["show", "show_verified"]
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from nemo_edge.console import show_manifest, show_verification
+from nemo_edge.engines import Contents, Engine, Verified
+from nemo_edge.fit import gpus_of, product_of
+from nemo_edge.plans import PlanFile, Shapes
+
+_RUNS = {True: "[green]yes[/]", False: "[red]no[/]", None: "[yellow]?[/]"}
+_VERDICTS = {True: "[green]runs here[/]", False: "[red]does not run here[/]", None: "[yellow]may run here[/]"}
+
+
+def show(found: Engine | Contents) -> None:
+    """One engine, or a bundle with a line for each of its engines."""
+    if isinstance(found, Engine):
+        _show_engine(Console(), found)
+        return
+    show_manifest(found)
+    _show_engines(Console(), found.engines)
+
+
+def show_verified(result: Verified) -> None:
+    """What is wrong with the files; where nothing is, which engines run here."""
+    show_verification(result)
+    _show_engines(Console(), result.engines)
+
+
+def _show_engine(out: Console, engine: Engine) -> None:
+    out.print(f"[bold]{escape(engine.path)}[/]", soft_wrap=True, highlight=False)
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in _facts(engine):
+        grid.add_row(name, escape(value))
+    out.print(grid)
+    if engine.sidecar is None:
+        out.print(f"\nno sidecar {escape(Path(engine.path).stem)}.json beside it: only what its header says is known", highlight=False)
+    else:
+        _show_tensors(out, engine.sidecar)
+    fit = engine.fit
+    out.print(f"\n{_VERDICTS[fit.runs]}: {escape(fit.reason)}", highlight=False)
+    _show_remedy(out, fit.remedy)
+
+
+def _facts(engine: Engine) -> list[tuple[str, str]]:
+    header, plan = engine.header, engine.sidecar
+    if header is None:
+        return []
+    facts = [("built by", f"{product_of(header.flavour)} {plan.version if plan else header.version}"), ("size", _size(header.size_bytes))]
+    targets = plan.targets if plan else header.targets
+    if targets is not None:
+        facts.append(("for", gpus_of(header.flavour, targets)))
+    if plan is None:
+        return facts
+    also = {"AMPERE_PLUS": "sm80 and later", "SAME_COMPUTE_CAPABILITY": "the same compute capability"}.get(
+        plan.hardware_compatibility or ""
+    )
+    facts += [("built on", f"{plan.built_on}{f', for {also}' if also else ''}")] if plan.built_on else []
+    facts += [("system", plan.system), ("component", f"{plan.component}, {plan.dtype}, from {plan.model}")]
+    facts += [("flags", ", ".join(plan.flags))] if plan.flags else []
+    facts += [("settings", ", ".join(f"{name} = {_word(value)}" for name, value in plan.settings.items()))] if plan.settings else []
+    facts += [("refittable", f"{len(plan.refittable)} weights")] if plan.refittable else []
+    return facts
+
+
+def _show_tensors(out: Console, plan: PlanFile) -> None:
+    for number, profile in enumerate(plan.profiles, 1):
+        table = _table("Input", "Type", "Least", "Usual", "Greatest", title=f"profile {number} of {len(plan.profiles)}")
+        for name, tensor in plan.inputs.items():
+            table.add_row(escape(name), tensor.dtype, *_shapes(profile.get(name), tensor.dims))
+        out.print()
+        out.print(table)
+    table = _table("Output", "Type", "Shape")
+    out.print()
+    for name, tensor in plan.outputs.items():
+        table.add_row(escape(name), tensor.dtype, _dims(tensor.dims))
+    out.print(table)
+
+
+def _show_engines(out: Console, engines: Sequence[Engine]) -> None:
+    """A line for each engine, then each reason once, with the engines it is the reason of."""
+    if not engines:
+        return
+    table = _table("Engine", "Type", "Built by", "For", "Size", "Runs here")
+    reasons: dict[tuple[str, str, bool | None], list[str]] = {}
+    for engine in engines:
+        header, plan = engine.header, engine.sidecar
+        name = plan.component if plan else Path(engine.path).name
+        reasons.setdefault((engine.fit.reason, engine.fit.remedy, engine.fit.runs), []).append(name)
+        if header is None:
+            table.add_row(escape(name), "–", "–", "–", "–", _RUNS[engine.fit.runs])
+            continue
+        targets = plan.targets if plan else header.targets
+        words = "–" if targets is None else " ".join(targets) or "portable"
+        built = f"{product_of(header.flavour)} {plan.version if plan else header.version}"
+        table.add_row(escape(name), plan.dtype if plan else "–", built, words, _size(header.size_bytes), _RUNS[engine.fit.runs])
+    out.print()
+    out.print(table)
+    for (reason, remedy, runs), names in reasons.items():
+        if runs and not remedy:
+            continue
+        out.print(f"\n{escape(', '.join(dict.fromkeys(names)))}: {escape(reason)}", highlight=False)
+        _show_remedy(out, remedy)
+
+
+def _show_remedy(out: Console, remedy: str) -> None:
+    if remedy:
+        out.print(f"  {escape(remedy)}", soft_wrap=True, highlight=False)  # a command is copied whole
+
+
+def _shapes(shapes: Shapes | None, dims: Sequence[int | str]) -> tuple[str, str, str]:
+    """The three shapes of a profile; one that never changes is said once."""
+    if shapes is None or len(set(shapes)) == 1:
+        return "", _dims(shapes[0] if shapes else dims), ""
+    least, usual, greatest = (_dims(shape) for shape in shapes)
+    return least, usual, greatest
+
+
+def _dims(dims: Sequence[int | str]) -> str:
+    return escape("×".join(map(str, dims))) or "scalar"
+
+
+def _word(value: str | int | bool | None) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
+
+
+def _size(size_bytes: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size_bytes < 999.5:
+            return f"{size_bytes:.3g} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.3g} GB"
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if column == "Size" else "left", overflow="fold", no_wrap=index == 1)
+    return table

@@ -1,0 +1,125 @@
+"""The TensorRT engines of a bundle, or anywhere: what each is and whether this machine runs it, without opening one.
+
+Imports nothing of TensorRT: what there is to know is in a plan's sidecar and in its first bytes.
+"""
+
+from __future__ import annotations
+
+__all__ = ["PLANS", "Contents", "Engine", "Here", "Verified", "inspect", "inspect_engine", "verify"]
+
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from nemo_edge import bundle
+from nemo_edge.compatibility import installed
+from nemo_edge.environment import Gpu, gpus
+from nemo_edge.errors import InputError
+from nemo_edge.fit import Fit, check_here
+from nemo_edge.plans import Header, PlanFile, open_plan_file, read_header
+
+PLANS = (".plan", ".engine", ".trt")
+"""How the files of engines end; a sidecar has the same name and ends in .json."""
+
+
+class Here(NamedTuple):
+    """What of a machine decides whether it runs a plan."""
+
+    gpus: tuple[Gpu, ...]
+    versions: Mapping[str, str]
+    system: str
+
+    @classmethod
+    def look(cls) -> Here:
+        """This machine."""
+        return cls(gpus(), installed(), platform.system())
+
+
+class Engine(BaseModel):
+    """One plan, its sidecar where it has one, and whether this machine runs it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    header: Header | None
+    """None for a file that is no plan, or not a whole one; `fit` says which."""
+    sidecar: PlanFile | None
+    fit: Fit
+
+
+class Contents(bundle.Manifest):
+    """A bundle's manifest, and its engines on this machine."""
+
+    engines: tuple[Engine, ...]
+
+
+class Verified(bundle.Verification):
+    """Whether files are those of the manifest and, where all are, what this machine makes of the engines among them."""
+
+    engines: tuple[Engine, ...] = ()
+
+
+def inspect(path: Path) -> Engine | Contents | None:
+    """Say what an engine (or its sidecar) or a bundle is; None for anything else. Raises `InputError` for what cannot be read."""
+    if path.suffix in (*PLANS, ".json") and not path.is_dir():
+        return inspect_engine(path, Here.look())
+    if not (path / bundle.MANIFEST).is_file():
+        return None
+    manifest = bundle.open_bundle(path)
+    return Contents(**dict(manifest), engines=_engines(path, manifest.files))
+
+
+def inspect_engine(path: Path, here: Here) -> Engine:
+    """Say what one engine is, by its own path or by that of its sidecar, and whether it runs `here`.
+
+    Raises `InputError` for what is neither, `BundleError` where one of the two is damaged.
+    """
+    plan, sidecar = _pair(path)
+    header = read_header(plan)
+    described = open_plan_file(sidecar) if sidecar.is_file() else None
+    return Engine(path=str(plan), header=header, sidecar=described, fit=check_here(described, header, *here))
+
+
+def verify(path: Path) -> Verified:
+    """Compare a bundle's files, or one engine of a bundle and its sidecar, with the manifest.
+
+    Raises `BundleError` for a folder that is not a bundle, `InputError` for an engine that is not in one.
+    """
+    if path.suffix not in (*PLANS, ".json") or path.is_dir():
+        found = bundle.verify(path)
+        names: Iterable[str] = bundle.open_bundle(path).files if found.passed else ()
+        return Verified(**dict(found), engines=_engines(path, names))
+    plan, sidecar = (p.parent.resolve() / p.name for p in _pair(path))
+    folder = next((p for p in plan.parents if (p / bundle.MANIFEST).is_file()), None)
+    if folder is None:
+        raise InputError(f"{path} is not in a bundle, so that no manifest has its hash: see `nemo-edge inspect {path}`")
+    found = bundle.verify(folder, [p.relative_to(folder).as_posix() for p in (plan, sidecar)])
+    return Verified(**dict(found), engines=(inspect_engine(path, Here.look()),) if found.passed else ())
+
+
+def _pair(path: Path) -> tuple[Path, Path]:
+    """The paths of a plan and of its sidecar. Raises `InputError` for a sidecar without a plan."""
+    if path.suffix != ".json":
+        return path, path.with_suffix(".json")
+    open_plan_file(path)
+    for plan in map(path.with_suffix, PLANS):
+        if plan.is_file():
+            return plan, path
+    raise InputError(f"{path.with_suffix('.plan')} does not exist, which {path.name} describes: fetch it, or build the engine again")
+
+
+def _engines(folder: Path, names: Iterable[str]) -> tuple[Engine, ...]:
+    """The engines among the files of a bundle; one that cannot be read does not hide the others."""
+    plans = [name for name in names if name.endswith(PLANS)]
+    here = Here.look() if plans else None
+    return tuple(_engine(folder / name, here) for name in plans) if here else ()
+
+
+def _engine(path: Path, here: Here) -> Engine:
+    try:
+        return inspect_engine(path, here)
+    except InputError as error:
+        return Engine(path=str(path), header=None, sidecar=None, fit=Fit(runs=False, reason=str(error)))
