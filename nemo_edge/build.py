@@ -135,9 +135,9 @@ def _preflight(recipe: Recipe, inputs: Ingredients) -> None:
     for table in COMPILERS:
         settings = getattr(recipe, table)
         if settings is not None:
-            from nemo_edge.backends import tensorrt
+            from nemo_edge.backends import flavours
 
-            tensorrt.check(FLAVOUR_OF[table], settings)
+            flavours.check(FLAVOUR_OF[table], settings)
     check_memory(recipe.checkpoint.path, recipe.export.dtype, compiled=recipe.tensorrt is not None or recipe.tensorrt_rtx is not None)
     for prompt in inputs.memorized:
         if prompt.image:
@@ -188,11 +188,13 @@ class _Build:
         localized = self._stage("localize", self._draw_neurons if random else partial(self._localize, *calibrated))
         neurons = NeuronSet.load(localized / "neurons.json")
         exported = self._stage("export", partial(self._export, neurons))
-        compiled = [self._stage(table, partial(self._compile, table, exported)) for table in COMPILERS if table in self.keys]
         with staging(self.recipe.output) as staged:
-            for stage in (exported, *compiled, *calibrated, localized):
+            for stage in (exported, *calibrated, localized):
                 self._take(stage, staged, leave=("exported.json",))
-            stages.compile_stage(staged, self.recipe, _records(exported))
+            records = _records(exported)
+            for table in (t for t in COMPILERS if t in self.keys):
+                self._take(self._stage(table, partial(self._compile, table, staged, records)), staged)
+            stages.compile_stage(staged, self.recipe, records)
             manifest = self._timed(staged, neurons.content_hash()) if random else self._judged(staged, neurons.content_hash(), *calibrated)
             return publish(staged, self.recipe.output, manifest, self._hashes)
 
@@ -289,12 +291,12 @@ class _Build:
         exported = stages.export_stage(self.source, self.recipe.export, neurons, folder, provenance, self.progress)
         write_atomically(folder / "exported.json", json.dumps([e.model_dump(mode="json") for e in exported], indent=1) + "\n")
 
-    def _compile(self, table: str, exported: Path, folder: Path) -> None:
+    def _compile(self, table: str, staged: Path, records: Sequence[Any], folder: Path) -> None:
         from nemo_edge import stages
 
         shutil.rmtree(folder)
         folder.mkdir()
-        stages.plan_stage(self.source, exported, _records(exported), self.recipe, table, folder, self.progress)
+        stages.plan_stage(staged, records, getattr(self.recipe, table), FLAVOUR_OF[table], folder, self.progress)
 
     def _measure(self, staged: Path, localizations: Any, calibration: Any) -> Any:
         """Examine the engines of a bundle that is being made; its measurement and the pictures of its report are put into it."""

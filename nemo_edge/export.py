@@ -17,7 +17,7 @@ from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -46,7 +46,7 @@ class Exported(BaseModel):
 
     component: str
     model: str
-    dtype: str
+    dtype: Literal["fp32", "fp16", "bf16"]
     opset: int
     agreement: tuple[Agreement, ...]
     note: str = ""

@@ -26,7 +26,10 @@ from typing import Any, TypeVar
 
 from nemo_edge import __version__
 from nemo_edge.apart import run_apart
-from nemo_edge.backends import onnxruntime, tensorrt
+from nemo_edge.backends import onnxruntime
+from nemo_edge.backends.flavours import FLAVOURS
+from nemo_edge.backends.profiles import plan_profiles
+from nemo_edge.backends.tensorrt import compile_engine
 from nemo_edge.backends.torch import DTYPES
 from nemo_edge.bundle import check_folder, staging
 from nemo_edge.calibration import Calibration, calibrate, load_statistics
@@ -36,6 +39,7 @@ from nemo_edge.configuration import Configuration
 from nemo_edge.errors import InputError
 from nemo_edge.export import Disagreement, Exported, export_component
 from nemo_edge.files import sha256_file
+from nemo_edge.graphs import open_graph
 from nemo_edge.localization import Localization, Localizer, union
 from nemo_edge.memorization import Threshold
 from nemo_edge.neurons import NeuronSet, OfficialRow, read_neurons, write_official_csv
@@ -45,7 +49,7 @@ from nemo_edge.progress import Progress
 from nemo_edge.prompts import Prompt
 from nemo_edge.recipe import ExportSettings, Recipe
 from nemo_edge.surgery import bake_, gate, silenced
-from nemo_edge.targets import FLAVOUR_OF, TensorRtRtxSettings, TensorRtSettings
+from nemo_edge.targets import Flavour, PlanSettings
 from nemo_edge.verification import Reference, answered, random_feeds, read_cases, trajectory_feeds, write_cases
 
 _Found = TypeVar("_Found")
@@ -235,21 +239,21 @@ def compile_stage(bundle: Path, recipe: Recipe, exported: Sequence[Exported]) ->
 
 
 def plan_stage(
-    source: Source, exported: Path, records: Sequence[Exported], recipe: Recipe, table: str, folder: Path, progress: Progress
+    bundle: Path, records: Sequence[Exported], settings: PlanSettings, flavour: Flavour, folder: Path, progress: Progress
 ) -> list[PlanFile]:
-    """TensorRT engines of the ONNX files of a folder, in `folder/engines`, as the recipe's `table` says.
+    """TensorRT engines of a bundle's ONNX files, in `folder/engines`.
 
     Raises `InputError` for a component that is not there, or a profile that its graph does not take.
     """
-    settings: TensorRtSettings | TensorRtRtxSettings = getattr(recipe, table)
-    flavour, config = FLAVOUR_OF[table], Configuration.load(exported)
     by_place = {Path(record.model).parent.name: record for record in records}
-    missing = [place for place in settings.components or () if place not in by_place]
+    places = settings.components or tuple(by_place)
+    missing = [place for place in places if place not in by_place]
     if missing:
-        raise InputError(f"{table}.components: {missing[0]!r} is not exported; there are {', '.join(by_place)}")
-    found = []
-    for place in settings.components or by_place:
+        raise InputError(f"{FLAVOURS[flavour].table}.components: {missing[0]!r} is not exported; there are {', '.join(by_place)}")
+    config, found = Configuration.load(bundle), []
+    for place in places:
         record = by_place[place]
-        work = (exported, place, record.model, flavour, settings, config, record.dtype, folder)
-        found.append(_run(source.large, progress, f"compile {place}", tensorrt.compile_engine, *work))
+        inputs, _ = open_graph(bundle / record.model).ports()
+        profiles = plan_profiles(place, {name: port.dims for name, port in inputs.items()}, settings.profiles, config)
+        found.append(compile_engine(bundle, place, record.model, flavour, settings, profiles, record.dtype, progress, folder))
     return found

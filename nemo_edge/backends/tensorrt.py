@@ -44,8 +44,10 @@ def compile_engine(
     profiles: Sequence[Mapping[str, Shapes]],
     dtype: Literal["fp32", "fp16", "bf16"],
     progress: Progress | None = None,
+    out: Path | None = None,
 ) -> PlanFile:
-    """Compile the bundle's ONNX file `model` and write `engines/<place>.<flavour>.<target>` with its sidecar of the same name.
+    """Compile the bundle's ONNX file `model` and write `engines/<place>.<flavour>.<target>` with its sidecar of the same name,
+    into the bundle or into `out`.
 
     Both files are whole or absent, after an interruption too. Raises `MissingDependency` before anything is read when the
     product or the GPU it needs is not here, `InputError` for a graph that cannot be read or a profile that does not fit it,
@@ -57,15 +59,16 @@ def compile_engine(
     graph.check_files()
     gpu = None if product.builds_without_gpu else this_capability()
     targets = _targets(settings, gpu[0] if gpu else None)
-    path = bundle / "engines" / f"{place}.{flavour}.{_target(settings, targets)}{product.suffix}"
-    job = replace(_job(bundle, place, graph, flavour, settings, profiles), cleared=_ROUNDS if dtype == "fp32" else ())
+    folder = out or bundle
+    path = folder / "engines" / f"{place}.{flavour}.{_target(settings, targets)}{product.suffix}"
+    job = replace(_job(bundle, path, place, graph, flavour, settings, profiles), cleared=_ROUNDS if dtype == "fp32" else ())
     built, size = _build_into(job, path, f"{place} {path.name.split('.')[-2]}", progress or Progress())
     inputs, outputs = graph.ports()
     plan = PlanFile(
         component=place,
         backend=flavour,
         version=built.version,
-        plan=path.relative_to(bundle).as_posix(),
+        plan=path.relative_to(folder).as_posix(),
         size_bytes=size,
         model=model,
         graph_hash=graph.content_hash(),
@@ -104,14 +107,16 @@ def _build_into(job: Job, path: Path, description: str, progress: Progress) -> t
     return built, size
 
 
-def _job(bundle: Path, place: str, graph: Graph, flavour: Flavour, settings: PlanSettings, profiles: Sequence[Mapping[str, Shapes]]) -> Job:
+def _job(
+    bundle: Path, path: Path, place: str, graph: Graph, flavour: Flavour, settings: PlanSettings, profiles: Sequence[Mapping[str, Shapes]]
+) -> Job:
     product = FLAVOURS[flavour]
     refittable = _value_weights(bundle, graph) if getattr(settings, "refit", "none") == "value_weights" and place in _UNETS else ()
     common = Job(
         title=product.title,
         module=product.module,
         model=graph.path,
-        output=bundle / "engines" / f".{place}.{flavour}.{secrets.token_hex(4)}",
+        output=path.with_name(f".{path.name}.{secrets.token_hex(4)}"),
         profiles=tuple(dict(profile) for profile in profiles),
         flags=builder_flags(settings, bool(refittable)),
         refittable=refittable,
