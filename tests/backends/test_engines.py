@@ -10,6 +10,7 @@ from plan_graphs import save_attention_graph, shapes
 
 from nemo_edge.backends.engines import refit_weights, runtime_cache_path
 from nemo_edge.backends.tensorrt import available, compile_engine, open_engine
+from nemo_edge.environment import gpus
 from nemo_edge.errors import InputError
 from nemo_edge.graphs import open_graph
 from nemo_edge.plans import PlanFile
@@ -63,6 +64,7 @@ def test_another_plan_gpu_or_driver_has_kernels_of_its_own() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not gpus(), reason="no NVIDIA GPU")
 def test_weights_change_there_and_back_again(tmp_path: Path) -> None:
     """A, B, A: an engine that keeps a part of B is wrong (NVIDIA/TensorRT#3628)."""
     if "tensorrt" not in available():

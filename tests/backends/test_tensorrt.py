@@ -19,6 +19,7 @@ from plan_graphs import save_attention_graph, shapes
 from nemo_edge.backends.profiles import plan_profiles
 from nemo_edge.backends.tensorrt import available, compile_engine, describe, find_plan, open_engine
 from nemo_edge.checkpoint import Checkpoint, value_layers
+from nemo_edge.environment import gpus
 from nemo_edge.errors import BundleError, InputError, MissingDependency
 from nemo_edge.export import export_component
 from nemo_edge.graphs import open_graph
@@ -250,6 +251,7 @@ def test_the_demos_unet_compiles_in_fp32_at_opset_23(demo_checkpoint: Checkpoint
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not gpus(), reason="no NVIDIA GPU")
 @pytest.mark.parametrize("flavour", get_args(Flavour))
 def test_an_engine_runs_as_onnx_runtime_does(bundle: Path, flavour: Flavour) -> None:
     """Several shapes one after the other, each twice: recorded, and replayed."""
@@ -278,6 +280,7 @@ def test_an_engine_runs_as_onnx_runtime_does(bundle: Path, flavour: Flavour) -> 
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not gpus(), reason="no NVIDIA GPU")
 def test_the_value_weights_of_an_engine_are_marked(toy: Checkpoint, tmp_path: Path) -> None:
     export_component(toy.unet_component(), tmp_path / "unet", ExportSettings(dtype="fp16"), {}, toy.config.factor)
     layers = value_layers(toy.unet)
