@@ -15,7 +15,7 @@ from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner, open_runner
 from nemo_edge.checkpoint import Checkpoint, open_checkpoint, value_layers
 from nemo_edge.component import VALUE_MASK
 from nemo_edge.errors import InputError
-from nemo_edge.graphs import Graph, Place, module_path, open_graph
+from nemo_edge.graphs import Graph, Place, Port, module_path, open_graph
 from nemo_edge.neurons import NeuronSet
 
 VARIANTS = ["unet", "unet_masked"]
@@ -176,3 +176,40 @@ def test_what_is_no_onnx_file_is_refused(tmp_path: Path, written: Callable[[str,
     with pytest.raises(InputError, match=r"\.onnx is not an ONNX file: ") as refused:
         open_graph(path)
     assert "\n" not in str(refused.value)
+
+
+def test_ports_are_the_graphs_inputs_and_outputs(graphs: dict[str, Graph]) -> None:
+    inputs, outputs = graphs["unet_masked"].ports()
+    assert inputs["sample"] == Port("float32", ("batch", 4, "height", "width"))
+    assert inputs["timestep"] == Port("float32", ("batch",))
+    assert inputs[VALUE_MASK] == Port("float32", ("batch", 16))
+    assert outputs == {"out_sample": Port("float32", ("batch", 4, "height", "width"))}
+
+
+def test_the_files_of_the_weights_are_known_and_must_be_whole(graphs: dict[str, Graph], tmp_path: Path) -> None:
+    source = graphs["unet"].path
+    for path in (source, source.with_name("model.onnx.data")):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    graph, weights = open_graph(tmp_path / "model.onnx"), tmp_path / "model.onnx.data"
+    graph.check_files()
+    assert list(graph.external_files()) == [weights]
+    needed = graph.external_files()[weights]
+    assert needed <= weights.stat().st_size
+    weights.write_bytes(weights.read_bytes()[: needed - 1])
+    with pytest.raises(InputError, match=rf"has {needed - 1} bytes, but .* reads {needed} of it"):
+        graph.check_files()
+    weights.unlink()
+    with pytest.raises(InputError, match="does not exist: export it again"):
+        graph.check_files()
+
+
+def test_an_edit_of_the_weights_changes_the_hash(graphs: dict[str, Graph], tmp_path: Path) -> None:
+    source = graphs["unet"].path
+    for path in (source, source.with_name("model.onnx.data")):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    graph, weights = open_graph(tmp_path / "model.onnx"), tmp_path / "model.onnx.data"
+    assert graph.content_hash() == graphs["unet"].content_hash()
+    changed = bytearray(weights.read_bytes())
+    changed[100] ^= 1
+    weights.write_bytes(bytes(changed))
+    assert graph.content_hash() != graphs["unet"].content_hash()

@@ -187,6 +187,7 @@ def _build(job: Job, pipe: Any) -> Built:
     monitor = _make_monitor(trt, pipe)
     config.progress_monitor = monitor
     flags = tuple(name for name, flag in trt.BuilderFlag.__members__.items() if config.get_flag(flag))
+    logger.errors.clear()  # a timing cache of another version is complained of, and is no cause of what follows
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise ExportError(f"{job.title} {trt.__version__} cannot compile {job.model}: {_build_complaint(logger.errors)}")

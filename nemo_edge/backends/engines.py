@@ -192,6 +192,7 @@ class TensorRtRunner:
             if self._cache_path.is_file():
                 self._cache.deserialize(self._cache_path.read_bytes())  # False for a cache of another driver: it is made anew
             config.set_runtime_cache(self._cache)
+            self._logger.errors.clear()  # what it says of a cache of another driver is no cause of what follows
         return config
 
     def _complaint(self, what: str) -> str:

@@ -1,0 +1,207 @@
+"""The process that builds: what it tells, what it leaves, and that it ends when it shall."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plan_graphs import save_attention_graph, shapes
+
+from nemo_edge.backends.building import Job, Phases, run_job
+from nemo_edge.errors import ExportError, InputError
+from nemo_edge.progress import Advance, Progress
+
+rtx = pytest.mark.skipif(
+    __import__("importlib.util").util.find_spec("tensorrt_rtx") is None,
+    reason="TensorRT-RTX is not installed: pip install 'nemo-edge[rtx]'",
+)
+
+
+class Told(Progress):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.units: list[int] = []
+        self.total = 0
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[Advance]:
+        self.total = total
+        yield self.units.append
+
+
+def job(folder: Path, model: Path, **changes: Any) -> Job:
+    common = Job("TensorRT-RTX", "tensorrt_rtx", model, folder / "plan", profiles=(shapes(),), capabilities=("SM86",))
+    return replace(common, **changes)
+
+
+def test_phases_inside_of_a_step_are_parts_of_it() -> None:
+    phases = Phases()
+    phases.start("building", None, 2)
+    phases.start("timing", "building", 4)
+    phases.step("timing", 0)
+    assert phases.fraction == 1 / 8
+    phases.start("kernels", "timing", 2)
+    phases.step("kernels", 0)
+    assert phases.fraction == 3 / 16
+    phases.finish("timing")
+    assert phases.fraction == 1 / 2
+    phases.step("building", 0)
+    phases.start("timing", "building", 4)
+    phases.step("timing", 1)
+    assert phases.fraction == 3 / 4
+    phases.finish("building")
+    assert phases.fraction == 1
+
+
+def test_phases_never_go_back() -> None:
+    phases = Phases()
+    phases.start("a", None, 2)
+    phases.step("a", 1)
+    phases.start("a", None, 100)
+    phases.step("a", 0)
+    phases.step("unheard of", 3)
+    phases.finish("unheard of")
+    assert phases.fraction == 1
+
+
+@rtx
+def test_progress_reaches_its_end_and_only_grows(tmp_path: Path) -> None:
+    told = Told()
+    built = run_job(job(tmp_path, save_attention_graph(tmp_path / "model.onnx")), "toy", told)
+    assert sum(told.units) == told.total
+    assert min(told.units) >= 0
+    assert len(told.units) > 3
+    assert built.attentions == 1
+    assert (tmp_path / "plan").stat().st_size > 10_000
+
+
+@rtx
+def test_fp32_attention_compiles_because_it_may_fall_apart(tmp_path: Path) -> None:
+    built = run_job(job(tmp_path, save_attention_graph(tmp_path / "model.onnx", "fp32"), cleared=("TF32",)), "toy", Progress())
+    assert built.attentions == 1
+    assert built.flags == ()
+
+
+@rtx
+def test_a_file_that_is_no_onnx_is_refused_though_the_parser_takes_it(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_text("hello\n")
+    with pytest.raises(InputError, match=r"model.onnx is not an ONNX file with inputs and outputs"):
+        run_job(job(tmp_path, tmp_path / "model.onnx"), "toy", Progress())
+    assert not (tmp_path / "plan").exists()
+
+
+@rtx
+def test_a_graph_without_its_weights_is_one_line(tmp_path: Path) -> None:
+    model = save_attention_graph(tmp_path / "model.onnx")
+    (tmp_path / "model.onnx.data").unlink()
+    with pytest.raises(InputError, match=r"TensorRT-RTX \S+ cannot read .*model.onnx.data; export it again, or at export.opset = 18$"):
+        run_job(job(tmp_path, model), "toy", Progress())
+
+
+@rtx
+def test_profiles_that_do_not_fit_the_graph_are_refused(tmp_path: Path) -> None:
+    model = save_attention_graph(tmp_path / "model.onnx", dims=(2, 4, 8, 8))
+    with pytest.raises(InputError, match=r"input 'sample' of .* is \[2, 4, 8, 8\] .*but the profile gives"):
+        run_job(job(tmp_path, model), "toy", Progress())
+    short = {name: shape for name, shape in shapes((2, 2, 2), (8, 8, 8)).items() if name != "value_mask"}
+    with pytest.raises(InputError, match=r"has the input 'value_mask', of which the profile says nothing"):
+        run_job(job(tmp_path, model, profiles=(short,)), "toy", Progress())
+
+
+@rtx
+def test_what_does_not_compile_says_why_in_one_line(tmp_path: Path) -> None:
+    """Refittable weights take a GPU, in TensorRT-RTX too."""
+    model = save_attention_graph(tmp_path / "model.onnx")
+    try:
+        run_job(job(tmp_path, model, flags=("REFIT",)), "toy", Progress())
+    except ExportError as error:
+        assert "cannot compile" in str(error)  # noqa: PT017
+        assert "\n" not in str(error)  # noqa: PT017
+        assert not (tmp_path / "plan").exists()
+
+
+SLOW_BUILD = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from nemo_edge.backends.building import Job, run_job
+from nemo_edge.progress import Progress
+from plan_graphs import shapes
+
+class Told(Progress):
+    def task(self, description, total):
+        print("building", flush=True)
+        return super().task(description, total)
+
+if __name__ == "__main__":
+    model, plan = Path(sys.argv[1]), Path(sys.argv[2])
+    try:
+        run_job(Job("TensorRT-RTX", "tensorrt_rtx", model, plan, (shapes(),), ("SM86", "SM89")), "toy", Told())
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+"""
+
+
+@rtx
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("delay_s", [0.0, 3.0], ids=["while the process starts", "inside of TensorRT"])
+def test_ctrl_c_ends_a_build_at_once_and_leaves_nothing(tmp_path: Path, delay_s: float) -> None:
+    model = save_attention_graph(tmp_path / "model.onnx", layers=40)
+    script = tmp_path / "script.py"
+    script.write_text(SLOW_BUILD)
+    plan = tmp_path / "engines" / "plan"
+    plan.parent.mkdir()
+    command = [sys.executable, str(script), str(model), str(plan), str(Path(__file__).parent)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "building\n"
+    time.sleep(delay_s)
+    assert process.poll() is None, "the graph is too small: it was built before the interruption"
+    interrupted = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)  # a terminal interrupts the whole group
+    out, err = process.communicate(timeout=30)
+    assert out == "interrupted\n"
+    assert "Traceback" not in err
+    assert time.monotonic() - interrupted < 5
+    assert list(plan.parent.iterdir()) == []
+    deadline = time.monotonic() + 5
+    while _alive(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)  # multiprocessing's own tracker ends a moment after its parent
+    assert _alive(process.pid) == []
+
+
+def _alive(group: int) -> list[str]:
+    """The processes of a group that are not waiting to be reaped."""
+    listed = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True).stdout.splitlines()
+    rows = [line.split(None, 2) for line in listed]
+    return [row[2] for row in rows if int(row[0]) == group and not row[1].startswith("Z")]
+
+
+@rtx
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="signals of POSIX")
+def test_a_process_that_is_killed_is_told_apart(tmp_path: Path) -> None:
+    """As the kernel does for want of memory."""
+    model = save_attention_graph(tmp_path / "model.onnx", layers=40)
+
+    class Killer(Told):
+        @contextmanager
+        def task(self, description: str, total: int) -> Iterator[Advance]:
+            import multiprocessing
+
+            for child in multiprocessing.active_children():
+                os.kill(child.pid or 0, signal.SIGKILL)
+            yield self.units.append
+
+    with pytest.raises(ExportError, match=r"was killed \(exit code -9\), most often for want of memory"):
+        run_job(job(tmp_path, model), "toy", Killer())
+    assert not (tmp_path / "plan").exists()
