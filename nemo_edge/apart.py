@@ -1,39 +1,48 @@
 """Runs a function in a process of its own, whose memory is given back whole when it is done.
 
 Python and its allocators keep what they once took; a build of large models goes through several peaks that must not add up.
+The function is named and not given, so that the process that asks need not hold the libraries that it needs.
 """
 
 from __future__ import annotations
 
-__all__ = ["run_apart"]
+__all__ = ["run", "run_apart"]
 
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from importlib import import_module
+from typing import Any
 
 from nemo_edge.errors import InputError, NemoEdgeError
 from nemo_edge.exits import stop_on_sigterm
 from nemo_edge.progress import Advance, Progress
 
-_Found = TypeVar("_Found")
 _PATIENCE_S = 10.0
+_LIBRARIES = "nemo_edge.parts"
+"""What most functions need; imported once, for all processes, where the system can fork."""
 
 
-def run_apart(what: str, progress: Progress, function: Callable[..., _Found], *arguments: Any) -> _Found:
+def run(apart: bool, what: str, progress: Progress, function: str, *arguments: Any) -> Any:
+    """Call `function` here, or `apart`."""
+    return run_apart(what, progress, function, *arguments) if apart else _resolve(function)(*arguments, progress)
+
+
+def run_apart(what: str, progress: Progress, function: str, *arguments: Any) -> Any:
     """Return `function(*arguments, progress)`, called in a fresh process; its progress is told to `progress` here.
 
-    Arguments, result and errors go through pickle. Raises what the function raises, and `InputError` when the process was
-    killed while it did `what`, as Linux does for want of memory.
+    `function` is "module.name"; arguments, result and errors go through pickle. Raises what the function raises, and
+    `InputError` when the process was killed while it was to do `what`, as Linux does for want of memory.
     """
-    context = multiprocessing.get_context("spawn")
+    context = _context()
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, function, arguments), daemon=False)
-    process.start()
-    there.close()
     try:
+        process.start()
+        there.close()
         done, value = _answer(here, progress)
+        process.join(_PATIENCE_S)
     except EOFError as error:
         process.join()
         raise InputError(
@@ -41,13 +50,27 @@ def run_apart(what: str, progress: Progress, function: Callable[..., _Found], *a
             "is there enough memory? `nemo-edge doctor --model` estimates it"
         ) from error
     finally:
-        process.terminate()
-        process.join(_PATIENCE_S)
-        process.kill()  # it was busy inside of a library
-        process.join()
+        if process.pid is not None and process.exitcode is None:
+            process.terminate()
+            process.join(_PATIENCE_S)
+            process.kill()  # it was busy inside of a library
+            process.join()
     if not done:
         raise value
-    found: _Found = value
+    return value
+
+
+def _context() -> Any:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([_LIBRARIES])
+    return context
+
+
+def _resolve(function: str) -> Callable[..., Any]:
+    module, _, name = function.rpartition(".")
+    found: Callable[..., Any] = getattr(import_module(module), name)
     return found
 
 
@@ -88,16 +111,17 @@ class _Told(Progress):
         self._pipe.send(("note", message))
 
 
-def _serve(pipe: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _serve(pipe: Any, function: str, arguments: tuple[Any, ...]) -> None:
     """The life of the process. It ends on SIGTERM, which its parent sends when it is interrupted, and leaves no temporary files."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stop_on_sigterm()
     try:
-        answer = ("done", function(*arguments, _Told(pipe)))
+        answer = ("done", _resolve(function)(*arguments, _Told(pipe)))
     except NemoEdgeError as error:
         answer = ("failed", error)
     except Exception as error:  # noqa: BLE001  it is raised again in the parent
         answer = ("failed", RuntimeError(f"{type(error).__name__}: {error}"))
     except BaseException:  # noqa: BLE001  terminated: nobody listens
         return
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     pipe.send(answer)

@@ -21,10 +21,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge import __version__
+from nemo_edge.apart import run_apart
 from nemo_edge.bundle import GateResult, Manifest, check_output, copy_tree, open_bundle, publish, staging, verify
 from nemo_edge.errors import BundleError, InputError
 from nemo_edge.files import explain, sha256_file, sha256_json, write_atomically
 from nemo_edge.ingredients import COMPILERS, Ingredients, bundle_key, ingredients, stage_keys, used_versions
+from nemo_edge.neurons import NeuronSet
+from nemo_edge.production import OnnxFile, compile_stage, export_stage, is_large, neurons_stage, plan_stage
 from nemo_edge.progress import Progress
 from nemo_edge.recipe import Recipe
 from nemo_edge.targets import FLAVOUR_OF
@@ -113,32 +116,36 @@ def _with_weights(recipe: Recipe, progress: Progress) -> Recipe:
     """The recipe with its random weights as its checkpoint, where it wants some; they are made unless they are there."""
     if recipe.random_weights is None:
         return recipe
-    from nemo_edge.random_weights import write_random
-
-    wanted = recipe.random_weights
-    folder = write_random(wanted.architecture, _random_folder(recipe), "fp16", wanted.seed, progress)
+    wanted, folder = recipe.random_weights, _random_folder(recipe)
+    run_apart("make random weights", progress, "nemo_edge.random_weights.write_random", wanted.architecture, folder, "fp16", wanted.seed)
     return recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"path": str(folder)})})
 
 
 def _preflight(recipe: Recipe, inputs: Ingredients) -> None:
     """Find out now, not after hours of work, what the last stages would stumble over."""
+    from nemo_edge.backends import flavours
     from nemo_edge.backends.onnxruntime import probe_provider
-    from nemo_edge.bench import check_compiler
-    from nemo_edge.checkpoint import check_files
     from nemo_edge.footprint import check_memory
-    from nemo_edge.replication import load_picture, load_sscd
 
     probe_provider(recipe.engine.provider)
+    tables = [table for table in COMPILERS if getattr(recipe, table) is not None]
+    for table in tables:
+        flavours.check(FLAVOUR_OF[table], getattr(recipe, table))
+    check_memory(recipe.checkpoint.path, recipe.export.dtype, compiled=bool(tables))
     if recipe.latency is not None:
-        check_compiler(recipe.latency)
-    check_files(recipe.checkpoint.path, allow_pickle=recipe.checkpoint.allow_pickle)
-    for table in COMPILERS:
-        settings = getattr(recipe, table)
-        if settings is not None:
-            from nemo_edge.backends import flavours
+        from nemo_edge.bench import check_compiler
 
-            flavours.check(FLAVOUR_OF[table], settings)
-    check_memory(recipe.checkpoint.path, recipe.export.dtype, compiled=recipe.tensorrt is not None or recipe.tensorrt_rtx is not None)
+        check_compiler(recipe.latency)
+    if recipe.random_weights is None:
+        _check_evidence(recipe, inputs)
+
+
+def _check_evidence(recipe: Recipe, inputs: Ingredients) -> None:
+    """What the measurement will be made with: weights, training pictures, the copy detector."""
+    from nemo_edge.checkpoint import check_files
+    from nemo_edge.replication import load_picture, load_sscd
+
+    check_files(recipe.checkpoint.path, allow_pickle=recipe.checkpoint.allow_pickle)
     for prompt in inputs.memorized:
         if prompt.image:
             load_picture(prompt.image, (8, 8))
@@ -180,9 +187,6 @@ class _Build:
         """Of files that were taken from a stage into the bundle as they are."""
 
     def run(self) -> Manifest:
-        from nemo_edge import stages
-        from nemo_edge.neurons import NeuronSet
-
         random = self.recipe.random_weights is not None
         calibrated = [] if random else [self._stage("calibrate", self._calibrate)]
         localized = self._stage("localize", self._draw_neurons if random else partial(self._localize, *calibrated))
@@ -191,10 +195,10 @@ class _Build:
         with staging(self.recipe.output) as staged:
             for stage in (exported, *calibrated, localized):
                 self._take(stage, staged, leave=("exported.json",))
-            records = _records(exported)
+            files = [OnnxFile(file["model"], file["dtype"]) for file in json.loads((exported / "exported.json").read_text())]
             for table in (t for t in COMPILERS if t in self.keys):
-                self._take(self._stage(table, partial(self._compile, table, staged, records)), staged)
-            stages.compile_stage(staged, self.recipe, records)
+                self._take(self._stage(table, partial(self._compile, table, staged, files)), staged)
+            compile_stage(staged, self.recipe.engine, files)
             manifest = self._timed(staged, neurons.content_hash()) if random else self._judged(staged, neurons.content_hash(), *calibrated)
             return publish(staged, self.recipe.output, manifest, self._hashes)
 
@@ -216,27 +220,21 @@ class _Build:
 
     def _timed(self, staged: Path, neurons: str) -> Manifest:
         """Time the engines of a bundle of random weights where the recipe says so; nothing else can be measured on them."""
-        from nemo_edge.gates import random_gate
-
         if self.recipe.latency is not None:
             self._time(staged)
         assert self.recipe.random_weights is not None
-        return self._manifest(staged, neurons, None, [random_gate(self.recipe.random_weights.architecture)])
-
-    @property
-    def source(self) -> Any:
-        """Where the checkpoint is, for what opens no more of it than it needs."""
-        from nemo_edge.checkpoint import Source
-
-        return Source(self.recipe.checkpoint.path, self.recipe.checkpoint.allow_pickle)
+        detail = f"{self.recipe.random_weights.architecture} with random weights: for measuring, not for shipping"
+        gate = GateResult(name="random_weights", limit=0, value=1, passed=False, detail=detail)
+        return self._manifest(staged, neurons, None, [gate])
 
     @property
     def checkpoint(self) -> Any:
         """The checkpoint in float32, opened by the first stage that needs it."""
         if self._checkpoint is None:
+            from nemo_edge.checkpoint import open_checkpoint
             from nemo_edge.sampling import check_size
 
-            self._checkpoint = self.source.open()
+            self._checkpoint = open_checkpoint(self.recipe.checkpoint.path, allow_pickle=self.recipe.checkpoint.allow_pickle)
             free = [name for name in ("height", "width") if not getattr(self.recipe.export, name)]
             check_size(self._checkpoint.config, self.recipe.sampling, free)
         return self._checkpoint
@@ -276,27 +274,22 @@ class _Build:
         stages.localize_stage(self.checkpoint, found, self.recipe, self.inputs.memorized, folder, self.progress)
 
     def _draw_neurons(self, folder: Path) -> None:
-        from nemo_edge import stages
+        assert self.recipe.random_weights is not None
+        neurons_stage(self.recipe.checkpoint, self.recipe.random_weights, self.recipe.localization.layers, folder, self.progress)
 
-        stages.neurons_stage(self.source, self.recipe, folder)
-
-    def _export(self, neurons: Any, folder: Path) -> None:
-        from nemo_edge import stages
-
-        if self.source.large:
+    def _export(self, neurons: NeuronSet, folder: Path) -> None:
+        if is_large(self.recipe.checkpoint):
             self._checkpoint = None  # its memory is for the processes that export
         shutil.rmtree(folder)
         folder.mkdir()
         provenance = {"version": __version__, "checkpoint": sha256_json(self.inputs.checkpoint)}
-        exported = stages.export_stage(self.source, self.recipe.export, neurons, folder, provenance, self.progress)
+        exported = export_stage(self.recipe.checkpoint, self.recipe.export, neurons, folder, provenance, self.progress)
         write_atomically(folder / "exported.json", json.dumps([e.model_dump(mode="json") for e in exported], indent=1) + "\n")
 
-    def _compile(self, table: str, staged: Path, records: Sequence[Any], folder: Path) -> None:
-        from nemo_edge import stages
-
+    def _compile(self, table: str, staged: Path, files: Sequence[OnnxFile], folder: Path) -> None:
         shutil.rmtree(folder)
         folder.mkdir()
-        stages.plan_stage(staged, records, getattr(self.recipe, table), FLAVOUR_OF[table], folder, self.progress)
+        plan_stage(staged, files, getattr(self.recipe, table), FLAVOUR_OF[table], folder, self.progress)
 
     def _measure(self, staged: Path, localizations: Any, calibration: Any) -> Any:
         """Examine the engines of a bundle that is being made; its measurement and the pictures of its report are put into it."""
@@ -352,12 +345,6 @@ class _Build:
             passed=all(gate.passed for gate in gates),
             files={},
         )
-
-
-def _records(exported: Path) -> list[Any]:
-    from nemo_edge.export import Exported
-
-    return [Exported.model_validate(record) for record in json.loads((exported / "exported.json").read_text())]
 
 
 def _intact(folder: Path, files: dict[str, str]) -> bool:

@@ -8,10 +8,10 @@ from __future__ import annotations
 __all__ = [
     "Checkpoint",
     "Conditioning",
-    "Source",
     "check_files",
     "conditioning",
     "open_checkpoint",
+    "open_parts",
     "summary",
     "value_layers",
     "value_projections",
@@ -35,6 +35,7 @@ from nemo_edge.configuration import Configuration, check_pipeline
 from nemo_edge.errors import InputError, first_line
 from nemo_edge.files import PICKLE_FILES, WEIGHT_FILES, checkpoint_folder, checkpoint_hashes, sha256_json
 from nemo_edge.neurons import ValueLayer
+from nemo_edge.recipe import CheckpointSettings
 
 Layers = Literal["paper", "all"]
 
@@ -43,28 +44,6 @@ _CLASSES = ("UNet2DConditionModel", "AutoencoderKL", "CLIPTextModel", "CLIPTextM
 _XL_KEY = "conditioner.embedders.1."  # only a single file of Stable Diffusion XL has a second text encoder
 Conditioning = dict[str, Tensor]
 """UNet inputs that come from the prompt, each [B, …]: `encoder_hidden_states`, and XL's `text_embeds`, `time_ids`."""
-
-
-_LARGE_BYTES = 5 * 10**8
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a checkpoint is: a diffusers folder, a hub id, or a single `.safetensors` file, to be opened as a whole or in parts."""
-
-    path: str
-    allow_pickle: bool = False
-
-    def open(self, dtype: torch.dtype = torch.float32, parts: Collection[str] | None = None) -> Checkpoint:
-        """Open it as `open_checkpoint` does."""
-        return open_checkpoint(self.path, allow_pickle=self.allow_pickle, dtype=dtype, parts=parts)
-
-    @property
-    def large(self) -> bool:
-        """Whether its weights are worth processes of their own."""
-        local = checkpoint_folder(self.path)
-        files = [p for part in _WEIGHTED_PARTS for p in (local / part).glob("*")] if local.is_dir() else [local]
-        return sum(p.stat().st_size for p in files if p.suffix in (*WEIGHT_FILES, *PICKLE_FILES)) > _LARGE_BYTES
 
 
 @dataclass(frozen=True)
@@ -230,6 +209,11 @@ def open_checkpoint(
     else:
         pipeline = _pipeline_from_file(local, dtype)
     return _from_pipeline(pipeline, path, device, dtype, wanted)
+
+
+def open_parts(source: CheckpointSettings, parts: Collection[str] = ()) -> Checkpoint:
+    """Open a recipe's checkpoint in float32 with the weights of some of its parts, or of none."""
+    return open_checkpoint(source.path, allow_pickle=source.allow_pickle, parts=parts)
 
 
 def check_files(path: str, *, allow_pickle: bool = False) -> Path:

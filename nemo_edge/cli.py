@@ -163,21 +163,12 @@ def export(
 ) -> None:
     """Export a checkpoint to ONNX, each file checked against eager PyTorch."""
     from nemo_edge import console
-    from nemo_edge.neurons import NeuronSet, official_neurons
-
-    official = neurons is not None and neurons.suffix.lower() == ".csv"
-    chosen = NeuronSet.load(neurons) if neurons and not official else None
-    from nemo_edge.recipe import ExportSettings, from_options
+    from nemo_edge.production import export_folder
+    from nemo_edge.recipe import CheckpointSettings, ExportSettings, from_options
 
     settings = from_options(ExportSettings, {"variants": ["masked" if masked else "baked"]}, {"dtype": dtype, "opset": opset})
-    from nemo_edge.checkpoint import Layers, Source, value_layers
-    from nemo_edge.stages import export_folder
-
-    layers: Layers = "all" if all_layers else "paper"
-    source = Source(checkpoint, allow_pickle)
-    if neurons and official:
-        chosen = official_neurons(neurons, value_layers(source.open(parts=()).unet, layers))
-    exported = export_folder(source, settings, chosen, layers, out, console.Bars())
+    source = CheckpointSettings(path=checkpoint, allow_pickle=allow_pickle)
+    exported = export_folder(source, settings, neurons, "all" if all_layers else "paper", out, console.Bars())
     _print(
         {"out": str(out), "exported": [e.model_dump(mode="json") for e in exported]}, as_json, lambda _: console.show_export(exported, out)
     )

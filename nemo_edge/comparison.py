@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nemo_edge.bundle import MANIFEST, Manifest, open_verified
 from nemo_edge.checkpoint import Checkpoint, open_checkpoint
-from nemo_edge.component import VALUE_MASK
+from nemo_edge.component import UNET_FOLDERS, VALUE_MASK
 from nemo_edge.configuration import Configuration
 from nemo_edge.divergence import Divergence, EagerProbe, GraphProbe, Probe, first_divergence, first_not_finite
 from nemo_edge.errors import InputError
@@ -26,7 +26,7 @@ from nemo_edge.fidelity import Agreement, Trajectory, compare_trajectories, merg
 from nemo_edge.footprint import pictures_at_once
 from nemo_edge.mitigation import Measurement
 from nemo_edge.neurons import NeuronSet
-from nemo_edge.pipelines import UNET_FOLDERS, UNMITIGATED, eager_pipeline, has_unmitigated, open_pipeline, original_weights
+from nemo_edge.pipelines import UNMITIGATED, eager_pipeline, has_unmitigated, open_pipeline, original_weights
 from nemo_edge.progress import Progress
 from nemo_edge.recipe import ENGINE_TOLERANCES, Recipe, SamplingSettings
 from nemo_edge.sampling import Pipeline, latent_shape

@@ -105,10 +105,8 @@ class Configuration:
             _save_tokenizer(tokenizer, folder / _numbered("tokenizer", i))
 
     @classmethod
-    def load(cls, bundle: Path) -> Configuration:
-        """Read what `save` writes. Raises `BundleError` when a part is missing."""
-        from transformers import CLIPTokenizer
-
+    def load(cls, bundle: Path, *, tokenizers: bool = True) -> Configuration:
+        """Read what `save` writes, the tokenizers only if they are wanted. Raises `BundleError` when a part is missing."""
         unet = next((f for f in ("unet", "unet_masked") if (bundle / f / "config.json").is_file()), "unet")
         count = 1 + (bundle / "tokenizer_2").is_dir()
         try:
@@ -119,7 +117,7 @@ class Configuration:
                 vae=_read(bundle / "vae_decoder" / "config.json"),
                 scheduler=_read(bundle / "scheduler" / "scheduler_config.json"),
                 text_encoders=tuple(texts),
-                tokenizers=tuple(CLIPTokenizer.from_pretrained(str(bundle / _numbered("tokenizer", i))) for i in range(count)),
+                tokenizers=tuple(_load_tokenizer(bundle / _numbered("tokenizer", i)) for i in range(count)) if tokenizers else (),
             )
         except (OSError, ValueError) as error:
             raise BundleError(f"{bundle} lacks a part of its model: {error}") from error
@@ -129,6 +127,12 @@ def check_pipeline(name: str) -> None:
     """Raise `InputError` unless `name` is the class of a pipeline we take."""
     if name not in PIPELINES:
         raise InputError(f"the checkpoint is a {name}; nemo-edge takes {', '.join(PIPELINES)}")
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(str(folder))
 
 
 def _save_tokenizer(tokenizer: Any, folder: Path) -> None:

@@ -75,8 +75,13 @@ def show_build(result: Any) -> None:
     out, manifest = Console(), result.manifest
     if result.skipped:
         out.print(f"{escape(result.bundle)} is up to date: nothing has changed, nothing was done.", soft_wrap=True)
-    else:
+    elif manifest.random_weights is None:
         _show_mitigations(out, Path(result.bundle))
+    if manifest.random_weights is not None:
+        architecture = escape(manifest.random_weights)
+        out.print(f"{escape(result.bundle)}: {architecture} with random weights, for measuring and not for shipping", soft_wrap=True)
+        out.print(f"what is in it: nemo-edge inspect {escape(result.bundle)}", soft_wrap=True, highlight=False)
+        return
     _show_gates(out, manifest.gates)
     out.print(f"{escape(result.bundle)}: {_verdict(manifest)}", soft_wrap=True)
     out.print(f"report: {escape(result.bundle)}/report/index.html", soft_wrap=True, highlight=False)

@@ -119,3 +119,10 @@ def checkpoint_folder(path: str) -> Path:
         return Path(snapshot_download(path, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise InputError(f"checkpoint {path} does not exist here and cannot be fetched from the hub: {first_line(error)}") from error
+
+
+def weight_bytes(path: str) -> int:
+    """Return the size of a checkpoint's weights, of those that diffusers may read."""
+    local = checkpoint_folder(path)
+    files = local.glob("*/*") if local.is_dir() else [local]
+    return sum(p.stat().st_size for p in files if p.suffix in (*WEIGHT_FILES, *PICKLE_FILES))

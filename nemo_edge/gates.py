@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["judge", "random_gate"]
+__all__ = ["judge"]
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from math import inf, isnan
@@ -101,11 +101,6 @@ def _of_ratios(name: str, limit: float, found: Mapping[str, Ratio], why: str) ->
     if ratio is None or (doubts and ratio.low <= limit):
         return _gate(name, limit, None, doubts[0])
     return _gate(name, limit, ratio.low, f"{ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f}), {case}")
-
-
-def random_gate(architecture: str) -> GateResult:
-    """The gate that a bundle of random weights fails, since there is nothing to be shipped in it."""
-    return _gate("random_weights", 0, 1, f"{architecture} with random weights: for measuring, not for shipping")
 
 
 def _gate(name: str, limit: float, value: float | None, detail: str = "") -> GateResult:

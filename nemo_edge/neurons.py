@@ -209,16 +209,8 @@ def official_neurons(path: Path, layers: Sequence[ValueLayer]) -> NeuronSet:
 
 
 def read_neurons(path: Path, layers: Sequence[ValueLayer]) -> NeuronSet:
-    """Read a set for these layers: `neurons.json`, or the union of a result file of the official code (.csv).
-
-    Raises `InputError` for a set of other layers.
-    """
-    if path.suffix.lower() == ".csv":
-        return official_neurons(path, layers)
-    found = NeuronSet.load(path)
-    if found.layers != tuple(layers):
-        raise InputError(f"neuron file {path} is for other value layers than this UNet's: it belongs to another model")
-    return found
+    """Read `neurons.json`, or the union of a result file of the official code (.csv), which is of `layers`."""
+    return official_neurons(path, layers) if path.suffix.lower() == ".csv" else NeuronSet.load(path)
 
 
 def _official_row(row: dict[str, str], where: str) -> OfficialRow:

@@ -12,9 +12,10 @@ __all__ = [
     "Reference",
     "answered",
     "first_bad",
+    "prompt_feeds",
     "random_feeds",
     "read_cases",
-    "trajectory_feeds",
+    "trajectory",
     "verify",
     "write_cases",
 ]
@@ -25,6 +26,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 import onnx
@@ -33,17 +36,16 @@ from safetensors.numpy import load_file, save_file
 
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
 from nemo_edge.backends.torch import open_runner
-from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.component import Component
+from nemo_edge.configuration import Configuration
 from nemo_edge.divergence import EagerProbe, GraphProbe, first_divergence, first_not_finite
-from nemo_edge.pipelines import eager_pipeline
 from nemo_edge.recipe import ExportSettings, SamplingSettings
-from nemo_edge.sampling import denoise
+from nemo_edge.sampling import Pipeline, denoise
 
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 """Largest error of a component in ONNX Runtime, relative to the largest value of eager float32's output."""
 
-TRAJECTORY_STEPS = 4
+_STEPS = 4
 """Time steps of the trajectory, from noise to picture: activations are largest at other times in other layers."""
 _PROMPT = "a photograph of an astronaut riding a horse"
 _GUIDANCE = 7.0
@@ -100,24 +102,45 @@ def random_feeds(component: Component, settings: ExportSettings, factor: int) ->
     return {f"batch {batch}": component.example(batch, seed=batch, **sizes) for batch in batches}
 
 
-def trajectory_feeds(checkpoint: Checkpoint, settings: ExportSettings) -> dict[str, dict[str, Feed]]:
-    """What every component of `checkpoint`, in float32, is fed while one picture is made: component → case → feed.
+def prompt_feeds(config: Configuration) -> tuple[Feed, ...]:
+    """What each text encoder is fed for the trajectory: the empty prompt, and one of our own."""
+    return tuple({"input_ids": ids} for ids in config.token_ids(["", _PROMPT]))
 
-    Pinned sizes are kept; of free ones a small picture is made. A pinned batch takes no rows of guidance beside it: no feeds then.
+
+def trajectory(config: Configuration, texts: Sequence[Case], unet: Component, settings: ExportSettings) -> tuple[dict[str, Feed], Feed]:
+    """What the UNet is fed while one picture is made, and the decoder afterwards; `texts` are the answers to `prompt_feeds`.
+
+    All time steps are one feed, a row each with and without the prompt; a pinned batch of two takes them one by one, another
+    takes none. Pinned sizes are kept; of free ones a small picture is made.
     """
     if settings.batch not in (None, 2):
-        return {}
-    factor = checkpoint.config.factor
-    height, width = (min(size, _LATENTS) * factor for size in checkpoint.config.latent_shape[1:])
-    sampling = SamplingSettings(steps=TRAJECTORY_STEPS, guidance=_GUIDANCE, height=settings.height or height, width=settings.width or width)
-    pipeline = eager_pipeline(checkpoint)
+        return {}, {}
+    height, width = (min(size, _LATENTS) * config.factor for size in config.latent_shape[1:])
+    sampling = SamplingSettings(steps=_STEPS, guidance=_GUIDANCE, height=settings.height or height, width=settings.width or width)
+    runner = open_runner(unet)
+    pipeline = Pipeline(config, tuple(_Recorded(case) for case in texts), runner, runner)
     steps = list(denoise(pipeline, [_PROMPT], [0], sampling))
-    texts = zip(checkpoint.config.text_encoder_names, checkpoint.config.token_ids(["", _PROMPT]), strict=True)
-    found: dict[str, dict[str, Feed]] = {name: {"prompt": {"input_ids": ids}} for name, ids in texts}
-    found["unet"] = {f"time {step.time:.0f}": step.feed for step in steps}
-    if settings.batch is None:
-        found["vae_decoder"] = {"latents": pipeline.decoder_feed(steps[-1].latents_BCHW)}
-    return found
+    latents = pipeline.decoder_feed(steps[-1].latents_BCHW)
+    if settings.batch is not None:
+        return {f"time {step.time:.0f}": step.feed for step in steps}, {}
+    return {"the trajectory": {name: np.concatenate([step.feed[name] for step in steps]) for name in steps[0].feed}}, latents
+
+
+class _Recorded:
+    """A runner that gives the answers of a case again."""
+
+    def __init__(self, case: Case) -> None:
+        self.inputs: Mapping[str, tuple[int | str | None, ...]] = {name: array.shape for name, array in case.feed.items()}
+        self._answer = case.expected
+
+    def __call__(self, feed: Mapping[str, np.ndarray]) -> Feed:
+        return self._answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        return None
 
 
 def answered(component: Component, feeds: Mapping[str, Feed]) -> list[Case]:
@@ -156,10 +179,11 @@ def read_cases(path: Path) -> list[Case]:
 def verify(path: Path, cases: Sequence[Case], dtype: str) -> tuple[Agreement, ...]:
     """Run an ONNX file in ONNX Runtime on every case; return how far each output is from eager's.
 
+    A graph in fp16 is run as it is: optimized for a CPU, its weights would be widened to float32, thrice the memory.
     A bf16 graph is run with its types widened to float32, its weights as they are, since ONNX Runtime's CPU provider has
     no bf16 kernels.
     """
-    with _openable(path, dtype) as openable, OnnxRuntimeRunner(openable) as runner:
+    with _openable(path, dtype) as openable, OnnxRuntimeRunner(openable, optimized=dtype == "fp32") as runner:
         return tuple(a for case in cases for a in _agreements(case, runner(case.feed), TOLERANCES[dtype]))
 
 

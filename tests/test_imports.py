@@ -53,6 +53,8 @@ LAYERS = {
     "stand": 6,
     "verification": 6,
     "apart": 3,
+    "production": 5,
+    "parts": 8,
     "bench": 7,
     "calibration": 6,
     "localization": 7,

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 
 from nemo_edge.calibration import Calibration
-from nemo_edge.checkpoint import Source, open_checkpoint
-from nemo_edge.errors import InputError
+from nemo_edge.checkpoint import open_checkpoint
 from nemo_edge.progress import Progress
 from nemo_edge.prompts import Prompt
-from nemo_edge.recipe import ExportSettings, Recipe, load_recipe
-from nemo_edge.stages import calibrate_stage, export_folder
+from nemo_edge.recipe import Recipe, load_recipe
+from nemo_edge.stages import calibrate_stage
 
 
 @pytest.fixture
@@ -27,10 +26,3 @@ def test_a_threshold_of_the_recipe_is_kept_and_prompts_are_counted(recipe: Recip
     assert calibration.threshold.value == recipe.calibration.threshold == 0
     assert calibration.provenance.prompts == recipe.calibration.prompts == 4
     assert Calibration.load(tmp_path / "calibration.safetensors").provenance == calibration.provenance
-
-
-def test_a_folder_that_is_not_empty_is_left_alone(recipe: Recipe, tmp_path: Path) -> None:
-    (tmp_path / "mine").write_text("")
-    with pytest.raises(InputError, match="is not empty"):
-        export_folder(Source(recipe.checkpoint.path), ExportSettings(), None, "paper", tmp_path, Progress())
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]

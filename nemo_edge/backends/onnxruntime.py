@@ -65,6 +65,7 @@ class OnnxRuntimeRunner:
     """Owns one inference session. A graph whose batch is pinned takes any number of rows and runs them in parts.
 
     `graph` is a changed form of the file at `model`, whose weights stay where they are; `weights` replace those of their names.
+    A graph that is not `optimized` is run operator by operator as it is, slowly and in little memory.
     """
 
     def __init__(
@@ -75,8 +76,9 @@ class OnnxRuntimeRunner:
         *,
         graph: bytes | None = None,
         weights: Mapping[str, np.ndarray] | None = None,
+        optimized: bool = True,
     ) -> None:
-        self._session: ort.InferenceSession | None = _session(model, provider, threads, graph, weights)
+        self._session: ort.InferenceSession | None = _session(model, provider, threads, graph, weights, optimized)
         ports = self._session.get_inputs()
         self.inputs = {port.name: tuple(port.shape) for port in ports}
         self._dtypes = {port.name: _DTYPES[port.type] for port in ports}
@@ -184,7 +186,12 @@ def describe() -> dict[str, Any]:
 
 
 def _session(
-    model: Path, provider: str, threads: int | None, graph: bytes | None = None, weights: Mapping[str, np.ndarray] | None = None
+    model: Path,
+    provider: str,
+    threads: int | None,
+    graph: bytes | None = None,
+    weights: Mapping[str, np.ndarray] | None = None,
+    optimized: bool = True,
 ) -> ort.InferenceSession:
     check_provider(provider)
     wanted = PROVIDERS[provider]
@@ -192,6 +199,9 @@ def _session(
     options.log_severity_level = _SILENT
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or 0
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent))
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.enable_cpu_mem_arena = False
     if provider != "cpu":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         ort.set_default_logger_severity(_SILENT)  # a provider's library that is missing is told by the error below

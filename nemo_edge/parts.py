@@ -1,0 +1,101 @@
+"""One part of a checkpoint at a time: from its weights to an ONNX file that was held against eager float32.
+
+What is done here is done in a process of its own where the weights are large (`apart`), and so takes and returns plain values.
+"""
+
+from __future__ import annotations
+
+__all__ = ["export_part", "layers_of", "outline"]
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from nemo_edge.backends.torch import DTYPES
+from nemo_edge.checkpoint import Checkpoint, Layers, open_parts, value_layers
+from nemo_edge.component import UNET_FOLDERS, Component
+from nemo_edge.export import Disagreement, Exported, export_component
+from nemo_edge.neurons import ValueLayer
+from nemo_edge.production import PartJob
+from nemo_edge.progress import Progress
+from nemo_edge.recipe import CheckpointSettings
+from nemo_edge.surgery import bake_, gate, silenced
+from nemo_edge.verification import Case, Feed, Reference, answered, prompt_feeds, random_feeds, read_cases, trajectory, write_cases
+
+_LATENTS = "latents.safetensors"
+
+
+def outline(source: CheckpointSettings, folder: Path, variants: tuple[str, ...], _: Progress) -> None:
+    """Write a checkpoint's configurations into a bundle's layout; no weights are read."""
+    open_parts(source).config.save(folder, [UNET_FOLDERS[variant] for variant in variants])
+
+
+def layers_of(source: CheckpointSettings, layers: Layers, _: Progress) -> tuple[ValueLayer, ...]:
+    """Return a checkpoint's value layers; no weights are read."""
+    return value_layers(open_parts(source).unet, layers)
+
+
+def export_part(job: PartJob, answers: Path, _: Progress) -> Exported:
+    """Make one ONNX file: eager float32 answers first, then the weights are cast, written, and held against the answers.
+
+    `answers` is a folder for what the parts after this one are asked. A part whose outputs are not finite in the type that is
+    wanted is made in float32. Raises `ExportError` for one that disagrees otherwise.
+    """
+    checkpoint = open_parts(job.source, (job.part,))
+    with _graph(job, checkpoint) as component:
+        write_cases(answers / f"{job.place}.safetensors", answered(component, _feeds(job, checkpoint, answers)))
+        kept = job.component in job.settings.fp32 or (job.component == "vae_decoder" and checkpoint.config.upcasts_decoder)
+        dtype = "fp32" if kept else job.settings.dtype
+        component.module.to(DTYPES[dtype])
+        try:
+            return _exported(job, component, dtype, checkpoint.config.factor, answers)
+        except Disagreement as error:
+            if error.finite or dtype == "fp32":
+                raise
+            note = f"{job.place} stays in fp32: {error}"
+    with _graph(job, open_parts(job.source, (job.part,))) as component:
+        return _exported(job, component, "fp32", checkpoint.config.factor, answers).model_copy(update={"note": note})
+
+
+def _exported(job: PartJob, component: Component, dtype: str, factor: int, answers: Path) -> Exported:
+    reference = Reference(read_cases(answers / f"{job.place}.safetensors"), lambda: _eager(job))
+    settings = job.settings.model_copy(update={"dtype": dtype})
+    return export_component(component, job.folder / job.place, settings, job.facts, factor, reference)
+
+
+def _feeds(job: PartJob, checkpoint: Checkpoint, answers: Path) -> dict[str, Feed]:
+    """What a file is asked: random feeds, and for a type that may overflow what it is fed on the way to a picture."""
+    config = checkpoint.config
+    feeds = random_feeds(next(c for c in checkpoint.components() if c.name == job.component), job.settings, config.factor)
+    if job.settings.dtype == "fp32":
+        return feeds
+    if job.component in config.text_encoder_names:
+        return (
+            feeds
+            if job.settings.batch not in (None, 2)
+            else {**feeds, "a prompt": prompt_feeds(config)[config.text_encoder_names.index(job.component)]}
+        )
+    if job.component == "unet":
+        texts = [read_cases(answers / f"{name}.safetensors")[-1] for name in config.text_encoder_names]
+        along, latents = trajectory(config, texts, checkpoint.unet_component(), job.settings)
+        write_cases(answers / _LATENTS, [Case("its latents", latents, {})] if latents else [])
+        return feeds | along
+    return feeds | {case.name: case.feed for case in read_cases(answers / _LATENTS)}
+
+
+@contextmanager
+def _graph(job: PartJob, checkpoint: Checkpoint) -> Iterator[Component]:
+    """The component as this file has it, within the context."""
+    component = next(c for c in checkpoint.components() if c.name == job.component)
+    if job.component != "unet":
+        yield component
+        return
+    with silenced(checkpoint.unet, job.baked):
+        yield gate(component, checkpoint.unet, job.neurons.layers) if job.masked else component
+
+
+def _eager(job: PartJob) -> Component:
+    """The component in float32, its neurons silenced for good."""
+    checkpoint = open_parts(job.source, (job.part,))
+    bake_(checkpoint.unet, job.baked)
+    return ExitStack().enter_context(_graph(job, checkpoint))

@@ -1,0 +1,174 @@
+"""ONNX files and engines of a whole checkpoint, in a bundle's layout, part by part.
+
+Asks for the work and does none of it: what needs PyTorch is named and done elsewhere (`apart`, `parts`), so that a large model's
+weights and compilers have the memory to themselves.
+"""
+
+from __future__ import annotations
+
+__all__ = ["OnnxFile", "PartJob", "compile_stage", "export_folder", "export_stage", "neurons_stage", "plan_stage"]
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, NamedTuple
+
+from nemo_edge import __version__
+from nemo_edge.apart import run
+from nemo_edge.backends import onnxruntime
+from nemo_edge.backends.flavours import FLAVOURS
+from nemo_edge.backends.profiles import plan_profiles
+from nemo_edge.backends.tensorrt import compile_engine
+from nemo_edge.bundle import check_folder, staging
+from nemo_edge.component import UNET_FOLDERS
+from nemo_edge.configuration import Configuration
+from nemo_edge.errors import InputError
+from nemo_edge.files import weight_bytes
+from nemo_edge.graphs import open_graph
+from nemo_edge.neurons import NeuronSet, ValueLayer, read_neurons
+from nemo_edge.plans import PlanFile
+from nemo_edge.progress import Progress
+from nemo_edge.recipe import CheckpointSettings, EngineSettings, ExportSettings, RandomSettings
+from nemo_edge.targets import Flavour, PlanSettings
+
+Layers = Literal["paper", "all"]
+_LARGE_BYTES = 5 * 10**8
+"""Weights that are worth processes of their own, which take seconds to start."""
+_RANDOM_NEURONS = 16
+
+
+@dataclass(frozen=True)
+class PartJob:
+    """One ONNX file: of which checkpoint, for which folder of a bundle, with which neurons silenced."""
+
+    source: CheckpointSettings
+    place: str
+    neurons: NeuronSet
+    settings: ExportSettings
+    folder: Path
+    provenance: dict[str, str]
+
+    @property
+    def component(self) -> str:
+        """The component's name; the folders of both UNets are of one."""
+        return "unet" if self.place in UNET_FOLDERS.values() else self.place
+
+    @property
+    def part(self) -> str:
+        """The part of the checkpoint it is made from."""
+        return "vae" if self.component == "vae_decoder" else self.component
+
+    @property
+    def masked(self) -> bool:
+        """Whether neurons are silenced by an input."""
+        return self.place == UNET_FOLDERS["masked"]
+
+    @property
+    def baked(self) -> NeuronSet:
+        """The neurons that are silenced in the weights."""
+        return self.neurons if self.place == UNET_FOLDERS["baked"] else NeuronSet.empty(self.neurons.layers)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What goes into the file itself."""
+        silenced = self.neurons.content_hash() if self.place == UNET_FOLDERS["baked"] else ""
+        return {**self.provenance, "component": self.component, "folder": self.place, "neurons": silenced}
+
+
+class OnnxFile(NamedTuple):
+    """An ONNX file of a bundle: its path in it, and the type of its weights."""
+
+    model: str
+    dtype: Literal["fp32", "fp16", "bf16"]
+
+    @property
+    def place(self) -> str:
+        """Its folder."""
+        return Path(self.model).parent.name
+
+
+def is_large(source: CheckpointSettings) -> bool:
+    """Whether a checkpoint's parts are to have processes of their own."""
+    return weight_bytes(source.path) > _LARGE_BYTES
+
+
+def value_layers(source: CheckpointSettings, layers: Layers, progress: Progress) -> tuple[ValueLayer, ...]:
+    """The value layers of a checkpoint, whose weights are not read."""
+    found: tuple[ValueLayer, ...] = run(is_large(source), "read the checkpoint", progress, "nemo_edge.parts.layers_of", source, layers)
+    return found
+
+
+def neurons_stage(source: CheckpointSettings, settings: RandomSettings, layers: Layers, folder: Path, progress: Progress) -> None:
+    """`neurons.json` for random weights, which hold no memories: those of a file, or a few at random."""
+    own = value_layers(source, layers, progress)
+    chosen = read_neurons(settings.neurons, own) if settings.neurons else NeuronSet.empty(own).others(_RANDOM_NEURONS, settings.seed)
+    chosen.save(folder / "neurons.json")
+
+
+def export_stage(
+    source: CheckpointSettings, settings: ExportSettings, neurons: NeuronSet, folder: Path, provenance: dict[str, str], progress: Progress
+) -> list[Any]:
+    """ONNX files of every component in the bundle's layout; the UNet once for each variant. Return what `parts.export_part` does."""
+    large = is_large(source)
+    run(large, "read the checkpoint", progress, "nemo_edge.parts.outline", source, folder, settings.variants)
+    texts = sorted(path.parent.name for path in folder.glob("text_encoder*/config.json"))
+    places = (*texts, *(UNET_FOLDERS[variant] for variant in settings.variants), "vae_decoder")
+    exported = []
+    with TemporaryDirectory(dir=folder, prefix=".answers") as answers, progress.task("export", len(places)) as advance:
+        for place in places:
+            job = PartJob(source, place, neurons, settings, folder, provenance)
+            exported.append(run(large, f"export {place}", progress, "nemo_edge.parts.export_part", job, Path(answers)))
+            if exported[-1].note:
+                progress.note(exported[-1].note)
+            advance(1)
+    return exported
+
+
+def export_folder(
+    source: CheckpointSettings,
+    settings: ExportSettings,
+    neurons: Path | None,
+    layers: Layers,
+    folder: Path,
+    progress: Progress,
+) -> list[Any]:
+    """Export a checkpoint into a folder of its own, all or nothing; without `neurons`, a file, nothing is baked."""
+    check_folder(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"the output folder {folder} is not empty: give another folder, or empty it")
+    with staging(folder) as staged:
+        own = value_layers(source, layers, progress)
+        chosen = read_neurons(neurons, own) if neurons else NeuronSet.empty(own)
+        exported = export_stage(source, settings, chosen, staged, {"version": __version__}, progress)
+        staged.chmod(0o755)
+        os.replace(staged, folder)
+    return exported
+
+
+def compile_stage(bundle: Path, engine: EngineSettings, files: Sequence[OnnxFile]) -> None:
+    """How ONNX Runtime runs each ONNX file of a bundle, in `engines/`."""
+    for file in files:
+        onnxruntime.compile_engine(bundle, file.place, file.model, engine.provider, engine.threads)
+
+
+def plan_stage(
+    bundle: Path, files: Sequence[OnnxFile], settings: PlanSettings, flavour: Flavour, folder: Path, progress: Progress
+) -> list[PlanFile]:
+    """TensorRT engines of a bundle's ONNX files, in `folder/engines`.
+
+    Raises `InputError` for a component that is not there, or a profile that its graph does not take.
+    """
+    by_place = {file.place: file for file in files}
+    places = settings.components or tuple(by_place)
+    missing = [place for place in places if place not in by_place]
+    if missing:
+        raise InputError(f"{FLAVOURS[flavour].table}.components: {missing[0]!r} is not exported; there are {', '.join(by_place)}")
+    config, found = Configuration.load(bundle, tokenizers=False), []
+    for place in places:
+        file = by_place[place]
+        inputs, _ = open_graph(bundle / file.model).ports()
+        profiles = plan_profiles(place, {name: port.dims for name, port in inputs.items()}, settings.profiles, config)
+        found.append(compile_engine(bundle, place, file.model, flavour, settings, profiles, file.dtype, progress, folder))
+    return found
