@@ -254,9 +254,20 @@ def _pipeline_from_folder(path: Path, allow_pickle: bool, dtype: torch.dtype, le
     try:
         with _quiet():
             empty = {part: _without_weights(path, part) for part in leave if (path / part).is_dir()}
-            return DiffusionPipeline.from_pretrained(str(path), torch_dtype=dtype, **options, **empty)
+            stored = _stored_dtype([path / part for part in _WEIGHTED_PARTS if part not in leave]) or dtype
+            return DiffusionPipeline.from_pretrained(str(path), torch_dtype=stored, **options, **empty)
     except (OSError, ValueError) as error:
         raise InputError(f"checkpoint {path} cannot be opened: {first_line(error)}") from error
+
+
+def _stored_dtype(folders: Sequence[Path]) -> torch.dtype | None:
+    """The type of half the size that all weights are stored in, if they are: read so and cast afterwards, they take less memory."""
+    files = [file for folder in folders for file in folder.glob("*.safetensors")]
+    found = set()
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            found |= {opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118  not a dict
+    return {"F16": torch.float16, "BF16": torch.bfloat16}.get(found.pop()) if len(found) == 1 else None
 
 
 def _without_weights(folder: Path, part: str) -> Any:

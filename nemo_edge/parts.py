@@ -9,11 +9,14 @@ __all__ = ["export_part", "layers_of", "outline"]
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from nemo_edge.backends.torch import DTYPES
 from nemo_edge.checkpoint import Checkpoint, Layers, open_parts, value_layers
-from nemo_edge.component import UNET_FOLDERS, Component
+from nemo_edge.component import UNET_FOLDERS, VALUE_MASK, Component
 from nemo_edge.export import Disagreement, Exported, export_component
 from nemo_edge.neurons import ValueLayer
 from nemo_edge.production import PartJob
@@ -43,7 +46,7 @@ def export_part(job: PartJob, answers: Path, _: Progress) -> Exported:
     """
     checkpoint = open_parts(job.source, (job.part,))
     with _graph(job, checkpoint) as component:
-        write_cases(answers / f"{job.place}.safetensors", answered(component, _feeds(job, checkpoint, answers)))
+        write_cases(answers / f"{job.place}.safetensors", _cases(job, component, checkpoint, answers))
         kept = job.component in job.settings.fp32 or (job.component == "vae_decoder" and checkpoint.config.upcasts_decoder)
         dtype = "fp32" if kept else job.settings.dtype
         component.module.to(DTYPES[dtype])
@@ -63,24 +66,26 @@ def _exported(job: PartJob, component: Component, dtype: str, factor: int, answe
     return export_component(component, job.folder / job.place, settings, job.facts, factor, reference)
 
 
-def _feeds(job: PartJob, checkpoint: Checkpoint, answers: Path) -> dict[str, Feed]:
-    """What a file is asked: random feeds, and for a type that may overflow what it is fed on the way to a picture."""
-    config = checkpoint.config
-    feeds = random_feeds(next(c for c in checkpoint.components() if c.name == job.component), job.settings, config.factor)
-    if job.settings.dtype == "fp32":
-        return feeds
+def _cases(job: PartJob, component: Component, checkpoint: Checkpoint, answers: Path) -> list[Case]:
+    """What a file is asked and eager's answers: random feeds, and for a type that may overflow the way to a picture."""
+    config, settings = checkpoint.config, job.settings
+    cases = answered(component, random_feeds(component, settings, config.factor))
+    if settings.dtype == "fp32" or settings.batch not in (None, 2):
+        return cases
     if job.component in config.text_encoder_names:
-        return (
-            feeds
-            if job.settings.batch not in (None, 2)
-            else {**feeds, "a prompt": prompt_feeds(config)[config.text_encoder_names.index(job.component)]}
-        )
+        return cases + answered(component, {"a prompt": prompt_feeds(config)[config.text_encoder_names.index(job.component)]})
     if job.component == "unet":
         texts = [read_cases(answers / f"{name}.safetensors")[-1] for name in config.text_encoder_names]
-        along, latents = trajectory(config, texts, checkpoint.unet_component(), job.settings)
+        along, latents = trajectory(config, texts, checkpoint.unet_component(), settings)
         write_cases(answers / _LATENTS, [Case("its latents", latents, {})] if latents else [])
-        return feeds | along
-    return feeds | {case.name: case.feed for case in read_cases(answers / _LATENTS)}
+        return cases + [replace(case, feed={**case.feed, **_ones(component, case)}) for case in along]
+    return cases + answered(component, {case.name: case.feed for case in read_cases(answers / _LATENTS)})
+
+
+def _ones(component: Component, case: Case) -> Feed:
+    """The mask that keeps every neuron, where the component takes one."""
+    width = next((int(port.dims[1]) for port in component.inputs if port.name == VALUE_MASK), None)
+    return {} if width is None else {VALUE_MASK: np.ones((len(case.feed["sample"]), width), np.float32)}
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from nemo_edge.backends import onnxruntime
 from nemo_edge.backends.flavours import FLAVOURS
 from nemo_edge.backends.profiles import plan_profiles
 from nemo_edge.backends.tensorrt import compile_engine
-from nemo_edge.bundle import check_folder, staging
+from nemo_edge.bundle import check_folder, copy_tree, staging
 from nemo_edge.component import UNET_FOLDERS
 from nemo_edge.configuration import Configuration
 from nemo_edge.errors import InputError
@@ -111,18 +111,20 @@ def export_stage(
     source: CheckpointSettings, settings: ExportSettings, neurons: NeuronSet, folder: Path, provenance: dict[str, str], progress: Progress
 ) -> list[Any]:
     """ONNX files of every component in the bundle's layout; the UNet once for each variant. Return what `parts.export_part` does."""
-    large = is_large(source)
-    run(large, "read the checkpoint", progress, "nemo_edge.parts.outline", source, folder, settings.variants)
-    texts = sorted(path.parent.name for path in folder.glob("text_encoder*/config.json"))
-    places = (*texts, *(UNET_FOLDERS[variant] for variant in settings.variants), "vae_decoder")
-    exported = []
-    with TemporaryDirectory(dir=folder, prefix=".answers") as answers, progress.task("export", len(places)) as advance:
-        for place in places:
-            job = PartJob(source, place, neurons, settings, folder, provenance)
-            exported.append(run(large, f"export {place}", progress, "nemo_edge.parts.export_part", job, Path(answers)))
-            if exported[-1].note:
-                progress.note(exported[-1].note)
-            advance(1)
+    large, exported = is_large(source), []
+    with TemporaryDirectory(dir=folder, prefix=".answers") as temporary:
+        answers, frame = Path(temporary), Path(temporary) / "outline"
+        run(large, "read the checkpoint", progress, "nemo_edge.parts.outline", source, frame, settings.variants)
+        texts = sorted(path.parent.name for path in frame.glob("text_encoder*/config.json"))
+        places = (*texts, *(UNET_FOLDERS[variant] for variant in settings.variants), "vae_decoder")
+        with progress.task("export", len(places)) as advance:
+            for place in places:
+                job = PartJob(source, place, neurons, settings, folder, provenance)
+                exported.append(run(large, f"export {place}", progress, "nemo_edge.parts.export_part", job, answers))
+                if exported[-1].note:
+                    progress.note(exported[-1].note)
+                advance(1)
+        copy_tree(frame, folder)
     return exported
 
 

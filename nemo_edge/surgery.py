@@ -40,7 +40,7 @@ def silenced(unet: nn.Module, neurons: NeuronSet) -> Iterator[nn.Module]:
     finally:
         with torch.no_grad():
             for tensor, rows, values in before:
-                tensor[rows] = values
+                tensor[rows] = values.to(tensor)  # which may have been cast meanwhile
 
 
 @torch.no_grad()

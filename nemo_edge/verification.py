@@ -45,12 +45,14 @@ from nemo_edge.sampling import Pipeline, denoise
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 """Largest error of a component in ONNX Runtime, relative to the largest value of eager float32's output."""
 
-_STEPS = 4
+_STEPS = 3
 """Time steps of the trajectory, from noise to picture: activations are largest at other times in other layers."""
 _PROMPT = "a photograph of an astronaut riding a horse"
 _GUIDANCE = 7.0
 _LATENTS = 32
-"""Height and width of the latents a graph of free sizes is compared at, at the most: a smaller picture, the same weights."""
+"""Height and width of the trajectory's latents, at the most; a small picture tells as much of the weights as a large one."""
+_SMALLEST = 16
+"""Height of the latents of random feeds, where sizes are free; the width is half as much again, so that they are not mistaken."""
 
 Feed = dict[str, np.ndarray]
 
@@ -95,11 +97,16 @@ class Reference:
 
 
 def random_feeds(component: Component, settings: ExportSettings, factor: int) -> dict[str, Feed]:
-    """Two batch sizes, or the one that is pinned, at no more than 32 × 32 latents where sizes are free."""
-    sizes = {name: min(size, max(_LATENTS, component.multiples.get(name, 1))) for name, size in component.sizes.items()}
+    """Two batch sizes, or the one that is pinned, of small latents where sizes are free."""
+    sizes = {name: _small(size, component.multiples.get(name, 1), name == "width") for name, size in component.sizes.items()}
     sizes |= {name: size for name, size in settings.pinned(component.sizes, factor).items() if name != "batch"}
     batches = (settings.batch,) if settings.batch else (1, 3)
     return {f"batch {batch}": component.example(batch, seed=batch, **sizes) for batch in batches}
+
+
+def _small(size: int, multiple: int, wide: bool) -> int:
+    least = max(_SMALLEST // multiple, 2) * multiple
+    return size if size <= least else least * 3 // 2 // multiple * multiple if wide else least
 
 
 def prompt_feeds(config: Configuration) -> tuple[Feed, ...]:
@@ -107,14 +114,14 @@ def prompt_feeds(config: Configuration) -> tuple[Feed, ...]:
     return tuple({"input_ids": ids} for ids in config.token_ids(["", _PROMPT]))
 
 
-def trajectory(config: Configuration, texts: Sequence[Case], unet: Component, settings: ExportSettings) -> tuple[dict[str, Feed], Feed]:
-    """What the UNet is fed while one picture is made, and the decoder afterwards; `texts` are the answers to `prompt_feeds`.
+def trajectory(config: Configuration, texts: Sequence[Case], unet: Component, settings: ExportSettings) -> tuple[list[Case], Feed]:
+    """Eager's way to one picture, and what the decoder is fed at its end; `texts` are the answers to `prompt_feeds`.
 
-    All time steps are one feed, a row each with and without the prompt; a pinned batch of two takes them one by one, another
+    All time steps are one case, a row each with and without the prompt; a pinned batch of two takes them one by one, another
     takes none. Pinned sizes are kept; of free ones a small picture is made.
     """
     if settings.batch not in (None, 2):
-        return {}, {}
+        return [], {}
     height, width = (min(size, _LATENTS) * config.factor for size in config.latent_shape[1:])
     sampling = SamplingSettings(steps=_STEPS, guidance=_GUIDANCE, height=settings.height or height, width=settings.width or width)
     runner = open_runner(unet)
@@ -122,8 +129,10 @@ def trajectory(config: Configuration, texts: Sequence[Case], unet: Component, se
     steps = list(denoise(pipeline, [_PROMPT], [0], sampling))
     latents = pipeline.decoder_feed(steps[-1].latents_BCHW)
     if settings.batch is not None:
-        return {f"time {step.time:.0f}": step.feed for step in steps}, {}
-    return {"the trajectory": {name: np.concatenate([step.feed[name] for step in steps]) for name in steps[0].feed}}, latents
+        return [Case(f"time {step.time:.0f}", step.feed, {unet.outputs[0]: step.output_RCHW}) for step in steps], {}
+    feed = {name: np.concatenate([step.feed[name] for step in steps]) for name in steps[0].feed}
+    expected = {unet.outputs[0]: np.concatenate([step.output_RCHW for step in steps])}
+    return [Case("the trajectory", feed, expected)], latents
 
 
 class _Recorded:
@@ -144,15 +153,9 @@ class _Recorded:
 
 
 def answered(component: Component, feeds: Mapping[str, Feed]) -> list[Case]:
-    """Run eager on each feed. An input that a feed lacks, the mask, is taken at random."""
-    runner, cases = open_runner(component), []
-    for seed, (name, feed) in enumerate(feeds.items()):
-        rows = len(next(iter(feed.values())))
-        lacking = runner.inputs.keys() - feed.keys()
-        drawn = component.example(rows, seed=seed) if lacking else {}
-        whole = {**feed, **{port: drawn[port] for port in lacking}}
-        cases.append(Case(name, whole, runner(whole)))
-    return cases
+    """Run eager on each feed."""
+    runner = open_runner(component)
+    return [Case(name, feed, runner(feed)) for name, feed in feeds.items()]
 
 
 def write_cases(path: Path, cases: Sequence[Case]) -> None:
