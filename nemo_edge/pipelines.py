@@ -15,15 +15,13 @@ from torch import compile as compile_module
 from torch.nn import Module
 
 from nemo_edge.backends import Runner, onnxruntime, torch
+from nemo_edge.bundle import UNET_FOLDERS
 from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.configuration import Configuration
 from nemo_edge.errors import InputError
 from nemo_edge.graphs import open_graph
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.sampling import Pipeline
-
-UNET_FOLDERS = {"baked": "unet", "masked": "unet_masked"}
-"""Folder of each variant's UNet inside a bundle; a baked bundle has the layout of optimum's."""
 
 UNMITIGATED = "unmitigated"
 """Name of the engine that has every memory still: the baked graph with the value weights of the masked one."""
