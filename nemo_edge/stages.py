@@ -44,8 +44,9 @@ from nemo_edge.plans import PlanFile
 from nemo_edge.progress import Progress
 from nemo_edge.prompts import Prompt
 from nemo_edge.recipe import ExportSettings, Recipe
-from nemo_edge.surgery import bake_, gate, silenced
+from nemo_edge.surgery import bake_, gate, silenced, value_rows
 from nemo_edge.targets import FLAVOUR_OF, TensorRtRtxSettings, TensorRtSettings
+from nemo_edge.valueweights import SILENCED_ROWS, save_rows
 from nemo_edge.verification import Reference, answered, random_feeds, read_cases, trajectory_feeds, write_cases
 
 _Found = TypeVar("_Found")
@@ -98,7 +99,7 @@ def localize_stage(
 def export_stage(
     source: Source, settings: ExportSettings, neurons: NeuronSet, folder: Path, provenance: dict[str, str], progress: Progress
 ) -> list[Exported]:
-    """ONNX files of every component in the bundle's layout; the UNet once for each variant.
+    """ONNX files of every component in the bundle's layout; the UNet once for each variant, and what was baked out of it.
 
     Eager float32 answers first; each file is then made from weights in its own type, and held against the answers. The parts of
     a large checkpoint are taken one after the other, each in a process of its own.
@@ -213,8 +214,13 @@ def _export(job: _Job, answers: Path, progress: Progress) -> Exported:
 def _exported(job: _Job, dtype: str, reference: Reference) -> Exported:
     settings = job.settings.model_copy(update={"dtype": dtype})
     checkpoint = job.source.open(DTYPES[dtype], parts=(job.part,))
+    baked = job.place == UNET_FOLDERS["baked"]
+    if baked:
+        save_rows(job.folder / SILENCED_ROWS, value_rows(checkpoint.unet, job.silenced, DTYPES[dtype]))
     with job.graph(checkpoint) as component:
-        return export_component(component, job.folder / job.place, settings, job.facts, checkpoint.config.factor, reference)
+        return export_component(
+            component, job.folder / job.place, settings, job.facts, checkpoint.config.factor, reference, job.neurons.layers if baked else ()
+        )
 
 
 def neurons_stage(source: Source, recipe: Recipe, folder: Path) -> NeuronSet:
