@@ -6,7 +6,7 @@ localization that was interrupted goes on where it stopped, any other stage begi
 
 from __future__ import annotations
 
-__all__ = ["BuildResult", "Plan", "build", "plan"]
+__all__ = ["BuildResult", "Plan", "build", "lock", "plan"]
 
 import fcntl
 import json
@@ -93,7 +93,7 @@ def build(recipe: Recipe, progress: Progress | None = None) -> BuildResult:
     check_output(recipe.output)
     progress = progress or Progress()
     try:
-        with _lock(recipe):
+        with lock(recipe.output):
             recipe = _with_weights(recipe, progress)
             inputs = ingredients(recipe)
             keys = stage_keys(recipe, inputs)
@@ -154,15 +154,15 @@ def _check_evidence(recipe: Recipe, inputs: Ingredients) -> None:
 
 
 @contextmanager
-def _lock(recipe: Recipe) -> Iterator[None]:
+def lock(output: Path) -> Iterator[None]:
     """Hold the build's cache for this process. Raises `InputError` while another build of the same bundle runs."""
-    folder = recipe.output.parent / f".{recipe.output.name}.build"
+    folder = output.parent / f".{output.name}.build"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError(f"another build of {recipe.output} is running: wait for it, or give another output") from error
+            raise InputError(f"another build of {output} is running: wait for it, or give another output") from error
         yield
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = [
     "GateResult",
+    "MEASURED",
     "Manifest",
     "Verification",
     "amend",
@@ -21,6 +22,7 @@ __all__ = [
     "verify",
 ]
 
+import ctypes
 import errno
 import json
 import os
@@ -39,6 +41,12 @@ from nemo_edge.files import explain, sha256_file, write_atomically
 
 MANIFEST = "manifest.json"
 SCHEMA: Literal[2] = 2
+
+MEASURED = "measured"
+"""Name of the one gate of a bundle whose neurons are others than those that were measured; it fails."""
+
+
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 class GateResult(BaseModel):
@@ -84,6 +92,11 @@ class Manifest(BaseModel):
     """Whether every gate passed; a bundle that did not must not be shipped."""
     files: dict[str, str]
     """sha256 of every other file of the bundle."""
+
+    @property
+    def measured(self) -> bool:
+        """Whether what was measured was measured with the bundle's own neurons."""
+        return all(gate.name != MEASURED for gate in self.gates)
 
 
 class Verification(BaseModel):
@@ -161,6 +174,8 @@ def publish(staged: Path, folder: Path, manifest: Manifest, known: Mapping[str, 
         if not folder.is_dir():
             os.replace(staged, folder)
             return manifest
+        if _exchange(staged, folder):  # the former bundle is where the staged one was, and goes with it
+            return manifest
         with staging(folder) as former:
             try:
                 os.replace(folder, former / "bundle")
@@ -171,6 +186,15 @@ def publish(staged: Path, folder: Path, manifest: Manifest, known: Mapping[str, 
     except OSError as error:
         raise explain(error, folder) from error
     return manifest
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Give two folders each other's name in one step, so that there is no moment without a bundle; False where nobody can."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, TypeError, AttributeError):
+        return False
+    return bool(rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0)
 
 
 def open_bundle(folder: Path) -> Manifest:
@@ -207,19 +231,19 @@ def open_verified(folder: Path) -> Manifest:
     return open_bundle(folder)
 
 
-def amend(folder: Path, manifest: Manifest, write: Callable[[Path], None]) -> Manifest:
+def amend(folder: Path, manifest: Manifest, write: Callable[[Path], Mapping[str, str] | None]) -> Manifest:
     """Add files to a bundle or replace some, all at once: `write` gets a folder that holds the bundle's files.
 
-    It must not change a file in place. What it leaves alone keeps the hash it has in `manifest`. Raises `BundleError` when the
-    bundle is no longer the one that the manifest is of.
+    It must not change a file in place. What it leaves alone keeps the hash it has in `manifest`; of what it writes it may
+    return hashes that it knows. Raises `BundleError` when the bundle is no longer the one that the manifest is of.
     """
     if open_bundle(folder).files != manifest.files:
         raise BundleError(f"{folder} was built again meanwhile: run the same command once more")
     with staging(folder) as staged:
         copy_tree(folder, staged, leave=(MANIFEST,), link=True)
-        write(staged)
+        known = write(staged) or {}
         kept = {n: h for n, h in manifest.files.items() if (staged / n).is_file() and (staged / n).samefile(folder / n)}
-        return publish(staged, folder, manifest, kept)
+        return publish(staged, folder, manifest, {**kept, **known})
 
 
 def copy_tree(source: Path, target: Path, leave: Sequence[str] = (), *, link: bool = False) -> None:

@@ -175,6 +175,24 @@ def export(
 
 
 @app.command()
+def rebake(
+    bundle: Bundle,
+    neurons: Annotated[Path, typer.Option("--neurons", help="neurons.json or the official .csv.")],
+    measure: Annotated[bool, typer.Option("--measure", help="Examine the bundle with its new neurons, and judge it.")] = False,
+    checkpoint: Annotated[str | None, typer.Option("--checkpoint", help="Where its weights are; else the recipe's.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Put another neuron set into a bundle, without an export. With --measure, exit code 3 when a gate fails."""
+    from nemo_edge import console
+    from nemo_edge.rebake import rebake as run
+
+    result = run(bundle, neurons, measure=measure, checkpoint=checkpoint, progress=console.Bars())
+    _print(result, as_json, console.show_rebaked)
+    if measure and not result.passed:
+        raise typer.Exit(3)
+
+
+@app.command()
 def bench(
     bundle: Bundle,
     checkpoint: Annotated[str | None, typer.Option("--checkpoint", help="Where eager's weights are; else the recipe's.")] = None,

@@ -15,6 +15,7 @@ __all__ = [
     "show_manifest",
     "show_paths",
     "show_plan",
+    "show_rebaked",
     "show_times",
     "show_verdict",
     "show_verification",
@@ -93,6 +94,30 @@ def show_plan(plan: Any) -> None:
     for stage, key in plan.stages.items():
         out.print(f"{stage:<10} {key[:12]}  {'done' if plan.up_to_date or stage in plan.done else 'would run'}", highlight=False)
     out.print(f"{escape(plan.output)}: {'up to date' if plan.up_to_date else 'would be built'}", soft_wrap=True)
+
+
+def show_rebaked(result: Any) -> None:
+    """What changed in a bundle's neurons, and what it says of itself now."""
+    out, bundle = Console(), escape(result.bundle)
+    if not result.changed:
+        out.print(f"{bundle} silences these {result.neurons} neurons already: nothing to do.", soft_wrap=True, highlight=False)
+    else:
+        table = _table("Value layer", "Before", "Now", "New", "Restored")
+        for name, (before, now, new) in result.per_layer.items():
+            table.add_row(escape(name.removesuffix(".attn2.to_v")), *map(str, (before, now, new, before - now + new)))
+        out.print(table)
+        counts = f"{result.neurons} neurons are silenced: {result.silenced} new, {result.restored} have their weights back"
+        out.print(f"{counts}; {result.seconds:.1f} s", soft_wrap=True, highlight=False)
+    for plan in result.removed:
+        out.print(
+            f"[yellow]{escape(plan)}[/] was of the former neurons and is gone: build the engine again", soft_wrap=True, highlight=False
+        )
+    if not result.measured:
+        out.print("[red]What was measured was measured with the former neurons: this bundle must not be shipped.[/]")
+        out.print(f"measure it again: nemo-edge rebake {bundle} --neurons {bundle}/neurons.json --measure", soft_wrap=True, highlight=False)
+        return
+    _show_gates(out, result.gates)
+    out.print(f"{bundle}: {_verdict(result)}", soft_wrap=True)
 
 
 def show_calibration(provenance: Any, path: Path) -> None:

@@ -51,11 +51,13 @@ class Subject:
     general: Sequence[Prompt]
     localizations: Sequence[Localization]
     calibration: Calibration
+    given: NeuronSet | None = None
+    """The neurons that the bundle silences, where they are not those that were found."""
 
     @cached_property
     def neurons(self) -> NeuronSet:
-        """The neurons of all prompts."""
-        return union(self.localizations)
+        """The neurons that are silenced: those of all prompts, or the given ones."""
+        return union(self.localizations) if self.given is None else self.given
 
     @cached_property
     def empty(self) -> NeuronSet:

@@ -13,7 +13,7 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -30,9 +30,12 @@ from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fix
 from nemo_edge.backends.torch import DTYPES
 from nemo_edge.bundle import staging
 from nemo_edge.component import Component
-from nemo_edge.errors import ExportError, first_line
+from nemo_edge.errors import ExportError, InputError, first_line
 from nemo_edge.files import explain
+from nemo_edge.graphs import open_graph
+from nemo_edge.neurons import ValueLayer
 from nemo_edge.recipe import ExportSettings
+from nemo_edge.valueweights import VALUE_DATA, open_value_weights
 from nemo_edge.verification import Agreement, Reference, answered, first_bad, random_feeds, verify
 
 _LARGEST_TRACED = 63
@@ -66,19 +69,24 @@ def export_component(
     provenance: Mapping[str, str],
     factor: int = 8,
     reference: Reference | None = None,
+    separate: Sequence[ValueLayer] = (),
 ) -> Exported:
     """Write `folder/model.onnx` (weights beside it) and return how it agrees with eager float32.
 
     Without a `reference`, `component` is in float32 and is that itself; its weights are copied where the export's type is another.
     With one it is in the export's type, and its weights are given up once they are written. `provenance` goes into the file's
-    `metadata_props` as `nemo_edge.<key>`; `factor` is the number of pixels of a latent. Raises `ExportError` when the checker
-    refuses the graph, `Disagreement` when it does not agree, `InputError` for a full disk; nothing is left then.
+    `metadata_props` as `nemo_edge.<key>`; `factor` is the number of pixels of a latent. The weights of the layers in `separate`
+    get a file of their own, unless the exporter merged them with others. Raises `ExportError` when the checker refuses the graph,
+    `Disagreement` when it does not agree, `InputError` for a full disk; nothing is left then.
     """
     asked = reference or Reference(answered(component, random_feeds(component, settings, factor)), partial(_itself, component))
     with staging(folder) as staged:
         path = staged / "model.onnx"
         try:
             _write(component, path, settings, provenance, factor)
+            if separate:
+                with suppress(InputError):  # such a bundle takes no other neurons, which `nemo-edge rebake` says
+                    open_value_weights(open_graph(path), separate).separate(VALUE_DATA)
             onnx.checker.check_model(str(path), full_check=False)
         except OSError as error:
             raise explain(error, folder) from error

@@ -22,7 +22,8 @@ from nemo_edge.neurons import ValueLayer
 from nemo_edge.production import PartJob
 from nemo_edge.progress import Progress
 from nemo_edge.recipe import CheckpointSettings
-from nemo_edge.surgery import bake_, gate, silenced
+from nemo_edge.surgery import bake_, gate, silenced, value_rows
+from nemo_edge.valueweights import SILENCED_ROWS, save_rows
 from nemo_edge.verification import Case, Feed, Reference, answered, prompt_feeds, random_feeds, read_cases, trajectory, write_cases
 
 _LATENTS = "latents.safetensors"
@@ -45,10 +46,12 @@ def export_part(job: PartJob, answers: Path, _: Progress) -> Exported:
     wanted is made in float32. Raises `ExportError` for one that disagrees otherwise.
     """
     checkpoint = open_parts(job.source, (job.part,))
+    kept = job.component in job.settings.fp32 or (job.component == "vae_decoder" and checkpoint.config.upcasts_decoder)
+    dtype = "fp32" if kept else job.settings.dtype
+    if job.place == UNET_FOLDERS["baked"]:
+        save_rows(job.folder / SILENCED_ROWS, value_rows(checkpoint.unet, job.baked, DTYPES[dtype]))
     with _graph(job, checkpoint) as component:
         write_cases(answers / f"{job.place}.safetensors", _cases(job, component, checkpoint, answers))
-        kept = job.component in job.settings.fp32 or (job.component == "vae_decoder" and checkpoint.config.upcasts_decoder)
-        dtype = "fp32" if kept else job.settings.dtype
         component.module.to(DTYPES[dtype])
         try:
             return _exported(job, component, dtype, checkpoint.config.factor, answers)
@@ -56,14 +59,19 @@ def export_part(job: PartJob, answers: Path, _: Progress) -> Exported:
             if error.finite or dtype == "fp32":
                 raise
             note = f"{job.place} stays in fp32: {error}"
-    with _graph(job, open_parts(job.source, (job.part,))) as component:
+    checkpoint = open_parts(job.source, (job.part,))
+    if job.place == UNET_FOLDERS["baked"]:
+        save_rows(job.folder / SILENCED_ROWS, value_rows(checkpoint.unet, job.baked, DTYPES["fp32"]))
+    with _graph(job, checkpoint) as component:
         return _exported(job, component, "fp32", checkpoint.config.factor, answers).model_copy(update={"note": note})
 
 
 def _exported(job: PartJob, component: Component, dtype: str, factor: int, answers: Path) -> Exported:
+    """The file, and where neurons are baked out of it what they were, so that they can be put back (`rebake`)."""
     reference = Reference(read_cases(answers / f"{job.place}.safetensors"), lambda: _eager(job))
     settings = job.settings.model_copy(update={"dtype": dtype})
-    return export_component(component, job.folder / job.place, settings, job.facts, factor, reference)
+    baked = job.place == UNET_FOLDERS["baked"]
+    return export_component(component, job.folder / job.place, settings, job.facts, factor, reference, job.neurons.layers if baked else ())
 
 
 def _cases(job: PartJob, component: Component, checkpoint: Checkpoint, answers: Path) -> list[Case]:

@@ -100,13 +100,15 @@ def time_again(
         check_output(bundle)
         if "unet" not in wanted.targets or wanted.runs < FEWEST_ROUNDS:
             raise InputError(f"a bundle is judged by {FEWEST_ROUNDS} rounds of its UNet or more: pass --out to keep these times elsewhere")
+    evidence = Evidence.read(bundle) if out is None else None  # a bundle that holds none is refused before the work
     weights = _weights(manifest, recipe, checkpoint) if wanted.eager or wanted.compiled else None
     found = bench(runnables(bundle, recipe, wanted, weights), recipe.sampling, wanted, progress)
     content = found.model_dump_json(indent=1) + "\n"
     if out is not None:
         write_atomically(out, content)
+    if evidence is None:
         return Timed(bundle=str(bundle), latency=found)
-    manifest, evidence = _judged(manifest, recipe, Evidence.read(bundle), found)
+    manifest, evidence = _judged(manifest, recipe, evidence, found)
     _put(bundle, manifest, evidence, {"latency.json": content})
     return Timed(bundle=str(bundle), latency=found, gates=manifest.gates)
 

@@ -6,7 +6,7 @@ Shapes: B rows, T tokens, N neurons of all layers, W neurons of one layer.
 
 from __future__ import annotations
 
-__all__ = ["bake_", "gate", "masked", "silenced"]
+__all__ = ["bake_", "gate", "masked", "silenced", "value_rows"]
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,7 +14,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from ml_dtypes import bfloat16
 from torch import Tensor, nn
 
 from nemo_edge.component import VALUE_MASK, Component, Port
@@ -51,6 +53,22 @@ def bake_(unet: nn.Module, neurons: NeuronSet) -> nn.Module:
         if linear.bias is not None:
             linear.bias[list(rows)] = 0
     return unet
+
+
+def value_rows(unet: nn.Module, neurons: NeuronSet, dtype: torch.dtype) -> dict[str, np.ndarray]:
+    """Return what `bake_` zeroes, as it is now, in the type of a graph: `<layer>.weight` and `<layer>.bias` of each layer with neurons."""
+    return {
+        f"{layer.name}.{kind}": _array(tensor.detach()[list(rows)].to(dtype))
+        for (layer, _), (linear, rows) in zip(neurons.items(), _projections(unet, neurons), strict=True)
+        for kind, tensor in (("weight", linear.weight), ("bias", linear.bias))
+        if rows and tensor is not None
+    }
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """A tensor as an array; numpy's bfloat16 is that of ml_dtypes."""
+    plain: np.ndarray = tensor.cpu().view(torch.int16).numpy().view(bfloat16) if tensor.dtype == torch.bfloat16 else tensor.cpu().numpy()
+    return plain
 
 
 def gate(component: Component, unet: nn.Module, layers: Sequence[ValueLayer]) -> Component:

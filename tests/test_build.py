@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from nemo_edge.backends.onnxruntime import open_runner
-from nemo_edge.build import BuildResult, _lock, build, plan
+from nemo_edge.build import BuildResult, build, lock, plan
 from nemo_edge.bundle import MANIFEST, Manifest, open_bundle, verify
 from nemo_edge.errors import InputError
 from nemo_edge.files import sha256_file
@@ -240,7 +240,7 @@ def test_a_size_that_the_graph_cannot_take_is_found_before_the_work(recipe: Reci
 
 
 def test_a_second_build_at_the_same_time_is_refused(recipe: Recipe) -> None:
-    with _lock(recipe), pytest.raises(InputError, match="another build"):
+    with lock(recipe.output), pytest.raises(InputError, match="another build"):
         build(recipe.model_copy(update={"name": "other"}))
 
 

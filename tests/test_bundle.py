@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,6 +109,17 @@ def test_a_former_bundle_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
+def test_there_is_no_moment_without_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = published(tmp_path / "out", "former")
+    moved: list[Path] = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda source, target: (moved.append(Path(source)), replace(source, target)))
+    published(folder, "new")
+    assert open_bundle(folder).key == "new"
+    if sys.platform == "linux":
+        assert folder not in moved
+
+
 def test_a_publication_that_fails_leaves_the_former_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = published(tmp_path / "out", "former")
     replace = os.replace
@@ -117,6 +129,7 @@ def test_a_publication_that_fails_leaves_the_former_bundle(tmp_path: Path, monke
             raise OSError(5, "Input/output error")
         replace(source, target)
 
+    monkeypatch.setattr("nemo_edge.bundle._exchange", lambda *_: False)  # as on a system that cannot
     monkeypatch.setattr(os, "replace", failing)
     with pytest.raises(InputError, match="Input/output error"):
         published(folder, "new")

@@ -70,6 +70,9 @@ class Evidence:
     def read(cls, bundle: Path) -> Evidence:
         """Read the evidence of a finished bundle. Raises `BundleError` for a folder that is none, or lacks its measurement."""
         manifest = open_bundle(bundle)
+        if not manifest.measured:
+            again = f"nemo-edge rebake {bundle} --neurons {bundle}/neurons.json --measure"
+            raise BundleError(f"the neurons of {bundle} were changed since it was measured: measure it again with `{again}`")
         latency = _model(Latency, bundle / "latency.json") if (bundle / "latency.json").is_file() else None
         try:
             localizations = tuple(read_results(bundle / "localization.jsonl"))

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nemo_edge.localization import union
 from nemo_edge.mitigation import GeneralDrift, Measurement, PromptMitigation, Shown
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.numbers import count, joined, number, ratio
 
 GATES = {
+    "measured": "Changes of the neurons since the bundle was measured",
     "schedule_floor": "Prompts whose memory could not be brought below τ",
     "memorization_score": "Most of a memory that is left, as a memorization score",
     "replication": "Share of the leaking prompts that still give back a training picture",
@@ -142,13 +144,24 @@ def _headline(evidence: Evidence) -> str:
 def _found(evidence: Evidence) -> str:
     examined, memorized = len(evidence.localizations), sum(found.memorized for found in evidence.localizations)
     if not memorized:
-        return f"{count(examined, 'prompt').capitalize()} {_were(examined)} examined. None is memorized, so no neuron was silenced."
-    neurons, total = evidence.measurement.neurons, evidence.localizations[0].refined.total
+        so = "so no neuron was silenced." if not evidence.measurement.neurons else f"but others were chosen: {_silenced(evidence)}"
+        return f"{count(examined, 'prompt').capitalize()} {_were(examined)} examined. None is memorized, {so}"
     which = "this one" if memorized == 1 else "these"
     return (
         f"{count(examined, 'prompt').capitalize()} {_were(examined)} examined; {memorized} {_are(memorized)} memorized: for {which} "
-        f"the model draws nearly the same picture from every seed. {neurons} of {total} value neurons "
-        f"{'holds' if neurons == 1 else 'hold'} the memories and {_are(neurons)} silenced."
+        f"the model draws nearly the same picture from every seed. {_silenced(evidence)}"
+    )
+
+
+def _silenced(evidence: Evidence) -> str:
+    """How many neurons are silenced: those that were found, unless the bundle was given others."""
+    neurons, found = evidence.measurement.neurons, union(evidence.localizations)
+    if evidence.facts.get("Neurons", found.content_hash()) == found.content_hash():
+        holds = "holds" if neurons == 1 else "hold"
+        return f"{neurons} of {found.total} value neurons {holds} the memories and {_are(neurons)} silenced."
+    return (
+        f"{len(found)} of {found.total} value neurons were found to hold the memories, but others were chosen: "
+        f"{count(neurons, 'neuron')} {_are(neurons)} silenced."
     )
 
 

@@ -1,0 +1,280 @@
+"""A new neuron set into a finished bundle, without an export: the baked UNet's value weights change in a copy of their file.
+
+What was measured was measured with the former set. It is taken out of the bundle, which must not be shipped before it is
+measured again. Knows files and weights; torch is imported only to measure, or for rows that are in the checkpoint alone.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Rebaked", "rebake"]
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from nemo_edge.backends.flavours import FLAVOURS, check
+from nemo_edge.backends.tensorrt import compile_engine
+from nemo_edge.build import lock
+from nemo_edge.bundle import MEASURED, GateResult, Manifest, amend, check_output, open_bundle
+from nemo_edge.component import UNET_FOLDERS
+from nemo_edge.errors import BundleError, InputError, MissingDependency
+from nemo_edge.files import explain, sha256_file, sha256_json
+from nemo_edge.graphs import open_graph
+from nemo_edge.neurons import NeuronSet, read_neurons
+from nemo_edge.plans import PlanFile, open_plan_file
+from nemo_edge.progress import Progress
+from nemo_edge.recipe import Recipe
+from nemo_edge.targets import Flavour, PlanSettings
+from nemo_edge.valueweights import SILENCED_ROWS, Rows, ValueWeights, load_rows, open_value_weights, rows_of, save_rows
+
+_NEURONS = "neurons.json"
+_OF_THE_FORMER_SET = ("report", "measurement.json")
+"""What a bundle holds that says something of its neurons. Times do not depend on which neurons are silenced, and stay."""
+
+
+class Rebaked(BaseModel):
+    """A bundle with another neuron set."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+
+    bundle: str
+    changed: bool
+    """Whether the set is another than the bundle had."""
+    neurons: int
+    """Neurons that are silenced now."""
+    silenced: int
+    """Of these, how many were not before."""
+    restored: int
+    """Neurons that have their weights back."""
+    per_layer: dict[str, tuple[int, int, int]]
+    """Of each value layer that changed: neurons before, and now, and how many of them are new."""
+    removed: tuple[str, ...]
+    """TensorRT engines of the former set that could not be compiled again here; they are gone."""
+    measured: bool
+    """Whether the bundle holds what was measured with these neurons."""
+    gates: tuple[GateResult, ...]
+    seconds: float
+    """What the change took, without measuring."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate passed, so that the bundle may be shipped."""
+        return all(gate.passed for gate in self.gates)
+
+
+def rebake(
+    bundle: Path, neurons: Path, *, measure: bool = False, checkpoint: str | None = None, progress: Progress | None = None
+) -> Rebaked:
+    """Put a set, `neurons.json` or the official `.csv`, in the place of a bundle's own; with `measure`, examine the bundle with it.
+
+    Only the files that are read are compared with their hashes in the manifest; where the bundle does not keep the rows that
+    come back, they are `checkpoint`'s. Raises `InputError` for a set of other layers, `BundleError` for a file that was changed.
+    """
+    started = time.perf_counter()
+    check_output(bundle)
+    manifest = open_bundle(bundle)
+    _check(bundle, manifest, _NEURONS)
+    before = NeuronSet.load(bundle / _NEURONS)
+    after = read_neurons(neurons, before.layers)
+    sources = None
+    if measure:
+        from nemo_edge.remeasure import measure_again, open_sources
+
+        sources = open_sources(manifest, checkpoint)  # what is not there is found before the bundle is changed
+    removed: tuple[str, ...] = ()
+    if after != before:
+        cache = bundle.parent / f".{bundle.name}.build"
+        with lock(bundle) if cache.is_dir() else nullcontext():
+            manifest, removed = _Change(bundle, manifest, before, after, checkpoint, progress or Progress()).run()
+    seconds = time.perf_counter() - started
+    if sources is not None and not (after == before and manifest.measured):
+        manifest = measure_again(bundle, sources, progress)
+    return Rebaked(
+        bundle=str(bundle),
+        changed=after != before,
+        neurons=len(after),
+        silenced=len(after - before),
+        restored=len(before - after),
+        per_layer=_per_layer(before, after),
+        removed=removed,
+        measured=manifest.measured,
+        gates=manifest.gates,
+        seconds=seconds,
+    )
+
+
+def _per_layer(before: NeuronSet, after: NeuronSet) -> dict[str, tuple[int, int, int]]:
+    rows = zip(before.layers, before.indices, after.indices, strict=True)
+    return {layer.name: (len(was), len(now), len({*now} - {*was})) for layer, was, now in rows if was != now}
+
+
+def _check(bundle: Path, manifest: Manifest, *names: str) -> None:
+    """Raise `BundleError` for a file that is not the one the manifest names."""
+    for name in names:
+        path = bundle / name
+        if name not in manifest.files or not path.is_file() or sha256_file(path) != manifest.files[name]:
+            raise _changed(bundle, name)
+
+
+def _changed(bundle: Path, name: str) -> BundleError:
+    return BundleError(f"{bundle} was changed since it was built ({name}): build it again; nothing was written")
+
+
+@dataclass(frozen=True)
+class _Change:
+    """One set in the place of another, in one bundle."""
+
+    bundle: Path
+    manifest: Manifest
+    before: NeuronSet
+    after: NeuronSet
+    checkpoint: str | None
+    progress: Progress
+
+    def run(self) -> tuple[Manifest, tuple[str, ...]]:
+        """Return the new manifest, and the engines that are gone."""
+        baked = self._baked() if "baked" in self.manifest.variants else None
+        removed: list[str] = []
+        recipe = Recipe.model_validate(self.manifest.recipe)
+
+        def write(staged: Path) -> dict[str, str]:
+            for name in _OF_THE_FORMER_SET:
+                _remove(staged / name)
+            self.after.save(staged / _NEURONS)
+            hashes = {}
+            if baked is not None:
+                hashes = self._write(baked, staged)
+                removed.extend(plan.plan for path, plan in self._plans() if not _recompile(staged, path, plan, recipe, self.progress))
+            return hashes
+
+        try:
+            return amend(self.bundle, self._judged(), write), tuple(removed)
+        except OSError as error:
+            raise explain(error, Path(error.filename or self.bundle)) from error
+
+    def _judged(self) -> Manifest:
+        """The manifest until the bundle is measured again."""
+        again = "nemo-edge rebake BUNDLE --neurons BUNDLE/neurons.json --measure"
+        why = f"the neurons were changed since the bundle was measured; measure it again: {again}"
+        gate = GateResult(name=MEASURED, limit=0.0, value=1.0, passed=False, detail=why)
+        changes = {
+            "key": sha256_json([self.manifest.key, "rebake", self.after.content_hash()]),
+            "neurons_hash": self.after.content_hash(),
+            "gates": (gate,) if self.manifest.random_weights is None else self.manifest.gates,
+            "passed": False,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        return self.manifest.model_copy(update=changes)
+
+    def _baked(self) -> tuple[ValueWeights, Rows, Rows | None]:
+        """The baked graph's weights, those that it gets, and what is baked out then, as far as it is known."""
+        weights = self._open("baked")
+        self._check_room(weights)
+        known = rows_of(weights.values, self.before)
+        if any(rows.any() for rows in known.values()):
+            raise BundleError(f"{self.bundle}: unet/model.onnx is not baked with the neurons of neurons.json: build the bundle again")
+        originals = self._originals()
+        whole = {key: np.array(rows) for key, rows in weights.values.items()}
+        for key, rows in _chosen(whole, self.before) if originals is not None else ():
+            own = originals.get(key) if originals is not None else None
+            if own is None or own.dtype != whole[key].dtype or own.shape != known[key].shape:
+                raise BundleError(f"{self.bundle}: the rows that are kept of {key} are not those of neurons.json: build the bundle again")
+            whole[key][rows] = own
+        kept = rows_of(whole, self.after) if originals is not None else None
+        for key, rows in _chosen(whole, self.after):
+            whole[key][rows] = 0
+        return weights, whole, kept
+
+    def _write(self, baked: tuple[ValueWeights, Rows, Rows | None], staged: Path) -> dict[str, str]:
+        """Write the baked graph and what is baked out of it; return the hashes of the large files."""
+        (weights, values, kept), folder = baked, UNET_FOLDERS["baked"]
+        hashes = weights.write(values, staged / folder, {"nemo_edge.neurons": self.after.content_hash()})
+        for name, (former, _) in hashes.items():
+            if former != self.manifest.files.get(f"{folder}/{name}"):
+                raise _changed(self.bundle, f"{folder}/{name}")
+        if kept is not None and SILENCED_ROWS in self.manifest.files:
+            save_rows(staged / SILENCED_ROWS, kept)
+        return {f"{folder}/{name}": new for name, (_, new) in hashes.items()}
+
+    def _open(self, variant: str) -> ValueWeights:
+        """The value weights of a variant's graph; the files beside it are not compared with their hashes yet."""
+        name = f"{UNET_FOLDERS[variant]}/model.onnx"
+        _check(self.bundle, self.manifest, name)
+        return open_value_weights(open_graph(self.bundle / name), self.before.layers)
+
+    def _originals(self) -> Rows | None:
+        """The rows of the former set as they were: what the bundle keeps, else those of its masked graph, else the checkpoint's.
+
+        None where nobody has them and none of them comes back.
+        """
+        if SILENCED_ROWS in self.manifest.files:
+            _check(self.bundle, self.manifest, SILENCED_ROWS)
+            return load_rows(self.bundle / SILENCED_ROWS)
+        missing = len(self.before - self.after)
+        if "masked" in self.manifest.variants and missing:
+            masked, folder = self._open("masked"), UNET_FOLDERS["masked"]
+            _check(self.bundle, self.manifest, *(f"{folder}/{name}" for name in masked.data))
+            return rows_of(masked.values, self.before)
+        if not missing:
+            return None
+        if self.checkpoint is None:
+            raise InputError(f"{self.bundle} does not keep the weights of the {missing} neurons that come back: pass --checkpoint")
+        from nemo_edge.remeasure import original_rows
+
+        return original_rows(self.manifest, self.before, self.checkpoint)
+
+    def _check_room(self, weights: ValueWeights) -> None:
+        needed = sum((self.bundle / UNET_FOLDERS["baked"] / name).stat().st_size for name in weights.data)
+        free = shutil.disk_usage(self.bundle.parent).free
+        if free < needed:
+            raise InputError(
+                f"a copy of the UNet's weights needs {needed / 1e9:.1f} GB beside {self.bundle}, where {free / 1e9:.1f} GB are free"
+            )
+
+    def _plans(self) -> Iterator[tuple[str, PlanFile]]:
+        """The TensorRT engines that were compiled from the baked graph, and their sidecars."""
+        for name in self.manifest.files:
+            if not (name.startswith("engines/") and name.endswith(".json")):
+                continue
+            if json.loads((self.bundle / name).read_bytes()).get("backend") in get_args(Flavour):
+                plan = open_plan_file(self.bundle / name)
+                if plan.model == f"{UNET_FOLDERS['baked']}/model.onnx" and plan.plan in self.manifest.files:
+                    yield name, plan
+
+
+def _chosen(values: Rows, neurons: NeuronSet) -> list[tuple[str, list[int]]]:
+    """The tensors of a set's layers, and which of their rows are the set's."""
+    pairs = [(f"{layer.name}.{kind}", list(rows)) for layer, rows in neurons.items() if rows for kind in ("weight", "bias")]
+    return [(key, rows) for key, rows in pairs if key in values]
+
+
+def _recompile(staged: Path, sidecar: str, plan: PlanFile, recipe: Recipe, progress: Progress) -> bool:
+    """Put an engine of the new weights in the place of one of the former; where it cannot be made here, say so and take that out."""
+    settings: PlanSettings | None = getattr(recipe, FLAVOURS[plan.backend].table)
+    try:
+        if settings is None:
+            raise MissingDependency("the recipe says nothing of it any more")
+        check(plan.backend, settings)
+    except MissingDependency as error:
+        progress.note(f"{plan.plan} is of the former neurons, and is taken out: {error}")
+        for name in (sidecar, plan.plan):
+            (staged / name).unlink()
+        return False
+    compile_engine(staged, plan.component, plan.model, plan.backend, settings, plan.profiles, plan.dtype, progress)
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

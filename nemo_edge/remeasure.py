@@ -1,0 +1,113 @@
+"""A finished bundle measured again, by the code that a build measures with: after its neurons were changed.
+
+The prompts come from the files that the recipe names, the weights of eager from the checkpoint; both must be those of the build.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Sources", "measure_again", "open_sources", "original_rows"]
+
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from nemo_edge.backends.torch import DTYPES
+from nemo_edge.bundle import Manifest, amend, open_verified, staging
+from nemo_edge.calibration import Calibration
+from nemo_edge.checkpoint import Checkpoint, open_checkpoint
+from nemo_edge.errors import BundleError, InputError
+from nemo_edge.examination import Subject, examine
+from nemo_edge.files import checkpoint_hashes
+from nemo_edge.gates import judge
+from nemo_edge.ingredients import Ingredients, ingredients
+from nemo_edge.latency import Latency
+from nemo_edge.localization import read_results
+from nemo_edge.neurons import NeuronSet
+from nemo_edge.progress import Progress
+from nemo_edge.recipe import Recipe
+from nemo_edge.report import Evidence, store_pictures, worst_first, write_report
+from nemo_edge.surgery import value_rows
+from nemo_edge.valueweights import Rows
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a bundle was made from, found again: its prompts, and where its weights are."""
+
+    recipe: Recipe
+    """The bundle's, with the checkpoint that is here."""
+    inputs: Ingredients
+
+    def checkpoint(self) -> Checkpoint:
+        """Open the weights."""
+        return open_checkpoint(self.recipe.checkpoint.path, allow_pickle=self.recipe.checkpoint.allow_pickle)
+
+
+def open_sources(manifest: Manifest, checkpoint: str | None = None) -> Sources:
+    """Find what a bundle was made from. Raises `InputError` where a file is missing or has changed since."""
+    if manifest.random_weights is not None:
+        raise InputError("a bundle of random weights holds no memories, so that there is nothing to measure: leave --measure out")
+    recipe = _recipe(manifest, checkpoint)
+    inputs = ingredients(recipe)
+    _check_weights(manifest, recipe.checkpoint.path, inputs.checkpoint)
+    changed = sorted(name for name, digest in manifest.prompts.items() if inputs.prompts.get(name) != digest)
+    if changed:
+        raise InputError(f"{changed[0]}, which the bundle was made from, has changed since: build the bundle again")
+    return Sources(recipe, inputs)
+
+
+def original_rows(manifest: Manifest, neurons: NeuronSet, checkpoint: str) -> Rows:
+    """Return the rows of a set's neurons from the checkpoint, in the type of the bundle's graphs.
+
+    Raises `InputError` for a checkpoint that the bundle is not made from.
+    """
+    recipe = _recipe(manifest, checkpoint)
+    _check_weights(manifest, checkpoint, checkpoint_hashes(checkpoint))
+    opened = open_checkpoint(checkpoint, allow_pickle=recipe.checkpoint.allow_pickle)
+    return value_rows(opened.unet, neurons, DTYPES[recipe.export.dtype])
+
+
+def measure_again(bundle: Path, sources: Sources, progress: Progress | None = None) -> Manifest:
+    """Examine a bundle's engines with the neurons that they silence now; the bundle then holds what was found, judged anew.
+
+    Every file is checked before an engine is opened. Raises `BundleError` for a bundle that was changed.
+    """
+    manifest, inputs = open_verified(bundle), sources.inputs
+    found = {result.prompt: result for result in read_results(bundle / "localization.jsonl")}
+    if any(prompt.text not in found for prompt in inputs.memorized):
+        raise BundleError(f"{bundle}: localization.jsonl is of other prompts than the recipe's: build the bundle again")
+    localizations = [found[prompt.text] for prompt in inputs.memorized]
+    calibration, neurons = Calibration.load(bundle / "calibration.safetensors"), NeuronSet.load(bundle / "neurons.json")
+    subject = Subject(
+        sources.checkpoint(), bundle, sources.recipe, inputs.memorized, inputs.held_out, localizations, calibration, given=neurons
+    )
+    times = bundle / "latency.json"
+    latency = Latency.model_validate_json(times.read_bytes()) if times.is_file() else None
+    with staging(bundle) as work:
+        measurement = examine(subject, work, progress or Progress())
+        gates = judge(measurement, localizations, sources.recipe, latency)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        changes = {"gates": gates, "passed": all(gate.passed for gate in gates), "machine": inputs.machine, "created": now}
+        manifest = manifest.model_copy(update=changes)
+
+        def change(staged: Path) -> None:
+            shutil.rmtree(staged / "report", ignore_errors=True)
+            (staged / "measurement.json").unlink(missing_ok=True)
+            shutil.copyfile(work / "measurement.json", staged / "measurement.json")
+            store_pictures(work / "pictures", staged / "report" / "pictures", worst_first(measurement))
+            write_report(staged / "report", Evidence.of(manifest, measurement, localizations, latency))
+
+        return amend(bundle, manifest, change)
+
+
+def _recipe(manifest: Manifest, checkpoint: str | None) -> Recipe:
+    recipe = Recipe.model_validate(manifest.recipe)
+    if checkpoint is None:
+        return recipe
+    return recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"path": checkpoint})})
+
+
+def _check_weights(manifest: Manifest, path: str, found: dict[str, str]) -> None:
+    if found != manifest.checkpoint:
+        raise InputError(f"{path} is not the checkpoint that this bundle was made from: its files have other hashes; pass --checkpoint")
