@@ -6,7 +6,7 @@ localization that was interrupted goes on where it stopped, any other stage begi
 
 from __future__ import annotations
 
-__all__ = ["BuildResult", "Plan", "build", "lock", "plan"]
+__all__ = ["BuildResult", "Plan", "build", "lock", "plan", "weights_folder"]
 
 import fcntl
 import json
@@ -66,7 +66,7 @@ class BuildResult(BaseModel):
 def plan(recipe: Recipe) -> Plan:
     """Read the inputs, hash them, and say what would run. Raises `InputError` for what cannot be used."""
     check_output(recipe.output)
-    if recipe.random_weights is not None and not _random_folder(recipe).is_dir():
+    if recipe.random_weights is not None and not weights_folder(recipe).is_dir():
         return Plan(name=recipe.name, output=str(recipe.output), key="", up_to_date=False, stages={"random weights": ""}, done=())
     recipe = _with_weights(recipe, Progress())
     inputs = ingredients(recipe)
@@ -106,7 +106,8 @@ def build(recipe: Recipe, progress: Progress | None = None) -> BuildResult:
     return BuildResult(bundle=str(recipe.output), skipped=False, manifest=manifest)
 
 
-def _random_folder(recipe: Recipe) -> Path:
+def weights_folder(recipe: Recipe) -> Path:
+    """Return where the random weights of a recipe are made, and found again."""
     assert recipe.random_weights is not None
     settings = recipe.random_weights.model_dump(mode="json", exclude={"neurons"})
     return recipe.output.parent / f".{recipe.output.name}.build" / f"weights-{sha256_json(settings)[:12]}"
@@ -116,7 +117,7 @@ def _with_weights(recipe: Recipe, progress: Progress) -> Recipe:
     """The recipe with its random weights as its checkpoint, where it wants some; they are made unless they are there."""
     if recipe.random_weights is None:
         return recipe
-    wanted, folder = recipe.random_weights, _random_folder(recipe)
+    wanted, folder = recipe.random_weights, weights_folder(recipe)
     run_apart("make random weights", progress, "nemo_edge.random_weights.write_random", wanted.architecture, folder, "fp16", wanted.seed)
     return recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"path": str(folder)})})
 

@@ -11,6 +11,7 @@ import copy
 import gc
 import logging
 import os
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -52,6 +53,10 @@ class Exported(BaseModel):
     dtype: Literal["fp32", "fp16", "bf16"]
     opset: int
     agreement: tuple[Agreement, ...]
+    write_s: float
+    """Seconds of tracing and writing."""
+    verify_s: float
+    """Seconds of the comparison with eager's answers."""
     note: str = ""
     """Why its type is not the recipe's."""
 
@@ -81,7 +86,7 @@ def export_component(
     """
     asked = reference or Reference(answered(component, random_feeds(component, settings, factor)), partial(_itself, component))
     with staging(folder) as staged:
-        path = staged / "model.onnx"
+        path, started = staged / "model.onnx", time.monotonic()
         try:
             _write(component, path, settings, provenance, factor)
             if separate:
@@ -92,6 +97,7 @@ def export_component(
             raise explain(error, folder) from error
         except onnx.checker.ValidationError as error:
             raise ExportError(f"the ONNX checker refuses {component.name}: {error}") from error
+        written = time.monotonic()
         if reference is not None:
             component.module.to("meta")
             gc.collect()
@@ -101,7 +107,13 @@ def export_component(
             raise _disagreement(component.name, wrong, path, asked, settings.dtype)
         os.replace(staged, folder)
     return Exported(
-        component=component.name, model=f"{folder.name}/model.onnx", dtype=settings.dtype, opset=settings.opset, agreement=agreement
+        component=component.name,
+        model=f"{folder.name}/model.onnx",
+        dtype=settings.dtype,
+        opset=settings.opset,
+        agreement=agreement,
+        write_s=round(written - started, 2),
+        verify_s=round(time.monotonic() - written, 2),
     )
 
 

@@ -326,7 +326,7 @@ def two_faced(difference: float) -> Component:
 
 @pytest.mark.parametrize("difference", [1.0, float("nan")])
 def test_a_graph_that_disagrees_leaves_nothing_behind(tmp_path: Path, difference: float) -> None:
-    with pytest.raises(ExportError, match=r"two_faced: output y at batch 1 is off by .*; the first tensor that is"):
+    with pytest.raises(ExportError, match=r"two_faced: output y at batch 1 is off by .*; (the first|no) tensor"):
         export_component(two_faced(difference), tmp_path / "bundle" / "unet", ExportSettings(), FACTS)
     assert list((tmp_path / "bundle").iterdir()) == []
 

@@ -1,0 +1,220 @@
+"""Bundles of true size without a GPU: seconds, peak memory and bytes of exporting a model and compiling it for TensorRT-RTX.
+
+    python benchmarks/full_size.py --neurons official_results_sample.csv
+
+Writes `benchmarks/results/full_size.json`. Each model is built twice by `nemo-edge build engines/sd15-rtx.toml --random-weights …`,
+with a profile of the model's own size: the first time its random weights are made, which stand for a download, and the second, which
+is measured, finds them there. Memory is that of all processes together, each page counted once (PSS, from /proc). Beside it: the
+UNet of Stable Diffusion 1.5 exported in fp32 by nemo-edge and by optimum-onnx (`make optimum`), which exports fp16 on a GPU only; and
+ONNX Runtime against eager at 32 × 32 latents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "full_size.json"
+OPTIMUM = ROOT / ".venv-optimum" / "bin" / "python"
+MODELS = {"sd15": 512, "sd21": 768, "bk-sdm-small": 512, "sdxl": 1024}
+"""Architecture → pixels of its pictures."""
+WEIGHTS = """
+import sys
+from pathlib import Path
+from nemo_edge.build import weights_folder
+from nemo_edge.random_weights import write_random
+from nemo_edge.recipe import load_recipe
+recipe = load_recipe(Path(sys.argv[1]))
+write_random(recipe.random_weights.architecture, weights_folder(recipe))
+"""
+OURS = """
+import sys
+from pathlib import Path
+from nemo_edge import parts
+from nemo_edge.neurons import NeuronSet
+from nemo_edge.production import PartJob
+from nemo_edge.progress import Progress
+from nemo_edge.recipe import CheckpointSettings, ExportSettings
+source, out = CheckpointSettings(path=sys.argv[1]), Path(sys.argv[2])
+neurons = NeuronSet.empty(parts.layers_of(source, "paper", Progress()))
+answers = out / "answers"
+answers.mkdir(parents=True)
+exported = parts.export_part(PartJob(source, "unet", neurons, ExportSettings(), out, {}), answers, Progress())
+print(exported.model_dump_json())
+"""
+THEIRS = """
+import sys
+import torch
+from diffusers import UNet2DConditionModel
+from optimum.exporters.onnx import export
+from optimum.exporters.onnx.model_configs import UNetOnnxConfig
+from pathlib import Path
+unet = UNet2DConditionModel.from_pretrained(sys.argv[1], subfolder="unet", torch_dtype=torch.float32).eval()
+out = Path(sys.argv[2])
+out.mkdir()
+unet.config.text_encoder_projection_dim = None
+unet.config.requires_aesthetics_score = False
+config = UNetOnnxConfig(unet.config, task="semantic-segmentation", int_dtype="int64", float_dtype="fp32")
+export(model=unet, config=config, output=out / "model.onnx", opset=18, disable_dynamic_axes_fix=True)
+"""
+AGREEMENT = """
+import sys, json
+import numpy as np
+from pathlib import Path
+from nemo_edge.backends.onnxruntime import open_runner
+from nemo_edge.backends.torch import open_runner as open_eager
+from nemo_edge.checkpoint import open_checkpoint
+component = open_checkpoint(sys.argv[1], parts=("unet",)).unet_component()
+feed = component.example(2, seed=0, height=32, width=32)
+expected = open_eager(component)(feed)["out_sample"]
+component.module.to("meta")
+with open_runner(Path(sys.argv[2]) / "unet" / "model.onnx") as runner:
+    got = runner(feed)["out_sample"]
+print(json.dumps({"largest_error": float(np.abs(got - expected).max()), "largest_value": float(np.abs(expected).max())}))
+"""
+RECIPE = """
+name = "{name}-rtx"
+output = "{output}"
+[checkpoint]
+path = "unused"
+[prompts]
+memorized = "unused.csv"
+general = "unused.txt"
+[export]
+variants = ["masked"]
+dtype = "fp16"
+[tensorrt_rtx]
+targets = ["sm86", "sm89"]
+[[tensorrt_rtx.profiles]]
+batch = [1, 1, 4]
+height = {pixels}
+width = {pixels}
+[random_weights]
+architecture = "{name}"
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS), help="which to build; others keep their rows")
+    parser.add_argument("--neurons", type=Path, help="result file of the official code: the mask of Stable Diffusion 1.5 and 2.1")
+    parser.add_argument("--no-export", action="store_true", help="leave out the fp32 exports")
+    args = parser.parse_args()
+    from nemo_edge.environment import machine
+
+    found = json.loads(RESULT.read_text()) if RESULT.is_file() else {"builds": {}, "exports": {}}
+    found["machine"] = machine().model_dump(mode="json")
+    with tempfile.TemporaryDirectory(dir=ROOT / "engines") as folder:
+        for name in args.models:
+            neurons = args.neurons if name in ("sd15", "sd21") else None
+            found["builds"][name] = build(name, Path(folder), neurons)
+            RESULT.write_text(json.dumps(found, indent=1) + "\n")
+            print(name, found["builds"][name], flush=True)
+        if not args.no_export:
+            found["exports"] = exports(Path(folder))
+            print(found["exports"], flush=True)
+    RESULT.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def build(name: str, folder: Path, neurons: Path | None) -> dict[str, Any]:
+    """Build one model; return what it took, and how large it is."""
+    place = folder / name
+    place.mkdir()
+    recipe, output = place / "recipe.toml", place / "bundle"
+    recipe.write_text(RECIPE.format(name=name, output=output, pixels=MODELS[name]))
+    command = [sys.executable, "-m", "nemo_edge.cli", "build", str(recipe), *(["--neurons", str(neurons)] if neurons else [])]
+    weights = watched([sys.executable, "-c", WEIGHTS, str(recipe)])
+    whole = watched(command)
+    weights.pop("output"), whole.pop("output")
+    export = json.loads(next(place.glob(".bundle.build/export-*/exported.json")).read_text())
+    plans = [json.loads(path.read_text()) for path in sorted((output / "engines").glob("*.tensorrt-rtx.*.json"))]
+    unet = next(e for e in export if e["component"] == "unet")
+    return {
+        "weights": weights,
+        "build": whole,
+        "export": {
+            e["component"]: {
+                "write_s": e["write_s"],
+                "verify_s": e["verify_s"],
+                "dtype": e["dtype"],
+                "largest_error": max(a["largest_error"] / max(a["largest_value"], 1.0) for a in e["agreement"]),
+                "size_bytes": sum(p.stat().st_size for p in (output / Path(e["model"]).parent).iterdir()),
+            }
+            for e in export
+        },
+        "unet": unet["model"],
+        "plans": {p["component"]: {"build_s": p["build_s"], "size_bytes": p["size_bytes"], "dtype": p["dtype"]} for p in plans},
+        "bundle_bytes": sum(p.stat().st_size for p in output.rglob("*") if p.is_file()),
+        "neurons": sum(map(len, json.loads((output / "neurons.json").read_text())["indices"])),
+    }
+
+
+def exports(folder: Path) -> dict[str, Any]:
+    """The UNet of Stable Diffusion 1.5 in fp32, exported by nemo-edge and by optimum-onnx from the same weights."""
+    source = next((folder / "sd15").glob(".bundle.build/weights-*"))
+    found = {"nemo-edge": watched([sys.executable, "-c", OURS, str(source), str(folder / "ours")])}
+    found["nemo-edge"] |= {"size_bytes": size(folder / "ours" / "unet"), **(json.loads(found["nemo-edge"].pop("output")))}
+    agreement = json.loads(watched([sys.executable, "-c", AGREEMENT, str(source), str(folder / "ours")])["output"])
+    found["nemo-edge"]["at_32_latents"] = agreement
+    if OPTIMUM.is_file():
+        found["optimum-onnx"] = watched([str(OPTIMUM), "-c", THEIRS, str(source), str(folder / "theirs")])
+        found["optimum-onnx"] = {"size_bytes": size(folder / "theirs"), **found["optimum-onnx"], "output": ""}
+    return found
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def watched(command: list[str]) -> dict[str, Any]:
+    """Run a command; return its seconds, the peak memory of all its processes together and of the largest, and what it printed."""
+    started, peak, largest = time.monotonic(), 0, 0
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    told: list[tuple[str, str]] = []
+    reader = threading.Thread(target=lambda: told.append(process.communicate()))
+    reader.start()
+    while reader.is_alive():
+        shares = [memory(pid) for pid in tree(process.pid)]
+        peak, largest = max(peak, sum(pss for pss, _ in shares)), max([largest, *(rss for _, rss in shares)])
+        reader.join(0.2)
+    output, errors = told[0]
+    if process.returncode:
+        sys.exit(f"{' '.join(command)[:200]} ended with {process.returncode}: {errors[-2000:]}")
+    seconds = round(time.monotonic() - started, 1)
+    return {"seconds": seconds, "peak_mb": round(peak / 1e3), "largest_process_mb": round(largest / 1e3), "output": output.strip()}
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all below it."""
+    try:
+        children = [
+            int(child)
+            for task in os.listdir(f"/proc/{pid}/task")
+            for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()
+        ]
+    except OSError:
+        return [pid]
+    return [pid, *(below for child in children for below in tree(child))]
+
+
+def memory(pid: int) -> tuple[float, float]:
+    """The memory of a process in kB: its share (PSS), and all that is resident (RSS)."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    except OSError:
+        return 0.0, 0.0
+    values = {line.split(":")[0]: float(line.split()[1]) * 1.024 for line in lines}
+    return values.get("Pss", 0.0), values.get("Rss", 0.0)
+
+
+if __name__ == "__main__":
+    main()
