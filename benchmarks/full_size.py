@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -196,11 +195,7 @@ def watched(command: list[str]) -> dict[str, Any]:
 def tree(pid: int) -> list[int]:
     """A process and all below it."""
     try:
-        children = [
-            int(child)
-            for task in os.listdir(f"/proc/{pid}/task")
-            for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()
-        ]
+        children = [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
     except OSError:
         return [pid]
     return [pid, *(below for child in children for below in tree(child))]
