@@ -203,8 +203,8 @@ def full_size_table(found: Result) -> list[str]:
     )
     lines += [
         "",
-        f"`nemo-edge build` with `--random-weights`, for sm86 and sm89 in one plan, profile of 1 to 4 pictures; on {machine(found)}, no GPU. "
-        "Memory is that of all processes together. " + (f"In fp32: {', '.join(kept)}. " if kept else "") + "",
+        f"`nemo-edge build` with `--random-weights`, for sm86 and sm89 in one plan, 1 to 4 pictures; {machine(found)}, no GPU. "
+        "Memory is that of all processes together. " + (f"In fp32: {', '.join(kept)}." if kept else ""),
         "",
         "| UNet of Stable Diffusion 1.5, fp32 | s | peak memory, GB | on disk, GB |",
         "|---|---|---|---|",
