@@ -100,9 +100,8 @@ def time_again(
     judged = out is None and manifest.random_weights is None
     if out is None:
         check_output(bundle)
-    if judged:
-        if "unet" not in wanted.targets or wanted.runs < FEWEST_ROUNDS:
-            raise InputError(f"a bundle is judged by {FEWEST_ROUNDS} rounds of its UNet or more: pass --out to keep these times elsewhere")
+    if judged and ("unet" not in wanted.targets or wanted.runs < FEWEST_ROUNDS):
+        raise InputError(f"a bundle is judged by {FEWEST_ROUNDS} rounds of its UNet or more: pass --out to keep these times elsewhere")
     evidence = Evidence.read(bundle) if judged else None  # a bundle that holds none is refused before the work
     weights = _weights(manifest, recipe, checkpoint) if wanted.eager or wanted.compiled else None
     found = bench(runnables(bundle, recipe, wanted, weights), recipe.sampling, wanted, progress)

@@ -51,16 +51,20 @@ def test_an_interruption_says_that_the_command_goes_on(capsys: pytest.CaptureFix
 
 
 def test_a_second_sigterm_does_not_stop_the_cleaning_up() -> None:
+    cleaned = []
+
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            cleaned.append(True)
+
     former = signal.getsignal(signal.SIGTERM)
+    stop_on_sigterm()
     try:
-        stop_on_sigterm()
-        cleaned = []
         with pytest.raises(BaseException, match=r"^$") as stopped:
-            try:
-                os.kill(os.getpid(), signal.SIGTERM)
-            finally:
-                os.kill(os.getpid(), signal.SIGTERM)
-                cleaned.append(True)
+            work()
     finally:
         signal.signal(signal.SIGTERM, former)
     assert (exit_code(stopped.value), cleaned) == (143, [True])
