@@ -200,8 +200,8 @@ def _sides(reference: str, candidate: str, allow_pickle: bool) -> tuple[_Side, _
     named = [_split(text) for text in (reference, candidate)]
     manifests = [open_verified(path) if (path / MANIFEST).is_file() else None for path, _ in named]
     bundles = [(path, variant, m) for (path, variant), m in zip(named, manifests, strict=True) if m is not None]
-    for path, _, manifest in bundles:
-        check_measurable(path, manifest)
+    for path, _, bundled in bundles:
+        check_measurable(path, bundled)
     found = []
     for (path, variant), manifest in zip(named, manifests, strict=True):
         if manifest is not None:
