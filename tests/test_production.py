@@ -49,7 +49,3 @@ def test_neurons_are_drawn_from_the_seed_or_read_from_a_file(recipe: Recipe, tmp
     assert first == drawn("again")
     assert first != drawn("other", seed=1)
     assert drawn("given", neurons=tmp_path / "other" / "neurons.json", seed=7) == NeuronSet.load(tmp_path / "other" / "neurons.json")
-    foreign = NeuronSet.empty(value_layers(recipe.checkpoint, "all", Progress()))
-    foreign.save(tmp_path / "foreign.json")
-    with pytest.raises(InputError):
-        drawn("foreign", neurons=tmp_path / "foreign.json")
