@@ -50,6 +50,7 @@ def run_apart(what: str, progress: Progress, function: str, *arguments: Any) -> 
             "is there enough memory? `nemo-edge doctor --model` estimates it"
         ) from error
     finally:
+        here.close()
         if process.pid is not None and process.exitcode is None:
             process.terminate()
             process.join(_PATIENCE_S)
@@ -65,6 +66,14 @@ def _context() -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([_LIBRARIES])
+    from multiprocessing import forkserver, resource_tracker
+
+    resource_tracker.ensure_running()  # which the server starts too, and then lets the signal through
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # its processes inherit this: Ctrl-C is for the parent
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
     return context
 
 
@@ -89,7 +98,7 @@ def _answer(pipe: Any, progress: Progress) -> tuple[bool, Any]:
                 tasks.close()
             elif kind == "note":
                 progress.note(value)
-            else:
+            elif kind != "started":
                 return kind == "done", value
 
 
@@ -115,6 +124,10 @@ def _serve(pipe: Any, function: str, arguments: tuple[Any, ...]) -> None:
     """The life of the process. It ends on SIGTERM, which its parent sends when it is interrupted, and leaves no temporary files."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stop_on_sigterm()
+    try:
+        pipe.send(("started", None))
+    except OSError:  # the parent was interrupted meanwhile
+        return
     try:
         answer = ("done", _resolve(function)(*arguments, _Told(pipe)))
     except NemoEdgeError as error:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nemo_edge import __version__
 from nemo_edge.apart import run_apart
+from nemo_edge.architectures import configurations
 from nemo_edge.bundle import GateResult, Manifest, check_output, copy_tree, open_bundle, publish, staging, verify
 from nemo_edge.errors import BundleError, InputError
 from nemo_edge.files import explain, sha256_file, sha256_json, write_atomically
@@ -109,8 +110,9 @@ def build(recipe: Recipe, progress: Progress | None = None) -> BuildResult:
 def weights_folder(recipe: Recipe) -> Path:
     """Return where the random weights of a recipe are made, and found again."""
     assert recipe.random_weights is not None
-    settings = recipe.random_weights.model_dump(mode="json", exclude={"neurons"})
-    return recipe.output.parent / f".{recipe.output.name}.build" / f"weights-{sha256_json(settings)[:12]}"
+    name, seed = recipe.random_weights.architecture, recipe.random_weights.seed
+    key = sha256_json([name, configurations(name), seed])
+    return recipe.output.parent / f".{recipe.output.name}.build" / f"weights-{key[:12]}"
 
 
 def _with_weights(recipe: Recipe, progress: Progress) -> Recipe:

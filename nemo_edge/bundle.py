@@ -13,6 +13,7 @@ __all__ = [
     "amend",
     "check_file",
     "check_folder",
+    "check_measurable",
     "check_output",
     "copy_tree",
     "open_bundle",
@@ -229,6 +230,14 @@ def open_verified(folder: Path) -> Manifest:
     if problems:
         raise BundleError(f"{folder} was changed since it was built ({problems[0]}): build it again; no engine was opened")
     return open_bundle(folder)
+
+
+def check_measurable(folder: Path, manifest: Manifest) -> None:
+    """Raise `BundleError` for a bundle of random weights: it has no memories, so that nothing was found or measured on it."""
+    if manifest.random_weights is not None:
+        raise BundleError(
+            f"{folder} carries random weights ({manifest.random_weights}): nothing was measured on it; build it from a checkpoint"
+        )
 
 
 def amend(folder: Path, manifest: Manifest, write: Callable[[Path], Mapping[str, str] | None]) -> Manifest:

@@ -55,6 +55,8 @@ def build(
     from nemo_edge.recipe import load_recipe, with_random_weights
 
     settings = with_random_weights(load_recipe(recipe), random, neurons)
+    if summary is not None and settings.random_weights is not None:
+        raise typer.BadParameter("--summary: nothing is measured on random weights that could be summarized")
     if dry_run:
         _print(plan(settings), as_json, console.show_plan)
         return
@@ -217,7 +219,8 @@ def bench(
     from nemo_edge.review import time_again
 
     result = time_again(bundle, settings, checkpoint, out, console.Bars())
-    _print(result, as_json, lambda found: console.show_times(found, out or bundle / "report" / "index.html"))
+    place = out or bundle / ("report/index.html" if result.gates else "latency.json")
+    _print(result, as_json, lambda found: console.show_times(found, place))
     if not result.passed:
         raise typer.Exit(3)
 

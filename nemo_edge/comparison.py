@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.bundle import MANIFEST, Manifest, open_verified
+from nemo_edge.bundle import MANIFEST, Manifest, check_measurable, open_verified
 from nemo_edge.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.component import UNET_FOLDERS, VALUE_MASK
 from nemo_edge.configuration import Configuration
@@ -200,6 +200,8 @@ def _sides(reference: str, candidate: str, allow_pickle: bool) -> tuple[_Side, _
     named = [_split(text) for text in (reference, candidate)]
     manifests = [open_verified(path) if (path / MANIFEST).is_file() else None for path, _ in named]
     bundles = [(path, variant, m) for (path, variant), m in zip(named, manifests, strict=True) if m is not None]
+    for path, _, bundled in bundles:
+        check_measurable(path, bundled)
     found = []
     for (path, variant), manifest in zip(named, manifests, strict=True):
         if manifest is not None:

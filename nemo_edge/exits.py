@@ -58,4 +58,5 @@ class _Terminated(BaseException):
 
 
 def _terminated(_signal: int, _frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would stop the removal of temporary files
     raise _Terminated

@@ -43,6 +43,10 @@ _LARGEST_TRACED = 63
 """From 64 rows on diffusers' Upsample2D changes the memory layout: a branch of eager's, not of the graph, which takes any batch."""
 
 
+_UNORDERED = "pkg.torch.export.ExportedProgram.range_constraints"
+"""A note of the exporter's that lists a set, in an order that is another in every process."""
+
+
 class Exported(BaseModel):
     """One ONNX file and how it agrees with eager."""
 
@@ -159,6 +163,7 @@ def _write(component: Component, path: Path, settings: ExportSettings, provenanc
     assert program is not None
     if "batch" not in pinned:
         _broadcast(program.model.graph, component)
+    program.model.graph.metadata_props.pop(_UNORDERED, None)
     program.model.metadata_props.update({f"nemo_edge.{key}": value for key, value in provenance.items()})
     program.model.producer_name = "nemo-edge"
     program.save(str(path), external_data=True)

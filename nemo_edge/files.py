@@ -11,6 +11,7 @@ __all__ = [
     "explain",
     "sha256_file",
     "sha256_json",
+    "weight_bytes",
     "write_atomically",
 ]
 

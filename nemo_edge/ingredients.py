@@ -69,7 +69,7 @@ def stage_keys(recipe: Recipe, given: Ingredients) -> dict[str, str]:
     r, here = recipe.model_dump(mode="json"), given.machine
     versions = {name: version for name, version in here.versions.items() if name in USED}
     if recipe.random_weights is not None:
-        localize = sha256_json([versions, given.checkpoint, given.prompts, r["random_weights"]])
+        localize = sha256_json([versions, given.checkpoint, given.prompts, r["random_weights"], r["localization"]["layers"]])
         keys = {"localize": localize}
     else:
         general, memorized = [p.text for p in given.general], [p.text for p in given.memorized]
@@ -93,9 +93,10 @@ def stage_keys(recipe: Recipe, given: Ingredients) -> dict[str, str]:
 
 
 def bundle_key(recipe: Recipe, keys: dict[str, str]) -> str:
-    """A hash of all that the bundle depends on: those of its last stages, its name, and the gates, which cost no work to judge."""
+    """A hash of all that the bundle depends on: those of its last stages, and what costs no work: its name, the gates, how it is run."""
     last = [keys[stage] for stage in keys if stage not in ("calibrate", "localize")]
-    return sha256_json([last, recipe.name, recipe.gates.model_dump(mode="json")])
+    own = recipe.model_dump(mode="json", include={"name", "gates", "engine", "sampling"})
+    return sha256_json([last, own])
 
 
 def _there(path: Path) -> Path:

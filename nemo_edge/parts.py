@@ -10,6 +10,7 @@ __all__ = ["export_part", "layers_of", "outline"]
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,22 @@ from nemo_edge.progress import Progress
 from nemo_edge.recipe import CheckpointSettings
 from nemo_edge.surgery import bake_, gate, silenced, value_rows
 from nemo_edge.valueweights import SILENCED_ROWS, save_rows
-from nemo_edge.verification import Case, Feed, Reference, answered, prompt_feeds, random_feeds, read_cases, trajectory, write_cases
+from nemo_edge.verification import (
+    Case,
+    Feed,
+    Reference,
+    answered,
+    largest_values,
+    prompt_feeds,
+    random_feeds,
+    read_cases,
+    trajectory,
+    write_cases,
+)
 
 _LATENTS = "latents.safetensors"
+_HIGHEST = {"fp32": inf, "fp16": 65504.0, "bf16": 3.39e38}
+"""The largest number of each type; float32 has no other type to fall back on."""
 
 
 def outline(source: CheckpointSettings, folder: Path, variants: tuple[str, ...], _: Progress) -> None:
@@ -42,8 +56,8 @@ def layers_of(source: CheckpointSettings, layers: Layers, _: Progress) -> tuple[
 def export_part(job: PartJob, answers: Path, _: Progress) -> Exported:
     """Make one ONNX file: eager float32 answers first, then the weights are cast, written, and held against the answers.
 
-    `answers` is a folder for what the parts after this one are asked. A part whose outputs are not finite in the type that is
-    wanted is made in float32. Raises `ExportError` for one that disagrees otherwise.
+    `answers` is a folder for what the parts after this one are asked. A part with values that the wanted type does not hold is
+    made in float32. Raises `ExportError` for one that disagrees otherwise.
     """
     checkpoint = open_parts(job.source, (job.part,))
     kept = job.component in job.settings.fp32 or (job.component == "vae_decoder" and checkpoint.config.upcasts_decoder)
@@ -51,14 +65,18 @@ def export_part(job: PartJob, answers: Path, _: Progress) -> Exported:
     if job.place == UNET_FOLDERS["baked"]:
         save_rows(job.folder / SILENCED_ROWS, value_rows(checkpoint.unet, job.baked, DTYPES[dtype]))
     with _graph(job, checkpoint) as component:
-        write_cases(answers / f"{job.place}.safetensors", _cases(job, component, checkpoint, answers))
-        component.module.to(DTYPES[dtype])
-        try:
-            return _exported(job, component, dtype, checkpoint.config.factor, answers)
-        except Disagreement as error:
-            if error.finite or dtype == "fp32":
-                raise
-            note = f"{job.place} stays in fp32: {error}"
+        with largest_values(component.module) as largest:
+            write_cases(answers / f"{job.place}.safetensors", _cases(job, component, checkpoint, answers))
+        why = next((f"{module} yields {value:.2g}" for module, value in largest.items() if not value <= _HIGHEST[dtype]), None)
+        if why is None:
+            component.module.to(DTYPES[dtype])
+            try:
+                return _exported(job, component, dtype, checkpoint.config.factor, answers)
+            except Disagreement as error:
+                if error.finite or dtype == "fp32":
+                    raise
+                why = str(error)
+        note = f"{job.place} stays in fp32, {dtype} holds no more than {_HIGHEST[dtype]:.2g}: {why}"
     checkpoint = open_parts(job.source, (job.part,))
     if job.place == UNET_FOLDERS["baked"]:
         save_rows(job.folder / SILENCED_ROWS, value_rows(checkpoint.unet, job.baked, DTYPES["fp32"]))

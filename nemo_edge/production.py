@@ -6,7 +6,17 @@ weights and compilers have the memory to themselves.
 
 from __future__ import annotations
 
-__all__ = ["OnnxFile", "PartJob", "compile_stage", "export_folder", "export_stage", "neurons_stage", "plan_stage"]
+__all__ = [
+    "OnnxFile",
+    "PartJob",
+    "compile_stage",
+    "export_folder",
+    "export_stage",
+    "is_large",
+    "neurons_stage",
+    "plan_stage",
+    "value_layers",
+]
 
 import os
 from collections.abc import Sequence

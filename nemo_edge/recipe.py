@@ -62,7 +62,7 @@ class RandomSettings(_Settings):
     """
 
     architecture: str
-    """One that comes with nemo-edge (sd15, sd21, sdxl, bk-sdm-small), or a folder of configurations."""
+    """One that comes with nemo-edge (sd15, sd21, sdxl, bk-sdm-small), or a folder of configurations (`./mine`)."""
     seed: int = 0
     neurons: Path | None = None
     """What is silenced: neurons.json, or a result file of the official code; a few neurons at random where it is not given."""
@@ -285,8 +285,20 @@ class Recipe(_Settings):
             pinned, wanted = getattr(self.export, name), getattr(self.sampling, name)
             if pinned and pinned != wanted:
                 raise ValueError(f"export.{name} = {pinned} pins the graph, so sampling.{name} must be {pinned} too")
+        self._check_turing()
         self._check_latency()
         return self
+
+    def _check_turing(self) -> None:
+        """What TensorRT-RTX cannot compile is refused before hours of work: it multiplies no matrices in float32 for Turing."""
+        settings = self.tensorrt_rtx
+        if settings is None or "sm75" not in settings.targets:
+            return
+        compiled = None if settings.components is None else {"unet" if c.startswith("unet") else c for c in settings.components}
+        kept = [name for name in self.export.fp32 if compiled is None or name in compiled]
+        if self.export.dtype == "fp32" or kept:
+            remedy = 'set export.dtype = "fp16"' if self.export.dtype == "fp32" else f"take {kept[0]} out of export.fp32"
+            raise ValueError(f"tensorrt_rtx.targets: TensorRT-RTX compiles no fp32 for sm75 (Turing): {remedy}, or leave sm75 out")
 
     def _check_latency(self) -> None:
         """Times that cannot be taken, and gates on times that are not, are refused before hours of work."""
@@ -416,4 +428,8 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     if local.exists() or recipe.checkpoint.path.startswith((".", "/", "~")):
         settings = recipe.checkpoint.model_copy(update={"path": str(local)})
         anchored = anchored.model_copy(update={"checkpoint": settings})
+    own = anchored.random_weights
+    if own is not None and "/" in own.architecture:  # a folder; one beside the recipe that is called "sd15" is not meant by this name
+        own = own.model_copy(update={"architecture": str(folder / Path(own.architecture).expanduser())})
+        anchored = anchored.model_copy(update={"random_weights": own})
     return anchored

@@ -86,7 +86,8 @@ def time_again(
     """Time a bundle's engines, and eager where its checkpoint is here; the bundle then holds the times, unless `out` does.
 
     `settings` are the recipe's, or the defaults, where they are not given. Raises `InputError` for a checkpoint the bundle is
-    not made from, for settings its graphs do not take, and for times a bundle cannot be judged by.
+    not made from, for settings its graphs do not take, and for times a bundle cannot be judged by; one of random weights is
+    not judged.
     """
     check_outputs(bundle, out)
     manifest = open_verified(bundle)
@@ -96,16 +97,19 @@ def time_again(
         Recipe.model_validate({**manifest.recipe, "latency": wanted.model_dump()})
     except ValidationError as error:
         raise InputError(f"{bundle} cannot be timed so: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+    judged = out is None and manifest.random_weights is None
     if out is None:
         check_output(bundle)
-        if "unet" not in wanted.targets or wanted.runs < FEWEST_ROUNDS:
-            raise InputError(f"a bundle is judged by {FEWEST_ROUNDS} rounds of its UNet or more: pass --out to keep these times elsewhere")
-    evidence = Evidence.read(bundle) if out is None else None  # a bundle that holds none is refused before the work
+    if judged and ("unet" not in wanted.targets or wanted.runs < FEWEST_ROUNDS):
+        raise InputError(f"a bundle is judged by {FEWEST_ROUNDS} rounds of its UNet or more: pass --out to keep these times elsewhere")
+    evidence = Evidence.read(bundle) if judged else None  # a bundle that holds none is refused before the work
     weights = _weights(manifest, recipe, checkpoint) if wanted.eager or wanted.compiled else None
     found = bench(runnables(bundle, recipe, wanted, weights), recipe.sampling, wanted, progress)
     content = found.model_dump_json(indent=1) + "\n"
     if out is not None:
         write_atomically(out, content)
+    elif evidence is None:
+        amend(bundle, manifest, lambda folder: write_atomically(folder / "latency.json", content))
     if evidence is None:
         return Timed(bundle=str(bundle), latency=found)
     manifest, evidence = _judged(manifest, recipe, evidence, found)

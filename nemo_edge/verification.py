@@ -12,6 +12,7 @@ __all__ = [
     "Reference",
     "answered",
     "first_bad",
+    "largest_values",
     "prompt_feeds",
     "random_feeds",
     "read_cases",
@@ -22,9 +23,9 @@ __all__ = [
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from math import inf
+from math import inf, isnan
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -33,12 +34,14 @@ import numpy as np
 import onnx
 from pydantic import BaseModel, ConfigDict
 from safetensors.numpy import load_file, save_file
+from torch import Tensor, nn
 
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
 from nemo_edge.backends.torch import open_runner
 from nemo_edge.component import Component
 from nemo_edge.configuration import Configuration
 from nemo_edge.divergence import EagerProbe, GraphProbe, first_divergence, first_not_finite
+from nemo_edge.graphs import module_path
 from nemo_edge.recipe import ExportSettings, SamplingSettings
 from nemo_edge.sampling import Pipeline, denoise
 
@@ -158,6 +161,26 @@ def answered(component: Component, feeds: Mapping[str, Feed]) -> list[Case]:
     return [Case(name, feed, runner(feed)) for name, feed in feeds.items()]
 
 
+@contextmanager
+def largest_values(module: nn.Module) -> Iterator[dict[str, float]]:
+    """Within the context, note the largest value (NaN is the largest) that each module inside of one yields, by path, in order."""
+    found: dict[str, float] = {}
+
+    def noted(path: str) -> Callable[..., None]:
+        def hook(_module: object, _inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.is_floating_point():
+                value = max(abs(float(end)) for end in output.aminmax())
+                found[path] = max(found.get(path, 0.0), inf if isnan(value) else value)
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, part in module.named_modules():
+            if module_path(name):
+                stack.callback(part.register_forward_hook(noted(module_path(name))).remove)
+        yield found
+
+
 def write_cases(path: Path, cases: Sequence[Case]) -> None:
     """Keep cases in a safetensors file."""
     arrays = {
@@ -182,7 +205,9 @@ def read_cases(path: Path) -> list[Case]:
 def verify(path: Path, cases: Sequence[Case], dtype: str) -> tuple[Agreement, ...]:
     """Run an ONNX file in ONNX Runtime on every case; return how far each output is from eager's.
 
-    A graph in fp16 is run as it is: optimized for a CPU, its weights would be widened to float32, thrice the memory.
+    A graph in fp16 is run as it is: optimized for a CPU, its weights would be widened to float32, thrice the memory. The
+    operators compute in float32 all the same, and hand it on to each other, so that what is too large for fp16 between them
+    is not noticed: see `largest_values`.
     A bf16 graph is run with its types widened to float32, its weights as they are, since ONNX Runtime's CPU provider has
     no bf16 kernels.
     """

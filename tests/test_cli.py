@@ -613,3 +613,15 @@ def test_a_report_says_where_it_is(run: Run, tmp_path: Path, tiny_bundle: Path) 
     assert (ran.code, ran.err) == (0, "")
     assert json.loads(ran.out) == {"report": str(folder / "report" / "index.html")}
     assert (tmp_path / "summary.md").read_text().startswith("#")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--neurons", "n.json"), "--neurons goes with --random-weights"),
+        (("--random-weights", "sd14", "--dry-run"), "architecture sd14 is not known: give one of sd15, sd21, sdxl, bk-sdm-small"),
+        (("--random-weights", "sd15", "--summary", "s.md"), "--summary: nothing is measured on random weights"),
+    ],
+)
+def test_random_weights_that_cannot_be_are_refused(run: Run, tiny_recipe: Path, options: tuple[str, ...], said: str) -> None:
+    assert_refused(run("build", tiny_recipe, *options), said)

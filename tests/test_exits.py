@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 
 import pytest
 import typer
 
 from nemo_edge.errors import BundleError, ExportError, InputError, MissingDependency
-from nemo_edge.exits import INTERRUPTED, exit_code
+from nemo_edge.exits import INTERRUPTED, exit_code, stop_on_sigterm
 
 
 @pytest.mark.parametrize(
@@ -47,3 +48,23 @@ def test_the_disk_is_no_defect_of_ours(number: int, code: int, capsys: pytest.Ca
 def test_an_interruption_says_that_the_command_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(KeyboardInterrupt()) == INTERRUPTED
     assert "goes on from what was finished" in capsys.readouterr().err
+
+
+def test_a_second_sigterm_does_not_stop_the_cleaning_up() -> None:
+    cleaned = []
+
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            cleaned.append(True)
+
+    former = signal.getsignal(signal.SIGTERM)
+    stop_on_sigterm()
+    try:
+        with pytest.raises(BaseException, match=r"^$") as stopped:
+            work()
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    assert (exit_code(stopped.value), cleaned) == (143, [True])

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.errors import InputError
-from nemo_edge.footprint import Footprint, Need, Part, estimate, fitted, memory_available, needs_of, parts
+from nemo_edge.footprint import Footprint, Need, Part, check_memory, estimate, fitted, memory_available, needs_of, parts
 
 GB = 10**9
 SD15 = (
@@ -174,3 +174,14 @@ print("torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_too_little_memory_is_refused_with_what_it_takes_and_what_is_free(toy_folder: Path, tmp_path: Path) -> None:
+    check_memory(str(toy_folder), "fp32", compiled=True, available=10**12)
+    with pytest.raises(
+        InputError, match=r"exporting this model takes about \d+\.\d GB of memory, and 0\.1 GB are free: .*dtype = \"fp16\"$"
+    ):
+        check_memory(str(toy_folder), "fp32", compiled=False, available=10**8)
+    with pytest.raises(InputError, match=r"GB of memory, and 0\.1 GB are free: use a larger machine$"):
+        check_memory(str(toy_folder), "fp16", compiled=True, available=10**8)
+    check_memory(str(tmp_path), "fp32", compiled=True, available=0)  # without safetensors there is nothing to judge by

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from nemo_edge import production
 from nemo_edge.errors import InputError
-from nemo_edge.production import export_folder
+from nemo_edge.neurons import NeuronSet
+from nemo_edge.production import export_folder, neurons_stage, value_layers
 from nemo_edge.progress import Progress
-from nemo_edge.recipe import ExportSettings, Recipe, load_recipe
+from nemo_edge.recipe import ExportSettings, RandomSettings, Recipe, load_recipe
 
 
 @pytest.fixture
@@ -22,3 +24,28 @@ def test_a_folder_that_is_not_empty_is_left_alone(recipe: Recipe, tmp_path: Path
     with pytest.raises(InputError, match="is not empty"):
         export_folder(recipe.checkpoint, ExportSettings(), None, "paper", tmp_path, Progress())
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_the_value_layers_are_the_same_from_a_process_of_their_own(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = value_layers(recipe.checkpoint, "all", Progress())
+    assert not production.is_large(recipe.checkpoint)
+    monkeypatch.setattr(production, "_LARGE_BYTES", 0)
+    assert production.is_large(recipe.checkpoint)
+    assert value_layers(recipe.checkpoint, "all", Progress()) == here
+    assert [layer.width for layer in here] == [8, 8, 8, 8]
+
+
+def test_neurons_are_drawn_from_the_seed_or_read_from_a_file(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(production, "_RANDOM_NEURONS", 5)
+
+    def drawn(name: str, **settings: object) -> NeuronSet:
+        (tmp_path / name).mkdir()
+        chosen = RandomSettings.model_validate({"architecture": "sd15", **settings})
+        neurons_stage(recipe.checkpoint, chosen, "paper", tmp_path / name, Progress())
+        return NeuronSet.load(tmp_path / name / "neurons.json")
+
+    first = drawn("first")
+    assert len(first) == 5
+    assert first == drawn("again")
+    assert first != drawn("other", seed=1)
+    assert drawn("given", neurons=tmp_path / "other" / "neurons.json", seed=7) == NeuronSet.load(tmp_path / "other" / "neurons.json")

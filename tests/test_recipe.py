@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nemo_edge.errors import InputError
-from nemo_edge.recipe import LatencySettings, Recipe, load_recipe
+from nemo_edge.recipe import ExportSettings, LatencySettings, Recipe, load_recipe, with_random_weights
 
 Write = Callable[[str, str | bytes], Path]
 
@@ -121,6 +121,13 @@ def test_the_demo_recipe_names_files_that_are_there() -> None:
     [
         ('[export]\ndtype = "bf16"\n', "bf16"),
         ("[export]\nheight = 64\n", "sampling.height must be 64"),
+        ("[tensorrt_rtx]\ntargets = ['sm86', 'sm75']\n", 'compiles no fp32 for sm75 .*: set export.dtype = "fp16", or leave sm75 out'),
+        (
+            "[export]\ndtype = 'fp16'\nfp32 = ['unet']\n[tensorrt_rtx]\ntargets = ['sm75']\ncomponents = ['unet_masked']\n",
+            "take unet out of export.fp32, or leave sm75 out",
+        ),
+        ("[tensorrt_rtx]\ntargets = ['sm70']\n", "does not compile for 'sm70'; it does for sm75, "),
+        ("[random_weights]\nseed = 1\n", "random_weights.architecture is missing"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused(written: Callable[[str, str | bytes], Path], changes: str, message: str) -> None:
@@ -147,3 +154,39 @@ def test_tolerances_follow_the_type_unless_they_are_given(written: Write, dtype:
     gates = "[gates]\nengine_error = 0.5\nmitigation_agreement = 0\nmask_of_ones = false\n"
     given = load_recipe(written("r.toml", HEAD + TABLES + table + gates))
     assert (given.engine_tolerance, given.agreement_tolerance, given.identity_tolerance) == (0.5, 0, False)
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        "[export]\ndtype = 'fp16'\n[tensorrt_rtx]\ntargets = ['sm75']\n",
+        "[export]\ndtype = 'fp16'\nfp32 = ['vae_decoder']\n[tensorrt_rtx]\ntargets = ['sm75']\ncomponents = ['unet']\n",
+        "[tensorrt_rtx]\n",
+    ],
+)
+def test_what_turing_can_multiply_is_taken(written: Write, tables: str) -> None:
+    assert load_recipe(written("r.toml", HEAD + TABLES + tables)).tensorrt_rtx is not None
+
+
+def test_random_weights_are_the_recipes_or_those_of_the_command_line(written: Write, tmp_path: Path) -> None:
+    plain = load_recipe(written("r.toml", HEAD + TABLES))
+    assert with_random_weights(plain, None) == plain
+    with pytest.raises(InputError, match=r"--neurons goes with --random-weights"):
+        with_random_weights(plain, None, Path("n.json"))
+    drawn = with_random_weights(plain, "sd15", Path("n.json")).random_weights
+    assert drawn is not None
+    assert (drawn.architecture, drawn.seed, drawn.neurons) == ("sd15", 0, Path("n.json"))
+    own = load_recipe(written("r.toml", HEAD + TABLES + "[random_weights]\narchitecture = './mine'\nseed = 3\nneurons = 'n.json'\n"))
+    assert own.random_weights is not None
+    assert (own.random_weights.architecture, own.random_weights.neurons) == (str(tmp_path / "mine"), tmp_path / "n.json")
+    assert with_random_weights(own, None) == own
+    given = with_random_weights(own, "sdxl", Path("/m.json")).random_weights
+    assert given is not None
+    assert (given.architecture, given.seed, given.neurons) == ("sdxl", 3, Path("/m.json"))
+
+
+def test_what_is_pinned_is_in_latents_and_only_where_there_are_sizes() -> None:
+    settings = ExportSettings(height=512, width=256, batch=2)
+    assert settings.pinned(("height", "width"), 8) == {"height": 64, "width": 32, "batch": 2}
+    assert settings.pinned((), 8) == {"batch": 2}
+    assert ExportSettings().pinned(("height", "width"), 8) == {}

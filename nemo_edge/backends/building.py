@@ -324,6 +324,8 @@ def _build_complaint(errors: list[str]) -> str:
     said = _line(errors)
     if "Could not find any implementation" in said:
         return f"{said}; most often the GPU has too little free memory: free some, or take smaller profiles"
+    if "FP32 GEMM is not supported" in said:
+        return f"{said}; give its graph another export.dtype than fp32, leave it out of components, or leave sm75 out of targets"
     return f"{said}; try export.opset = 18, or other profiles or targets"
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from nemo_edge.bundle import GateResult, Manifest, open_bundle
+from nemo_edge.bundle import GateResult, Manifest, check_measurable, open_bundle
 from nemo_edge.environment import Machine
 from nemo_edge.errors import BundleError, InputError
 from nemo_edge.latency import Latency
@@ -70,6 +70,7 @@ class Evidence:
     def read(cls, bundle: Path) -> Evidence:
         """Read the evidence of a finished bundle. Raises `BundleError` for a folder that is none, or lacks its measurement."""
         manifest = open_bundle(bundle)
+        check_measurable(bundle, manifest)
         if not manifest.measured:
             again = f"nemo-edge rebake {bundle} --neurons {bundle}/neurons.json --measure"
             raise BundleError(f"the neurons of {bundle} were changed since it was measured: measure it again with `{again}`")

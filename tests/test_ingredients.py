@@ -1,0 +1,124 @@
+"""The key of a stage changes with all that its result depends on, and with nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemo_edge.errors import InputError
+from nemo_edge.ingredients import Ingredients, bundle_key, ingredients, stage_keys, used_versions
+from nemo_edge.recipe import LatencySettings, RandomSettings, Recipe, load_recipe
+from nemo_edge.targets import ProfileSettings, TensorRtRtxSettings
+
+ALL = ["localize", "export", "tensorrt_rtx", "latency"]
+
+
+@pytest.fixture
+def random(tiny_recipe: Path) -> Recipe:
+    """A recipe for random weights with every stage that such a bundle has."""
+    changes: dict[str, Any] = {"random_weights": RandomSettings(architecture="sd15"), "latency": LatencySettings()}
+    changes["tensorrt_rtx"] = TensorRtRtxSettings(targets=("sm86",))
+    return load_recipe(tiny_recipe).model_copy(update=changes)
+
+
+def changed(recipe: Recipe, **tables: dict[str, Any]) -> Recipe:
+    return recipe.model_copy(update={name: getattr(recipe, name).model_copy(update=values) for name, values in tables.items()})
+
+
+def other_version(package: str) -> Callable[[Ingredients], Ingredients]:
+    def change(given: Ingredients) -> Ingredients:
+        versions = {**given.machine.versions, package: "0.0.0"}
+        return replace(given, machine=given.machine.model_copy(update={"versions": versions}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("tables", "expected"),
+    [
+        ({"random_weights": {"architecture": "sd21"}}, ALL),
+        ({"random_weights": {"seed": 1}}, ALL),
+        ({"localization": {"layers": "all"}}, ALL),
+        ({"localization": {"samples": 3, "steps": 7}}, []),
+        ({"export": {"dtype": "fp16"}}, ALL[1:]),
+        ({"export": {"fp32": ("unet",)}}, ALL[1:]),
+        ({"export": {"height": 256}}, ALL[1:]),
+        ({"export": {"opset": 18}}, ALL[1:]),
+        ({"tensorrt_rtx": {"targets": ("sm86", "sm89")}}, ["tensorrt_rtx"]),
+        ({"tensorrt_rtx": {"profiles": (ProfileSettings(height=256),)}}, ["tensorrt_rtx"]),
+        ({"tensorrt_rtx": {"components": ("unet",)}}, ["tensorrt_rtx"]),
+        ({"latency": {"runs": 7}}, ["latency"]),
+        ({"engine": {"threads": 1}}, ["latency"]),
+        ({"sampling": {"steps": 7}}, ["latency"]),
+        ({"gates": {"replication": 0.5}}, []),
+        ({"prompts": {"limit": 1}}, []),
+    ],
+)
+def test_a_setting_changes_the_keys_of_what_depends_on_it(random: Recipe, tables: dict[str, dict[str, Any]], expected: list[str]) -> None:
+    before = stage_keys(random, ingredients(random))
+    other = changed(random, **tables)
+    after = stage_keys(other, ingredients(other))
+    assert list(before) == ALL
+    assert [stage for stage in ALL if before[stage] != after[stage]] == expected
+
+
+@pytest.mark.parametrize(
+    ("package", "expected"),
+    [
+        ("nemo-edge", ALL),
+        ("torch", ALL),
+        ("onnxruntime", ALL),
+        ("tensorrt-rtx-cu13", ["tensorrt_rtx"]),
+        ("tensorrt", []),
+        ("openvino", []),
+    ],
+)
+def test_a_package_changes_the_keys_of_what_it_makes(random: Recipe, package: str, expected: list[str]) -> None:
+    given = ingredients(random)
+    before, after = stage_keys(random, given), stage_keys(random, other_version(package)(given))
+    assert [stage for stage in ALL if before[stage] != after[stage]] == expected
+    assert ("tensorrt-rtx-cu13" in used_versions(other_version("tensorrt-rtx-cu13")(given).machine, random)) is True
+    assert "openvino" not in used_versions(other_version("openvino")(given).machine, random)
+
+
+def test_the_content_of_a_neurons_file_is_part_of_every_key(random: Recipe, tmp_path: Path) -> None:
+    path = tmp_path / "neurons.json"
+    recipe = changed(random, random_weights={"neurons": path})
+    with pytest.raises(InputError, match=r"neurons\.json, which the recipe names, does not exist"):
+        ingredients(recipe)
+    path.write_text("one")
+    before = stage_keys(recipe, ingredients(recipe))
+    path.write_text("two")
+    after = stage_keys(recipe, ingredients(recipe))
+    assert all(before[stage] != after[stage] for stage in ALL)
+
+
+def test_the_weights_are_part_of_every_key(random: Recipe, tiny_recipe: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_recipe.parent / "model", tmp_path / "model")
+    recipe = changed(random, checkpoint={"path": str(model)})
+    before = stage_keys(recipe, ingredients(recipe))
+    assert before == stage_keys(random, ingredients(random))
+    (model / "unet/config.json").write_text((model / "unet/config.json").read_text() + "\n")
+    assert all(before[stage] != key for stage, key in stage_keys(recipe, ingredients(recipe)).items())
+
+
+@pytest.mark.parametrize(
+    "tables", [{"gates": {"replication": 0.5}}, {"engine": {"threads": 1}}, {"sampling": {"steps": 7}}, {"export": {"dtype": "fp16"}}]
+)
+def test_a_bundle_is_another_where_it_is_judged_or_run_otherwise(random: Recipe, tables: dict[str, dict[str, Any]]) -> None:
+    recipe = random.model_copy(update={"latency": None})
+    other, given = changed(recipe, **tables), ingredients(recipe)
+    assert bundle_key(recipe, stage_keys(recipe, given)) != bundle_key(other, stage_keys(other, given))
+    moved = recipe.model_copy(update={"output": Path("/elsewhere")})
+    assert bundle_key(recipe, stage_keys(recipe, given)) == bundle_key(moved, stage_keys(moved, given))
+
+
+def test_random_weights_need_no_prompts(random: Recipe, tmp_path: Path) -> None:
+    recipe = changed(random, prompts={"memorized": tmp_path / "none.csv", "general": tmp_path / "none.txt"})
+    given = ingredients(recipe)
+    assert (given.memorized, given.general, given.held_out, given.prompts) == ([], [], [], {})

@@ -1,0 +1,157 @@
+"""One part of a checkpoint at a time: its type, the fallback to float32, what is kept, and that a process of its own changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import save_toy_sd, save_toy_sdxl, toy_unet
+from diffusers import AutoencoderKL
+from safetensors.numpy import load_file
+from test_build import Record
+from transformers import CLIPTokenizer
+
+from nemo_edge import parts, production
+from nemo_edge.checkpoint import open_checkpoint, value_layers
+from nemo_edge.errors import ExportError
+from nemo_edge.neurons import NeuronSet
+from nemo_edge.parts import export_part, layers_of, outline
+from nemo_edge.production import PartJob, export_stage
+from nemo_edge.progress import Progress
+from nemo_edge.recipe import CheckpointSettings, ExportSettings
+from nemo_edge.valueweights import SILENCED_ROWS
+
+FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+FP16 = ExportSettings(dtype="fp16", variants=("baked",))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory, tokenizer: CLIPTokenizer) -> CheckpointSettings:
+    """A checkpoint of two value layers, which the exporter takes in seconds."""
+    unet = toy_unet(
+        block_out_channels=(8, 8),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+    )
+    return CheckpointSettings(path=str(save_toy_sd(tmp_path_factory.mktemp("parts") / "sd", tokenizer, unet)))
+
+
+def some(source: CheckpointSettings) -> NeuronSet:
+    layers = layers_of(source, "paper", Progress())
+    return NeuronSet.from_lists(layers, [range(0, layer.width, 3) for layer in layers])
+
+
+def job(source: CheckpointSettings, place: str, folder: Path, settings: ExportSettings = FP16) -> PartJob:
+    return PartJob(source, place, some(source), settings, folder, {"version": "1"})
+
+
+def kinds(path: Path) -> set[int]:
+    """The types of a graph's matrices, and of its borders as far as they are no integers."""
+    graph = onnx.load(str(path), load_external_data=False).graph
+    found = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) in (2, 4) and min(tensor.dims) > 1}
+    return (found | {v.type.tensor_type.elem_type for v in [*graph.input, *graph.output]}) & {FLOAT, HALF}
+
+
+def alone(source: CheckpointSettings, place: str, folder: Path, settings: ExportSettings = FP16) -> parts.Exported:
+    """Export one part; the decoder is asked the random feeds alone where no UNet has been asked before."""
+    (folder / ".answers").mkdir(exist_ok=True)
+    latents = folder / ".answers" / "latents.safetensors"
+    if not latents.is_file():
+        parts.write_cases(latents, [])
+    return export_part(job(source, place, folder, settings), folder / ".answers", Progress())
+
+
+def with_vae(source: CheckpointSettings, folder: Path, factor: float) -> CheckpointSettings:
+    """The checkpoint with a decoder whose first values are `factor` times as large, and normed before they leave."""
+    opened = open_checkpoint(source.path)
+    vae: AutoencoderKL = opened.vae  # type: ignore[assignment]
+    with torch.no_grad():
+        for tensor in (vae.decoder.conv_in.weight, vae.decoder.conv_in.bias):
+            tensor.mul_(factor)
+    for path in Path(source.path).rglob("*"):
+        place = folder / path.relative_to(source.path)
+        place.mkdir(parents=True, exist_ok=True) if path.is_dir() else place.write_bytes(path.read_bytes())
+    vae.save_pretrained(folder / "vae")
+    return CheckpointSettings(path=str(folder))
+
+
+def test_the_outline_is_a_bundles_and_layers_need_no_weights(source: CheckpointSettings, tmp_path: Path) -> None:
+    outline(source, tmp_path, ("masked",), Progress())
+    assert sorted(p.parent.name for p in tmp_path.glob("*/config.json")) == ["text_encoder", "unet_masked", "vae_decoder"]
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert layers_of(source, "all", Progress()) == value_layers(open_checkpoint(source.path).unet, "all")
+
+
+def test_a_part_is_in_the_recipes_type_and_its_silenced_rows_are_kept(source: CheckpointSettings, tmp_path: Path) -> None:
+    exported = alone(source, "unet", tmp_path, ExportSettings(dtype="fp16", variants=("baked",), batch=1))
+    assert (exported.component, exported.model, exported.dtype, exported.note) == ("unet", "unet/model.onnx", "fp16", "")
+    assert kinds(tmp_path / "unet/model.onnx") == {HALF}
+    unet, kept = open_checkpoint(source.path).unet, load_file(tmp_path / SILENCED_ROWS)
+    for layer, rows in some(source).items():
+        stored = unet.get_submodule(layer.name).weight[list(rows)].half().numpy()
+        assert np.array_equal(kept[f"{layer.name}.weight"], stored)
+        assert np.abs(stored).min() >= 0
+    assert len(kept) == len(some(source).layers)
+
+
+def test_a_decoder_that_overflows_fp16_stays_in_fp32_and_says_which_module(source: CheckpointSettings, tmp_path: Path) -> None:
+    exported = alone(with_vae(source, tmp_path / "model", 1e6), "vae_decoder", tmp_path)
+    assert (exported.dtype, kinds(tmp_path / "vae_decoder/model.onnx")) == ("fp32", {FLOAT})
+    assert exported.note.startswith("vae_decoder stays in fp32, fp16 holds no more than 6.6e+04: decoder.conv_in yields ")
+    assert all(a.passed and a.tolerance == 1e-4 for a in exported.agreement)
+
+
+def test_a_component_that_is_to_stay_in_fp32_does(source: CheckpointSettings, tmp_path: Path) -> None:
+    settings = ExportSettings(dtype="fp16", fp32=("text_encoder",))
+    exported = alone(source, "text_encoder", tmp_path, settings)
+    assert (exported.dtype, exported.note, kinds(tmp_path / "text_encoder/model.onnx")) == ("fp32", "", {FLOAT})
+    (tmp_path / "half").mkdir()
+    assert alone(source, "text_encoder", tmp_path / "half").dtype == "fp16"
+    assert kinds(tmp_path / "half/text_encoder/model.onnx") == {HALF}
+
+
+@pytest.mark.parametrize(("upcast", "kind"), [(True, FLOAT), (False, HALF)])
+def test_the_decoder_of_xl_stays_in_fp32_where_its_checkpoint_says_so(
+    tokenizer: CLIPTokenizer, tmp_path: Path, upcast: bool, kind: int
+) -> None:
+    folder = save_toy_sdxl(tmp_path / "xl", tokenizer)
+    config = (folder / "vae/config.json").read_text()
+    assert '"force_upcast": true' in config
+    (folder / "vae/config.json").write_text(config.replace('"force_upcast": true', f'"force_upcast": {str(upcast).lower()}'))
+    exported = alone(CheckpointSettings(path=str(folder)), "vae_decoder", tmp_path)
+    assert (exported.dtype, kinds(tmp_path / "vae_decoder/model.onnx")) == ("fp32" if upcast else "fp16", {kind})
+
+
+def test_what_is_finite_and_wrong_is_refused_with_its_remedy(
+    source: CheckpointSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No tolerance is met: the two types differ, as they always do."""
+    monkeypatch.setitem(parts.export_component.__globals__["verify"].__globals__["TOLERANCES"], "fp16", 1e-7)
+    with pytest.raises(ExportError, match=r"^vae_decoder: output sample at batch 1 .* tensor that is off by .*try export.fp32 = \['vae_de"):
+        alone(source, "vae_decoder", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".answers"]
+
+
+@pytest.mark.slow
+def test_processes_of_their_own_write_the_same_bytes(source: CheckpointSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def export(name: str) -> tuple[dict[str, str], list[object], list[str]]:
+        (folder := tmp_path / name).mkdir()
+        record = Record()
+        settings = ExportSettings(dtype="fp16")
+        found = export_stage(source, settings, some(source), folder, {"version": "1"}, record)
+        return {p.relative_to(folder).as_posix(): digest(p) for p in folder.rglob("*") if p.is_file()}, found, record.tasks
+
+    here = export("here")
+    monkeypatch.setattr(production, "_LARGE_BYTES", 0)
+    assert export("apart") == here
+    assert [e.model for e in here[1]] == [f"{p}/model.onnx" for p in ("text_encoder", "unet", "unet_masked", "vae_decoder")]  # type: ignore[attr-defined]
+    assert not [name for name in here[0] if name.startswith(".")]
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
