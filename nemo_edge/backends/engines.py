@@ -19,7 +19,7 @@ import numpy as np
 from nemo_edge.backends.building import make_logger
 from nemo_edge.backends.feeds import check_feed, in_batches
 from nemo_edge.backends.flavours import FLAVOURS, load_product, runtime_settings
-from nemo_edge.backends.profiles import choose_profile
+from nemo_edge.backends.profiles import choose_profile, rows_at_once
 from nemo_edge.environment import gpus
 from nemo_edge.errors import ExportError, InputError, MissingDependency
 from nemo_edge.files import sha256_json, write_atomically
@@ -57,11 +57,15 @@ class TensorRtRunner:
         self._batch = pinned if isinstance(pinned, int) else None
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run once. Raises `InputError` as `Runner` says, and for a shape outside of every profile."""
+        """Run once, or in parts where there are more rows than a profile holds.
+
+        Raises `InputError` as `Runner` says, and for a shape outside of every profile.
+        """
         if self._context is None:
             raise InputError("this runner is closed: open the engine again")
         check_feed(feed, {name: ("batch", *dims[1:]) for name, dims in self.inputs.items()} if self._batch else self.inputs)
-        return in_batches(feed, self._batch, self._run) if self._batch else self._run(feed)
+        size = self._batch or rows_at_once({name: tuple(feed[name].shape) for name in self.inputs}, self.plan.profiles)
+        return in_batches(feed, size, self._run) if size else self._run(feed)
 
     def __enter__(self) -> Self:
         return self
