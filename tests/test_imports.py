@@ -50,6 +50,7 @@ LAYERS = {
     "memorization": 5,
     "pipelines": 5,
     "replication": 5,
+    "readiness": 4,
     "ingredients": 3,
     "stand": 6,
     "verification": 6,

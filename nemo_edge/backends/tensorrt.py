@@ -7,7 +7,17 @@ process, by an environment variable read when it is imported, and says of its ru
 
 from __future__ import annotations
 
-__all__ = ["TensorRtRunner", "available", "compile_engine", "describe", "find_plan", "open_engine", "refit_weights", "runtime_cache_path"]
+__all__ = [
+    "TensorRtRunner",
+    "available",
+    "compile_engine",
+    "describe",
+    "find_plan",
+    "open_engine",
+    "plan_files",
+    "refit_weights",
+    "runtime_cache_path",
+]
 
 import os
 import platform
@@ -21,7 +31,16 @@ from typing import Any, Literal
 
 from nemo_edge.backends.building import Built, Job, run_job
 from nemo_edge.backends.engines import TensorRtRunner, refit_weights, runtime_cache_path
-from nemo_edge.backends.flavours import FLAVOURS, builder_flags, check, load_product, product_version, runtime_settings, this_capability
+from nemo_edge.backends.flavours import (
+    FLAVOURS,
+    builder_flags,
+    check,
+    check_runtime,
+    load_product,
+    product_version,
+    runtime_settings,
+    this_capability,
+)
 from nemo_edge.errors import InputError, MissingDependency
 from nemo_edge.files import explain, write_atomically
 from nemo_edge.graphs import Graph, open_graph
@@ -150,16 +169,21 @@ def _value_weights(bundle: Path, graph: Graph) -> tuple[str, ...]:
     return tuple(name for names in graph.weights(layers).values() for name in names)
 
 
+def plan_files(bundle: Path, place: str, flavour: Flavour) -> tuple[PlanFile, ...]:
+    """Return the sidecars of a component's plans. Raises `InputError` where there is none."""
+    product = FLAVOURS[flavour]
+    paths = sorted((bundle / "engines").glob(f"{place}.{flavour}.*.json"))
+    if not paths:
+        raise InputError(f"the bundle {bundle} has no {product.title} engine of {place}: build it with [{product.table}] in the recipe")
+    return tuple(open_plan_file(path) for path in paths)
+
+
 def find_plan(bundle: Path, place: str, flavour: Flavour, capability: str | None = None) -> PlanFile:
     """Return the sidecar of a component's plan; of several the one that is for GPUs of `capability` (`sm89`), else the portable one.
 
     Raises `InputError` where there is none, or none for this GPU.
     """
-    product = FLAVOURS[flavour]
-    paths = sorted((bundle / "engines").glob(f"{place}.{flavour}.*.json"))
-    if not paths:
-        raise InputError(f"the bundle {bundle} has no {product.title} engine of {place}: build it with [{product.table}] in the recipe")
-    found = [open_plan_file(path) for path in paths]
+    product, found = FLAVOURS[flavour], plan_files(bundle, place, flavour)
     meant = [plan for plan in found if capability in plan.targets] or [plan for plan in found if _runs_elsewhere(plan)]
     if meant or capability is None:
         return (meant or found)[0]
@@ -183,12 +207,8 @@ def open_engine(
     it is not given. Verify a bundle before its plans are opened: a plan is native code. Raises `InputError` where there is no
     plan for this GPU, `MissingDependency` where the product or a GPU is not here, or the plan is of another version.
     """
-    product = FLAVOURS[flavour]
-    load_product(flavour)
-    here = this_capability()
-    if here is None:
-        raise MissingDependency(f"{product.title} runs on an NVIDIA GPU, and nvidia-smi sees none here: run it on a machine that has one")
-    plan = find_plan(bundle, place, flavour, here[0])
+    capability, _ = check_runtime(flavour)
+    plan = find_plan(bundle, place, flavour, capability)
     return TensorRtRunner(bundle, plan, settings, factor, weight_budget)
 
 
