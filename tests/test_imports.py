@@ -75,7 +75,9 @@ LAYERS = {
     "rebake": 13,
     "console": 12,
     "datasheet": 13,
-    "cli": 14,
+    "options": 13,
+    "cli_bundle": 14,
+    "cli": 15,
 }
 """A module imports only from layers below its own; inside `backends`, `report` and `demo` from its own folder too."""
 
