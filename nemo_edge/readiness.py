@@ -5,7 +5,7 @@ Says so in the words of `fit`, which compares; looks at the machine, at sidecars
 
 from __future__ import annotations
 
-__all__ = ["check_plans", "check_runs"]
+__all__ = ["check_plans", "check_runs", "fit_here"]
 
 import platform
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from nemo_edge.backends.tensorrt import plan_files
 from nemo_edge.compatibility import installed
 from nemo_edge.environment import gpus
 from nemo_edge.errors import MissingDependency
-from nemo_edge.fit import check_here, product_of, serves
-from nemo_edge.plans import read_header
+from nemo_edge.fit import Fit, check_here, product_of, serves
+from nemo_edge.plans import PlanFile, read_header
 from nemo_edge.recipe import Recipe
 from nemo_edge.targets import Flavour
 
@@ -41,9 +41,13 @@ def check_runs(recipe: Recipe) -> None:
 def check_plans(bundle: Path, places: Sequence[str], flavour: Flavour) -> None:
     """Raise `MissingDependency` unless the first GPU runs an engine of each component, `InputError` for a bundle that lacks one."""
     found = {place: plan_files(bundle, place, flavour) for place in places}
-    machine = (gpus()[:1], installed(), platform.system())
     for place, plans in found.items():
-        fits = [check_here(plan, read_header(bundle / plan.plan), *machine) for plan in plans]
+        fits = [fit_here(bundle, plan) for plan in plans]
         if not any(fit.runs for fit in fits):
             remedy = f": {fits[0].remedy}" if fits[0].remedy else ""
             raise MissingDependency(f"the {product_of(flavour)} engine of {place} in {bundle}: {fits[0].reason}{remedy}")
+
+
+def fit_here(bundle: Path, plan: PlanFile) -> Fit:
+    """Say whether the first GPU of this machine, on which engines are opened, runs a plan."""
+    return check_here(plan, read_header(bundle / plan.plan), gpus()[:1], installed(), platform.system())

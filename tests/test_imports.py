@@ -72,6 +72,7 @@ LAYERS = {
     "review": 11,
     "build": 11,
     "remeasure": 12,
+    "refit": 7,
     "rebake": 13,
     "console": 12,
     "datasheet": 13,

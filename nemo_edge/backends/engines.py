@@ -5,7 +5,7 @@ Written against the documentation of both products' Python API; what a plan was 
 
 from __future__ import annotations
 
-__all__ = ["TensorRtRunner", "refit_weights", "runtime_cache_path"]
+__all__ = ["TensorRtRunner", "refit_weights", "runtime_cache_path", "serialize"]
 
 import os
 from collections.abc import Mapping
@@ -228,6 +228,20 @@ def refit_weights(runner: TensorRtRunner, weights: Mapping[str, np.ndarray]) -> 
     runner.reset()
     if not refitter.refit_cuda_engine():
         raise ExportError(f"the engine of {runner.plan.component} is refitted in part only: open it again; {' '.join(logger.errors[:1])}")
+
+
+def serialize(runner: TensorRtRunner) -> tuple[bytes, bool]:
+    """Return an open engine as a plan with all its weights, and whether those of the plan can be changed again.
+
+    They can where the bindings know `INCLUDE_REFIT` (TensorRT 10.14 and later). Raises `ExportError` when TensorRT fails.
+    """
+    flags, config = load_product(runner.plan.backend).SerializationFlag, runner.engine.create_serialization_config()
+    again = hasattr(flags, "INCLUDE_REFIT") and bool(config.set_flag(flags.INCLUDE_REFIT))
+    config.clear_flag(flags.EXCLUDE_WEIGHTS)
+    content = runner.engine.serialize_with_config(config)
+    if content is None:
+        raise ExportError(f"the engine of {runner.plan.component} cannot be written: build it again")
+    return bytes(content), again
 
 
 def runtime_cache_path(plan: PlanFile, gpu: str, driver: str) -> Path:

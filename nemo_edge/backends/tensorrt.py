@@ -15,6 +15,7 @@ __all__ = [
     "find_plan",
     "open_engine",
     "plan_files",
+    "refit_engine",
     "refit_weights",
     "runtime_cache_path",
 ]
@@ -23,14 +24,16 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from nemo_edge.backends.building import Built, Job, run_job
-from nemo_edge.backends.engines import TensorRtRunner, refit_weights, runtime_cache_path
+from nemo_edge.backends.engines import TensorRtRunner, refit_weights, runtime_cache_path, serialize
 from nemo_edge.backends.flavours import (
     FLAVOURS,
     builder_flags,
@@ -49,6 +52,7 @@ from nemo_edge.plans import PlanFile, Shapes, Tensor, open_plan_file
 from nemo_edge.progress import Progress
 from nemo_edge.targets import Flavour, PlanSettings, TensorRtRtxSettings, TensorRtSettings, target_name
 
+Judge = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], bool]
 _UNETS = ("unet", "unet_masked")
 _ROUNDS = ("TF32",)
 """Set by default: fp32 factors are rounded to 10 bits, ten times the error that the gate on an fp32 engine allows."""
@@ -210,6 +214,41 @@ def open_engine(
     capability, _ = check_runtime(flavour)
     plan = find_plan(bundle, place, flavour, capability)
     return TensorRtRunner(bundle, plan, settings, factor, weight_budget)
+
+
+def refit_engine(
+    bundle: Path, plan: PlanFile, weights: Mapping[str, np.ndarray], feed: Mapping[str, np.ndarray], judge: Judge, factor: int = 8
+) -> PlanFile | None:
+    """Change weights of a plan on disk, by their names in the ONNX file; return its new sidecar, which is written too.
+
+    The plan that is written is opened again, and `judge` gets its answer to `feed` after that of the former: where it says no,
+    nothing is written, and None returned. Raises as `open_engine` and `refit_weights` do; the plan is as it was then.
+    """
+    check_runtime(plan.backend)
+    started, path = time.monotonic(), bundle / plan.plan
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with TensorRtRunner(bundle, plan, None, factor, None) as runner:
+        before = runner(feed)
+        refit_weights(runner, weights)
+        content, again = serialize(runner)
+    changes: dict[str, Any] = {"size_bytes": len(content), "graph_hash": open_graph(bundle / plan.model).content_hash()}
+    if not again:
+        changes |= {"refittable": (), "flags": tuple(flag for flag in plan.flags if not flag.startswith("REFIT"))}
+    changed = plan.model_copy(update={**changes, "build_s": round(time.monotonic() - started, 3)})
+    try:
+        draft.write_bytes(content)
+        written = changed.model_copy(update={"plan": draft.relative_to(bundle).as_posix()})
+        with TensorRtRunner(bundle, written, None, factor, None) as runner:
+            if not judge(before, runner(feed)):
+                return None
+        path.with_suffix(".json").unlink(missing_ok=True)
+        os.replace(draft, path)
+    except OSError as error:
+        raise explain(error, path) from error
+    finally:
+        draft.unlink(missing_ok=True)
+    write_atomically(path.with_suffix(".json"), changed.model_dump_json(indent=1) + "\n")
+    return changed
 
 
 def available() -> tuple[Flavour, ...]:
