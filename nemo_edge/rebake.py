@@ -274,7 +274,7 @@ class _Change:
     def _refit(self, staged: Path, plan: PlanFile) -> bool:
         from nemo_edge.refit import refit
 
-        return refit(staged, self.bundle, plan, [layer.name for layer in self.after.layers], self.progress)
+        return refit(staged, self.bundle, plan, self.after.layers, self.progress)
 
 
 def _chosen(values: Rows, neurons: NeuronSet) -> list[tuple[str, list[int]]]:

@@ -19,16 +19,18 @@ from nemo_edge.backends.tensorrt import refit_engine
 from nemo_edge.configuration import Configuration
 from nemo_edge.errors import ExportError, InputError, MissingDependency
 from nemo_edge.graphs import open_graph
+from nemo_edge.neurons import ValueLayer
 from nemo_edge.plans import PlanFile
 from nemo_edge.progress import Progress
 from nemo_edge.readiness import fit_here
+from nemo_edge.valueweights import open_value_weights
 from nemo_edge.verification import TOLERANCES
 
 _SHARE = 0.2
 """How much more or less than it should an engine's output may change by new weights; rounding averages out over the output."""
 
 
-def refit(bundle: Path, former: Path, plan: PlanFile, layers: Sequence[str], progress: Progress) -> bool:
+def refit(bundle: Path, former: Path, plan: PlanFile, layers: Sequence[ValueLayer], progress: Progress) -> bool:
     """Give an engine of a bundle that is being made the value weights of its graph, which are not those of the `former` bundle's.
 
     False where it does not take them, here or at all: it is to be built anew then, and is as it was.
@@ -55,12 +57,10 @@ def refit(bundle: Path, former: Path, plan: PlanFile, layers: Sequence[str], pro
     return done is not None
 
 
-def changed_weights(former: Path, graph: Path, layers: Sequence[str]) -> dict[str, np.ndarray]:
+def changed_weights(former: Path, graph: Path, layers: Sequence[ValueLayer]) -> dict[str, np.ndarray]:
     """Return the value weights of a graph that are not those of its `former` self, by their names."""
-    own = open_graph(graph)
-    names = [name for names in own.weights(layers).values() for name in names]
-    before, now = open_graph(former).read(names), own.read(names)
-    return {name: now[name] for name in names if before[name].tobytes() != now[name].tobytes()}
+    before, now = (open_value_weights(open_graph(path), layers).by_name() for path in (former, graph))
+    return {name: value for name, value in now.items() if before[name].tobytes() != value.tobytes()}
 
 
 def took_weights(expected_before: np.ndarray, expected: np.ndarray, before: np.ndarray, after: np.ndarray, tolerance: float) -> bool:
