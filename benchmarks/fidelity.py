@@ -24,7 +24,7 @@ from nemo_edge.fidelity import Agreement, compare_trajectories, trace_trajectory
 from nemo_edge.mitigation import Measurement
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import UNMITIGATED, eager_pipeline, open_pipeline
-from nemo_edge.recipe import Recipe
+from nemo_edge.recipe import EngineSettings, Recipe
 from nemo_edge.surgery import silenced
 
 RESULT = Path(__file__).parent / "results" / "fidelity.json"
@@ -60,7 +60,7 @@ def agreement(place: Path, variant: str, prompts: list[str], sampling: Any) -> A
     checkpoint, neurons = open_checkpoint(str(DEMO)), NeuronSet.load(place / "neurons.json")
     chosen = NeuronSet.empty(neurons.layers) if variant == UNMITIGATED else neurons
     with ExitStack() as stack:
-        engine = open_pipeline(checkpoint.config, place, "cpu", variant, stack)
+        engine = open_pipeline(checkpoint.config, place, EngineSettings(), variant, stack)
         stack.enter_context(silenced(checkpoint.unet, chosen))
         expected = trace_trajectory(eager_pipeline(checkpoint), prompts, range(len(prompts)), sampling)
         return compare_trajectories(expected, engine, prompts, range(len(prompts)), sampling, chosen.mask() if engine.masked else None)

@@ -22,7 +22,7 @@ from nemo_edge.bench import bench
 from nemo_edge.console import Bars
 from nemo_edge.environment import machine
 from nemo_edge.latency import Latency
-from nemo_edge.recipe import LatencySettings, SamplingSettings
+from nemo_edge.recipe import EngineSettings, LatencySettings, SamplingSettings
 from nemo_edge.stand import Runnable
 
 RESULT = Path(__file__).parent / "results" / "latency.json"
@@ -76,13 +76,14 @@ def threads_here() -> list[int]:
 
 def contenders(checkpoint: str, bundles: dict[int, Path], threads: int, channels_last: bool = True) -> list[Runnable]:
     size = sum(p.stat().st_size for p in Path(checkpoint).rglob("*.safetensors")) / 2**20
-    found = [Runnable("eager", "eager", checkpoint, threads=threads, weights_mib=size)]
+    engine = EngineSettings(threads=threads)
+    found = [Runnable("eager", "eager", checkpoint, engine, weights_mib=size)]
     if channels_last:
-        found.append(Runnable("eager, channels_last", "eager", checkpoint, threads=threads, weights_mib=size, channels_last=True))
+        found.append(Runnable("eager, channels_last", "eager", checkpoint, engine, weights_mib=size, channels_last=True))
     for opset, bundle in bundles.items():
         for variant in ("baked", "masked"):
             name = f"onnxruntime, opset {opset}, {variant}"
-            found.append(Runnable(name, "engine", str(bundle), threads=threads, weights_mib=size, variant=variant))
+            found.append(Runnable(name, "engine", str(bundle), engine, weights_mib=size, variant=variant))
     return found
 
 

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from nemo_edge.engines import PLANS
 from nemo_edge.environment import gpus, machine
 from nemo_edge.errors import InputError, MissingDependency, NemoEdgeError
 from nemo_edge.files import checkpoint_folder
@@ -41,24 +42,24 @@ def runnables(bundle: Path, recipe: Recipe, settings: LatencySettings, checkpoin
     """
     from nemo_edge.pipelines import UNMITIGATED, has_unmitigated
 
-    engine, export = recipe.engine, recipe.export
-    common: dict[str, Any] = {"provider": engine.provider, "threads": settings.threads or engine.threads}
+    export = recipe.export
+    engine = recipe.engine.model_copy(update={"threads": settings.threads or recipe.engine.threads})
     found = []
     check_compiler(settings)
     for name, wanted in (("eager", settings.eager), ("compiled", settings.compiled)):
         if wanted and checkpoint is not None:
             size = _mib(checkpoint_folder(checkpoint), (".safetensors", ".bin", ".ckpt"))
             kind: Literal["eager", "compiled"] = "eager" if name == "eager" else "compiled"
-            dtype = "fp32" if engine.provider == "cpu" else export.dtype
+            dtype = "fp32" if engine.device == "cpu" else export.dtype
             found.append(
-                Runnable(name, kind, checkpoint, **common, dtype=dtype, allow_pickle=recipe.checkpoint.allow_pickle, weights_mib=size)
+                Runnable(name, kind, checkpoint, engine, dtype=dtype, allow_pickle=recipe.checkpoint.allow_pickle, weights_mib=size)
             )
-    names = [*([UNMITIGATED] if has_unmitigated(export.variants) else []), *export.variants]
-    size = _mib(bundle, (".data", ".onnx")) / max(1, len(export.variants))
+    names = [*([UNMITIGATED] if has_unmitigated(export.variants, engine) else []), *export.variants]
+    size = _mib(bundle, PLANS if engine.flavour else (".data", ".onnx")) / max(1, len(export.variants))
     for name in names:
         targets = tuple(t for t in settings.targets if t not in _SHARED or name == export.variants[0])
         if targets:
-            found.append(Runnable(name, "engine", str(bundle), **common, dtype=export.dtype, weights_mib=size, targets=targets))
+            found.append(Runnable(name, "engine", str(bundle), engine, dtype=export.dtype, weights_mib=size, targets=targets))
     return tuple(found)
 
 
@@ -85,7 +86,7 @@ def bench(
     resident = sum(c.weights_mib for c in contenders) * _OVERHEAD * 2**20 < memory_available()
     with ExitStack() as stack:
         workers = {c.name: stack.enter_context(_worker(c, settings, resident)) for c in contenders}
-        shapes = list(_open(workers.values(), at_once=resident and all(c.provider == "cpu" for c in contenders)))
+        shapes = list(_open(workers.values(), at_once=resident and all(c.engine.device == "cpu" for c in contenders)))
         turns = sum(len(_taking_part(contenders, setup)) for setup in setups) * (settings.runs + 1)
         with (progress or Progress()).task("latency", turns) as advance:
             cases = [

@@ -127,10 +127,10 @@ def _with_weights(recipe: Recipe, progress: Progress) -> Recipe:
 def _preflight(recipe: Recipe, inputs: Ingredients) -> None:
     """Find out now, not after hours of work, what the last stages would stumble over."""
     from nemo_edge.backends import flavours
-    from nemo_edge.backends.onnxruntime import probe_provider
     from nemo_edge.footprint import check_memory
+    from nemo_edge.readiness import check_runs
 
-    probe_provider(recipe.engine.provider)
+    check_runs(recipe)
     tables = [table for table in COMPILERS if getattr(recipe, table) is not None]
     for table in tables:
         flavours.check(FLAVOUR_OF[table], getattr(recipe, table))
@@ -199,6 +199,7 @@ class _Build:
             for stage in (exported, *calibrated, localized):
                 self._take(stage, staged, leave=("exported.json",))
             files = [OnnxFile(file["model"], file["dtype"]) for file in json.loads((exported / "exported.json").read_text())]
+            self._check_compiled(files)
             for table in (t for t in COMPILERS if t in self.keys):
                 self._take(self._stage(table, partial(self._compile, table, staged, files)), staged)
             compile_stage(staged, self.recipe.engine, files)
@@ -288,6 +289,12 @@ class _Build:
         provenance = {"version": __version__, "checkpoint": sha256_json(self.inputs.checkpoint)}
         exported = export_stage(self.recipe.checkpoint, self.recipe.export, neurons, folder, provenance, self.progress)
         write_atomically(folder / "exported.json", json.dumps([e.model_dump(mode="json") for e in exported], indent=1) + "\n")
+
+    def _check_compiled(self, files: Sequence[OnnxFile]) -> None:
+        try:
+            self.recipe.check_compiled([file.place for file in files])
+        except ValueError as error:
+            raise InputError(str(error)) from error
 
     def _compile(self, table: str, staged: Path, files: Sequence[OnnxFile], folder: Path) -> None:
         shutil.rmtree(folder)

@@ -125,8 +125,7 @@ def _compared(
                 agreement = compare_trajectories(expected, second.pipeline, group, seeds, sampling, second.mask)
             divergence = None
             if not agreement.largest_error <= tolerance and all(part.divergence is None for part in found):
-                progress.note("the sides differ: looking for the first tensor that does")
-                divergence = _locate(first, second, expected, agreement, group, sampling, tolerance)
+                divergence = _located(first, second, expected, agreement, group, sampling, tolerance, progress)
             found.append(_Part(agreement, divergence))
             advance(len(group))
     return found
@@ -157,9 +156,9 @@ class _Side:
             return _Opened(self, eager_pipeline(self.checkpoint), None)
         assert self.manifest is not None
         config = Configuration.load(self.path)
-        pure = self.variant == UNMITIGATED
-        engine = "masked" if pure and not has_unmitigated(self.manifest.variants) else self.variant
-        pipeline = open_pipeline(config, self.path, self.recipe.engine.provider, engine, stack)
+        pure, engine = self.variant == UNMITIGATED, self.recipe.engine
+        variant = "masked" if pure and not has_unmitigated(self.manifest.variants, engine) else self.variant
+        pipeline = open_pipeline(config, self.path, engine, variant, stack)
         found = NeuronSet.load(self.path / "neurons.json")
         mask = (NeuronSet.empty(found.layers) if pure else found).mask() if pipeline.masked else None
         return _Opened(self, pipeline, mask)
@@ -244,6 +243,25 @@ def _own_prompts(bundle: Path) -> tuple[str, ...]:
     """Two examined and two general prompts of the bundle."""
     measured = Measurement.read(bundle)
     return (*(m.prompt for m in measured.variants[0].mitigations[:2]), *measured.general_prompts[:2])
+
+
+def _located(
+    first: _Opened,
+    second: _Opened,
+    expected: Trajectory,
+    agreement: Agreement,
+    prompts: Sequence[str],
+    sampling: SamplingSettings,
+    tolerance: float,
+    progress: Progress,
+) -> Divergence | None:
+    """Look for the first bad tensor, in ONNX Runtime whatever runs the engines: a plan does not show what is inside of it."""
+    recipe = next(side.side.recipe for side in (second, first) if side.side.manifest)
+    if recipe.export.dtype == "bf16" and recipe.engine.provider == "cpu":
+        progress.note("the sides differ; bf16 graphs are looked into with a GPU's provider only (engine.provider of the recipe)")
+        return None
+    progress.note("the sides differ: looking for the first tensor that does, in ONNX Runtime")
+    return _locate(first, second, expected, agreement, prompts, sampling, tolerance)
 
 
 def _locate(

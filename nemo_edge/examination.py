@@ -69,14 +69,14 @@ def examine(subject: Subject, folder: Path, progress: Progress) -> Measurement:
     """Examine the engines and write `measurement.json` and `pictures/` into `folder`."""
     recipe = subject.recipe
     with ExitStack() as stack:
-        config, provider = subject.checkpoint.config, recipe.engine.provider
+        config, engine = subject.checkpoint.config, recipe.engine
         stacks = {v: stack.enter_context(ExitStack()) for v in recipe.export.variants}
-        engines: dict[str, Pipeline] = {v: open_pipeline(config, subject.bundle, provider, v, stacks[v]) for v in stacks}
+        engines: dict[str, Pipeline] = {v: open_pipeline(config, subject.bundle, engine, v, stacks[v]) for v in stacks}
         examination = _Examination(subject, engines, folder / "pictures", progress)
         measurement = examination.run()
-        if has_unmitigated(recipe.export.variants):
+        if has_unmitigated(recipe.export.variants, engine):
             stacks["baked"].close()  # it makes room for the unmitigated engine
-            plain = open_pipeline(config, subject.bundle, provider, UNMITIGATED, stack)
+            plain = open_pipeline(config, subject.bundle, engine, UNMITIGATED, stack)
             measurement = measurement.model_copy(update={"mask_of_ones": examination.mask_of_ones(plain)})
     write_atomically(folder / "measurement.json", measurement.model_dump_json(indent=1) + "\n")
     return measurement

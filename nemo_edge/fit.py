@@ -5,7 +5,7 @@ Compares what it is given; looks at no file and no machine, and imports nothing 
 
 from __future__ import annotations
 
-__all__ = ["Fit", "check_here", "gpus_of", "product_of"]
+__all__ = ["Fit", "check_here", "gpus_of", "product_of", "serves"]
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -83,6 +83,13 @@ def gpus_of(flavour: Flavour, targets: Sequence[str]) -> str:
     """Return in words which GPUs the targets of a plan are."""
     portable = "sm80, sm86, sm89, sm120 and later" if flavour == "tensorrt-rtx" else "an unnamed GPU"
     return _and(targets) or portable
+
+
+def serves(flavour: Flavour, targets: Sequence[str], sm: str) -> bool:
+    """Whether an engine for some targets, or for TensorRT-RTX's portable choice, runs on GPUs of a compute capability (`sm89`)."""
+    if flavour == "tensorrt-rtx" and not targets:
+        return sm in _PORTABLE or _capability(sm) >= _LATER
+    return sm in targets
 
 
 def _fit(plan: PlanFile | None, header: Header, gpus: Sequence[Gpu], runtime: str) -> Fit:
@@ -163,10 +170,8 @@ def _gpu_misfit(plan: PlanFile | None, header: Header, gpus: Sequence[Gpu]) -> _
 
 
 def _serves(plan: PlanFile | None, header: Header, targets: Sequence[str], sm: str) -> bool:
-    if header.flavour == "tensorrt-rtx" and not targets:
-        return sm in _PORTABLE or _capability(sm) >= _LATER
     ampere = plan is not None and plan.hardware_compatibility == "AMPERE_PLUS"
-    return sm in targets or (ampere and _capability(sm) >= 80)
+    return serves(header.flavour, targets, sm) or (ampere and _capability(sm) >= 80)
 
 
 def _rtx_remedy(targets: Sequence[str], here: Sequence[str]) -> str:

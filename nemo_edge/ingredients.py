@@ -17,6 +17,7 @@ from nemo_edge.errors import InputError
 from nemo_edge.files import checkpoint_hashes, sha256_file, sha256_json
 from nemo_edge.prompts import Prompt, read_prompts
 from nemo_edge.recipe import Recipe
+from nemo_edge.targets import FLAVOUR_OF
 
 COMPILERS = {"tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), "tensorrt_rtx": ("tensorrt-rtx-cu13",)}
 """Table of a recipe → the packages that compile for it."""
@@ -83,12 +84,15 @@ def stage_keys(recipe: Recipe, given: Ingredients) -> dict[str, str]:
             compiler = {name: version for name, version in here.versions.items() if name in packages}
             gpus = [(gpu.name, gpu.driver) for gpu in here.gpus] if table == "tensorrt" else []
             keys[table] = sha256_json([export, r[table], compiler, gpus])
+    flavour = recipe.engine.flavour
+    used = next((keys[table] for table, value in FLAVOUR_OF.items() if value == flavour), None)
+    run = [r["engine"], used, [(gpu.name, gpu.driver) for gpu in here.gpus]] if used else r["engine"]
     if recipe.random_weights is None:
         held_out = [p.text for p in given.held_out]
-        keys["measure"] = sha256_json([export, r["engine"], given.prompts, held_out, r["sampling"], r["fidelity"]])
+        keys["measure"] = sha256_json([export, run, given.prompts, held_out, r["sampling"], r["fidelity"]])
     if recipe.latency is not None:
         state: Any = {"gpus": {"__all__": {"clock_mhz", "temperature_c", "throttled_by"}}, "versions": True}
-        keys["latency"] = sha256_json([export, r["engine"], r["sampling"], r["latency"], here.model_dump(mode="json", exclude=state)])
+        keys["latency"] = sha256_json([export, run, r["sampling"], r["latency"], here.model_dump(mode="json", exclude=state)])
     return keys
 
 

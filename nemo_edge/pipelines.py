@@ -14,34 +14,41 @@ import numpy as np
 from torch import compile as compile_module
 from torch.nn import Module
 
-from nemo_edge.backends import Runner, onnxruntime, torch
+from nemo_edge.backends import Runner, onnxruntime, tensorrt, torch
 from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.component import UNET_FOLDERS
 from nemo_edge.configuration import Configuration
 from nemo_edge.errors import InputError
 from nemo_edge.graphs import open_graph
 from nemo_edge.neurons import NeuronSet
+from nemo_edge.readiness import check_plans
+from nemo_edge.recipe import EngineSettings
 from nemo_edge.sampling import Pipeline
 
 UNMITIGATED = "unmitigated"
-"""Name of the engine that has every memory still: the baked graph with the value weights of the masked one."""
+"""Name of the engine that has every memory still: in ONNX Runtime the baked graph with the value weights of the masked one; of
+TensorRT, whose engines keep their weights, the masked one, which silences nothing unless it is told to."""
 
 
-def open_pipeline(
-    config: Configuration, bundle: Path, provider: str, variant: str, stack: ExitStack, threads: int | None = None
-) -> Pipeline:
-    """Open the engines of a variant, or the unmitigated ones; `stack` closes them. `threads` go before those of the build.
+def open_pipeline(config: Configuration, bundle: Path, engine: EngineSettings, variant: str, stack: ExitStack) -> Pipeline:
+    """Open the engines of a variant, or the unmitigated ones; `stack` closes them. Threads go before those of the build.
 
-    Raises `InputError` for an engine the bundle lacks, `MissingDependency` for a provider that is not here.
+    Raises `InputError` for an engine the bundle lacks, `MissingDependency` for a provider that is not here and, before any of
+    them is opened, for TensorRT engines that this machine cannot run.
     """
+    pure, flavour, texts = variant == UNMITIGATED, engine.flavour, config.text_encoder_names
+    if flavour is None:
+        place, weights = UNET_FOLDERS["baked" if pure else variant], original_weights(bundle) if pure else None
+    else:
+        place, weights = UNET_FOLDERS["masked" if pure else variant], None
+        check_plans(bundle, (*texts, place, "vae_decoder"), flavour)
 
     def opened(place: str, weights: dict[str, np.ndarray] | None = None) -> Runner:
-        return stack.enter_context(onnxruntime.open_engine(bundle, place, provider, threads=threads, weights=weights))
+        if flavour is not None:
+            return stack.enter_context(tensorrt.open_engine(bundle, place, flavour, factor=config.factor))
+        return stack.enter_context(onnxruntime.open_engine(bundle, place, engine.provider, threads=engine.threads, weights=weights))
 
-    texts = tuple(opened(name) for name in config.text_encoder_names)
-    pure = variant == UNMITIGATED
-    unet = opened(UNET_FOLDERS["baked" if pure else variant], original_weights(bundle) if pure else None)
-    return Pipeline(config, texts, unet, opened("vae_decoder"))
+    return Pipeline(config, tuple(opened(name) for name in texts), opened(place, weights), opened("vae_decoder"))
 
 
 def eager_pipeline(checkpoint: Checkpoint, *, compiled: bool = False) -> Pipeline:
@@ -53,9 +60,12 @@ def eager_pipeline(checkpoint: Checkpoint, *, compiled: bool = False) -> Pipelin
     return Pipeline(checkpoint.config, tuple(texts), unet, vae)
 
 
-def has_unmitigated(variants: Sequence[str]) -> bool:
-    """Whether a bundle of these variants holds what the unmitigated engine is made of."""
-    return set(variants) >= {"baked", "masked"}
+def has_unmitigated(variants: Sequence[str], engine: EngineSettings) -> bool:
+    """Whether a bundle of these variants has an unmitigated engine beside its own, to hold them against.
+
+    That of TensorRT is its masked engine: beside itself it would say nothing.
+    """
+    return engine.flavour is None and set(variants) >= {"baked", "masked"}
 
 
 def original_weights(bundle: Path) -> dict[str, np.ndarray]:

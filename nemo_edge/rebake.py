@@ -32,6 +32,7 @@ from nemo_edge.graphs import open_graph
 from nemo_edge.neurons import NeuronSet, read_neurons
 from nemo_edge.plans import PlanFile, open_plan_file
 from nemo_edge.progress import Progress
+from nemo_edge.readiness import check_runs
 from nemo_edge.recipe import Recipe
 from nemo_edge.targets import Flavour, PlanSettings
 from nemo_edge.valueweights import SILENCED_ROWS, Rows, ValueWeights, load_rows, open_value_weights, rows_of, save_rows
@@ -58,7 +59,7 @@ class Rebaked(BaseModel):
     per_layer: dict[str, tuple[int, int, int]]
     """Of each value layer that changed: neurons before, and now, and how many of them are new."""
     removed: tuple[str, ...]
-    """TensorRT engines of the former set that could not be compiled again here; they are gone."""
+    """TensorRT engines of the former set that could be neither refitted nor compiled again here; they are gone."""
     measured: bool
     """Whether the bundle holds what was measured with these neurons."""
     gates: tuple[GateResult, ...]
@@ -90,6 +91,7 @@ def rebake(
         from nemo_edge.remeasure import measure_again, open_sources
 
         sources = open_sources(manifest, checkpoint)  # what is not there is found before the bundle is changed
+        check_runs(sources.recipe)
     removed: tuple[str, ...] = ()
     if after != before:
         cache = bundle.parent / f".{bundle.name}.build"
@@ -153,7 +155,7 @@ class _Change:
             hashes = {}
             if baked is not None:
                 hashes = self._write(baked, staged)
-                removed.extend(plan.plan for path, plan in self._plans() if not _recompile(staged, path, plan, recipe, self.progress))
+                removed.extend(plan.plan for path, plan in self._plans() if not self._recompile(staged, path, plan, recipe))
             return hashes
 
         try:
@@ -250,27 +252,35 @@ class _Change:
                 if plan.model == f"{UNET_FOLDERS['baked']}/model.onnx" and plan.plan in self.manifest.files:
                     yield name, plan
 
+    def _recompile(self, staged: Path, sidecar: str, plan: PlanFile, recipe: Recipe) -> bool:
+        """Put an engine of the new weights in the place of one of the former; where it cannot be made here, say so and take that out."""
+        settings: PlanSettings | None = getattr(recipe, FLAVOURS[plan.backend].table)
+        try:
+            if settings is None:
+                raise MissingDependency("the recipe says nothing of it any more")
+            check(plan.backend, settings)
+            if plan.backend == "tensorrt" and self._refit(staged, plan):
+                return True
+            made = compile_engine(staged, plan.component, plan.model, plan.backend, settings, plan.profiles, plan.dtype, self.progress)
+            if made.plan == plan.plan:
+                return True
+            raise MissingDependency(f"it is for other GPUs than what is compiled here, {made.plan}")
+        except MissingDependency as error:
+            self.progress.note(f"{plan.plan} is of the former neurons, and is taken out: {error}")
+            for name in (sidecar, plan.plan):
+                (staged / name).unlink()
+            return False
+
+    def _refit(self, staged: Path, plan: PlanFile) -> bool:
+        from nemo_edge.refit import refit
+
+        return refit(staged, self.bundle, plan, self.after.layers, self.progress)
+
 
 def _chosen(values: Rows, neurons: NeuronSet) -> list[tuple[str, list[int]]]:
     """The tensors of a set's layers, and which of their rows are the set's."""
     pairs = [(f"{layer.name}.{kind}", list(rows)) for layer, rows in neurons.items() if rows for kind in ("weight", "bias")]
     return [(key, rows) for key, rows in pairs if key in values]
-
-
-def _recompile(staged: Path, sidecar: str, plan: PlanFile, recipe: Recipe, progress: Progress) -> bool:
-    """Put an engine of the new weights in the place of one of the former; where it cannot be made here, say so and take that out."""
-    settings: PlanSettings | None = getattr(recipe, FLAVOURS[plan.backend].table)
-    try:
-        if settings is None:
-            raise MissingDependency("the recipe says nothing of it any more")
-        check(plan.backend, settings)
-    except MissingDependency as error:
-        progress.note(f"{plan.plan} is of the former neurons, and is taken out: {error}")
-        for name in (sidecar, plan.plan):
-            (staged / name).unlink()
-        return False
-    compile_engine(staged, plan.component, plan.model, plan.backend, settings, plan.profiles, plan.dtype, progress)
-    return True
 
 
 def _remove(path: Path) -> None:

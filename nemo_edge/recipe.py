@@ -25,15 +25,16 @@ __all__ = [
 
 import difflib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from nemo_edge.component import UNET_FOLDERS
 from nemo_edge.errors import InputError
-from nemo_edge.targets import TensorRtRtxSettings, TensorRtSettings
+from nemo_edge.targets import EngineSettings, TensorRtRtxSettings, TensorRtSettings, uncompiled
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Variant = Literal["baked", "masked"]
@@ -44,7 +45,7 @@ class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-_Kind = TypeVar("_Kind", bound=_Settings)
+_Kind = TypeVar("_Kind", bound=BaseModel)
 
 
 class CheckpointSettings(_Settings):
@@ -128,14 +129,6 @@ class ExportSettings(_Settings):
         wanted = {"height": self.height, "width": self.width}
         fixed = {name: pixels // factor for name, pixels in wanted.items() if pixels and name in sizes}
         return {**fixed, **({"batch": self.batch} if self.batch else {})}
-
-
-class EngineSettings(_Settings):
-    """What runs the bundle here."""
-
-    backend: Literal["onnxruntime"] = "onnxruntime"
-    provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
-    threads: int | None = Field(default=None, ge=1)
 
 
 class SamplingSettings(_Settings):
@@ -279,8 +272,9 @@ class Recipe(_Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.export.dtype == "bf16" and self.engine.provider == "cpu":
+        if self.export.dtype == "bf16" and self.engine.device == "cpu":
             raise ValueError("export.dtype = 'bf16' cannot run with engine.provider = 'cpu': choose fp32 or fp16, or a GPU provider")
+        self.check_compiled(["text_encoder", *(UNET_FOLDERS[variant] for variant in self.export.variants), "vae_decoder"])
         for name in ("height", "width"):
             pinned, wanted = getattr(self.export, name), getattr(self.sampling, name)
             if pinned and pinned != wanted:
@@ -289,16 +283,12 @@ class Recipe(_Settings):
         self._check_latency()
         return self
 
-    def _check_turing(self) -> None:
-        """What TensorRT-RTX cannot compile is refused before hours of work: it multiplies no matrices in float32 for Turing."""
-        settings = self.tensorrt_rtx
-        if settings is None or "sm75" not in settings.targets:
-            return
-        compiled = None if settings.components is None else {"unet" if c.startswith("unet") else c for c in settings.components}
-        kept = [name for name in self.export.fp32 if compiled is None or name in compiled]
-        if self.export.dtype == "fp32" or kept:
-            remedy = 'set export.dtype = "fp16"' if self.export.dtype == "fp32" else f"take {kept[0]} out of export.fp32"
-            raise ValueError(f"tensorrt_rtx.targets: TensorRT-RTX compiles no fp32 for sm75 (Turing): {remedy}, or leave sm75 out")
+    def check_compiled(self, places: Sequence[str]) -> None:
+        """Raise `ValueError` where TensorRT engines are to be run, and those of a component at `places` are not compiled."""
+        tables, flavour = {"tensorrt": self.tensorrt, "tensorrt-rtx": self.tensorrt_rtx}, self.engine.flavour
+        missing = uncompiled(flavour, tables[flavour], places) if flavour else ""
+        if missing:
+            raise ValueError(missing)
 
     def _check_latency(self) -> None:
         """Times that cannot be taken, and gates on times that are not, are refused before hours of work."""
@@ -392,6 +382,8 @@ def _complaint(error: ValidationError) -> str:
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
         message = first["msg"].removeprefix("Value error, ")
+        if not place:  # of settings that do not fit together
+            return message
         return f"{place}: {message} (got {first['input']!r})" if first["type"] != "missing" else f"{place} is missing"
     table, _, leaf = place.rpartition(".")
     known = {key: key.rpartition(".") for key in _keys(Recipe)}

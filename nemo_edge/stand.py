@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from nemo_edge.environment import cores
 from nemo_edge.latency import Clock, Contender, Visit, visit, wall_clock, warm_up
-from nemo_edge.recipe import LatencySettings, SamplingSettings, Target
+from nemo_edge.recipe import EngineSettings, LatencySettings, SamplingSettings, Target
 
 _PROMPT = "a photograph of an astronaut riding a horse"
 
@@ -29,8 +29,8 @@ class Runnable:
     kind: Literal["eager", "compiled", "engine"]
     place: str
     """The checkpoint of "eager" and "compiled", the bundle of an "engine"."""
-    provider: str = "cpu"
-    threads: int | None = None
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    """What runs the bundle; eager runs on the same device, with as many threads."""
     dtype: str = "fp32"
     allow_pickle: bool = False
     channels_last: bool = False
@@ -87,16 +87,17 @@ class Stand:
 
     def describe(self) -> Contender:
         """Say what was run, and the memory it took."""
-        from nemo_edge.backends import onnxruntime
+        from nemo_edge.backends import onnxruntime, tensorrt
         from nemo_edge.backends import torch as eager
 
-        engine = self.contender.kind == "engine"
-        about = onnxruntime.describe() if engine else eager.describe()
+        engine, runs = self.contender.engine, self.contender.kind == "engine"
+        own = tensorrt.describe(engine.flavour) if engine.flavour else onnxruntime.describe()
+        about = own if runs else eager.describe()
         return Contender(
             name=self.contender.name,
             backend=f"{about['backend']} {about['version']}",
-            provider=self.contender.provider,
-            threads=self.contender.threads or cores(),
+            provider=engine.provider if runs and not engine.flavour else engine.device,
+            threads=engine.threads or cores(),
             dtype=self.contender.dtype,
             idle_memory_mib=self.idle_mib,
             peak_memory_mib=_memory_mib("VmHWM"),
@@ -122,7 +123,7 @@ class Stand:
         """Do some work; what the GPU's memory lost by it is this contender's, since the others rest meanwhile."""
         import torch
 
-        if self.contender.provider == "cpu" or not torch.cuda.is_available():
+        if self.contender.engine.device == "cpu" or not torch.cuda.is_available():
             return work()
         free = torch.cuda.mem_get_info()[0]
         done = work()
@@ -141,15 +142,14 @@ def _opened(contender: Runnable, stack: ExitStack) -> Any:
 
     if contender.kind == "engine":
         bundle, variant = Path(contender.place), contender.variant or contender.name
-        return pipelines.open_pipeline(Configuration.load(bundle), bundle, contender.provider, variant, stack, contender.threads)
+        return pipelines.open_pipeline(Configuration.load(bundle), bundle, contender.engine, variant, stack)
     import torch
 
     from nemo_edge.backends.torch import DTYPES
     from nemo_edge.checkpoint import open_checkpoint
 
-    torch.set_num_threads(contender.threads or cores())
-    device = "cpu" if contender.provider == "cpu" else "cuda"
-    checkpoint = open_checkpoint(contender.place, device=device, allow_pickle=contender.allow_pickle)
+    torch.set_num_threads(contender.engine.threads or cores())
+    checkpoint = open_checkpoint(contender.place, device=contender.engine.device, allow_pickle=contender.allow_pickle)
     for module in (checkpoint.unet, checkpoint.vae, *checkpoint.text_encoders) if contender.dtype != "fp32" else ():
         module.to(DTYPES[contender.dtype])
     if contender.channels_last:
@@ -187,7 +187,7 @@ def _clock(contender: Runnable) -> Clock:
     """Wall-clock time; on a GPU between two synchronisations, with CUDA events around the call."""
     import torch
 
-    if contender.provider == "cpu" or not torch.cuda.is_available():
+    if contender.engine.device == "cpu" or not torch.cuda.is_available():
         return wall_clock
 
     def clock(call: Callable[[], object]) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from nemo_edge.files import write_atomically
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import open_pipeline
 from nemo_edge.progress import Progress
-from nemo_edge.recipe import Recipe, SamplingSettings, from_options
+from nemo_edge.recipe import EngineSettings, Recipe, SamplingSettings, from_options
 from nemo_edge.sampling import generate
 
 _BATCH = 8
@@ -28,7 +28,10 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class Request:
-    """What to draw. `overrides` are sampling settings other than the recipe's; `mask` and `unmitigated` are for masked engines."""
+    """What to draw. `overrides` are sampling settings other than the recipe's; `mask` and `unmitigated` are for masked engines.
+
+    `backend` is what runs the bundle where that is not the recipe's.
+    """
 
     prompt: str
     seed: int = 0
@@ -37,13 +40,14 @@ class Request:
     variant: str | None = None
     mask: Path | None = None
     unmitigated: bool = False
+    backend: str | None = None
 
 
 def draw(bundle: Path, request: Request, out: Path, progress: Progress | None = None) -> list[Path]:
     """Draw the pictures and write them as PNG; return their paths.
 
     Every file is checked against the manifest before an engine is opened. Raises `BundleError` when one was changed,
-    `InputError` for a size, a variant or a mask that does not fit.
+    `InputError` for a size, a variant or a mask that does not fit, `MissingDependency` for engines that do not run here.
     """
     progress = progress or Progress()
     check_file(out)
@@ -51,9 +55,10 @@ def draw(bundle: Path, request: Request, out: Path, progress: Progress | None = 
     recipe = Recipe.model_validate(manifest.recipe)
     variant = _variant(manifest, request)
     settings = from_options(SamplingSettings, recipe.sampling.model_dump(), request.overrides)
+    engine = from_options(EngineSettings, recipe.engine.model_dump(), {"backend": request.backend} if request.backend else {})
     seeds = range(request.seed, request.seed + request.count)
     with ExitStack() as stack:
-        pipeline = open_pipeline(Configuration.load(bundle), bundle, recipe.engine.provider, variant, stack)
+        pipeline = open_pipeline(Configuration.load(bundle), bundle, engine, variant, stack)
         mask = _mask(bundle, request) if variant == "masked" else None
         parts = [seeds[i : i + _BATCH] for i in range(0, request.count, _BATCH)]
         with progress.task("generate", request.count * settings.steps) as advance:

@@ -1,4 +1,4 @@
-"""What TensorRT engines are built for: GPUs, sizes, and how they are run. Part of the recipe.
+"""What runs a bundle, and what TensorRT engines are built for: GPUs, sizes, and how they are run. Part of the recipe.
 
 Knows names and ranges; nothing of TensorRT itself, so that a wrong target is refused where no TensorRT is installed.
 """
@@ -9,6 +9,7 @@ __all__ = [
     "COMPUTE_CAPABILITIES",
     "FLAVOUR_OF",
     "PORTABLE",
+    "EngineSettings",
     "Flavour",
     "PlanSettings",
     "ProfileSettings",
@@ -16,6 +17,7 @@ __all__ = [
     "TensorRtRtxSettings",
     "TensorRtSettings",
     "target_name",
+    "uncompiled",
 ]
 
 from collections.abc import Sequence
@@ -46,6 +48,26 @@ PORTABLE = "portable"
 
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EngineSettings(_Settings):
+    """What runs the bundle here."""
+
+    backend: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"] = "onnxruntime"
+    """ONNX Runtime, or the engines that the recipe's table of that name compiles."""
+    provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    """ONNX Runtime's; the same for `threads`."""
+    threads: int | None = Field(default=None, ge=1)
+
+    @property
+    def flavour(self) -> Flavour | None:
+        """The product whose engines are run; None for ONNX Runtime."""
+        return None if self.backend == "onnxruntime" else self.backend
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """What it runs on, in PyTorch's words."""
+        return "cpu" if self.flavour is None and self.provider == "cpu" else "cuda"
 
 
 def _three(value: object) -> object:
@@ -128,6 +150,17 @@ class TensorRtSettings(PlanSettings):
     """Which weights can be changed in the finished engine: none, those of the value layers (`nemo-edge rebake`), all."""
     timing_cache: Path | None = None
     """File that keeps the times of kernels, read and written, so that the next build is faster."""
+
+
+def uncompiled(flavour: Flavour, settings: PlanSettings | None, places: Sequence[str]) -> str:
+    """Say which of the components at `places` the recipe compiles no engine of, in the recipe's words; nothing where it compiles all."""
+    table = next(name for name, value in FLAVOUR_OF.items() if value == flavour)
+    if settings is None:
+        return f"engine.backend = {flavour!r} runs engines that the table [{table}] builds: add it, or take 'onnxruntime'"
+    missing = [place for place in places if settings.components is not None and place not in settings.components]
+    if not missing:
+        return ""
+    return f"engine.backend = {flavour!r} needs engines of {', '.join(missing)} too: add them to {table}.components, or leave that out"
 
 
 def target_name(targets: Sequence[str]) -> str:

@@ -62,6 +62,10 @@ class ValueWeights:
         found = {_facts(place.tensor)["location"] for place in self._places.values() if _is_external(place.tensor)}
         return tuple(sorted(found))
 
+    def by_name(self) -> dict[str, np.ndarray]:
+        """The weights by their names in the graph, as they are in it."""
+        return {place.tensor.name: np.moveaxis(self.values[key], 0, place.axis) for key, place in self._places.items()}
+
     def separate(self, name: str) -> None:
         """Move the weights that lie beside the graph, in place, into a file of their own, which is all that changes with them later.
 

@@ -18,7 +18,7 @@ from nemo_edge.bundle import open_bundle
 from nemo_edge.errors import InputError, MissingDependency
 from nemo_edge.latency import Latency
 from nemo_edge.progress import Advance, Progress
-from nemo_edge.recipe import LatencySettings, Recipe, load_recipe
+from nemo_edge.recipe import EngineSettings, LatencySettings, Recipe, load_recipe
 from nemo_edge.stand import Runnable
 
 QUICK = LatencySettings(runs=2, seconds=0.05, warmup_s=0.05, threads=1)
@@ -54,7 +54,7 @@ def no_process_is_left() -> Iterator[None]:
 def test_the_contenders_are_eager_and_every_engine(recipe: Recipe, tiny_bundle: Path, contenders: tuple[Runnable, ...]) -> None:
     assert [c.name for c in contenders] == CONTENDERS
     assert [c.kind for c in contenders] == ["eager", "engine", "engine", "engine"]
-    assert all(c.weights_mib > 0 and c.threads == 1 for c in contenders)
+    assert all(c.weights_mib > 0 and c.engine.threads == 1 for c in contenders)
     assert (
         [c.name for c in contenders if "text_encoder" in c.targets] == [c.name for c in contenders if "vae_decoder" in c.targets] == SHARED
     )
@@ -67,6 +67,13 @@ def test_the_contenders_are_eager_and_every_engine(recipe: Recipe, tiny_bundle: 
     assert [c.name for c in runnables(tiny_bundle, recipe, shared, recipe.checkpoint.path)] == SHARED  # the others have nothing to do
     alone = recipe.model_copy(update={"export": recipe.export.model_copy(update={"variants": ("masked",)})})
     assert [c.name for c in runnables(tiny_bundle, alone, QUICK, None)] == ["masked"]
+
+
+def test_tensorrt_s_engines_are_timed_without_an_unmitigated_one_beside_eager_on_the_gpu(recipe: Recipe, tiny_bundle: Path) -> None:
+    engine, export = EngineSettings(backend="tensorrt-rtx"), recipe.export.model_copy(update={"dtype": "fp16"})
+    found = runnables(tiny_bundle, recipe.model_copy(update={"engine": engine, "export": export}), QUICK, recipe.checkpoint.path)
+    assert [c.name for c in found] == ["eager", "baked", "masked"]
+    assert {(c.engine.backend, c.engine.device, c.engine.threads, c.dtype) for c in found} == {("tensorrt-rtx", "cuda", 1, "fp16")}
 
 
 def test_compiled_needs_a_compiler(recipe: Recipe, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +175,7 @@ def test_a_size_that_an_engine_does_not_take_is_told_in_the_parent(recipe: Recip
 
 def test_a_provider_that_is_not_here_is_told_in_the_parent(recipe: Recipe, contenders: tuple[Runnable, ...], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no cuda engine of text_encoder"):
-        bench([replace(only(contenders, "baked"), provider="cuda")], recipe.sampling, QUICK)
+        bench([replace(only(contenders, "baked"), engine=EngineSettings(provider="cuda"))], recipe.sampling, QUICK)
     bundle = tmp_path / "bundle"
     bundle.symlink_to(only(contenders, "baked").place, target_is_directory=True)
     (tmp_path / "copy").mkdir()
@@ -180,7 +187,11 @@ def test_a_provider_that_is_not_here_is_told_in_the_parent(recipe: Recipe, conte
         text = path.read_text().replace('"cpu"', '"tensorrt"')
         (tmp_path / "copy" / "engines" / path.name.replace("cpu", "tensorrt")).write_text(text)
     with pytest.raises(MissingDependency, match="TensorrtExecutionProvider"):
-        bench([replace(only(contenders, "baked"), provider="tensorrt", place=str(tmp_path / "copy"))], recipe.sampling, QUICK)
+        bench(
+            [replace(only(contenders, "baked"), engine=EngineSettings(provider="tensorrt"), place=str(tmp_path / "copy"))],
+            recipe.sampling,
+            QUICK,
+        )
 
 
 def test_a_defect_in_a_process_names_its_contender(recipe: Recipe, contenders: tuple[Runnable, ...]) -> None:

@@ -50,6 +50,7 @@ LAYERS = {
     "memorization": 5,
     "pipelines": 5,
     "replication": 5,
+    "readiness": 4,
     "ingredients": 3,
     "stand": 6,
     "verification": 6,
@@ -71,10 +72,13 @@ LAYERS = {
     "review": 11,
     "build": 11,
     "remeasure": 12,
+    "refit": 7,
     "rebake": 13,
     "console": 12,
     "datasheet": 13,
-    "cli": 14,
+    "options": 13,
+    "cli_bundle": 14,
+    "cli": 15,
 }
 """A module imports only from layers below its own; inside `backends`, `report` and `demo` from its own folder too."""
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+import plans
 import pytest
 
 from nemo_edge.checkpoint import Checkpoint, open_checkpoint, value_layers
@@ -16,11 +17,12 @@ from nemo_edge.configuration import Configuration
 from nemo_edge.errors import InputError, MissingDependency
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import UNMITIGATED, eager_pipeline, has_unmitigated, open_pipeline, original_weights
-from nemo_edge.recipe import Recipe, load_recipe
+from nemo_edge.recipe import EngineSettings, Recipe, load_recipe
 from nemo_edge.sampling import Pipeline, denoise, generate
 from nemo_edge.surgery import silenced
 
 PROMPTS, SEEDS = ["a red pig", "a bus"], [0, 1]
+ENGINE = EngineSettings(threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,7 @@ def neurons(tiny_bundle: Path) -> NeuronSet:
 def engines(tiny_bundle: Path) -> Iterator[dict[str, Pipeline]]:
     with ExitStack() as stack:
         config = Configuration.load(tiny_bundle)
-        yield {v: open_pipeline(config, tiny_bundle, "cpu", v, stack, threads=1) for v in ("baked", "masked", UNMITIGATED)}
+        yield {v: open_pipeline(config, tiny_bundle, ENGINE, v, stack) for v in ("baked", "masked", UNMITIGATED)}
 
 
 def last(pipeline: Pipeline, recipe: Recipe, mask: np.ndarray | None = None) -> np.ndarray:
@@ -81,7 +83,7 @@ def test_the_unmitigated_engine_differs_from_the_baked_one_and_is_eager(
 
 def test_opening_the_unmitigated_engine_changes_no_file(tiny_bundle: Path, recipe: Recipe, engines: dict[str, Pipeline]) -> None:
     with ExitStack() as stack:
-        again = open_pipeline(Configuration.load(tiny_bundle), tiny_bundle, "cpu", "baked", stack, threads=1)
+        again = open_pipeline(Configuration.load(tiny_bundle), tiny_bundle, ENGINE, "baked", stack)
         assert np.array_equal(last(again, recipe), last(engines["baked"], recipe))
 
 
@@ -96,16 +98,16 @@ def test_original_weights_are_the_checkpoint_s_by_their_names_in_the_baked_graph
 def test_a_bundle_without_both_variants_has_no_unmitigated_engine(tiny_bundle: Path, tmp_path: Path, lacking: str) -> None:
     folder = shutil.copytree(tiny_bundle, tmp_path / "bundle", ignore=lambda _, names: [n for n in names if n == lacking])
     with ExitStack() as stack, pytest.raises(InputError, match=r"has no unmitigated engine: build it with export\.variants"):
-        open_pipeline(Configuration.load(folder), folder, "cpu", UNMITIGATED, stack)
+        open_pipeline(Configuration.load(folder), folder, ENGINE, UNMITIGATED, stack)
     with pytest.raises(InputError, match="has no unmitigated engine"):
         original_weights(folder)
 
 
 def test_both_variants_are_needed_for_the_unmitigated_one() -> None:
-    assert has_unmitigated(("baked", "masked"))
-    assert has_unmitigated(("masked", "baked"))
-    assert not has_unmitigated(("baked",))
-    assert not has_unmitigated(("masked",))
+    assert has_unmitigated(("baked", "masked"), ENGINE)
+    assert has_unmitigated(("masked", "baked"), ENGINE)
+    assert not has_unmitigated(("baked",), ENGINE)
+    assert not has_unmitigated(("masked",), ENGINE)
 
 
 def test_an_engine_that_was_not_built_and_a_provider_that_is_not_here_are_refused(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -114,17 +116,40 @@ def test_an_engine_that_was_not_built_and_a_provider_that_is_not_here_are_refuse
         ExitStack() as stack,
         pytest.raises(InputError, match=r"has no cuda engine of text_encoder: build it with engine\.provider = 'cuda'"),
     ):
-        open_pipeline(config, tiny_bundle, "cuda", "baked", stack)
+        open_pipeline(config, tiny_bundle, EngineSettings(provider="cuda"), "baked", stack)
     folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
     for path in (folder / "engines").iterdir():
         path.with_name(path.name.replace("cpu", "tensorrt")).write_text(path.read_text().replace('"cpu"', '"tensorrt"'))
     with ExitStack() as stack, pytest.raises(MissingDependency):
-        open_pipeline(config, folder, "tensorrt", "baked", stack)
+        open_pipeline(config, folder, EngineSettings(provider="tensorrt"), "baked", stack)
+
+
+def test_only_onnx_runtime_has_an_unmitigated_engine_of_its_own() -> None:
+    for backend in ("tensorrt", "tensorrt-rtx"):
+        assert not has_unmitigated(("baked", "masked"), EngineSettings(backend=backend))
+
+
+def test_engines_of_tensorrt_are_looked_for_and_judged_before_one_is_opened(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder, config = shutil.copytree(tiny_bundle, tmp_path / "bundle"), Configuration.load(tiny_bundle)
+    engine = EngineSettings(backend="tensorrt-rtx")
+    for place in ("text_encoder", "unet_masked", "vae_decoder"):
+        with ExitStack() as stack, pytest.raises(InputError, match=f"has no TensorRT-RTX engine of {place}: build it with"):
+            open_pipeline(config, folder, engine, UNMITIGATED, stack)
+        name = f"engines/{place}.tensorrt-rtx.sm75.engine"
+        plans.write(folder, plans.compiled("SM75"), plans.sidecar(component=place, plan=name, targets=("sm75",)), name)
+    for variant in (UNMITIGATED, "masked"):
+        with (
+            ExitStack() as stack,
+            pytest.raises(MissingDependency, match=r"engine of text_encoder in .*: built for sm75; this machine has "),
+        ):
+            open_pipeline(config, folder, engine, variant, stack)
+    with ExitStack() as stack, pytest.raises(InputError, match="has no TensorRT-RTX engine of unet: build it with"):
+        open_pipeline(config, folder, engine, "baked", stack)
 
 
 def test_leaving_the_stack_closes_every_engine(tiny_bundle: Path) -> None:
     with ExitStack() as stack:
-        pipeline = open_pipeline(Configuration.load(tiny_bundle), tiny_bundle, "cpu", "baked", stack, threads=1)
+        pipeline = open_pipeline(Configuration.load(tiny_bundle), tiny_bundle, ENGINE, "baked", stack)
     for runner in (*pipeline.text, pipeline.unet, pipeline.vae):
         with pytest.raises(InputError, match="this runner is closed"):
             runner({})

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from nemo_edge.errors import InputError
-from nemo_edge.recipe import ExportSettings, LatencySettings, Recipe, load_recipe, with_random_weights
+from nemo_edge.recipe import EngineSettings, LatencySettings, Recipe, load_recipe
+from nemo_edge.targets import FLAVOUR_OF
 
 Write = Callable[[str, str | bytes], Path]
 
@@ -134,6 +135,45 @@ def test_settings_that_do_not_fit_together_are_refused(written: Callable[[str, s
     head = 'name = "x"\noutput = "o"\n[checkpoint]\npath = "c"\n[prompts]\nmemorized = "m.txt"\ngeneral = "g.txt"\n'
     with pytest.raises(InputError, match=message):
         load_recipe(written("r.toml", head + changes))
+
+
+RUNS_PLANS = "[engine]\nbackend = 'tensorrt'\n"
+
+
+@pytest.mark.parametrize(
+    ("tables", "complaint"),
+    [
+        (RUNS_PLANS, "engine.backend = 'tensorrt' runs engines that the table [tensorrt] builds: add it, or take 'onnxruntime'"),
+        (RUNS_PLANS + "[tensorrt_rtx]\n", "the table [tensorrt] builds: add it, or take 'onnxruntime'"),
+        (RUNS_PLANS.replace("tensorrt", "tensorrt-rtx") + "[tensorrt]\n", "the table [tensorrt_rtx] builds: add it, or take 'onnxruntime'"),
+        (
+            RUNS_PLANS + "[tensorrt]\ncomponents = ['unet', 'text_encoder']\n",
+            "needs engines of unet_masked, vae_decoder too: add them to tensorrt.components, or leave that out",
+        ),
+        (RUNS_PLANS.replace("tensorrt", "trt"), "engine.backend: Input should be 'onnxruntime', 'tensorrt' or 'tensorrt-rtx' (got 'trt')"),
+    ],
+)
+def test_a_backend_of_tensorrt_needs_engines_of_every_component(written: Write, tables: str, complaint: str) -> None:
+    path = written("r.toml", HEAD + TABLES + tables)
+    with pytest.raises(InputError) as refused:
+        load_recipe(path)
+    assert str(refused.value).startswith(f"recipe {path}: ")
+    assert str(refused.value).endswith(complaint)
+    assert "got {" not in str(refused.value)
+
+
+def test_bundles_run_in_onnx_runtime_unless_a_table_compiles_what_is_to_run(written: Write) -> None:
+    plain = load_recipe(written("r.toml", HEAD + TABLES)).engine
+    assert (plain.backend, plain.flavour, plain.device) == ("onnxruntime", None, "cpu")
+    assert EngineSettings(provider="cuda").device == "cuda"
+    for table, backend in FLAVOUR_OF.items():
+        some = "components = ['text_encoder', 'unet', 'vae_decoder']\n"
+        tables = f"[engine]\nbackend = '{backend}'\n[{table}]\n{some}[export]\nvariants = ['baked']\ndtype = 'bf16'\n"
+        recipe = load_recipe(written("r.toml", HEAD + TABLES + tables))
+        assert (recipe.engine.flavour, recipe.engine.device) == (backend, "cuda")
+        recipe.check_compiled(["text_encoder", "unet"])
+        with pytest.raises(ValueError, match=f"needs engines of text_encoder_2 too: add them to {table}.components"):
+            recipe.check_compiled(["text_encoder", "text_encoder_2"])
 
 
 def test_times_are_taken_only_where_the_recipe_asks(written: Write) -> None:

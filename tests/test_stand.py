@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nemo_edge.latency import Visit
-from nemo_edge.recipe import LatencySettings, Recipe, load_recipe
+from nemo_edge.recipe import EngineSettings, LatencySettings, Recipe, load_recipe
 from nemo_edge.stand import Runnable, Setup, Stand
 
 SETTINGS = LatencySettings(runs=2, seconds=0.0, warmup_s=0.0, threads=1)
@@ -21,7 +21,7 @@ def recipe(tiny_recipe: Path) -> Recipe:
 
 @pytest.fixture
 def engine(tiny_bundle: Path) -> Runnable:
-    return Runnable("masked", "engine", str(tiny_bundle), threads=1)
+    return Runnable("masked", "engine", str(tiny_bundle), EngineSettings(threads=1))
 
 
 def test_it_opens_warms_up_and_is_timed(engine: Runnable, recipe: Recipe) -> None:

@@ -5,7 +5,7 @@ Written against the documentation of both products' Python API; what a plan was 
 
 from __future__ import annotations
 
-__all__ = ["TensorRtRunner", "refit_weights", "runtime_cache_path"]
+__all__ = ["TensorRtRunner", "refit_weights", "runtime_cache_path", "serialize"]
 
 import os
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ import numpy as np
 from nemo_edge.backends.building import make_logger
 from nemo_edge.backends.feeds import check_feed, in_batches
 from nemo_edge.backends.flavours import FLAVOURS, load_product, runtime_settings
-from nemo_edge.backends.profiles import choose_profile
+from nemo_edge.backends.profiles import choose_profile, rows_at_once
 from nemo_edge.environment import gpus
 from nemo_edge.errors import ExportError, InputError, MissingDependency
 from nemo_edge.files import sha256_json, write_atomically
@@ -57,11 +57,15 @@ class TensorRtRunner:
         self._batch = pinned if isinstance(pinned, int) else None
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run once. Raises `InputError` as `Runner` says, and for a shape outside of every profile."""
+        """Run once, or in parts where there are more rows than a profile holds.
+
+        Raises `InputError` as `Runner` says, and for a shape outside of every profile.
+        """
         if self._context is None:
             raise InputError("this runner is closed: open the engine again")
         check_feed(feed, {name: ("batch", *dims[1:]) for name, dims in self.inputs.items()} if self._batch else self.inputs)
-        return in_batches(feed, self._batch, self._run) if self._batch else self._run(feed)
+        size = self._batch or rows_at_once({name: tuple(feed[name].shape) for name in self.inputs}, self.plan.profiles)
+        return in_batches(feed, size, self._run) if size else self._run(feed)
 
     def __enter__(self) -> Self:
         return self
@@ -224,6 +228,20 @@ def refit_weights(runner: TensorRtRunner, weights: Mapping[str, np.ndarray]) -> 
     runner.reset()
     if not refitter.refit_cuda_engine():
         raise ExportError(f"the engine of {runner.plan.component} is refitted in part only: open it again; {' '.join(logger.errors[:1])}")
+
+
+def serialize(runner: TensorRtRunner) -> tuple[bytes, bool]:
+    """Return an open engine as a plan with all its weights, and whether those of the plan can be changed again.
+
+    They can where the bindings know `INCLUDE_REFIT` (TensorRT 10.14 and later). Raises `ExportError` when TensorRT fails.
+    """
+    flags, config = load_product(runner.plan.backend).SerializationFlag, runner.engine.create_serialization_config()
+    again = hasattr(flags, "INCLUDE_REFIT") and bool(config.set_flag(flags.INCLUDE_REFIT))
+    config.clear_flag(flags.EXCLUDE_WEIGHTS)
+    content = runner.engine.serialize_with_config(config)
+    if content is None:
+        raise ExportError(f"the engine of {runner.plan.component} cannot be written: build it again")
+    return bytes(content), again
 
 
 def runtime_cache_path(plan: PlanFile, gpu: str, driver: str) -> Path:

@@ -5,7 +5,17 @@ Everything else (parsing, profiles, building, running) is the same for both and 
 
 from __future__ import annotations
 
-__all__ = ["FLAVOURS", "Product", "builder_flags", "check", "load_product", "product_version", "runtime_settings", "this_capability"]
+__all__ = [
+    "FLAVOURS",
+    "Product",
+    "builder_flags",
+    "check",
+    "check_runtime",
+    "load_product",
+    "product_version",
+    "runtime_settings",
+    "this_capability",
+]
 
 import importlib
 from dataclasses import dataclass
@@ -96,6 +106,19 @@ def check(flavour: Flavour, settings: PlanSettings) -> None:
         raise InputError(
             f"{product.title} {trt.__version__} can drop a bias when it refits weights: take 11.4 or later, or set tensorrt.refit = 'none'"
         )
+
+
+def check_runtime(flavour: Flavour) -> tuple[str, str]:
+    """Return compute capability and name of the GPU that engines run on here.
+
+    Raises `MissingDependency` where the package or a GPU is not there.
+    """
+    load_product(flavour)
+    here = this_capability()
+    if here is None:
+        title = FLAVOURS[flavour].title
+        raise MissingDependency(f"{title} runs on an NVIDIA GPU, and nvidia-smi sees none here: run it on a machine that has one")
+    return here
 
 
 def load_product(flavour: Flavour) -> Any:

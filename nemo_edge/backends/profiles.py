@@ -6,10 +6,12 @@ the UNet and the text encoders take a row with and, under guidance, a row withou
 
 from __future__ import annotations
 
-__all__ = ["choose_profile", "plan_profiles", "profile_shapes", "rows_of_a_picture"]
+__all__ = ["choose_profile", "plan_profiles", "profile_shapes", "random_feed", "rows_at_once", "rows_of_a_picture"]
 
 from collections.abc import Mapping, Sequence
 from math import log
+
+import numpy as np
 
 from nemo_edge.configuration import Configuration
 from nemo_edge.errors import InputError
@@ -63,6 +65,27 @@ def choose_profile(
     if not fitting:
         raise InputError(_outside(shapes, profiles, place, factor, table))
     return min(fitting, key=lambda i: _distance(shapes, profiles[i]))
+
+
+def rows_at_once(shapes: Mapping[str, tuple[int, ...]], profiles: Sequence[Mapping[str, Shapes]]) -> int | None:
+    """Return how many rows of a request are run at once where no profile holds all of them; None where one does, or none would."""
+    rows = {shape[0] for shape in shapes.values()}
+    fitting = [p for p in profiles if all(_fits(shape[1:], _but_rows(p[name])) for name, shape in shapes.items())]
+    most = max((min(allowed[2][0] for allowed in profile.values()) for profile in fitting), default=0)
+    return most if len(rows) == 1 and 0 < most < rows.pop() else None
+
+
+def random_feed(profile: Mapping[str, Shapes], seed: int = 0) -> dict[str, np.ndarray]:
+    """Return random numbers of a profile's least shapes, float32; for an input of rows alone, time steps."""
+    rng, found = np.random.default_rng(seed), {}
+    for name, (least, _, _) in profile.items():
+        found[name] = rng.standard_normal(least, np.float32) if len(least) > 1 else rng.integers(0, 1000, least).astype(np.float32)
+    return found
+
+
+def _but_rows(allowed: Shapes) -> Shapes:
+    least, usual, greatest = allowed
+    return least[1:], usual[1:], greatest[1:]
 
 
 def _rows(place: str, profile: ProfileSettings) -> tuple[int, int, int]:

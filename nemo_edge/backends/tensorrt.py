@@ -7,21 +7,43 @@ process, by an environment variable read when it is imported, and says of its ru
 
 from __future__ import annotations
 
-__all__ = ["TensorRtRunner", "available", "compile_engine", "describe", "find_plan", "open_engine", "refit_weights", "runtime_cache_path"]
+__all__ = [
+    "TensorRtRunner",
+    "available",
+    "compile_engine",
+    "describe",
+    "find_plan",
+    "open_engine",
+    "plan_files",
+    "refit_engine",
+    "refit_weights",
+    "runtime_cache_path",
+]
 
 import os
 import platform
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from nemo_edge.backends.building import Built, Job, run_job
-from nemo_edge.backends.engines import TensorRtRunner, refit_weights, runtime_cache_path
-from nemo_edge.backends.flavours import FLAVOURS, builder_flags, check, load_product, product_version, runtime_settings, this_capability
+from nemo_edge.backends.engines import TensorRtRunner, refit_weights, runtime_cache_path, serialize
+from nemo_edge.backends.flavours import (
+    FLAVOURS,
+    builder_flags,
+    check,
+    check_runtime,
+    load_product,
+    product_version,
+    runtime_settings,
+    this_capability,
+)
 from nemo_edge.errors import InputError, MissingDependency
 from nemo_edge.files import explain, write_atomically
 from nemo_edge.graphs import Graph, open_graph
@@ -30,6 +52,7 @@ from nemo_edge.plans import PlanFile, Shapes, Tensor, open_plan_file
 from nemo_edge.progress import Progress
 from nemo_edge.targets import Flavour, PlanSettings, TensorRtRtxSettings, TensorRtSettings, target_name
 
+Judge = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], bool]
 _UNETS = ("unet", "unet_masked")
 _ROUNDS = ("TF32",)
 """Set by default: fp32 factors are rounded to 10 bits, ten times the error that the gate on an fp32 engine allows."""
@@ -150,16 +173,21 @@ def _value_weights(bundle: Path, graph: Graph) -> tuple[str, ...]:
     return tuple(name for names in graph.weights(layers).values() for name in names)
 
 
+def plan_files(bundle: Path, place: str, flavour: Flavour) -> tuple[PlanFile, ...]:
+    """Return the sidecars of a component's plans. Raises `InputError` where there is none."""
+    product = FLAVOURS[flavour]
+    paths = sorted((bundle / "engines").glob(f"{place}.{flavour}.*.json"))
+    if not paths:
+        raise InputError(f"the bundle {bundle} has no {product.title} engine of {place}: build it with [{product.table}] in the recipe")
+    return tuple(open_plan_file(path) for path in paths)
+
+
 def find_plan(bundle: Path, place: str, flavour: Flavour, capability: str | None = None) -> PlanFile:
     """Return the sidecar of a component's plan; of several the one that is for GPUs of `capability` (`sm89`), else the portable one.
 
     Raises `InputError` where there is none, or none for this GPU.
     """
-    product = FLAVOURS[flavour]
-    paths = sorted((bundle / "engines").glob(f"{place}.{flavour}.*.json"))
-    if not paths:
-        raise InputError(f"the bundle {bundle} has no {product.title} engine of {place}: build it with [{product.table}] in the recipe")
-    found = [open_plan_file(path) for path in paths]
+    product, found = FLAVOURS[flavour], plan_files(bundle, place, flavour)
     meant = [plan for plan in found if capability in plan.targets] or [plan for plan in found if _runs_elsewhere(plan)]
     if meant or capability is None:
         return (meant or found)[0]
@@ -183,13 +211,44 @@ def open_engine(
     it is not given. Verify a bundle before its plans are opened: a plan is native code. Raises `InputError` where there is no
     plan for this GPU, `MissingDependency` where the product or a GPU is not here, or the plan is of another version.
     """
-    product = FLAVOURS[flavour]
-    load_product(flavour)
-    here = this_capability()
-    if here is None:
-        raise MissingDependency(f"{product.title} runs on an NVIDIA GPU, and nvidia-smi sees none here: run it on a machine that has one")
-    plan = find_plan(bundle, place, flavour, here[0])
+    capability, _ = check_runtime(flavour)
+    plan = find_plan(bundle, place, flavour, capability)
     return TensorRtRunner(bundle, plan, settings, factor, weight_budget)
+
+
+def refit_engine(
+    bundle: Path, plan: PlanFile, weights: Mapping[str, np.ndarray], feed: Mapping[str, np.ndarray], judge: Judge, factor: int = 8
+) -> PlanFile | None:
+    """Change weights of a plan on disk, by their names in the ONNX file; return its new sidecar, which is written too.
+
+    The plan that is written is opened again, and `judge` gets its answer to `feed` after that of the former: where it says no,
+    nothing is written, and None returned. Raises as `open_engine` and `refit_weights` do; the plan is as it was then.
+    """
+    check_runtime(plan.backend)
+    started, path = time.monotonic(), bundle / plan.plan
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with TensorRtRunner(bundle, plan, None, factor, None) as runner:
+        before = runner(feed)
+        refit_weights(runner, weights)
+        content, again = serialize(runner)
+    changes: dict[str, Any] = {"size_bytes": len(content), "graph_hash": open_graph(bundle / plan.model).content_hash()}
+    if not again:
+        changes |= {"refittable": (), "flags": tuple(flag for flag in plan.flags if not flag.startswith("REFIT"))}
+    changed = plan.model_copy(update={**changes, "build_s": round(time.monotonic() - started, 3)})
+    try:
+        draft.write_bytes(content)
+        written = changed.model_copy(update={"plan": draft.relative_to(bundle).as_posix()})
+        with TensorRtRunner(bundle, written, None, factor, None) as runner:
+            if not judge(before, runner(feed)):
+                return None
+        path.with_suffix(".json").unlink(missing_ok=True)
+        os.replace(draft, path)
+    except OSError as error:
+        raise explain(error, path) from error
+    finally:
+        draft.unlink(missing_ok=True)
+    write_atomically(path.with_suffix(".json"), changed.model_dump_json(indent=1) + "\n")
+    return changed
 
 
 def available() -> tuple[Flavour, ...]:

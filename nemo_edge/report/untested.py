@@ -6,6 +6,7 @@ __all__ = ["untested"]
 
 from collections.abc import Iterator
 
+from nemo_edge.fit import product_of
 from nemo_edge.recipe import GateSettings, Recipe
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.numbers import count, joined
@@ -47,10 +48,13 @@ def _pictures(evidence: Evidence) -> Iterator[str]:
 
 def _engines(evidence: Evidence) -> Iterator[str]:
     recipe, measured = evidence.recipe, evidence.measurement
-    if recipe.engine.provider == "cpu":
+    engine = recipe.engine
+    if engine.flavour is not None:
+        yield f"Other hardware: every engine was run by {product_of(engine.flavour)} on one machine; those of ONNX Runtime were not run."
+    elif engine.provider == "cpu":
         yield "GPUs: every engine was run on the CPU. Another provider or runtime needs a build or a check of its own."
     else:
-        yield f"Other hardware: every engine was run with the provider {recipe.engine.provider} of ONNX Runtime on one machine."
+        yield f"Other hardware: every engine was run with the provider {engine.provider} of ONNX Runtime on one machine."
     if evidence.latency is None:
         yield "Speed and memory: no times were taken; the command nemo-edge bench takes them."
     elif evidence.latency.noisy:

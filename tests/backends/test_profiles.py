@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from nemo_edge.backends.profiles import choose_profile, plan_profiles, profile_shapes, rows_of_a_picture
+from nemo_edge.backends.profiles import choose_profile, plan_profiles, profile_shapes, rows_at_once, rows_of_a_picture
 from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.configuration import Configuration
 from nemo_edge.errors import InputError
@@ -135,6 +135,14 @@ def test_a_request_outside_is_refused_in_rows_pictures_and_pixels() -> None:
     wide = profiles(ProfileSettings(batch=2, width=(512, 512, 768)))
     with pytest.raises(InputError, match=r"2 to 4 rows \(1 to 2 pictures with guidance\) of 512 × 512 to 768 pixels.*\[tensorrt_rtx\]"):
         choose_profile(asked(4, 128, 128), wide, "unet", table="tensorrt_rtx")
+
+
+def test_more_rows_than_a_profile_holds_are_run_in_parts_where_their_size_fits() -> None:
+    found = profiles(ProfileSettings(batch=(1, 1, 4)), ProfileSettings(batch=(1, 1, 2), height=1024, width=1024))
+    assert [rows_at_once(asked(rows), found) for rows in (1, 8, 9, 20)] == [None, None, 8, 8]
+    assert [rows_at_once(asked(rows, 128, 128), found) for rows in (4, 20)] == [None, 4]
+    assert rows_at_once(asked(20, 96, 96), found) is None  # refused as ever
+    assert rows_at_once({**asked(20), "timestep": (1,)}, found) is None
 
 
 def test_the_decoders_rows_are_pictures() -> None:

@@ -7,6 +7,7 @@ from test_evidence import evidence, latency, measurement, mitigation, recipe, sh
 
 from nemo_edge.recipe import EngineSettings, GateSettings, LatencySettings, LocalizationSettings
 from nemo_edge.report.untested import untested
+from nemo_edge.targets import TensorRtSettings
 
 
 def lines(**changes: object) -> str:
@@ -30,6 +31,8 @@ def test_what_is_absent_is_named_and_what_is_there_is_not() -> None:
     assert "Other hardware" in gpu
     assert "GPUs:" not in gpu
     assert "up blocks" not in gpu
+    own = recipe(engine=EngineSettings(backend="tensorrt"), tensorrt=TensorRtSettings())
+    assert "Other hardware: every engine was run by TensorRT on one machine; those of ONNX Runtime were not run." in lines(recipe=own)
     assert "eager_ratio" not in lines(recipe=recipe(latency=LatencySettings(), gates=GateSettings(latent_drift=1.0, eager_ratio=1.0)))
 
 

@@ -1,0 +1,38 @@
+"""What commands have in common: options that several take, and how a result is printed.
+
+Imports nothing heavy, so that `--help` is immediate.
+"""
+
+from __future__ import annotations
+
+__all__ = ["AllowPickle", "Bundle", "Checkpoint", "Json", "Summary", "open_model", "print_result"]
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Checkpoint = Annotated[str, typer.Argument(help="Diffusers folder, .safetensors file or hub id.")]
+Bundle = Annotated[Path, typer.Argument(help="Folder of a bundle.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
+AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Open pickle weights, which can run any code.")]
+Summary = Annotated[Path | None, typer.Option("--summary", help="Add a job summary in Markdown to this file.")]
+
+
+def print_result(result: Any, as_json: bool, show: Callable[[Any], None]) -> None:
+    """Print a result: a table for people by `show`, or one JSON object."""
+    if not as_json:
+        show(result)
+        return
+    content = json.loads(result.model_dump_json()) if hasattr(result, "model_dump_json") else result
+    passed = getattr(result, "passed", None)
+    print(json.dumps(content if passed is None else {**content, "passed": passed}, ensure_ascii=False))
+
+
+def open_model(path: str, allow_pickle: bool) -> Any:
+    """Open a checkpoint."""
+    from nemo_edge.checkpoint import open_checkpoint
+
+    return open_checkpoint(path, allow_pickle=allow_pickle)

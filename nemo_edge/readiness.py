@@ -1,0 +1,53 @@
+"""Whether this machine runs the engines of a bundle, or of one that is to be built, found out before one is opened.
+
+Says so in the words of `fit`, which compares; looks at the machine, at sidecars and at headers, and opens no plan.
+"""
+
+from __future__ import annotations
+
+__all__ = ["check_plans", "check_runs", "fit_here"]
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+from nemo_edge.backends import onnxruntime
+from nemo_edge.backends.flavours import check_runtime
+from nemo_edge.backends.tensorrt import plan_files
+from nemo_edge.compatibility import installed
+from nemo_edge.environment import gpus
+from nemo_edge.errors import MissingDependency
+from nemo_edge.fit import Fit, check_here, product_of, serves
+from nemo_edge.plans import PlanFile, read_header
+from nemo_edge.recipe import Recipe
+from nemo_edge.targets import Flavour
+
+
+def check_runs(recipe: Recipe) -> None:
+    """Raise `MissingDependency` unless what a recipe's engines are to be run with is here, and runs what it compiles."""
+    engine = recipe.engine
+    if engine.flavour is None:
+        onnxruntime.probe_provider(engine.provider)
+        return
+    here, _ = check_runtime(engine.flavour)
+    targets = recipe.tensorrt_rtx.targets if recipe.tensorrt_rtx and engine.flavour == "tensorrt-rtx" else None
+    if targets is not None and not serves(engine.flavour, targets, here):
+        raise MissingDependency(
+            f"the TensorRT-RTX engines that [tensorrt_rtx] compiles do not run here, and engine.backend = 'tensorrt-rtx' runs them: "
+            f"this machine has {here}; change its targets, or the backend"
+        )
+
+
+def check_plans(bundle: Path, places: Sequence[str], flavour: Flavour) -> None:
+    """Raise `MissingDependency` unless the first GPU runs an engine of each component, `InputError` for a bundle that lacks one."""
+    found = {place: plan_files(bundle, place, flavour) for place in places}
+    for place, plans in found.items():
+        fits = [fit_here(bundle, plan) for plan in plans]
+        if not any(fit.runs for fit in fits):
+            remedy = f": {fits[0].remedy}" if fits[0].remedy else ""
+            raise MissingDependency(f"the {product_of(flavour)} engine of {place} in {bundle}: {fits[0].reason}{remedy}")
+
+
+def fit_here(bundle: Path, plan: PlanFile) -> Fit:
+    """Say whether the first GPU of this machine, on which engines are opened, runs a plan."""
+    return check_here(plan, read_header(bundle / plan.plan), gpus()[:1], installed(), platform.system())

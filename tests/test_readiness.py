@@ -1,0 +1,116 @@
+"""A machine that cannot run a bundle's engines, or those of a recipe, is told in one line, before anything is opened or built."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import plans
+import pytest
+
+from nemo_edge import readiness
+from nemo_edge.backends import flavours
+from nemo_edge.environment import Gpu
+from nemo_edge.errors import BundleError, InputError, MissingDependency
+from nemo_edge.readiness import check_plans, check_runs
+from nemo_edge.recipe import CheckpointSettings, PromptSettings, Recipe
+
+PLACES = ("text_encoder", "unet")
+
+
+def gpu(capability: str) -> Gpu:
+    return Gpu(name=f"NVIDIA {capability}", driver="580.95", memory_mib=24000, compute_capability=capability)
+
+
+def with_machine(patch: pytest.MonkeyPatch, *capabilities: str, **versions: str) -> None:
+    """A machine of these GPUs and packages; what is compared is ours, only what is looked at is not there."""
+    found = tuple(map(gpu, capabilities))
+    patch.setattr(readiness, "gpus", lambda: found)
+    patch.setattr(flavours, "gpus", lambda: found)
+    patch.setattr(readiness, "installed", lambda: {name.replace("_", "-"): version for name, version in versions.items()})
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    (tmp_path / "engines").mkdir()
+    for place in PLACES:
+        name = f"engines/{place}.tensorrt.sm90.plan"
+        plans.write(tmp_path, plans.standard(), plans.standard_sidecar(component=place, plan=name), name)
+    return tmp_path
+
+
+def recipe(backend: str = "tensorrt", **tables: Any) -> Recipe:
+    own = {"name": "x", "output": Path("o"), "checkpoint": CheckpointSettings(path="c")}
+    prompts = PromptSettings(memorized=Path("m"), general=Path("g"))
+    return Recipe.model_validate({**own, "prompts": prompts, "engine": {"backend": backend}, "tensorrt": {}, "tensorrt_rtx": {}, **tables})
+
+
+def test_engines_for_this_gpu_and_version_are_let_pass(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_machine(monkeypatch, "9.0", tensorrt="11.4.0.106")
+    check_plans(bundle, PLACES, "tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "version", "reason"),
+    [
+        ((), "11.4.0.106", "built for sm90; this machine has no NVIDIA GPU with a driver: run it where there is one"),
+        (("8.6",), "11.4.0.106", "built for sm90; this machine has sm86: `nemo-edge build` on this machine"),
+        (("9.0",), "11.3.0.1", "built for TensorRT 11.4.0.106; this machine has 11.3.0.1: `pip install 'tensorrt==11.4.0.106'"),
+        (("8.6", "9.0"), "11.4.0.106", "built for sm90; this machine has sm86"),
+    ],
+)
+def test_another_machine_is_told_what_they_were_built_for(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capabilities: tuple[str, ...], version: str, reason: str
+) -> None:
+    """Engines are opened on the first GPU, so another does not help."""
+    with_machine(monkeypatch, *capabilities, tensorrt=version)
+    with pytest.raises(MissingDependency) as refused:
+        check_plans(bundle, PLACES, "tensorrt")
+    assert str(refused.value).startswith(f"the TensorRT engine of text_encoder in {bundle}: {reason}")
+
+
+def test_one_of_several_engines_of_a_component_is_enough(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_machine(monkeypatch, "8.6", tensorrt="11.4.0.106")
+    for place in PLACES:
+        name = f"engines/{place}.tensorrt.sm86.plan"
+        plans.write(bundle, plans.standard(), plans.standard_sidecar(component=place, plan=name, targets=("sm86",)), name)
+    check_plans(bundle, PLACES, "tensorrt")
+
+
+def test_a_component_without_an_engine_comes_before_the_machine(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_machine(monkeypatch)
+    with pytest.raises(InputError, match=r"has no TensorRT engine of vae_decoder: build it with \[tensorrt\] in the recipe"):
+        check_plans(bundle, (*PLACES, "vae_decoder"), "tensorrt")
+    (bundle / "engines" / "unet.tensorrt.sm90.json").write_text("{}")
+    with pytest.raises(BundleError, match="does not describe a plan"):
+        check_plans(bundle, PLACES, "tensorrt")
+
+
+def test_a_build_that_runs_tensorrt_s_engines_needs_a_gpu_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_machine(monkeypatch)
+    pytest.importorskip("tensorrt_rtx")
+    with pytest.raises(MissingDependency, match="TensorRT-RTX runs on an NVIDIA GPU, and nvidia-smi sees none here"):
+        check_runs(recipe("tensorrt-rtx"))
+    check_runs(recipe("onnxruntime"))
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(MissingDependency, match="TensorRT is not installed"):
+        check_runs(recipe("tensorrt"))
+
+
+@pytest.mark.parametrize(
+    ("targets", "capability", "runs"), [((), "8.9", True), ((), "9.0", False), (("sm86",), "8.6", True), (("sm86",), "8.9", False)]
+)
+def test_a_build_whose_targets_are_other_gpus_is_refused(
+    monkeypatch: pytest.MonkeyPatch, targets: tuple[str, ...], capability: str, runs: bool
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    with_machine(monkeypatch, capability)
+    settings = recipe("tensorrt-rtx", tensorrt_rtx={"targets": targets})
+    if runs:
+        check_runs(settings)
+        return
+    with pytest.raises(
+        MissingDependency, match=f"do not run here, .* this machine has sm{capability.replace('.', '')}; change its targets"
+    ):
+        check_runs(settings)
