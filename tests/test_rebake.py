@@ -20,16 +20,16 @@ from nemo_edge import valueweights
 from nemo_edge.backends.onnxruntime import open_runner
 from nemo_edge.build import lock, plan
 from nemo_edge.bundle import MANIFEST, amend, open_bundle, open_verified, verify
-from nemo_edge.checkpoint import Source, open_checkpoint
+from nemo_edge.checkpoint import open_checkpoint
 from nemo_edge.errors import BundleError, InputError
 from nemo_edge.files import sha256_file
 from nemo_edge.graphs import open_graph
 from nemo_edge.neurons import NeuronSet, OfficialRow, write_official_csv
+from nemo_edge.production import export_folder
 from nemo_edge.progress import Progress
 from nemo_edge.rebake import rebake
 from nemo_edge.recipe import ExportSettings, GateSettings, load_recipe
 from nemo_edge.review import judge_again, report_again, time_again
-from nemo_edge.stages import export_folder
 from nemo_edge.valueweights import SILENCED_ROWS, VALUE_DATA, open_value_weights
 
 OTHERS = [[1, 6], [0, 2, 3]]
@@ -57,12 +57,13 @@ def exports(
     request: pytest.FixtureRequest, tiny_recipe: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
     """Exports with the bundle's own set, with the others, and with none. In fp16 the weights are in the graph itself."""
-    source, folder = Source(load_recipe(tiny_recipe).checkpoint.path), tmp_path_factory.mktemp("exports")
+    source, folder = load_recipe(tiny_recipe).checkpoint, tmp_path_factory.mktemp("exports")
     own = NeuronSet.load(tiny_bundle / "neurons.json")
     settings = ExportSettings(variants=("baked",), dtype=request.param)
     sets = {"own": own, "others": NeuronSet.from_lists(own.layers, OTHERS), "none": NeuronSet.empty(own.layers)}
     for name, chosen in sets.items():
-        export_folder(source, settings, chosen, "paper", folder / name, Progress())
+        chosen.save(folder / f"{name}.json")
+        export_folder(source, settings, folder / f"{name}.json", "paper", folder / name, Progress())
     return {name: folder / name for name in sets}
 
 

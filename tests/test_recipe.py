@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nemo_edge.errors import InputError
-from nemo_edge.recipe import EngineSettings, LatencySettings, Recipe, load_recipe
+from nemo_edge.recipe import EngineSettings, ExportSettings, LatencySettings, Recipe, load_recipe, with_random_weights
 from nemo_edge.targets import FLAVOUR_OF
 
 Write = Callable[[str, str | bytes], Path]
