@@ -279,7 +279,6 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "demo": demo_table,
     "latency": latency_table,
     "fidelity": fidelity_table,
-    "full_size": full_size_table,
 }
 FIGURES: dict[str, tuple[Path, Callable[[Result], Any]]] = {
     "latency": (ROOT / "docs" / "latency.png", draw_latency),
