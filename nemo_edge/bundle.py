@@ -46,7 +46,6 @@ SCHEMA: Literal[2] = 2
 MEASURED = "measured"
 """Name of the one gate of a bundle whose neurons are others than those that were measured; it fails."""
 
-
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 

@@ -31,7 +31,7 @@ USED = (
 )
 """Packages whose versions a build's results depend on."""
 
-PACKAGES = (*USED, "tensorrt", "tensorrt-rtx-cu13", "openvino")
+PACKAGES = (*USED, "tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-rtx-cu13", "openvino")
 """Those, and the packages of backends that builds do not use."""
 
 _QUERY = "name,driver_version,memory.total,compute_cap,clocks.sm,clocks.max.sm,temperature.gpu"

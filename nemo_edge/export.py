@@ -41,8 +41,6 @@ from nemo_edge.verification import Agreement, Reference, answered, first_bad, ra
 
 _LARGEST_TRACED = 63
 """From 64 rows on diffusers' Upsample2D changes the memory layout: a branch of eager's, not of the graph, which takes any batch."""
-
-
 _UNORDERED = "pkg.torch.export.ExportedProgram.range_constraints"
 """A note of the exporter's that lists a set, in an order that is another in every process."""
 

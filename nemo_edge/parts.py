@@ -62,8 +62,7 @@ def export_part(job: PartJob, answers: Path, _: Progress) -> Exported:
     checkpoint = open_parts(job.source, (job.part,))
     kept = job.component in job.settings.fp32 or (job.component == "vae_decoder" and checkpoint.config.upcasts_decoder)
     dtype = "fp32" if kept else job.settings.dtype
-    if job.place == UNET_FOLDERS["baked"]:
-        save_rows(job.folder / SILENCED_ROWS, value_rows(checkpoint.unet, job.baked, DTYPES[dtype]))
+    _keep_rows(job, checkpoint, dtype)
     with _graph(job, checkpoint) as component:
         with largest_values(component.module) as largest:
             write_cases(answers / f"{job.place}.safetensors", _cases(job, component, checkpoint, answers))
@@ -78,14 +77,18 @@ def export_part(job: PartJob, answers: Path, _: Progress) -> Exported:
                 why = str(error)
         note = f"{job.place} stays in fp32, {dtype} holds no more than {_HIGHEST[dtype]:.2g}: {why}"
     checkpoint = open_parts(job.source, (job.part,))
-    if job.place == UNET_FOLDERS["baked"]:
-        save_rows(job.folder / SILENCED_ROWS, value_rows(checkpoint.unet, job.baked, DTYPES["fp32"]))
+    _keep_rows(job, checkpoint, "fp32")
     with _graph(job, checkpoint) as component:
         return _exported(job, component, "fp32", checkpoint.config.factor, answers).model_copy(update={"note": note})
 
 
+def _keep_rows(job: PartJob, checkpoint: Checkpoint, dtype: str) -> None:
+    """Keep what will be baked out of a UNet, in its own type, so that it can be put back (`rebake`)."""
+    if job.place == UNET_FOLDERS["baked"]:
+        save_rows(job.folder / SILENCED_ROWS, value_rows(checkpoint.unet, job.baked, DTYPES[dtype]))
+
+
 def _exported(job: PartJob, component: Component, dtype: str, factor: int, answers: Path) -> Exported:
-    """The file, and where neurons are baked out of it what they were, so that they can be put back (`rebake`)."""
     reference = Reference(read_cases(answers / f"{job.place}.safetensors"), lambda: _eager(job))
     settings = job.settings.model_copy(update={"dtype": dtype})
     baked = job.place == UNET_FOLDERS["baked"]
