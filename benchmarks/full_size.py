@@ -112,7 +112,9 @@ def main() -> None:
 
     found = json.loads(RESULT.read_text()) if RESULT.is_file() else {"builds": {}, "exports": {}}
     found["machine"] = machine().model_dump(mode="json")
-    with tempfile.TemporaryDirectory(dir=ROOT / "engines") as folder:
+    work = ROOT / "engines" / "out"  # ignored, and on the disk that has room
+    work.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=work) as folder:
         for name in args.models:
             neurons = args.neurons if name in ("sd15", "sd21") else None
             found["builds"][name] = build(name, Path(folder), neurons)

@@ -18,7 +18,6 @@ from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.numbers import count, joined, number, ratio
 
 GATES = {
-    "measured": "Changes of the neurons since the bundle was measured",
     "schedule_floor": "Prompts whose memory could not be brought below τ",
     "memorization_score": "Most of a memory that is left, as a memorization score",
     "replication": "Share of the leaking prompts that still give back a training picture",
