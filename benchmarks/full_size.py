@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,12 @@ from nemo_edge.recipe import load_recipe
 recipe = load_recipe(Path(sys.argv[1]))
 write_random(recipe.random_weights.architecture, weights_folder(recipe))
 """
+SOURCE = """
+import sys
+from pathlib import Path
+from nemo_edge.random_weights import write_random
+write_random("sd15", Path(sys.argv[1]))
+"""
 OURS = """
 import sys
 from pathlib import Path
@@ -47,7 +54,9 @@ source, out = CheckpointSettings(path=sys.argv[1]), Path(sys.argv[2])
 neurons = NeuronSet.empty(parts.layers_of(source, "paper", Progress()))
 answers = out / "answers"
 answers.mkdir(parents=True)
-exported = parts.export_part(PartJob(source, "unet", neurons, ExportSettings(), out, {}), answers, Progress())
+if sys.argv[3] != "fp32":  # what the way to a picture is made with
+    parts.export_part(PartJob(source, "text_encoder", neurons, ExportSettings(dtype=sys.argv[3]), out, {}), answers, Progress())
+exported = parts.export_part(PartJob(source, "unet", neurons, ExportSettings(dtype=sys.argv[3]), out, {}), answers, Progress())
 print(exported.model_dump_json())
 """
 THEIRS = """
@@ -121,8 +130,10 @@ def main() -> None:
             RESULT.write_text(json.dumps(found, indent=1) + "\n")
             print(name, found["builds"][name], flush=True)
         if not args.no_export:
-            found["exports"] = exports(Path(folder))
-            print(found["exports"], flush=True)
+            for name, row in exports(Path(folder)):
+                found["exports"][name] = row
+                RESULT.write_text(json.dumps(found, indent=1) + "\n")
+                print(name, row, flush=True)
     RESULT.write_text(json.dumps(found, indent=1) + "\n")
 
 
@@ -159,17 +170,20 @@ def build(name: str, folder: Path, neurons: Path | None) -> dict[str, Any]:
     }
 
 
-def exports(folder: Path) -> dict[str, Any]:
-    """The UNet of Stable Diffusion 1.5 in fp32, exported by nemo-edge and by optimum-onnx from the same weights."""
-    source = next((folder / "sd15").glob(".bundle.build/weights-*"))
-    found = {"nemo-edge": watched([sys.executable, "-c", OURS, str(source), str(folder / "ours")])}
-    found["nemo-edge"] |= {"size_bytes": size(folder / "ours" / "unet"), **(json.loads(found["nemo-edge"].pop("output")))}
-    agreement = json.loads(watched([sys.executable, "-c", AGREEMENT, str(source), str(folder / "ours")])["output"])
-    found["nemo-edge"]["at_32_latents"] = agreement
+def exports(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The UNet of Stable Diffusion 1.5 exported by nemo-edge in both types, and by optimum-onnx in fp32, from the same weights."""
+    source = folder / "weights"
+    watched([sys.executable, "-c", SOURCE, str(source)])
+    for name, dtype in (("nemo-edge", "fp32"), ("nemo-edge, fp16", "fp16")):
+        place = folder / dtype
+        found = watched([sys.executable, "-c", OURS, str(source), str(place), dtype])
+        found |= {"size_bytes": size(place / "unet"), **json.loads(found.pop("output"))}
+        if dtype == "fp32":
+            found["at_32_latents"] = json.loads(watched([sys.executable, "-c", AGREEMENT, str(source), str(place)])["output"])
+        yield name, found
     if OPTIMUM.is_file():
-        found["optimum-onnx"] = watched([str(OPTIMUM), "-c", THEIRS, str(source), str(folder / "theirs")])
-        found["optimum-onnx"] = {"size_bytes": size(folder / "theirs"), **found["optimum-onnx"], "output": ""}
-    return found
+        theirs = watched([str(OPTIMUM), "-c", THEIRS, str(source), str(folder / "theirs")])
+        yield "optimum-onnx", {**theirs, "size_bytes": size(folder / "theirs"), "output": ""}
 
 
 def size(folder: Path) -> int:
