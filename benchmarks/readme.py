@@ -204,18 +204,22 @@ def full_size_table(found: Result) -> list[str]:
     lines += [
         "",
         f"`nemo-edge build` with `--random-weights`, for sm86 and sm89 in one plan, 1 to 4 pictures; {machine(found)}, no GPU. "
-        "Memory is that of all processes together. " + (f"In fp32: {', '.join(kept)}." if kept else ""),
+        "Memory is that of all processes together." + (f" In fp32: {', '.join(kept)}." if kept else ""),
         "",
-        "| UNet of Stable Diffusion 1.5, fp32 | s | peak memory, GB | on disk, GB |",
+        "| UNet of Stable Diffusion 1.5 | s | peak memory, GB | on disk, GB |",
         "|---|---|---|---|",
     ]
-    names = {"nemo-edge": "nemo-edge, compared with eager", "optimum-onnx": "optimum-onnx, exported only"}
+    names = {
+        "nemo-edge": "nemo-edge, fp32, compared with eager",
+        "nemo-edge, fp16": "nemo-edge, fp16, with its text encoder and the trajectory",
+        "optimum-onnx": "optimum-onnx, fp32, exported only",
+    }
     for name, row in found["exports"].items():
         lines.append(f"| {names[name]} | {row['seconds']:.0f} | {row['peak_mb'] / 1e3:.1f} | {row['size_bytes'] / 1e9:.2f} |")
     error = found["exports"]["nemo-edge"]["at_32_latents"]
     lines += [
         "",
-        f"Both from the same weights, in processes of their own. ONNX Runtime against eager at 32 × 32 latents: "
+        f"All from the same weights, each in a process of its own. ONNX Runtime against eager at 32 × 32 latents: "
         f"{error['largest_error'] / max(error['largest_value'], 1.0):.0e} (`benchmarks/results/full_size.json`).",
     ]
     return lines
@@ -279,6 +283,7 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "demo": demo_table,
     "latency": latency_table,
     "fidelity": fidelity_table,
+    "full_size": full_size_table,
 }
 FIGURES: dict[str, tuple[Path, Callable[[Result], Any]]] = {
     "latency": (ROOT / "docs" / "latency.png", draw_latency),

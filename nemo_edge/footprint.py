@@ -31,18 +31,18 @@ PROCESS_BYTES = 0.8 * GB
 This and the factors below were measured with a UNet of Stable Diffusion 1.5's shape (859.5 M parameters, latents of 64 × 64) on
 x86-64 Linux with torch 2.14, diffusers 0.42 and onnxruntime 1.31 on the CPU, as the peak of resident memory: eager with its
 weights 4.1 GB, 4.3 with one row and 4.8 with three; a session of the fp32 file 3.5 GB open, 4.7 with one row and 6.3 with three;
-of the fp16 file 6.0 GB at its opening, 3.9 after it, 4.5 and 5.8. Writing the ONNX file takes the weights in its own type once, 2.6 GB
-in fp16. TensorRT-RTX compiles the fp16 file within 5.9 GB.
+of the fp16 file 6.0 GB at its opening, 3.9 after it, 4.5 and 5.8. TensorRT-RTX compiles the fp16 file
+within 6.5 GB (`benchmarks/results/full_size.json`).
 """
-PLAN_WEIGHTS = 3.2
+PLAN_WEIGHTS = 3.6
 """Peak of the compiler of TensorRT engines, in units of the weights in the graph's type."""
 PLAN_PROCESS_BYTES = 0.4 * GB
 COMPARED_PIXELS = 256 * 256
 """Of a picture that `export` compares with eager's, where sizes are free."""
-WEIGHTS_OPENING = {"fp32": 1.0, "fp16": 1.7}
-"""Peak of a session that opens, in units of the float32 weights: a provider of the CPU widens fp16 to float32."""
+PART_WEIGHTS = {"fp32": 1.95, "fp16": 1.6}
+"""Peak of exporting one part, in units of its float32 weights: they are opened, cast, written, and compared (`full_size.json`)."""
 WEIGHTS_OPEN = {"fp32": 1.0, "fp16": 1.1}
-"""A session that is open, in the same units."""
+"""A session that is open, in the same units: a provider of the CPU widens fp16 to float32."""
 ROW_EAGER = 950
 """Bytes a pixel of the picture that one row of a UNet's batch takes in eager PyTorch, whose attention keeps no matrix."""
 ROW_SHARE = {"sd": 1.0, "sdxl": 0.65}
@@ -235,10 +235,8 @@ def _need(found: Sequence[Part], pixels: int, dtype: Literal["fp32", "fp16"], va
     row = ROW_SHARE[_family(found)] * pixels
     localize = eager + LocalizationSettings().samples * ROW_EAGER * row
     small = ROW_SHARE[_family(found)] * min(pixels, COMPARED_PIXELS)
-    written = PROCESS_BYTES + 1.15 * BYTES[dtype] * largest
     rows = VERIFIED_ROWS * max(ROW_SESSION[dtype] * small, PICTURE_SESSION * min(pixels, COMPARED_PIXELS) if "vae" in weights else 0)
-    opened = PROCESS_BYTES + max(WEIGHTS_OPENING[dtype], WEIGHTS_OPEN[dtype]) * BYTES["fp32"] * largest + rows
-    export = max(eager + VERIFIED_ROWS * ROW_EAGER * small, written, opened)
+    export = PROCESS_BYTES + PART_WEIGHTS[dtype] * BYTES["fp32"] * largest + rows
     sessions = WEIGHTS_OPEN[dtype] * BYTES["fp32"] * sum(weights.values())
     drawn = pictures_at_once(pixels)
     drawing = 2 * drawn * ROW_SESSION[dtype] * row * variants
