@@ -1,7 +1,7 @@
 """TensorRT and TensorRT-RTX: compiles an ONNX file of a bundle into a plan with a sidecar, and opens a plan.
 
 One way for both: file → plan → runner; what is different is in `flavours`, the process that builds in `building`, the open
-engine in `engines`. TensorRT's own API is used and not Polygraphy's: Polygraphy takes one of the two products for the whole
+engine in `running`. TensorRT's own API is used and not Polygraphy's: Polygraphy takes one of the two products for the whole
 process, by an environment variable read when it is imported, and says of its runner that it is not for production.
 """
 
@@ -33,7 +33,6 @@ from typing import Any, Literal
 import numpy as np
 
 from nemo_edge.backends.building import Built, Job, run_job
-from nemo_edge.backends.engines import TensorRtRunner, refit_weights, runtime_cache_path, serialize
 from nemo_edge.backends.flavours import (
     FLAVOURS,
     builder_flags,
@@ -44,6 +43,7 @@ from nemo_edge.backends.flavours import (
     runtime_settings,
     this_capability,
 )
+from nemo_edge.backends.running import TensorRtRunner, refit_weights, runtime_cache_path, serialize
 from nemo_edge.errors import InputError, MissingDependency
 from nemo_edge.files import explain, write_atomically
 from nemo_edge.graphs import Graph, open_graph

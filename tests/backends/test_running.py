@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from plan_graphs import save_attention_graph, shapes
 
-from nemo_edge.backends.engines import refit_weights, runtime_cache_path
+from nemo_edge.backends.running import refit_weights, runtime_cache_path
 from nemo_edge.backends.tensorrt import available, compile_engine, open_engine
 from nemo_edge.environment import gpus
 from nemo_edge.errors import InputError
