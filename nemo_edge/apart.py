@@ -6,7 +6,7 @@ The function is named and not given, so that the process that asks need not hold
 
 from __future__ import annotations
 
-__all__ = ["run", "run_apart"]
+__all__ = ["beside", "rest", "run", "run_apart"]
 
 import multiprocessing
 import signal
@@ -20,7 +20,7 @@ from nemo_edge.exits import stop_on_sigterm
 from nemo_edge.progress import Advance, Progress
 
 _PATIENCE_S = 10.0
-_LIBRARIES = "nemo_edge.parts"
+_LIBRARIES = "nemo_edge.preload"
 """What most functions need; imported once, for all processes, where the system can fork."""
 
 
@@ -35,20 +35,48 @@ def run_apart(what: str, progress: Progress, function: str, *arguments: Any) -> 
     `function` is "module.name"; arguments, result and errors go through pickle. Raises what the function raises, and
     `InputError` when the process was killed while it was to do `what`, as Linux does for want of memory.
     """
+    with _started(what, progress, function, *arguments) as answer:
+        return answer()
+
+
+@contextmanager
+def beside(apart: bool, what: str, progress: Progress, function: str, *arguments: Any) -> Iterator[Callable[[], Any]]:
+    """Within the context `function` runs `apart`, and other work goes on here; yields the function that waits for its result.
+
+    It is ended at once where the context is left without having waited. Without `apart` it runs when its result is asked for.
+    """
+    if apart:
+        with _started(what, progress, function, *arguments) as answer:
+            yield answer
+    else:
+        yield lambda: _resolve(function)(*arguments, progress)
+
+
+@contextmanager
+def _started(what: str, progress: Progress, function: str, *arguments: Any) -> Iterator[Callable[[], Any]]:
+    """A process that works on `function`; yields what waits for it. Leaving the context ends the process."""
     context = _context()
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, function, arguments), daemon=False)
+
+    def answer() -> Any:
+        try:
+            done, value = _answer(here, progress)
+        except EOFError as error:
+            process.join()
+            raise InputError(
+                f"the process that was to {what} was killed (exit code {process.exitcode}): "
+                "is there enough memory? `nemo-edge doctor --model` estimates it"
+            ) from error
+        process.join(_PATIENCE_S)
+        if not done:
+            raise value
+        return value
+
     try:
         process.start()
         there.close()
-        done, value = _answer(here, progress)
-        process.join(_PATIENCE_S)
-    except EOFError as error:
-        process.join()
-        raise InputError(
-            f"the process that was to {what} was killed (exit code {process.exitcode}): "
-            "is there enough memory? `nemo-edge doctor --model` estimates it"
-        ) from error
+        yield answer
     finally:
         here.close()
         if process.pid is not None and process.exitcode is None:
@@ -56,9 +84,15 @@ def run_apart(what: str, progress: Progress, function: str, *arguments: Any) -> 
             process.join(_PATIENCE_S)
             process.kill()  # it was busy inside of a library
             process.join()
-    if not done:
-        raise value
-    return value
+
+
+def rest() -> None:
+    """Give back the memory of the libraries that wait for the next process, which has to import them again."""
+    from multiprocessing import forkserver
+
+    stop = getattr(forkserver._forkserver, "_stop", None)  # there is no public name for it
+    if stop is not None:
+        stop()
 
 
 def _context() -> Any:

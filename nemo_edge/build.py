@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge import __version__
-from nemo_edge.apart import run_apart
+from nemo_edge.apart import rest, run_apart
 from nemo_edge.architectures import configurations
 from nemo_edge.bundle import GateResult, Manifest, check_output, copy_tree, open_bundle, publish, staging, verify
 from nemo_edge.errors import BundleError, InputError
@@ -297,6 +297,7 @@ class _Build:
             raise InputError(str(error)) from error
 
     def _compile(self, table: str, staged: Path, files: Sequence[OnnxFile], folder: Path) -> None:
+        rest()  # the compiler needs the memory, and none of the libraries
         shutil.rmtree(folder)
         folder.mkdir()
         plan_stage(staged, files, getattr(self.recipe, table), FLAVOUR_OF[table], folder, self.progress)

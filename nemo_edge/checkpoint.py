@@ -10,6 +10,7 @@ __all__ = [
     "Conditioning",
     "check_files",
     "conditioning",
+    "import_pipelines",
     "open_checkpoint",
     "open_parts",
     "summary",
@@ -211,9 +212,9 @@ def open_checkpoint(
     return _from_pipeline(pipeline, path, device, dtype, wanted)
 
 
-def open_parts(source: CheckpointSettings, parts: Collection[str] = ()) -> Checkpoint:
-    """Open a recipe's checkpoint in float32 with the weights of some of its parts, or of none."""
-    return open_checkpoint(source.path, allow_pickle=source.allow_pickle, parts=parts)
+def open_parts(source: CheckpointSettings, parts: Collection[str] = (), dtype: torch.dtype = torch.float32) -> Checkpoint:
+    """Open a recipe's checkpoint with the weights of some of its parts, or of none."""
+    return open_checkpoint(source.path, allow_pickle=source.allow_pickle, dtype=dtype, parts=parts)
 
 
 def check_files(path: str, *, allow_pickle: bool = False) -> Path:
@@ -258,6 +259,13 @@ def _pipeline_from_folder(path: Path, allow_pickle: bool, dtype: torch.dtype, le
             return DiffusionPipeline.from_pretrained(str(path), torch_dtype=stored, **options, **empty)
     except (OSError, ValueError) as error:
         raise InputError(f"checkpoint {path} cannot be opened: {first_line(error)}") from error
+
+
+def import_pipelines() -> None:
+    """Import what `open_checkpoint` needs of diffusers and transformers, which they do themselves only when a pipeline is opened."""
+    with _quiet():
+        import diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion
+        import diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl  # noqa: F401
 
 
 def _stored_dtype(folders: Sequence[Path]) -> torch.dtype | None:

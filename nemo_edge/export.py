@@ -5,7 +5,7 @@ Knows torch's exporter and what an ONNX file of ours must hold (names, dynamic d
 
 from __future__ import annotations
 
-__all__ = ["Disagreement", "Exported", "export_component"]
+__all__ = ["Disagreement", "export_component"]
 
 import copy
 import gc
@@ -18,16 +18,16 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from functools import partial
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 
+from nemo_edge.agreement import Agreement, Dtype, Exported
 from nemo_edge.backends.torch import DTYPES
 from nemo_edge.bundle import staging
 from nemo_edge.component import Component
@@ -37,30 +37,12 @@ from nemo_edge.graphs import open_graph
 from nemo_edge.neurons import ValueLayer
 from nemo_edge.recipe import ExportSettings
 from nemo_edge.valueweights import VALUE_DATA, open_value_weights
-from nemo_edge.verification import Agreement, Reference, answered, first_bad, random_feeds, verify
+from nemo_edge.verification import Reference, answered, first_bad, random_feeds, verify
 
 _LARGEST_TRACED = 63
 """From 64 rows on diffusers' Upsample2D changes the memory layout: a branch of eager's, not of the graph, which takes any batch."""
 _UNORDERED = "pkg.torch.export.ExportedProgram.range_constraints"
 """A note of the exporter's that lists a set, in an order that is another in every process."""
-
-
-class Exported(BaseModel):
-    """One ONNX file and how it agrees with eager."""
-
-    model_config = ConfigDict(frozen=True)
-
-    component: str
-    model: str
-    dtype: Literal["fp32", "fp16", "bf16"]
-    opset: int
-    agreement: tuple[Agreement, ...]
-    write_s: float
-    """Seconds of tracing and writing."""
-    verify_s: float
-    """Seconds of the comparison with eager's answers."""
-    note: str = ""
-    """Why its type is not the recipe's."""
 
 
 class Disagreement(ExportError):
@@ -123,7 +105,7 @@ def _itself(component: Component) -> Component:
     return component
 
 
-def _disagreement(name: str, wrong: Agreement, path: Path, reference: Reference, dtype: str) -> Disagreement:
+def _disagreement(name: str, wrong: Agreement, path: Path, reference: Reference, dtype: Dtype) -> Disagreement:
     where = first_bad(reference.eager(), path, next(case for case in reference.cases if case.name == wrong.case), dtype)
     remedy = "export.opset = 18" if dtype == "fp32" else f"export.fp32 = [{name!r}] or export.opset = 18"
     error = Disagreement(
@@ -165,6 +147,7 @@ def _write(component: Component, path: Path, settings: ExportSettings, provenanc
     program.model.metadata_props.update({f"nemo_edge.{key}": value for key, value in provenance.items()})
     program.model.producer_name = "nemo-edge"
     program.save(str(path), external_data=True)
+    program.model.graph.initializers.clear()  # onnxscript's rewrite rules keep the last graph they saw, and with it all weights
 
 
 def _broadcast(graph: ir.Graph, component: Component) -> None:

@@ -1,13 +1,13 @@
-"""One part of a checkpoint at a time: from its weights to an ONNX file that was held against eager float32.
+"""The parts of a checkpoint: what eager float32 answers, and from their weights to ONNX files that were held against it.
 
 What is done here is done in a process of its own where the weights are large (`apart`), and so takes and returns plain values.
 """
 
 from __future__ import annotations
 
-__all__ = ["export_part", "layers_of", "outline"]
+__all__ = ["answer_parts", "export_part", "export_parts", "layers_of", "outline"]
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from math import inf
@@ -15,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
+from nemo_edge.agreement import Exported
 from nemo_edge.backends.torch import DTYPES
 from nemo_edge.checkpoint import Checkpoint, Layers, open_parts, value_layers
 from nemo_edge.component import UNET_FOLDERS, VALUE_MASK, Component
-from nemo_edge.export import Disagreement, Exported, export_component
+from nemo_edge.configuration import Configuration
+from nemo_edge.export import Disagreement, export_component
 from nemo_edge.neurons import ValueLayer
-from nemo_edge.production import PartJob
+from nemo_edge.production import Chosen, PartJob
 from nemo_edge.progress import Progress
 from nemo_edge.recipe import CheckpointSettings
 from nemo_edge.surgery import bake_, gate, silenced, value_rows
@@ -53,62 +55,91 @@ def layers_of(source: CheckpointSettings, layers: Layers, _: Progress) -> tuple[
     return value_layers(open_parts(source).unet, layers)
 
 
-def export_part(job: PartJob, answers: Path, _: Progress) -> Exported:
-    """Make one ONNX file: eager float32 answers first, then the weights are cast, written, and held against the answers.
+def answer_parts(jobs: Sequence[PartJob], answers: Path, _: Progress) -> dict[str, Chosen]:
+    """Ask eager float32 all that the files of `jobs` will be asked, and keep its answers in the folder `answers`.
 
-    `answers` is a folder for what the parts after this one are asked. A part with values that the wanted type does not hold is
-    made in float32. Raises `ExportError` for one that disagrees otherwise.
+    Return the type that each file is made in: the recipe's, or float32 for one that is kept so and for one with values that the
+    recipe's type does not hold. Text encoders come before the UNet and it before the decoder, which is asked what they lead to.
     """
-    checkpoint = open_parts(job.source, (job.part,))
-    kept = job.component in job.settings.fp32 or (job.component == "vae_decoder" and checkpoint.config.upcasts_decoder)
-    dtype = "fp32" if kept else job.settings.dtype
-    _keep_rows(job, checkpoint, dtype)
-    with _graph(job, checkpoint) as component:
-        with largest_values(component.module) as largest:
+    return {place: chosen for part in dict.fromkeys(job.part for job in jobs) for place, chosen in _answered(jobs, part, answers)}
+
+
+def _answered(jobs: Sequence[PartJob], part: str, answers: Path) -> list[tuple[str, Chosen]]:
+    """Ask one part, whose weights are given up then."""
+    own = [job for job in jobs if job.part == part]
+    checkpoint, found = open_parts(own[0].source, (part,)), []
+    for job in own:
+        with _graph(job, checkpoint) as component, largest_values(component.module) as largest:
             write_cases(answers / f"{job.place}.safetensors", _cases(job, component, checkpoint, answers))
-        why = next((f"{module} yields {value:.2g}" for module, value in largest.items() if not value <= _HIGHEST[dtype]), None)
-        if why is None:
-            component.module.to(DTYPES[dtype])
-            try:
-                return _exported(job, component, dtype, checkpoint.config.factor, answers)
-            except Disagreement as error:
-                if error.finite or dtype == "fp32":
-                    raise
-                why = str(error)
-        note = f"{job.place} stays in fp32, {dtype} holds no more than {_HIGHEST[dtype]:.2g}: {why}"
-    checkpoint = open_parts(job.source, (job.part,))
-    _keep_rows(job, checkpoint, "fp32")
-    with _graph(job, checkpoint) as component:
-        return _exported(job, component, "fp32", checkpoint.config.factor, answers).model_copy(update={"note": note})
+        found.append((job.place, _chosen(job, checkpoint.config, largest)))
+    return found
 
 
-def _keep_rows(job: PartJob, checkpoint: Checkpoint, dtype: str) -> None:
-    """Keep what will be baked out of a UNet, in its own type, so that it can be put back (`rebake`)."""
-    if job.place == UNET_FOLDERS["baked"]:
-        save_rows(job.folder / SILENCED_ROWS, value_rows(checkpoint.unet, job.baked, DTYPES[dtype]))
+def _chosen(job: PartJob, config: Configuration, largest: Mapping[str, float]) -> Chosen:
+    """The type a file is made in, by the largest value that each module yields in eager float32."""
+    if job.component in job.settings.fp32 or (job.component == "vae_decoder" and config.upcasts_decoder):
+        return Chosen("fp32")
+    highest = _HIGHEST[job.settings.dtype]
+    why = next((f"{module} yields {value:.2g}" for module, value in largest.items() if not value <= highest), None)
+    return Chosen(job.settings.dtype) if why is None else _fallback(job, why)
 
 
-def _exported(job: PartJob, component: Component, dtype: str, factor: int, answers: Path) -> Exported:
-    reference = Reference(read_cases(answers / f"{job.place}.safetensors"), lambda: _eager(job))
-    settings = job.settings.model_copy(update={"dtype": dtype})
+def _fallback(job: PartJob, why: str) -> Chosen:
+    dtype = job.settings.dtype
+    return Chosen("fp32", f"{job.place} stays in fp32, {dtype} holds no more than {_HIGHEST[dtype]:.2g}: {why}")
+
+
+def export_parts(jobs: Sequence[tuple[PartJob, Chosen]], answers: Path, progress: Progress) -> list[Exported]:
+    """Make some ONNX files, one after the other."""
+    return [export_part(job, chosen, answers, progress) for job, chosen in jobs]
+
+
+def export_part(job: PartJob, chosen: Chosen, answers: Path, _: Progress) -> Exported:
+    """Make one ONNX file: weights in its type are traced, written, and the file held against the `answers` of eager float32.
+
+    A file that yields no numbers is made again in float32. Raises `ExportError` for one that disagrees otherwise.
+    """
+    try:
+        return _exported(job, chosen, answers)
+    except Disagreement as error:
+        if error.finite or chosen.dtype == "fp32":
+            raise
+        chosen = _fallback(job, str(error))
+    return _exported(job, chosen, answers)
+
+
+def _exported(job: PartJob, chosen: Chosen, answers: Path) -> Exported:
+    checkpoint = open_parts(job.source, (job.part,), DTYPES[chosen.dtype])
     baked = job.place == UNET_FOLDERS["baked"]
-    return export_component(component, job.folder / job.place, settings, job.facts, factor, reference, job.neurons.layers if baked else ())
+    if baked:  # kept in the file's own type, so that they can be put back (`rebake`)
+        save_rows(job.folder / SILENCED_ROWS, value_rows(checkpoint.unet, job.baked, DTYPES[chosen.dtype]))
+    reference = Reference(read_cases(answers / f"{job.place}.safetensors"), lambda: _eager(job))
+    settings, layers = job.settings.model_copy(update={"dtype": chosen.dtype}), job.neurons.layers if baked else ()
+    with _graph(job, checkpoint) as component:
+        found = export_component(component, job.folder / job.place, settings, job.facts, checkpoint.config.factor, reference, layers)
+    return found.model_copy(update={"note": chosen.note})
 
 
 def _cases(job: PartJob, component: Component, checkpoint: Checkpoint, answers: Path) -> list[Case]:
-    """What a file is asked and eager's answers: random feeds, and for a type that may overflow the way to a picture."""
+    """What a file is asked and eager's answers: random feeds, and for a type that may overflow the way to a picture.
+
+    Together they have two numbers of rows or more, and two sizes.
+    """
     config, settings = checkpoint.config, job.settings
-    cases = answered(component, random_feeds(component, settings, config.factor))
+
+    def random(*batches: int) -> list[Case]:
+        return answered(component, random_feeds(component, settings, config.factor, batches))
+
     if settings.dtype == "fp32" or settings.batch not in (None, 2):
-        return cases
+        return random(1, 3)
     if job.component in config.text_encoder_names:
-        return cases + answered(component, {"a prompt": prompt_feeds(config)[config.text_encoder_names.index(job.component)]})
+        return random(1, 3) + answered(component, {"a prompt": prompt_feeds(config)[config.text_encoder_names.index(job.component)]})
     if job.component == "unet":
         texts = [read_cases(answers / f"{name}.safetensors")[-1] for name in config.text_encoder_names]
         along, latents = trajectory(config, texts, checkpoint.unet_component(), settings)
         write_cases(answers / _LATENTS, [Case("its latents", latents, {})] if latents else [])
-        return cases + [replace(case, feed={**case.feed, **_ones(component, case)}) for case in along]
-    return cases + answered(component, {case.name: case.feed for case in read_cases(answers / _LATENTS)})
+        return random(1) + [replace(case, feed={**case.feed, **_ones(component, case)}) for case in along]
+    return random(3) + answered(component, {case.name: case.feed for case in read_cases(answers / _LATENTS)})
 
 
 def _ones(component: Component, case: Case) -> Feed:

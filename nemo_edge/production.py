@@ -7,6 +7,7 @@ weights and compilers have the memory to themselves.
 from __future__ import annotations
 
 __all__ = [
+    "Chosen",
     "OnnxFile",
     "PartJob",
     "compile_stage",
@@ -23,10 +24,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from nemo_edge import __version__
-from nemo_edge.apart import run
+from nemo_edge.agreement import Dtype, Exported
+from nemo_edge.apart import beside, run
 from nemo_edge.backends import onnxruntime
 from nemo_edge.backends.flavours import FLAVOURS
 from nemo_edge.backends.profiles import plan_profiles
@@ -39,7 +41,7 @@ from nemo_edge.files import weight_bytes
 from nemo_edge.graphs import open_graph
 from nemo_edge.neurons import NeuronSet, ValueLayer, read_neurons
 from nemo_edge.plans import PlanFile
-from nemo_edge.progress import Progress
+from nemo_edge.progress import Advance, Progress
 from nemo_edge.recipe import CheckpointSettings, EngineSettings, ExportSettings, RandomSettings
 from nemo_edge.targets import Flavour, PlanSettings
 
@@ -87,11 +89,18 @@ class PartJob:
         return {**self.provenance, "component": self.component, "folder": self.place, "neurons": silenced}
 
 
+class Chosen(NamedTuple):
+    """The type an ONNX file is made in, and why it is not the recipe's."""
+
+    dtype: Dtype
+    note: str = ""
+
+
 class OnnxFile(NamedTuple):
     """An ONNX file of a bundle: its path in it, and the type of its weights."""
 
     model: str
-    dtype: Literal["fp32", "fp16", "bf16"]
+    dtype: Dtype
 
     @property
     def place(self) -> str:
@@ -119,23 +128,38 @@ def neurons_stage(source: CheckpointSettings, settings: RandomSettings, layers: 
 
 def export_stage(
     source: CheckpointSettings, settings: ExportSettings, neurons: NeuronSet, folder: Path, provenance: dict[str, str], progress: Progress
-) -> list[Any]:
-    """ONNX files of every component in the bundle's layout; the UNet once for each variant. Return what `parts.export_part` does."""
-    large, exported = is_large(source), []
+) -> list[Exported]:
+    """ONNX files of every component in the bundle's layout; the UNet once for each variant."""
+    large = is_large(source)
     with TemporaryDirectory(dir=folder, prefix=".answers") as temporary:
         answers, frame = Path(temporary), Path(temporary) / "outline"
         run(large, "read the checkpoint", progress, "nemo_edge.parts.outline", source, frame, settings.variants)
         texts = sorted(path.parent.name for path in frame.glob("text_encoder*/config.json"))
         places = (*texts, *(UNET_FOLDERS[variant] for variant in settings.variants), "vae_decoder")
-        with progress.task("export", len(places)) as advance:
-            for place in places:
-                job = PartJob(source, place, neurons, settings, folder, provenance)
-                exported.append(run(large, f"export {place}", progress, "nemo_edge.parts.export_part", job, answers))
-                if exported[-1].note:
-                    progress.note(exported[-1].note)
-                advance(1)
+        jobs = [PartJob(source, place, neurons, settings, folder, provenance) for place in places]
+        with progress.task("export", len(jobs) + 1) as advance:
+            chosen = run(large, "ask eager PyTorch", progress, "nemo_edge.parts.answer_parts", jobs, answers)
+            advance(1)
+            exported = _export_all(large, [(job, chosen[job.place]) for job in jobs], answers, advance, progress)
         copy_tree(frame, folder)
+    for file in exported:
+        if file.note:
+            progress.note(file.note)
     return exported
+
+
+def _export_all(large: bool, jobs: Sequence[tuple[PartJob, Chosen]], answers: Path, advance: Advance, progress: Progress) -> list[Exported]:
+    """Every file of `jobs`, in their order; the UNets, most of which is tracing on one core, with all others beside them."""
+    unets = [(job, chosen) for job, chosen in jobs if job.component == "unet"]
+    others = [(job, chosen) for job, chosen in jobs if job.component != "unet"]
+    found = {}
+    with beside(large, "export what is not the UNet", progress, "nemo_edge.parts.export_parts", others, answers) as rest:
+        for job, chosen in unets:
+            found[job.place] = run(large, f"export {job.place}", progress, "nemo_edge.parts.export_part", job, chosen, answers)
+            advance(1)
+        found |= dict(zip((job.place for job, _ in others), rest(), strict=True))
+        advance(len(others))
+    return [found[job.place] for job, _ in jobs]
 
 
 def export_folder(
@@ -145,7 +169,7 @@ def export_folder(
     layers: Layers,
     folder: Path,
     progress: Progress,
-) -> list[Any]:
+) -> list[Exported]:
     """Export a checkpoint into a folder of its own, all or nothing; without `neurons`, a file, nothing is baked."""
     check_folder(folder)
     if folder.is_dir() and any(folder.iterdir()):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nemo_edge.agreement import TOLERANCES
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
 from nemo_edge.backends.profiles import random_feed
 from nemo_edge.backends.tensorrt import refit_engine
@@ -24,7 +25,6 @@ from nemo_edge.plans import PlanFile
 from nemo_edge.progress import Progress
 from nemo_edge.readiness import fit_here
 from nemo_edge.valueweights import open_value_weights
-from nemo_edge.verification import TOLERANCES
 
 _SHARE = 0.2
 """How much more or less than it should an engine's output may change by new weights; rounding averages out over the output."""

@@ -32,17 +32,18 @@ def silenced(unet: nn.Module, neurons: NeuronSet) -> Iterator[nn.Module]:
     multiplies by 0, and lets an exporter see the baked weights.
     """
     before = [
-        (tensor, list(rows), tensor.detach()[list(rows)].clone())
+        (linear, kind, list(rows), tensor.detach()[list(rows)].clone())
         for linear, rows in _projections(unet, neurons)
-        for tensor in (linear.weight, linear.bias)
+        for kind, tensor in (("weight", linear.weight), ("bias", linear.bias))
         if tensor is not None
     ]
     try:
         yield bake_(unet, neurons)
     finally:
         with torch.no_grad():
-            for tensor, rows, values in before:
-                tensor[rows] = values.to(tensor)  # which may have been cast meanwhile
+            for linear, kind, rows, values in before:
+                tensor = getattr(linear, kind)  # which may have been cast meanwhile, or given up
+                tensor[rows] = values.to(tensor)
 
 
 @torch.no_grad()

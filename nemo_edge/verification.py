@@ -6,8 +6,6 @@ What eager answers is a value that can be kept, so that the model in float32 and
 from __future__ import annotations
 
 __all__ = [
-    "TOLERANCES",
-    "Agreement",
     "Case",
     "Reference",
     "answered",
@@ -32,10 +30,10 @@ from typing import Self
 
 import numpy as np
 import onnx
-from pydantic import BaseModel, ConfigDict
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
+from nemo_edge.agreement import TOLERANCES, Agreement, Dtype
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
 from nemo_edge.backends.torch import open_runner
 from nemo_edge.component import Component
@@ -44,9 +42,6 @@ from nemo_edge.divergence import EagerProbe, GraphProbe, first_divergence, first
 from nemo_edge.graphs import module_path
 from nemo_edge.recipe import ExportSettings, SamplingSettings
 from nemo_edge.sampling import Pipeline, denoise
-
-TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
-"""Largest error of a component in ONNX Runtime, relative to the largest value of eager float32's output."""
 
 _STEPS = 3
 """Time steps of the trajectory, from noise to picture: activations are largest at other times in other layers."""
@@ -58,28 +53,6 @@ _SMALLEST = 16
 """Height of the latents of random feeds, where sizes are free; the width is half as much again, so that they are not mistaken."""
 
 Feed = dict[str, np.ndarray]
-
-
-class Agreement(BaseModel):
-    """How far a graph is from eager float32 in one case."""
-
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
-
-    case: str
-    output: str
-    largest_error: float
-    largest_value: float
-    tolerance: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether the error, relative to the largest value, is within the tolerance (NaN is not)."""
-        return bool(self.largest_error <= self.tolerance * max(self.largest_value, 1.0))
-
-    @property
-    def finite(self) -> bool:
-        """Whether the output held neither Inf nor NaN."""
-        return bool(np.isfinite(self.largest_error))
 
 
 @dataclass(frozen=True)
@@ -99,12 +72,12 @@ class Reference:
     eager: Callable[[], Component]
 
 
-def random_feeds(component: Component, settings: ExportSettings, factor: int) -> dict[str, Feed]:
-    """Two batch sizes, or the one that is pinned, of small latents where sizes are free."""
+def random_feeds(component: Component, settings: ExportSettings, factor: int, batches: Sequence[int] = (1, 3)) -> dict[str, Feed]:
+    """Some batch sizes, or the one that is pinned, of small latents where sizes are free."""
     sizes = {name: _small(size, component.multiples.get(name, 1), name == "width") for name, size in component.sizes.items()}
     sizes |= {name: size for name, size in settings.pinned(component.sizes, factor).items() if name != "batch"}
-    batches = (settings.batch,) if settings.batch else (1, 3)
-    return {f"batch {batch}": component.example(batch, seed=batch, **sizes) for batch in batches}
+    asked = (settings.batch,) if settings.batch else batches
+    return {f"batch {batch}": component.example(batch, seed=batch, **sizes) for batch in asked}
 
 
 def _small(size: int, multiple: int, wide: bool) -> int:
@@ -202,7 +175,7 @@ def read_cases(path: Path) -> list[Case]:
     return [found[index] for index in sorted(found)]
 
 
-def verify(path: Path, cases: Sequence[Case], dtype: str) -> tuple[Agreement, ...]:
+def verify(path: Path, cases: Sequence[Case], dtype: Dtype) -> tuple[Agreement, ...]:
     """Run an ONNX file in ONNX Runtime on every case; return how far each output is from eager's.
 
     A graph in fp16 is run as it is: optimized for a CPU, its weights would be widened to float32, thrice the memory. The
@@ -215,7 +188,7 @@ def verify(path: Path, cases: Sequence[Case], dtype: str) -> tuple[Agreement, ..
         return tuple(a for case in cases for a in _agreements(case, runner(case.feed), TOLERANCES[dtype]))
 
 
-def first_bad(component: Component, path: Path, case: Case, dtype: str) -> str:
+def first_bad(component: Component, path: Path, case: Case, dtype: Dtype) -> str:
     """Say which tensor of a graph is the first that is not finite or off by more than the tolerance; `component` is in float32."""
     with _openable(path, dtype) as openable:
         candidate = GraphProbe(openable, case.feed)
@@ -236,7 +209,7 @@ def _agreements(case: Case, got: Feed, tolerance: float) -> Iterator[Agreement]:
 
 
 @contextmanager
-def _openable(path: Path, dtype: str) -> Iterator[Path]:
+def _openable(path: Path, dtype: Dtype) -> Iterator[Path]:
     """The file itself; for bf16 a temporary copy whose bfloat16 types are float32."""
     if dtype != "bf16":
         yield path

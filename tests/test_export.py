@@ -16,12 +16,13 @@ from conftest import toy_unet
 from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
+from nemo_edge.agreement import Exported
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner, open_runner
 from nemo_edge.backends.torch import open_runner as open_eager
 from nemo_edge.checkpoint import Checkpoint, value_layers
 from nemo_edge.component import VALUE_MASK, Component, Port
 from nemo_edge.errors import ExportError, InputError
-from nemo_edge.export import Exported, export_component
+from nemo_edge.export import export_component
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.recipe import ExportSettings
 from nemo_edge.surgery import gate, silenced

@@ -11,6 +11,7 @@ import numpy as np
 import plans
 import pytest
 
+from nemo_edge.agreement import TOLERANCES
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
 from nemo_edge.backends.profiles import plan_profiles, random_feed
 from nemo_edge.backends.tensorrt import available, compile_engine, find_plan, open_engine
@@ -24,7 +25,6 @@ from nemo_edge.progress import Progress
 from nemo_edge.rebake import rebake
 from nemo_edge.refit import changed_weights, refit, took_weights
 from nemo_edge.targets import ProfileSettings, TensorRtRtxSettings, TensorRtSettings
-from nemo_edge.verification import TOLERANCES
 
 MODEL = "unet/model.onnx"
 

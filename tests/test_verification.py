@@ -10,14 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nemo_edge.agreement import TOLERANCES, Agreement
 from nemo_edge.backends.torch import open_runner
 from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.component import Component, Port
 from nemo_edge.export import Disagreement, export_component
 from nemo_edge.recipe import ExportSettings
 from nemo_edge.verification import (
-    TOLERANCES,
-    Agreement,
     Case,
     Reference,
     answered,

@@ -1,0 +1,15 @@
+"""Imports what a process of its own needs, once, in the process that lends itself to all of them (`apart`): that is its whole use.
+
+diffusers and transformers import most of themselves only when a pipeline is opened, and PyTorch when a graph is exported.
+"""
+
+from __future__ import annotations
+
+import onnxscript.optimizer  # noqa: F401
+
+import nemo_edge.parts
+from nemo_edge.checkpoint import import_pipelines
+
+__all__ = ["nemo_edge"]
+
+import_pipelines()
