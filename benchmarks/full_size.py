@@ -2,17 +2,19 @@
 
     python benchmarks/full_size.py --neurons official_results_sample.csv
 
-Writes `benchmarks/results/full_size.json`. Each model is built twice by `nemo-edge build engines/sd15-rtx.toml --random-weights …`,
-with a profile of the model's own size: the first time its random weights are made, which stand for a download, and the second, which
-is measured, finds them there. Memory is that of all processes together, each page counted once (PSS, from /proc). Beside it: the
-UNet of Stable Diffusion 1.5 exported in fp32 by nemo-edge and by optimum-onnx (`make optimum`), which exports fp16 on a GPU only; and
-ONNX Runtime against eager at 32 × 32 latents.
+Writes `benchmarks/results/full_size.json`. Each model is built by `nemo-edge build engines/sd15-rtx.toml --random-weights …`, with a
+profile of the model's own size; its random weights, which stand for a download, are made before. The plans of Stable Diffusion 1.5 are
+compiled a second time and the bytes compared, and a baked bundle of it gets other neurons. Memory is that of all processes together,
+each page counted once (PSS, from /proc). Beside it: the UNet of Stable Diffusion 1.5 exported in fp32 by nemo-edge and by optimum-onnx
+(`make optimum`), which exports fp16 on a GPU only; and ONNX Runtime against eager at 32 × 32 latents.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "full_size.json"
@@ -54,9 +58,10 @@ source, out = CheckpointSettings(path=sys.argv[1]), Path(sys.argv[2])
 neurons = NeuronSet.empty(parts.layers_of(source, "paper", Progress()))
 answers = out / "answers"
 answers.mkdir(parents=True)
-if sys.argv[3] != "fp32":  # what the way to a picture is made with
-    parts.export_part(PartJob(source, "text_encoder", neurons, ExportSettings(dtype=sys.argv[3]), out, {}), answers, Progress())
-exported = parts.export_part(PartJob(source, "unet", neurons, ExportSettings(dtype=sys.argv[3]), out, {}), answers, Progress())
+places = ["unet"] if sys.argv[3] == "fp32" else ["text_encoder", "unet"]  # the way to a picture begins with the prompt
+jobs = [PartJob(source, place, neurons, ExportSettings(dtype=sys.argv[3]), out, {}) for place in places]
+chosen = parts.answer_parts(jobs, answers, Progress())
+exported = parts.export_part(jobs[-1], chosen["unet"], answers, Progress())
 print(exported.model_dump_json())
 """
 THEIRS = """
@@ -129,6 +134,11 @@ def main() -> None:
             found["builds"][name] = build(name, Path(folder), neurons)
             RESULT.write_text(json.dumps(found, indent=1) + "\n")
             print(name, found["builds"][name], flush=True)
+            if name == "sd15" and args.neurons:
+                found["again"], found["rebake"] = again(Path(folder) / name), rebake(Path(folder), args.neurons)
+                RESULT.write_text(json.dumps(found, indent=1) + "\n")
+                print(found["again"], found["rebake"], flush=True)
+            shutil.rmtree(Path(folder) / name)
         if not args.no_export:
             for name, row in exports(Path(folder)):
                 found["exports"][name] = row
@@ -146,13 +156,15 @@ def build(name: str, folder: Path, neurons: Path | None) -> dict[str, Any]:
     command = [sys.executable, "-m", "nemo_edge.cli", "build", str(recipe), *(["--neurons", str(neurons)] if neurons else [])]
     weights = watched([sys.executable, "-c", WEIGHTS, str(recipe)])
     whole = watched(command)
-    weights.pop("output"), whole.pop("output")
+    weights.pop("output"), whole.pop("output"), weights.pop("errors")
+    stages = dict(re.findall(r"^([^:\n]+): \d+ in (\d+) s$", whole.pop("errors"), re.MULTILINE))
     export = json.loads(next(place.glob(".bundle.build/export-*/exported.json")).read_text())
     plans = [json.loads(path.read_text()) for path in sorted((output / "engines").glob("*.tensorrt-rtx.*.json"))]
     unet = next(e for e in export if e["component"] == "unet")
     return {
         "weights": weights,
         "build": whole,
+        "export_s": int(stages["export"]),
         "export": {
             e["component"]: {
                 "write_s": e["write_s"],
@@ -170,6 +182,42 @@ def build(name: str, folder: Path, neurons: Path | None) -> dict[str, Any]:
     }
 
 
+def again(place: Path) -> dict[str, dict[str, int]]:
+    """Compile the plans of a bundle a second time; return in how many bytes they differ, and in how many outside of internal names."""
+    output, first = place / "bundle", place / "first"
+    shutil.move(output / "engines", first)
+    for folder in (output, *place.glob(".bundle.build/tensorrt_rtx-*")):
+        shutil.rmtree(folder)
+    watched([sys.executable, "-m", "nemo_edge.cli", "build", str(place / "recipe.toml")])
+    return {path.name.split(".")[0]: differences(path, output / "engines" / path.name) for path in sorted(first.glob("*.engine"))}
+
+
+def differences(one: Path, other: Path) -> dict[str, int]:
+    a, b = np.memmap(one, np.uint8, "r"), np.memmap(other, np.uint8, "r")
+    if len(a) != len(b):
+        return {"bytes": abs(len(a) - len(b)), "outside_names": abs(len(a) - len(b))}
+    positions = np.flatnonzero(a != b).tolist()
+    return {"bytes": len(positions), "outside_names": sum(not in_name(a, p) for p in positions)}
+
+
+def in_name(plan: np.ndarray, position: int) -> bool:
+    """Whether a byte is a digit of one of TensorRT's own names, `__mye` and a number."""
+    start = max(position - 32, 0)
+    return any(m.start() <= position - start < m.end() for m in re.finditer(rb"__mye\d+", plan[start : position + 32].tobytes()))
+
+
+def rebake(folder: Path, neurons: Path) -> dict[str, Any]:
+    """Put other neurons into a finished baked bundle of Stable Diffusion 1.5, without engines of TensorRT."""
+    place = folder / "rebake"
+    place.mkdir()
+    recipe = RECIPE.format(name="sd15", output=place / "bundle", pixels=512).replace("masked", "baked")
+    (place / "recipe.toml").write_text(re.sub(r"\[tensorrt_rtx\].*?(?=\[random)", "", recipe, flags=re.DOTALL))
+    watched([sys.executable, "-m", "nemo_edge.cli", "build", str(place / "recipe.toml")])
+    found = watched([sys.executable, "-m", "nemo_edge.cli", "rebake", str(place / "bundle"), "--neurons", str(neurons)])
+    shutil.rmtree(place)
+    return {name: found[name] for name in ("seconds", "peak_mb")}
+
+
 def exports(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The UNet of Stable Diffusion 1.5 exported by nemo-edge in both types, and by optimum-onnx in fp32, from the same weights."""
     source = folder / "weights"
@@ -177,13 +225,14 @@ def exports(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, dtype in (("nemo-edge", "fp32"), ("nemo-edge, fp16", "fp16")):
         place = folder / dtype
         found = watched([sys.executable, "-c", OURS, str(source), str(place), dtype])
+        found.pop("errors")
         found |= {"size_bytes": size(place / "unet"), **json.loads(found.pop("output"))}
         if dtype == "fp32":
             found["at_32_latents"] = json.loads(watched([sys.executable, "-c", AGREEMENT, str(source), str(place)])["output"])
         yield name, found
     if OPTIMUM.is_file():
         theirs = watched([str(OPTIMUM), "-c", THEIRS, str(source), str(folder / "theirs")])
-        yield "optimum-onnx", {**theirs, "size_bytes": size(folder / "theirs"), "output": ""}
+        yield "optimum-onnx", {**theirs, "size_bytes": size(folder / "theirs"), "output": "", "errors": ""}
 
 
 def size(folder: Path) -> int:
@@ -205,7 +254,13 @@ def watched(command: list[str]) -> dict[str, Any]:
     if process.returncode:
         sys.exit(f"{' '.join(command)[:200]} ended with {process.returncode}: {errors[-2000:]}")
     seconds = round(time.monotonic() - started, 1)
-    return {"seconds": seconds, "peak_mb": round(peak / 1e3), "largest_process_mb": round(largest / 1e3), "output": output.strip()}
+    return {
+        "seconds": seconds,
+        "peak_mb": round(peak / 1e3),
+        "largest_process_mb": round(largest / 1e3),
+        "output": output.strip(),
+        "errors": errors,
+    }
 
 
 def tree(pid: int) -> list[int]:
