@@ -21,6 +21,8 @@ from plan_graphs import save_attention_graph, shapes
 import nemo_edge
 from nemo_edge.backends import building
 from nemo_edge.backends.building import Job, Phases, construct, make_logger, run_job
+from nemo_edge.backends.tensorrt import available
+from nemo_edge.environment import gpus
 from nemo_edge.errors import ExportError, InputError, MissingDependency
 from nemo_edge.progress import Advance, Progress
 
@@ -281,6 +283,22 @@ def test_a_timing_cache_is_read_or_made_anew(tmp_path: Path, content: bytes | No
     notes = building._use_timing_cache(config, job(tmp_path, Path("model.onnx"), timing_cache=path))
     assert config.taken == [(taken, False)]
     assert notes == ((f"{path} is of another version or GPU, and is made anew",) if noted else ())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not gpus(), reason="no NVIDIA GPU")
+def test_the_second_build_takes_its_times_from_the_first(tmp_path: Path) -> None:
+    """TensorRT is told to fail where a time is missing."""
+    if "tensorrt" not in available():
+        pytest.skip("tensorrt is not installed")
+    standard = {"title": "TensorRT", "module": "tensorrt", "capabilities": (), "timing_cache": tmp_path / "times"}
+    first = job(tmp_path, save_attention_graph(tmp_path / "model.onnx"), **standard)
+    again = replace(first, flags=("ERROR_ON_TIMING_CACHE_MISS",), output=tmp_path / "again")
+    with pytest.raises(ExportError, match="cannot compile"):
+        run_job(again, "toy", Progress())
+    run_job(first, "toy", Progress())
+    run_job(again, "toy", Progress())
+    assert (tmp_path / "again").stat().st_size > 0
 
 
 def test_an_old_driver_is_told_in_one_line() -> None:
