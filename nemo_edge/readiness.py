@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_edge.backends import onnxruntime
-from nemo_edge.backends.flavours import check_runtime
+from nemo_edge.backends.flavours import check_runtime, first_gpu
 from nemo_edge.backends.tensorrt import plan_files
 from nemo_edge.compatibility import installed
-from nemo_edge.environment import gpus
 from nemo_edge.errors import MissingDependency
 from nemo_edge.fit import Fit, check_here, product_of, serves
 from nemo_edge.plans import PlanFile, read_header
@@ -50,4 +49,5 @@ def check_plans(bundle: Path, places: Sequence[str], flavour: Flavour) -> None:
 
 def fit_here(bundle: Path, plan: PlanFile) -> Fit:
     """Say whether the first GPU of this machine, on which engines are opened, runs a plan."""
-    return check_here(plan, read_header(bundle / plan.plan), gpus()[:1], installed(), platform.system())
+    gpu = first_gpu()
+    return check_here(plan, read_header(bundle / plan.plan), (gpu,) if gpu else (), installed(), platform.system())

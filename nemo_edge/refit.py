@@ -18,7 +18,7 @@ from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
 from nemo_edge.backends.profiles import random_feed
 from nemo_edge.backends.tensorrt import refit_engine
 from nemo_edge.configuration import Configuration
-from nemo_edge.errors import ExportError, InputError, MissingDependency
+from nemo_edge.errors import ExportError, InputError, MissingDependency, first_line
 from nemo_edge.graphs import open_graph
 from nemo_edge.neurons import ValueLayer
 from nemo_edge.plans import PlanFile
@@ -51,6 +51,9 @@ def refit(bundle: Path, former: Path, plan: PlanFile, layers: Sequence[ValueLaye
         done = refit_engine(bundle, plan, weights, feed, judge, Configuration.load(bundle, tokenizers=False).factor)
     except (InputError, ExportError, MissingDependency) as error:
         progress.note(f"{plan.plan} cannot be refitted, and is built anew: {error}")
+        return False
+    except RuntimeError as error:  # PyTorch's: the GPU has no room for the engine's buffers beside what else is on it
+        progress.note(f"{plan.plan} cannot be refitted, and is built anew: {first_line(error)}")
         return False
     if done is None:
         progress.note(f"{plan.plan} does not answer as its graph does with the new weights, and is built anew")

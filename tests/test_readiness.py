@@ -24,10 +24,11 @@ def gpu(capability: str) -> Gpu:
 
 
 def with_machine(patch: pytest.MonkeyPatch, *capabilities: str, **versions: str) -> None:
-    """A machine of these GPUs and packages; what is compared is ours, only what is looked at is not there."""
+    """A machine of these GPUs, in CUDA's order, and packages; what is compared is ours, only what is looked at is not there."""
     found = tuple(map(gpu, capabilities))
-    patch.setattr(readiness, "gpus", lambda: found)
     patch.setattr(flavours, "gpus", lambda: found)
+    patch.setattr(flavours, "_torch_sees_gpu", lambda: bool(found))
+    patch.setattr(flavours, "_device_0", lambda: (found[0].compute_capability, found[0].name))
     patch.setattr(readiness, "installed", lambda: {name.replace("_", "-"): version for name, version in versions.items()})
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import plans
 import pytest
+import torch
 
+import nemo_edge.refit as module
 from nemo_edge.agreement import TOLERANCES
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
 from nemo_edge.backends.profiles import plan_profiles, random_feed
@@ -138,6 +140,24 @@ def test_an_engine_that_takes_no_weights_here_is_left_to_be_built(
     progress = Noted()
     assert not refit(tmp_path, tiny_bundle, described, layers, progress)
     assert (path.read_bytes(), progress.notes) == (plans.standard(), [])
+
+
+def test_a_gpu_without_room_leaves_an_engine_to_be_built(
+    bundle: Path, tiny_bundle: Path, tmp_path: Path, layers: tuple[ValueLayer, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's error is real; a GPU that is full is not to be had here."""
+
+    def fill(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation")
+
+    rebake(bundle, other_set(bundle, tmp_path, [[1, 6], [0, 2, 3]]))
+    profile = _profile(bundle)
+    described = plans.standard_sidecar(plan="unet.plan", model=MODEL, dtype="fp32", profiles=(profile,))
+    monkeypatch.setattr(module, "_takes_weights", lambda *_: True)
+    monkeypatch.setattr(module, "refit_engine", fill)
+    progress = Noted()
+    assert not refit(bundle, tiny_bundle, described, layers, progress)
+    assert progress.notes == ["unet.plan cannot be refitted, and is built anew: CUDA out of memory. Tried to allocate 2.00 GiB."]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")

@@ -7,7 +7,7 @@ recipes nor bundles, and of the two products only the name of their module: a `J
 
 from __future__ import annotations
 
-__all__ = ["Built", "Job", "Phases", "make_logger", "run_job"]
+__all__ = ["Built", "Job", "Phases", "construct", "make_logger", "run_job"]
 
 import importlib
 import multiprocessing
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nemo_edge.errors import ExportError, InputError, NemoEdgeError
+from nemo_edge.errors import ExportError, InputError, MissingDependency, NemoEdgeError
 from nemo_edge.files import explain, write_atomically
 from nemo_edge.plans import Shapes
 from nemo_edge.progress import Progress
@@ -105,8 +105,9 @@ class Phases:
 def run_job(job: Job, description: str, progress: Progress) -> Built:
     """Build in a process of its own and return what was built; `job.output` is whole then, and not there after any error.
 
-    Raises `InputError` for an ONNX file that cannot be read, `ExportError` for one that cannot be compiled. An interruption
-    ends the process at once.
+    Raises `InputError` for an ONNX file that cannot be read and for a process that was killed, as Linux does for want of memory,
+    `ExportError` for a file that cannot be compiled, `MissingDependency` for a driver that is too old. An interruption ends the
+    process at once.
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
@@ -120,7 +121,7 @@ def run_job(job: Job, description: str, progress: Progress) -> Built:
         finished = True
     except EOFError as error:
         process.join()
-        raise ExportError(
+        raise InputError(
             f"the process that compiled {job.model} was killed (exit code {process.exitcode}), most often for want of memory: free some, "
             "compile one component at a time, or take smaller profiles"
         ) from error
@@ -177,7 +178,7 @@ def _silence() -> None:
 def _build(job: Job, pipe: Any) -> Built:
     trt: Any = importlib.import_module(job.module)
     logger = make_logger(trt)
-    builder = trt.Builder(logger)
+    builder = construct(trt, "Builder", job.title, logger)
     network = _parse(trt, builder, logger, job)
     attentions = _allow_decomposition(trt, network)
     for name in job.refittable:
@@ -270,6 +271,16 @@ def _use_timing_cache(config: Any, job: Job) -> tuple[str, ...]:
         return ()
     config.set_timing_cache(config.create_timing_cache(b""), False)
     return (f"{job.timing_cache} is of another version or GPU, and is made anew",) if former else ()
+
+
+def construct(trt: Any, kind: str, title: str, logger: Any) -> Any:
+    """Return a `Builder` or `Runtime` of TensorRT's. Raises `MissingDependency` where there is none to have, as with an old driver."""
+    try:
+        return getattr(trt, kind)(logger)
+    except TypeError as error:  # pybind11's, for a factory that returned nullptr
+        raise MissingDependency(
+            f"{title} {trt.__version__} does not start: {_line(logger.errors)}; most often the NVIDIA driver is too old for it: update it"
+        ) from error
 
 
 def make_logger(trt: Any) -> Any:

@@ -11,6 +11,7 @@ __all__ = [
     "builder_flags",
     "check",
     "check_runtime",
+    "first_gpu",
     "load_product",
     "product_version",
     "runtime_settings",
@@ -18,10 +19,11 @@ __all__ = [
 ]
 
 import importlib
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from nemo_edge.environment import gpus
+from nemo_edge.environment import Gpu, gpus
 from nemo_edge.errors import InputError, MissingDependency, first_line
 from nemo_edge.targets import Flavour, PlanSettings, TensorRtRtxSettings, TensorRtSettings
 
@@ -111,13 +113,17 @@ def check(flavour: Flavour, settings: PlanSettings) -> None:
 def check_runtime(flavour: Flavour) -> tuple[str, str]:
     """Return compute capability and name of the GPU that engines run on here.
 
-    Raises `MissingDependency` where the package or a GPU is not there.
+    Raises `MissingDependency` where the package, a GPU, or a PyTorch that sees it is not there.
     """
     load_product(flavour)
-    here = this_capability()
+    here, title = this_capability(), FLAVOURS[flavour].title
     if here is None:
-        title = FLAVOURS[flavour].title
         raise MissingDependency(f"{title} runs on an NVIDIA GPU, and nvidia-smi sees none here: run it on a machine that has one")
+    if not _torch_sees_gpu():
+        raise MissingDependency(
+            f"{title} runs beside PyTorch, which does not see the {here[1]} that nvidia-smi sees: update the driver, install a PyTorch "
+            "built for CUDA, or let CUDA_VISIBLE_DEVICES name the GPU; `nemo-edge doctor` says more"
+        )
     return here
 
 
@@ -155,10 +161,41 @@ def runtime_settings(settings: PlanSettings) -> dict[str, str | int | bool | Non
     return {**values, **({"timing_cache": settings.timing_cache is not None} if isinstance(settings, TensorRtSettings) else {})}
 
 
+def first_gpu() -> Gpu | None:
+    """Return the GPU on which engines are built and run, CUDA's device 0; None where there is none.
+
+    That need not be the first of `nvidia-smi`: CUDA puts the fastest first, and CUDA_VISIBLE_DEVICES any. Of GPUs of one kind the
+    first stands for all.
+    """
+    found = gpus()
+    alike = len({(gpu.compute_capability, gpu.name) for gpu in found}) < 2
+    own = None if alike else _device_0()
+    if own is None:
+        return found[0] if found else None
+    return min(found, key=lambda gpu: (gpu.compute_capability != own[0], gpu.name != own[1]))
+
+
 def this_capability() -> tuple[str, str] | None:
     """Return compute capability (`sm90`) and name of the first GPU; None where there is none."""
-    found = gpus()
-    return (f"sm{found[0].compute_capability.replace('.', '')}", found[0].name) if found else None
+    gpu = first_gpu()
+    return (f"sm{gpu.compute_capability.replace('.', '')}", gpu.name) if gpu else None
+
+
+def _torch_sees_gpu() -> bool:
+    import torch
+
+    with warnings.catch_warnings(action="ignore"):  # of an old driver, which the caller tells
+        return torch.cuda.is_available()
+
+
+def _device_0() -> tuple[str, str] | None:
+    """Compute capability and name of CUDA's device 0; None where PyTorch sees none."""
+    import torch
+
+    if not _torch_sees_gpu():
+        return None
+    major, minor = torch.cuda.get_device_capability(0)
+    return f"{major}.{minor}", torch.cuda.get_device_name(0)
 
 
 def _missing(trt: Any, settings: PlanSettings) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from nemo_edge.backends.building import make_logger
+from nemo_edge.backends.building import construct, make_logger
 from nemo_edge.backends.feeds import check_feed, in_batches
 from nemo_edge.backends.flavours import FLAVOURS, load_product, runtime_settings
 from nemo_edge.backends.profiles import choose_profile, rows_at_once
@@ -28,6 +28,8 @@ from nemo_edge.targets import PlanSettings
 
 _TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32", "INT64": "int64", "BOOL": "bool"}
 """TensorRT's name of a type → PyTorch's, which is numpy's too."""
+_SPARE_BYTES = 512 << 20
+"""GPU memory that streamed weights leave free, beside what a context takes for activations: buffers, and what CUDA itself takes."""
 
 
 class TensorRtRunner:
@@ -46,6 +48,7 @@ class TensorRtRunner:
         self._logger = make_logger(self._trt)
         self._stream = torch.cuda.Stream()
         self._engine = self._deserialize(bundle / plan.plan, weight_budget)
+        self._config: Any = None
         self._cache: Any = None
         self._cache_path: Path | None = None
         self._context = self._make_context()
@@ -73,14 +76,15 @@ class TensorRtRunner:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._context is None:
             return
-        self._stream.synchronize()
-        if self._cache is not None and self._cache_path is not None:
-            with suppress(InputError):  # the cache only saves time: a full disk there stops nobody
-                write_atomically(self._cache_path, bytes(self._cache.serialize()))
-        self._graph, self._shapes, self._context = None, None, None
-        self._buffers.clear()
-        self._cache, self._engine = None, None
-        self._torch.cuda.empty_cache()
+        try:
+            self._stream.synchronize()
+            if kind is None:
+                self._keep_kernels()
+        except RuntimeError:
+            if kind is None:  # else the first error is the one to tell
+                raise
+        finally:
+            self._release()
 
     @property
     def engine(self) -> Any:
@@ -93,6 +97,19 @@ class TensorRtRunner:
         """Forget the recorded work of the last shape, after the engine was changed."""
         self._stream.synchronize()
         self._graph, self._shapes = None, None
+
+    def _keep_kernels(self) -> None:
+        content = self._cache.serialize() if self._cache is not None else None
+        if content is not None and self._cache_path is not None:
+            with suppress(InputError):  # the cache only saves time: a full disk there stops nobody
+                write_atomically(self._cache_path, bytes(content))
+
+    def _release(self) -> None:
+        self._graph, self._shapes, self._context = None, None, None
+        self._buffers.clear()
+        self._config, self._cache, self._engine = None, None, None
+        with suppress(RuntimeError):  # a GPU that failed has said so
+            self._torch.cuda.empty_cache()
 
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         torch = self._torch
@@ -132,7 +149,8 @@ class TensorRtRunner:
         buffer = self._buffers.get(name)
         if buffer is None or tuple(buffer.shape) != shape:
             self._buffers[name] = self._torch.empty(shape, dtype=dtype, device="cuda")
-        self._context.set_tensor_address(name, self._buffers[name].data_ptr())
+        if not self._context.set_tensor_address(name, self._buffers[name].data_ptr()):
+            raise InputError(self._complaint(f"does not take the buffer of {name}"))
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self._stream.cuda_stream):
@@ -140,22 +158,23 @@ class TensorRtRunner:
 
     def _record(self) -> None:
         """Record the work of this shape, which has run once; TensorRT-RTX does so by itself. Without a graph it runs all the same."""
-        if not self._settings.get("cuda_graphs") or FLAVOURS[self.plan.backend].captures_graphs:
+        if not self._settings.get("cuda_graphs") or FLAVOURS[self.plan.backend].captures_graphs or self._streams_weights():
             return
         graph = self._torch.cuda.CUDAGraph()
         try:
             with self._torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._enqueue()
-        except (RuntimeError, InputError):  # what cannot be recorded: work on the host between kernels, streamed weights
+        except (RuntimeError, InputError):  # what cannot be recorded: work on the host between kernels
             self._settings["cuda_graphs"] = False
             self._stream.synchronize()
+            self._logger.errors.clear()  # what it says of that is no cause of what follows
             return
         self._graph = graph
 
     def _deserialize(self, path: Path, weight_budget: int | None) -> Any:
         product = FLAVOURS[self.plan.backend]
-        runtime = self._trt.Runtime(self._logger)
-        if self._settings.get("version_compatible"):
+        runtime = construct(self._trt, "Runtime", product.title, self._logger)
+        if "VERSION_COMPATIBLE" in self.plan.flags:
             runtime.engine_host_code_allowed = True  # the lean runtime that such a plan carries
         try:
             engine = runtime.deserialize_cuda_engine(path.read_bytes())
@@ -166,14 +185,32 @@ class TensorRtRunner:
                 f"{product.title} {self._trt.__version__} cannot open {path}, built with {self.plan.version}"
                 f"{f' on {self.plan.built_on}' if self.plan.built_on else ''}: {self._said()}; install that version, or build it here"
             )
-        if self._settings.get("weight_streaming") and engine.streamable_weights_size:
-            budget = engine.get_weight_streaming_automatic_budget() if weight_budget is None else weight_budget
-            engine.weight_streaming_budget_v2 = min(budget, engine.streamable_weights_size)
+        if "WEIGHT_STREAMING" in self.plan.flags and engine.streamable_weights_size:
+            self._limit_weights(engine, weight_budget)
         return engine
+
+    def _limit_weights(self, engine: Any, budget: int | None) -> None:
+        """Set how many bytes of the weights stay on the GPU, all that have room where no budget is given.
+
+        TensorRT's own choice comes through its bindings as 32 bits, which two GiB do not fit in; the setter tells no failure.
+        """
+        if budget is None:
+            budget = max(0, self._torch.cuda.mem_get_info()[0] - engine.device_memory_size_v2 - _SPARE_BYTES)
+        budget = min(budget, engine.streamable_weights_size)
+        engine.weight_streaming_budget_v2 = budget
+        if engine.weight_streaming_budget_v2 != budget:
+            raise InputError(
+                self._complaint(f"does not keep {budget} bytes of its {engine.streamable_weights_size} bytes of weights on the GPU")
+                + "; give another weight_budget, or build it with tensorrt.weight_streaming = false"
+            )
+
+    def _streams_weights(self) -> bool:
+        return "WEIGHT_STREAMING" in self.plan.flags and self.engine.weight_streaming_budget_v2 < self.engine.streamable_weights_size
 
     def _make_context(self) -> Any:
         if FLAVOURS[self.plan.backend].captures_graphs:
-            context = self._engine.create_execution_context(self._runtime_config())
+            self._config = self._runtime_config()  # a context does not keep it
+            context = self._engine.create_execution_context(self._config)
         else:
             context = self._engine.create_execution_context()
         if context is None:
@@ -195,7 +232,8 @@ class TensorRtRunner:
             self._cache_path = runtime_cache_path(self.plan, self._torch.cuda.get_device_name(), driver)
             if self._cache_path.is_file():
                 self._cache.deserialize(self._cache_path.read_bytes())  # False for a cache of another driver: it is made anew
-            config.set_runtime_cache(self._cache)
+            if not config.set_runtime_cache(self._cache):
+                self._cache, self._cache_path = None, None
             self._logger.errors.clear()  # what it says of a cache of another driver is no cause of what follows
         return config
 
@@ -213,6 +251,10 @@ def refit_weights(runner: TensorRtRunner, weights: Mapping[str, np.ndarray]) -> 
     Raises `InputError` for a weight that is not refittable or has another type or size than the engine's, and where others
     must be given with it; the engine is as it was then. Raises `ExportError` when TensorRT fails half-way: open it again.
     """
+    if not runner.engine.refittable:
+        raise InputError(
+            f"the engine of {runner.plan.component} takes no other weights: build it with tensorrt.refit = 'value_weights' or 'all'"
+        )
     trt = load_product(runner.plan.backend)
     logger = make_logger(trt)
     refitter = trt.Refitter(runner.engine, logger)

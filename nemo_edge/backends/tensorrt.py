@@ -207,9 +207,10 @@ def open_engine(
 ) -> TensorRtRunner:
     """Open a component's plan on the first GPU, run as its sidecar says or as `settings` do; `factor`: pixels of a latent.
 
-    `weight_budget` is the number of bytes of GPU memory for the weights of a plan that streams them; TensorRT's choice where
+    `weight_budget` is the number of bytes of GPU memory for the weights of a plan that streams them; as many as have room where
     it is not given. Verify a bundle before its plans are opened: a plan is native code. Raises `InputError` where there is no
-    plan for this GPU, `MissingDependency` where the product or a GPU is not here, or the plan is of another version.
+    plan for this GPU or the budget is refused, `MissingDependency` where the product, a GPU that PyTorch sees or a driver new
+    enough is not here, or the plan is of another version.
     """
     capability, _ = check_runtime(flavour)
     plan = find_plan(bundle, place, flavour, capability)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,13 +12,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from plan_graphs import save_attention_graph, shapes
 
-from nemo_edge.backends.building import Job, Phases, run_job
-from nemo_edge.errors import ExportError, InputError
+import nemo_edge
+from nemo_edge.backends import building
+from nemo_edge.backends.building import Job, Phases, construct, make_logger, run_job
+from nemo_edge.backends.tensorrt import available
+from nemo_edge.environment import gpus
+from nemo_edge.errors import ExportError, InputError, MissingDependency
 from nemo_edge.progress import Advance, Progress
 
 rtx = pytest.mark.skipif(
@@ -202,6 +208,118 @@ def test_a_process_that_is_killed_is_told_apart(tmp_path: Path) -> None:
                 os.kill(child.pid or 0, signal.SIGKILL)
             yield self.units.append
 
-    with pytest.raises(ExportError, match=r"was killed \(exit code -9\), most often for want of memory"):
+    with pytest.raises(InputError, match=r"was killed \(exit code -9\), most often for want of memory"):
         run_job(job(tmp_path, model), "toy", Killer())
     assert not (tmp_path / "plan").exists()
+
+
+def configured(**changes: Any) -> tuple[Any, tuple[str, ...]]:
+    """The real configuration of a builder, which takes no GPU, and the notes on it."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    builder = trt.Builder(make_logger(trt))
+    network = builder.create_network()
+    config, notes = building._configure(trt, builder, network, job(Path(), Path("model.onnx"), profiles=(), **changes))
+    return SimpleNamespace(config=config, builder=builder, network=network, trt=trt), notes
+
+
+def test_what_a_job_says_is_what_the_builder_is_told() -> None:
+    made, notes = configured(
+        flags=("REFIT_INDIVIDUAL", "VERSION_COMPATIBLE", "WEIGHT_STREAMING"),
+        cleared=("TF32",),
+        optimization_level=5,
+        capabilities=("SM86", "SM120"),
+    )
+    flags = {name for name, flag in made.trt.BuilderFlag.__members__.items() if made.config.get_flag(flag)}
+    assert flags == {"REFIT_INDIVIDUAL", "VERSION_COMPATIBLE", "WEIGHT_STREAMING"}
+    assert made.config.builder_optimization_level == 5
+    assert [made.config.get_compute_capability(i).name for i in range(made.config.num_compute_capabilities)] == ["SM86", "SM120"]
+    assert (made.config.num_optimization_profiles, notes) == (0, ())
+
+
+def test_what_a_job_leaves_open_stays_as_the_builder_has_it() -> None:
+    made, _ = configured(capabilities=())
+    own = made.builder.create_builder_config()
+    assert made.config.flags == own.flags
+    assert made.config.builder_optimization_level == own.builder_optimization_level
+    assert made.config.num_compute_capabilities == own.num_compute_capabilities
+
+
+class Config:
+    """Stands for a builder's configuration, keeps what it is told, and takes caches that begin as this version's do.
+
+    Hardware compatibility and timing caches do something in TensorRT alone, whose builder takes a GPU.
+    """
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[bytes, bool]] = []
+        self.hardware_compatibility_level = "NONE"
+
+    def create_timing_cache(self, content: bytes) -> bytes | None:
+        return content or b"new"
+
+    def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
+        if cache.startswith(b"other"):
+            return False
+        self.taken.append((cache, ignore_mismatch))
+        return True
+
+
+def test_the_level_of_compatibility_is_passed_on() -> None:
+    config = Config()
+    trt = SimpleNamespace(HardwareCompatibilityLevel=SimpleNamespace(AMPERE_PLUS="AMPERE_PLUS"))
+    builder = SimpleNamespace(create_builder_config=lambda: config)
+    wanted = job(Path(), Path("model.onnx"), profiles=(), capabilities=(), hardware_compatibility="AMPERE_PLUS")
+    assert building._configure(trt, builder, None, wanted) == (config, ())
+    assert config.hardware_compatibility_level == "AMPERE_PLUS"
+
+
+@pytest.mark.parametrize(
+    ("content", "taken", "noted"), [(None, b"new", False), (b"", b"new", False), (b"own", b"own", False), (b"other", b"new", True)]
+)
+def test_a_timing_cache_is_read_or_made_anew(tmp_path: Path, content: bytes | None, taken: bytes, noted: bool) -> None:
+    path, config = tmp_path / "times", Config()
+    if content is not None:
+        path.write_bytes(content)
+    notes = building._use_timing_cache(config, job(tmp_path, Path("model.onnx"), timing_cache=path))
+    assert config.taken == [(taken, False)]
+    assert notes == ((f"{path} is of another version or GPU, and is made anew",) if noted else ())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not gpus(), reason="no NVIDIA GPU")
+def test_the_second_build_takes_its_times_from_the_first(tmp_path: Path) -> None:
+    """TensorRT is told to fail where a time is missing."""
+    if "tensorrt" not in available():
+        pytest.skip("tensorrt is not installed")
+    standard = {"title": "TensorRT", "module": "tensorrt", "capabilities": (), "timing_cache": tmp_path / "times"}
+    first = job(tmp_path, save_attention_graph(tmp_path / "model.onnx"), **standard)
+    again = replace(first, flags=("ERROR_ON_TIMING_CACHE_MISS",), output=tmp_path / "again")
+    with pytest.raises(ExportError, match="cannot compile"):
+        run_job(again, "toy", Progress())
+    run_job(first, "toy", Progress())
+    run_job(again, "toy", Progress())
+    assert (tmp_path / "again").stat().st_size > 0
+
+
+def test_an_old_driver_is_told_in_one_line() -> None:
+    """As pybind11 says that there is no object; a driver this old is not to be had here."""
+
+    class Runtime:
+        def __init__(self, logger: Any) -> None:
+            logger.errors.append("CUDA initialization failure\nwith error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    trt = SimpleNamespace(Runtime=Runtime, __version__="11.4.0")
+    with pytest.raises(MissingDependency) as refused:
+        construct(trt, "Runtime", "TensorRT", SimpleNamespace(errors=[]))
+    assert str(refused.value) == (
+        "TensorRT 11.4.0 does not start: CUDA initialization failure with error: 35; "
+        "most often the NVIDIA driver is too old for it: update it"
+    )
+
+
+def test_no_source_names_members_that_tensorrt_11_has_no_more() -> None:
+    """Types are those of the graph: strongly typed networks are all there are from TensorRT 11 on."""
+    gone = re.compile(r"BuilderFlag\.(?:FP|BF|INT)\d|\"(?:FP|INT)(?:4|8|16)\"|EXPLICIT_BATCH|(?:OBEY|PREFER)_PRECISION_CONSTRAINTS")
+    sources = Path(nemo_edge.__file__).parent.rglob("*.py")
+    assert [f"{path.name}: {found[0]}" for path in sources if (found := gone.search(path.read_text()))] == []

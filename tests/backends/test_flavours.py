@@ -7,7 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from nemo_edge.backends.flavours import FLAVOURS, builder_flags, check, load_product, product_version, runtime_settings, this_capability
+from nemo_edge.backends import flavours
+from nemo_edge.backends.flavours import (
+    FLAVOURS,
+    builder_flags,
+    check,
+    check_runtime,
+    first_gpu,
+    load_product,
+    product_version,
+    runtime_settings,
+    this_capability,
+)
+from nemo_edge.environment import Gpu
 from nemo_edge.errors import InputError, MissingDependency
 from nemo_edge.targets import TensorRtRtxSettings, TensorRtSettings
 
@@ -85,3 +97,45 @@ def test_a_sidecar_records_the_settings_and_no_path_of_this_machine() -> None:
     found = runtime_settings(TensorRtSettings(timing_cache=Path("/somewhere/times")))
     assert found["timing_cache"] is True
     assert found["refit"] == "none"
+
+
+def gpu(name: str, capability: str) -> Gpu:
+    return Gpu(name=name, driver="580.95", memory_mib=24000, compute_capability=capability)
+
+
+@pytest.mark.parametrize(
+    ("own", "name"),
+    [
+        (("9.0", "H100"), "H100"),
+        (("8.9", "RTX 4090"), "RTX 4090"),
+        (("9.0", "H100 MIG 1g.10gb"), "H100"),
+        (None, "T4"),
+    ],
+)
+def test_the_first_gpu_is_cuda_s_and_not_that_of_nvidia_smi(
+    own: tuple[str, str] | None, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine of several GPUs; which of them CUDA takes is told in its place, and there is none to tell where it sees none."""
+    monkeypatch.setattr(flavours, "gpus", lambda: (gpu("T4", "7.5"), gpu("L4", "8.9"), gpu("RTX 4090", "8.9"), gpu("H100", "9.0")))
+    monkeypatch.setattr(flavours, "_device_0", lambda: own)
+    found = first_gpu()
+    assert found is not None
+    assert found.name == name
+    assert this_capability() == (f"sm{found.compute_capability.replace('.', '')}", name)
+
+
+def test_pytorch_is_not_asked_where_the_gpus_are_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flavours, "_device_0", lambda: pytest.fail("asked"))
+    for found in ((), (gpu("L4", "8.9"),), (gpu("L4", "8.9"), gpu("L4", "8.9"))):
+        monkeypatch.setattr(flavours, "gpus", lambda found=found: found)
+        assert first_gpu() == (found[0] if found else None)
+
+
+@without_gpu
+def test_a_gpu_that_pytorch_does_not_see_runs_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch is the one at hand, for which there is none."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    monkeypatch.setattr(flavours, "gpus", lambda: (gpu("L4", "8.9"), gpu("T4", "7.5")))
+    assert this_capability() == ("sm89", "L4")
+    with pytest.raises(MissingDependency, match=r"PyTorch, which does not see the L4 that nvidia-smi sees: update the driver"):
+        check_runtime("tensorrt-rtx")

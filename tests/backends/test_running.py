@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from plan_graphs import save_attention_graph, shapes
 
-from nemo_edge.backends.running import refit_weights, runtime_cache_path
+from nemo_edge.backends import running
+from nemo_edge.backends.running import TensorRtRunner, refit_weights, runtime_cache_path
 from nemo_edge.backends.tensorrt import available, compile_engine, open_engine
 from nemo_edge.environment import gpus
 from nemo_edge.errors import InputError
 from nemo_edge.graphs import open_graph
 from nemo_edge.plans import PlanFile
-from nemo_edge.targets import TensorRtSettings
+from nemo_edge.readiness import fit_here
+from nemo_edge.targets import TensorRtRtxSettings, TensorRtSettings
 
 MODEL = "unet/model.onnx"
+GIB = 1 << 30
 
 
 def plan(**changes: object) -> PlanFile:
@@ -63,6 +69,282 @@ def test_another_plan_gpu_or_driver_has_kernels_of_its_own() -> None:
     assert len({own, *others}) == 5
 
 
+class Engine:
+    """Stands for TensorRT's engine, which takes a GPU: its weights, and how many bytes of them it was told to keep there."""
+
+    streamable_weights_size, device_memory_size_v2, refittable = 6 * GIB, GIB, False
+
+    def __init__(self, obeys: bool = True) -> None:
+        self.obeys, self.budget = obeys, 6 * GIB
+
+    @property
+    def weight_streaming_budget_v2(self) -> int:
+        return self.budget
+
+    @weight_streaming_budget_v2.setter
+    def weight_streaming_budget_v2(self, budget: int) -> None:
+        self.budget = budget if self.obeys else self.budget
+
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig()
+
+
+class RuntimeConfig:
+    """Stands for TensorRT-RTX's settings of a context, which an engine makes."""
+
+    def __init__(self, takes_cache: bool = True) -> None:
+        self.cache = Cache()
+        self.taken: list[Cache] = []
+        self.takes_cache = takes_cache
+
+    def create_runtime_cache(self) -> Cache:
+        return self.cache
+
+    def set_runtime_cache(self, cache: Cache) -> bool:
+        self.taken += [cache] if self.takes_cache else []
+        return self.takes_cache
+
+
+class Cache:
+    """Stands for TensorRT-RTX's cache of compiled kernels."""
+
+    def __init__(self, content: bytes | None = b"kernels") -> None:
+        self.content, self.read = content, b""
+
+    def serialize(self) -> bytes | None:
+        return self.content
+
+    def deserialize(self, content: bytes) -> bool:
+        self.read = content
+        return True
+
+
+class Stream:
+    """Stands for a stream of CUDA's, whose work may have failed."""
+
+    def __init__(self, error: str = "") -> None:
+        self.error = error
+
+    def synchronize(self) -> None:
+        if self.error:
+            raise RuntimeError(self.error)
+
+
+def runner(engine: Engine | None = None, stream: Stream | None = None, free: int = 24 * GIB, **changes: Any) -> Any:
+    """A runner as `__init__` leaves it, with what takes a GPU replaced: this machine need not have one."""
+    self: Any = TensorRtRunner.__new__(TensorRtRunner)
+    self.plan, self._engine, self._stream = plan(**changes), engine or Engine(), stream or Stream()
+    cuda = SimpleNamespace(mem_get_info=lambda: (free, 80 * GIB), empty_cache=lambda: None, get_device_name=lambda: "L4")
+    self._torch = SimpleNamespace(cuda=cuda)
+    self._trt = SimpleNamespace(Runtime=None, __version__="11.4.0")
+    self._logger, self._settings = SimpleNamespace(errors=[]), dict(self.plan.settings)
+    self._context, self._graph, self._shapes, self._buffers = object(), None, None, {"sample": object()}
+    self._config, self._cache, self._cache_path = None, None, None
+    return self
+
+
+def opened(self: Any, folder: Path, weight_budget: int | None = None) -> SimpleNamespace:
+    """The runtime that opens the runner's engine."""
+    runtime = SimpleNamespace(engine_host_code_allowed=False, deserialize_cuda_engine=lambda _: self._engine)
+    self._trt.Runtime = lambda _: runtime
+    (folder / "plan").write_bytes(b"plan")
+    assert self._deserialize(folder / "plan", weight_budget) is self._engine
+    return runtime
+
+
+@pytest.mark.parametrize(
+    ("free", "given", "kept"),
+    [(24 * GIB, None, 6 * GIB), (5 * GIB, None, 7 * GIB // 2), (GIB, None, 0), (24 * GIB, 3 * GIB, 3 * GIB), (GIB, 8 * GIB, 6 * GIB)],
+)
+def test_streamed_weights_leave_room_for_the_context(tmp_path: Path, free: int, given: int | None, kept: int) -> None:
+    """In more than 32 bits, half a GiB beside the GiB of activations."""
+    self = runner(free=free, flags=("WEIGHT_STREAMING",))
+    opened(self, tmp_path, given)
+    assert self._engine.budget == kept
+    assert self._streams_weights() == (kept < 6 * GIB)
+
+
+def test_an_engine_that_does_not_take_the_budget_is_refused(tmp_path: Path) -> None:
+    self = runner(Engine(obeys=False), flags=("WEIGHT_STREAMING",))
+    with pytest.raises(
+        InputError, match=r"does not keep 5 bytes of its 6442450944 bytes of weights on the GPU: .*; give another weight_budget"
+    ):
+        opened(self, tmp_path, 5)
+
+
+def test_how_a_plan_is_opened_is_how_it_was_built(tmp_path: Path) -> None:
+    """Settings may be others than those of the build: they are about how it is run."""
+    wanted = {"version_compatible": True, "weight_streaming": True}
+    self = runner(Engine(obeys=False), settings=wanted)
+    assert not opened(self, tmp_path, 5).engine_host_code_allowed
+    assert not self._streams_weights()
+    assert opened(runner(flags=("VERSION_COMPATIBLE",)), tmp_path).engine_host_code_allowed
+
+
+@pytest.mark.parametrize(
+    ("settings", "graphs", "kernels"),
+    [
+        ({"cuda_graphs": True, "kernel_specialization": "eager"}, "WHOLE_GRAPH_CAPTURE", "EAGER"),
+        ({"cuda_graphs": False, "kernel_specialization": "none"}, "DISABLED", "NONE"),
+        ({}, "DISABLED", "LAZY"),
+    ],
+)
+def test_settings_reach_the_context_of_tensorrt_rtx(settings: dict[str, Any], graphs: str, kernels: str) -> None:
+    self = runner(settings=settings)
+    self._trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    config = self._runtime_config()
+    assert config.cuda_graph_strategy == getattr(self._trt.CudaGraphStrategy, graphs)
+    strategies = self._trt.DynamicShapesKernelSpecializationStrategy
+    assert config.dynamic_shapes_kernel_specialization_strategy == getattr(strategies, kernels)
+    assert (self._cache, config.taken) == (None, [])
+
+
+def test_kernels_are_read_and_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    self = runner(settings={"runtime_cache": True})
+    self._trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    config = self._runtime_config()
+    assert (config.taken, config.cache.read) == ([config.cache], b"")
+    path = self._cache_path
+    with self:
+        pass
+    assert path.read_bytes() == b"kernels"
+    again = runner(settings={"runtime_cache": True})
+    again._trt = self._trt
+    assert again._runtime_config().cache.read == b"kernels"
+
+
+def test_a_cache_that_is_not_taken_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    self = runner(settings={"runtime_cache": True})
+    self._trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    monkeypatch.setattr(self._engine, "create_runtime_config", lambda: RuntimeConfig(takes_cache=False))
+    self._runtime_config()
+    assert (self._cache, self._cache_path) == (None, None)
+
+
+@pytest.mark.parametrize("content", [None, b"kernels"])
+@pytest.mark.parametrize("error", ["", "CUDA error: an illegal memory access"])
+@pytest.mark.parametrize("first", [None, InputError("the feed is wrong")])
+def test_leaving_frees_all_and_tells_the_first_error(tmp_path: Path, content: bytes | None, error: str, first: InputError | None) -> None:
+    """Also where the GPU failed, and where there is nothing to keep; after an error no kernels are kept."""
+    self = runner(stream=Stream(error))
+    self._cache, self._cache_path = Cache(content), tmp_path / "kernels"
+    expected = str(first or error)
+    with pytest.raises(type(first or RuntimeError()), match=expected) if expected else nullcontext(), self:
+        if first:
+            raise first
+    assert (self._context, self._config, self._cache, self._engine, self._buffers) == (None, None, None, None, {})
+    assert (tmp_path / "kernels").exists() == (content is not None and not error and first is None)
+
+
+def test_work_that_cannot_be_recorded_leaves_no_error_behind() -> None:
+    self = runner(backend="tensorrt", settings={"cuda_graphs": True})
+
+    def refuse(*_: object, **__: object) -> None:
+        self._logger.errors.append("operation not permitted when stream is capturing")
+        raise RuntimeError("capture failed")
+
+    self._torch.cuda.CUDAGraph, self._torch.cuda.graph = object, refuse
+    self._record()
+    assert (self._graph, self._settings["cuda_graphs"], self._logger.errors) == (None, False, [])
+
+
+def test_streamed_weights_are_not_recorded() -> None:
+    self = runner(backend="tensorrt", settings={"cuda_graphs": True}, flags=("WEIGHT_STREAMING",))
+    self._torch.cuda.CUDAGraph = lambda: pytest.fail("recorded")
+    self._engine.budget = GIB
+    self._record()
+    assert self._graph is None
+
+
+def test_a_buffer_that_is_not_taken_is_told() -> None:
+    self = runner()
+    self._buffers.clear()
+    self._torch.float16, self._torch.empty = None, lambda *_, **__: SimpleNamespace(shape=(1,), data_ptr=lambda: 0)
+    self._engine.get_tensor_dtype = lambda _: SimpleNamespace(name="HALF")
+    self._context = SimpleNamespace(set_tensor_address=lambda *_: False)
+    with pytest.raises(InputError, match="the TensorRT-RTX engine of unet does not take the buffer of sample"):
+        self._bind("sample", (1,))
+
+
+def test_an_engine_that_takes_no_weights_says_how_it_would() -> None:
+    with pytest.raises(InputError, match=r"takes no other weights: build it with tensorrt.refit = 'value_weights' or 'all'"):
+        refit_weights(runner(), {})
+
+
+NAMES = {
+    "Builder": ("create_builder_config", "create_network", "create_optimization_profile", "build_serialized_network"),
+    "IBuilderConfig": (
+        "set_flag",
+        "clear_flag",
+        "get_flag",
+        "hardware_compatibility_level",
+        "builder_optimization_level",
+        "num_compute_capabilities",
+        "set_compute_capability",
+        "add_optimization_profile",
+        "create_timing_cache",
+        "set_timing_cache",
+        "get_timing_cache",
+        "progress_monitor",
+    ),
+    "INetworkDefinition": ("get_input", "get_layer", "num_inputs", "num_layers", "num_outputs", "mark_weights_refittable"),
+    "IOptimizationProfile": ("set_shape",),
+    "OnnxParser": ("parse_from_file", "num_errors", "get_error"),
+    "ITimingCache": ("serialize",),
+    "IAttentionInputLayer": ("attention",),
+    "IAttention": ("decomposable",),
+    "IProgressMonitor": ("phase_start", "phase_finish", "step_complete"),
+    "ILogger": ("log", "Severity"),
+    "Runtime": ("deserialize_cuda_engine", "engine_host_code_allowed"),
+    "ICudaEngine": (
+        "create_execution_context",
+        "create_runtime_config",
+        "create_serialization_config",
+        "serialize_with_config",
+        "get_tensor_dtype",
+        "refittable",
+        "streamable_weights_size",
+        "weight_streaming_budget_v2",
+        "device_memory_size_v2",
+    ),
+    "IExecutionContext": (
+        "set_optimization_profile_async",
+        "set_input_shape",
+        "get_tensor_shape",
+        "set_tensor_address",
+        "execute_async_v3",
+    ),
+    "IRuntimeConfig": (
+        "cuda_graph_strategy",
+        "dynamic_shapes_kernel_specialization_strategy",
+        "create_runtime_cache",
+        "set_runtime_cache",
+    ),
+    "IRuntimeCache": ("serialize", "deserialize"),
+    "ISerializationConfig": ("set_flag", "clear_flag"),
+    "Refitter": ("get_weights_prototype", "set_named_weights", "get_missing_weights", "refit_cuda_engine"),
+    "BuilderFlag": ("TF32", "REFIT", "REFIT_INDIVIDUAL", "VERSION_COMPATIBLE", "WEIGHT_STREAMING"),
+    "HardwareCompatibilityLevel": ("NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"),
+    "ComputeCapability": ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121"),
+    "NetworkDefinitionCreationFlag": ("STRONGLY_TYPED",),
+    "LayerType": ("ATTENTION_INPUT",),
+    "SerializationFlag": ("EXCLUDE_WEIGHTS", "INCLUDE_REFIT"),
+    "CudaGraphStrategy": ("WHOLE_GRAPH_CAPTURE", "DISABLED"),
+    "DynamicShapesKernelSpecializationStrategy": ("LAZY", "EAGER", "NONE"),
+    "DataType": tuple(running._TYPES),
+}
+"""Class of TensorRT's → its members that are used here."""
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_tensorrt_has_what_is_used_of_it(kind: str) -> None:
+    """Most of it runs on a GPU alone; a name that is gone is seen without one."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    assert [name for name in NAMES[kind] if not hasattr(getattr(trt, kind), name)] == []
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not gpus(), reason="no NVIDIA GPU")
 def test_weights_change_there_and_back_again(tmp_path: Path) -> None:
@@ -90,3 +372,52 @@ def test_weights_change_there_and_back_again(tmp_path: Path) -> None:
             refit_weights(engine, {"to_v0": own["to_v0"].astype(np.float32)})
         with pytest.raises(InputError, match=r"nowhere cannot be changed in this engine"):
             refit_weights(engine, {"nowhere": own["to_v0"]})
+
+
+def feed_of(rows: int = 2) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "sample": rng.standard_normal((rows, 4, 8, 8), np.float32),
+        "states": rng.standard_normal((rows, 8, 32), np.float32),
+        "value_mask": np.ones((rows, 32), np.float32),
+    }
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not gpus(), reason="no NVIDIA GPU")
+@pytest.mark.parametrize("settings", [{"version_compatible": True}, {"weight_streaming": True}], ids=lambda s: next(iter(s)))
+def test_an_engine_built_otherwise_answers_the_same(tmp_path: Path, settings: dict[str, bool]) -> None:
+    """Streamed weights with all of them in host memory, and as many on the GPU as have room."""
+    if "tensorrt" not in available():
+        pytest.skip("tensorrt is not installed")
+    save_attention_graph(tmp_path / MODEL)
+    answers = []
+    for chosen in ({}, settings):
+        built = compile_engine(tmp_path, "unet", MODEL, "tensorrt", TensorRtSettings.model_validate(chosen), (shapes(),), "fp16")
+        assert (next(iter(settings)).upper() in built.flags) == bool(chosen)
+        for budget in (None, 0):
+            with open_engine(tmp_path, "unet", "tensorrt", weight_budget=budget) as engine:
+                answers += [engine(feed_of())["out_sample"], engine(feed_of())["out_sample"]]
+    assert max(np.abs(answer - answers[0]).max() for answer in answers) < 2e-2 * np.abs(answers[0]).max()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not gpus(), reason="no NVIDIA GPU")
+def test_kernels_compiled_here_are_kept_for_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "tensorrt-rtx" not in available():
+        pytest.skip("tensorrt-rtx is not installed")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    save_attention_graph(tmp_path / MODEL)
+    built = compile_engine(tmp_path, "unet", MODEL, "tensorrt-rtx", TensorRtRtxSettings(), (shapes(),), "fp16")
+    fit = fit_here(tmp_path, built)
+    if not fit.runs:
+        pytest.skip(fit.reason)
+    answers, written = [], []
+    for _ in range(2):
+        with open_engine(tmp_path, "unet", "tensorrt-rtx") as engine:
+            answers.append(engine(feed_of())["out_sample"])
+        (path,) = (tmp_path / "cache" / "nemo-edge" / "tensorrt-rtx").iterdir()
+        written.append(path.stat())
+    assert written[0].st_size > 0
+    assert written[1].st_ino != written[0].st_ino  # written again, to another name first
+    assert np.abs(answers[1] - answers[0]).max() < 2e-2 * np.abs(answers[0]).max()
