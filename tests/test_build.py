@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from test_random_weights import small
 
-from nemo_edge import footprint
+from nemo_edge import datasheet, footprint
 from nemo_edge.backends.onnxruntime import open_runner
 from nemo_edge.build import BuildResult, build, lock, plan
 from nemo_edge.bundle import MANIFEST, Manifest, open_bundle, verify
@@ -300,6 +300,19 @@ def test_random_weights_make_a_bundle_that_says_so(random_bundle: Path, random_r
     assert not top & {"report", "measurement.json", "localization.jsonl", "calibration.safetensors", "latency.json", "README.md"}
     assert top >= {"engines", "neurons.json", "silenced_rows.safetensors", "unet", "vae_decoder", "text_encoder", "tokenizer"}
     assert [p.name for p in random_bundle.parent.iterdir() if p.name.startswith(".out.")] == [".out.build"]
+
+
+def test_inspection_and_verification_say_that_nothing_was_measured(
+    random_bundle: Path, random_recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert random_recipe.random_weights is not None
+    said = f"random weights ({random_recipe.random_weights.architecture}): nothing was measured"
+    datasheet.show(inspect(random_bundle))
+    shown = capsys.readouterr().out
+    assert said in shown
+    assert "τ" not in shown
+    datasheet.show_verified(verify_engine(random_bundle))
+    assert said in capsys.readouterr().out
 
 
 def test_a_second_build_of_random_weights_does_nothing(random_bundle: Path, random_recipe: Recipe) -> None:
