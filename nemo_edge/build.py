@@ -25,7 +25,7 @@ from nemo_edge.apart import run_apart
 from nemo_edge.architectures import configurations
 from nemo_edge.bundle import GateResult, Manifest, check_output, copy_tree, open_bundle, publish, staging, verify
 from nemo_edge.errors import BundleError, InputError
-from nemo_edge.files import explain, sha256_file, sha256_json, write_atomically
+from nemo_edge.files import checkpoint_folder, explain, sha256_file, sha256_json, write_atomically
 from nemo_edge.ingredients import COMPILERS, Ingredients, bundle_key, ingredients, stage_keys, used_versions
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.production import OnnxFile, compile_stage, export_stage, is_large, neurons_stage, plan_stage
@@ -126,14 +126,12 @@ def _with_weights(recipe: Recipe, progress: Progress) -> Recipe:
 
 def _preflight(recipe: Recipe, inputs: Ingredients) -> None:
     """Find out now, not after hours of work, what the last stages would stumble over."""
-    from nemo_edge.backends import flavours
     from nemo_edge.footprint import check_memory
-    from nemo_edge.readiness import check_runs
+    from nemo_edge.readiness import check_compiles, check_runs
 
     check_runs(recipe)
+    check_compiles(recipe, checkpoint_folder(recipe.checkpoint.path))
     tables = [table for table in COMPILERS if getattr(recipe, table) is not None]
-    for table in tables:
-        flavours.check(FLAVOUR_OF[table], getattr(recipe, table))
     check_memory(recipe.checkpoint.path, recipe.export.dtype, compiled=bool(tables))
     if recipe.latency is not None:
         from nemo_edge.bench import check_compiler

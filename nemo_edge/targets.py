@@ -18,6 +18,7 @@ __all__ = [
     "TensorRtSettings",
     "target_name",
     "uncompiled",
+    "unfit_for_turing",
 ]
 
 from collections.abc import Sequence
@@ -161,6 +162,19 @@ def uncompiled(flavour: Flavour, settings: PlanSettings | None, places: Sequence
     if not missing:
         return ""
     return f"engine.backend = {flavour!r} needs engines of {', '.join(missing)} too: add them to {table}.components, or leave that out"
+
+
+def unfit_for_turing(settings: PlanSettings, fp32: Sequence[str]) -> str:
+    """Say which of the components in float32 TensorRT-RTX, which multiplies none for Turing, does not compile; nothing where it does."""
+    if not isinstance(settings, TensorRtRtxSettings) or "sm75" not in settings.targets:
+        return ""
+    compiled = [place for place in fp32 if settings.components is None or place in settings.components]
+    if not compiled:
+        return ""
+    return (
+        f"tensorrt_rtx.targets: TensorRT-RTX compiles no fp32 for sm75 (Turing), and {compiled[0]} is fp32: "
+        f"leave {compiled[0]} out of tensorrt_rtx.components, or sm75 out of its targets"
+    )
 
 
 def target_name(targets: Sequence[str]) -> str:
