@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nemo_edge import __version__
 from nemo_edge.apart import run_apart
-from nemo_edge.architectures import configurations
+from nemo_edge.architectures import ARCHITECTURES, configurations
 from nemo_edge.bundle import GateResult, Manifest, check_output, copy_tree, open_bundle, publish, staging, verify
 from nemo_edge.errors import BundleError, InputError
 from nemo_edge.files import checkpoint_folder, explain, sha256_file, sha256_json, write_atomically
@@ -30,6 +30,7 @@ from nemo_edge.ingredients import COMPILERS, Ingredients, bundle_key, ingredient
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.production import OnnxFile, compile_stage, export_stage, is_large, neurons_stage, plan_stage
 from nemo_edge.progress import Progress
+from nemo_edge.random_weights import is_random
 from nemo_edge.recipe import Recipe
 from nemo_edge.targets import FLAVOUR_OF
 
@@ -129,8 +130,9 @@ def _preflight(recipe: Recipe, inputs: Ingredients) -> None:
     from nemo_edge.footprint import check_memory
     from nemo_edge.readiness import check_compiles, check_runs
 
+    local = checkpoint_folder(recipe.checkpoint.path)
     check_runs(recipe)
-    check_compiles(recipe, checkpoint_folder(recipe.checkpoint.path))
+    check_compiles(recipe, local)
     tables = [table for table in COMPILERS if getattr(recipe, table) is not None]
     check_memory(recipe.checkpoint.path, recipe.export.dtype, compiled=bool(tables))
     if recipe.latency is not None:
@@ -138,7 +140,16 @@ def _preflight(recipe: Recipe, inputs: Ingredients) -> None:
 
         check_compiler(recipe.latency)
     if recipe.random_weights is None:
+        _check_trained(local)
         _check_evidence(recipe, inputs)
+
+
+def _check_trained(checkpoint: Path) -> None:
+    """Raise `InputError` for random weights that are taken for a checkpoint's: their bundle would not say what they are."""
+    name = is_random(checkpoint)
+    if name is not None:
+        remedy = f"pass --random-weights {name if name in ARCHITECTURES else checkpoint}"
+        raise InputError(f"checkpoint {checkpoint} carries random weights ({name}), on which nothing is measured: {remedy}")
 
 
 def _check_evidence(recipe: Recipe, inputs: Ingredients) -> None:

@@ -26,6 +26,7 @@ from nemo_edge.files import sha256_file
 from nemo_edge.latency import Latency
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.progress import Advance, Progress
+from nemo_edge.random_weights import MARKER, RandomWeights
 from nemo_edge.recipe import ExportSettings, FidelitySettings, GateSettings, LatencySettings, Recipe, load_recipe, with_random_weights
 from nemo_edge.review import judge_again, report_again, time_again
 from nemo_edge.targets import ProfileSettings, TensorRtRtxSettings
@@ -359,6 +360,20 @@ def test_an_unknown_architecture_is_refused_before_anything_is_written(random_re
     for run in (plan, build):
         with pytest.raises(InputError, match="sd14 is not known: give one of sd15, sd21, sdxl, bk-sdm-small, or a folder"):
             run(recipe)
+
+
+@pytest.mark.parametrize(("name", "remedy"), [("sd15", "sd15"), ("mine", ".*/model")])
+def test_random_weights_are_no_checkpoint(tiny_recipe: Path, tmp_path: Path, name: str, remedy: str) -> None:
+    model = shutil.copytree(tiny_recipe.parent / "model", tmp_path / "model")
+    marker = RandomWeights(name=name, seed=0, dtype="fp16", architecture="0" * 64, versions={})
+    (model / MARKER).write_text(marker.model_dump_json())
+    recipe = load_recipe(tiny_recipe)
+    checkpoint = recipe.checkpoint.model_copy(update={"path": str(model)})
+    recipe = recipe.model_copy(update={"output": tmp_path / "out", "checkpoint": checkpoint})
+    for run in (plan, build):
+        with pytest.raises(InputError, match=rf"carries random weights \({name}\), .*: pass --random-weights {remedy}$"):
+            run(recipe)
+    assert not recipe.output.exists()
 
 
 def test_what_was_never_measured_is_not_judged(random_bundle: Path) -> None:
