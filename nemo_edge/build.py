@@ -27,7 +27,7 @@ from nemo_edge.bundle import GateResult, Manifest, check_output, copy_tree, open
 from nemo_edge.errors import BundleError, InputError
 from nemo_edge.files import checkpoint_folder, explain, sha256_file, sha256_json, write_atomically
 from nemo_edge.footprint import Part, check_memory
-from nemo_edge.ingredients import COMPILERS, Ingredients, bundle_key, ingredients, stage_keys, used_versions
+from nemo_edge.ingredients import Ingredients, bundle_key, ingredients, stage_keys, used_versions
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.production import OnnxFile, compile_stage, export_stage, is_large, neurons_stage, plan_stage
 from nemo_edge.progress import Progress
@@ -230,7 +230,7 @@ class _Build:
                 self._take(stage, staged, leave=("exported.json",))
             files = [OnnxFile(file["model"], file["dtype"]) for file in json.loads((exported / "exported.json").read_text())]
             self._check_compiled(files)
-            for table in (t for t in COMPILERS if t in self.keys):
+            for table in (t for t in FLAVOUR_OF if t in self.keys):
                 self._take(self._stage(table, partial(self._compile, table, staged, files)), staged)
             compile_stage(staged, self.recipe.engine, files)
             manifest = self._timed(staged, neurons.content_hash()) if random else self._judged(staged, neurons.content_hash(), *calibrated)
