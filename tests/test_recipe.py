@@ -9,7 +9,7 @@ import pytest
 
 from nemo_edge.errors import InputError
 from nemo_edge.recipe import EngineSettings, ExportSettings, LatencySettings, Recipe, load_recipe, with_random_weights
-from nemo_edge.targets import FLAVOUR_OF
+from nemo_edge.targets import FLAVOUR_OF, ProfileSettings
 
 Write = Callable[[str, str | bytes], Path]
 
@@ -115,6 +115,18 @@ def test_the_demo_recipe_names_files_that_are_there() -> None:
     assert recipe.prompts.memorized.is_file()
     assert recipe.prompts.general.is_file()
     assert Path(recipe.checkpoint.path, "model_index.json").is_file()
+
+
+def test_the_recipe_of_stable_diffusion_for_rtx_takes_random_weights() -> None:
+    recipe = with_random_weights(load_recipe(Path(__file__).parents[1] / "engines" / "sd15-rtx.toml"), "sd15")
+    assert recipe.random_weights is not None
+    assert (recipe.random_weights.architecture, recipe.random_weights.neurons) == ("sd15", None)
+    assert (recipe.export.variants, recipe.export.dtype) == (("masked",), "fp16")
+    assert recipe.tensorrt_rtx is not None
+    assert (recipe.tensorrt_rtx.targets, recipe.tensorrt_rtx.components) == (("sm86", "sm89"), None)
+    size = (512, 512, 768)
+    assert recipe.tensorrt_rtx.profiles == (ProfileSettings(batch=(1, 1, 4), height=size, width=size),)
+    assert (recipe.engine.backend, recipe.engine.provider) == ("onnxruntime", "cpu")
 
 
 @pytest.mark.parametrize(
