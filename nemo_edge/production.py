@@ -177,7 +177,7 @@ def plan_stage(
     missing = [place for place in places if place not in by_place]
     if missing:
         raise InputError(f"{FLAVOURS[flavour].table}.components: {missing[0]!r} is not exported; there are {', '.join(by_place)}")
-    why = unfit_for_turing(settings, [place for place in places if by_place[place].dtype == "fp32"])
+    why = unfit_for_turing(settings, {place: by_place[place].dtype for place in places})
     if why:
         raise InputError(why)
     config, found = Configuration.load(bundle, tokenizers=False), []

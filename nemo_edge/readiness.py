@@ -45,7 +45,7 @@ def check_compiles(recipe: Recipe, model: Path) -> None:
     Raises `InputError` for a type that a target lacks, `MissingDependency` for a compiler or a GPU that is not here.
     """
     upcast = recipe.export.dtype != "fp32" and recipe.tensorrt_rtx is not None and upcasts_decoder(model)
-    why = unfit_for_turing(recipe.tensorrt_rtx, ["vae_decoder"]) if recipe.tensorrt_rtx and upcast else ""
+    why = unfit_for_turing(recipe.tensorrt_rtx, {"vae_decoder": "fp32"}) if recipe.tensorrt_rtx and upcast else ""
     if why:
         raise InputError(f"{why}; the checkpoint's VAE decodes in fp32 (force_upcast)")
     for table, flavour in FLAVOUR_OF.items():

@@ -21,7 +21,7 @@ __all__ = [
     "unfit_for_turing",
 ]
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -164,16 +164,16 @@ def uncompiled(flavour: Flavour, settings: PlanSettings | None, places: Sequence
     return f"engine.backend = {flavour!r} needs engines of {', '.join(missing)} too: add them to {table}.components, or leave that out"
 
 
-def unfit_for_turing(settings: PlanSettings, fp32: Sequence[str]) -> str:
-    """Say which of the components in float32 TensorRT-RTX, which multiplies none for Turing, does not compile; nothing where it does."""
+def unfit_for_turing(settings: PlanSettings, dtypes: Mapping[str, str]) -> str:
+    """Say which of some components TensorRT-RTX does not compile for Turing, which multiplies fp16 alone; nothing where it does all."""
     if not isinstance(settings, TensorRtRtxSettings) or "sm75" not in settings.targets:
         return ""
-    compiled = [place for place in fp32 if settings.components is None or place in settings.components]
-    if not compiled:
+    wide = [place for place, dtype in dtypes.items() if dtype != "fp16" and (settings.components is None or place in settings.components)]
+    if not wide:
         return ""
     return (
-        f"tensorrt_rtx.targets: TensorRT-RTX compiles no fp32 for sm75 (Turing), and {compiled[0]} is fp32: "
-        f"leave {compiled[0]} out of tensorrt_rtx.components, or sm75 out of its targets"
+        f"tensorrt_rtx.targets: TensorRT-RTX compiles no {dtypes[wide[0]]} for sm75 (Turing), and {wide[0]} is {dtypes[wide[0]]}: "
+        f"leave {wide[0]} out of tensorrt_rtx.components, or sm75 out of its targets"
     )
 
 

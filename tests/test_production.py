@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -53,10 +54,13 @@ def test_neurons_are_drawn_from_the_seed_or_read_from_a_file(recipe: Recipe, tmp
 
 
 @pytest.mark.parametrize("components", [None, ("unet", "vae_decoder")])
-def test_a_part_that_stayed_in_fp32_is_not_compiled_for_turing(tmp_path: Path, components: tuple[str, ...] | None) -> None:
-    files = [OnnxFile("unet/model.onnx", "fp16"), OnnxFile("vae_decoder/model.onnx", "fp32")]
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_part_that_is_not_in_fp16_is_not_compiled_for_turing(
+    tmp_path: Path, components: tuple[str, ...] | None, dtype: Literal["fp32", "bf16"]
+) -> None:
+    files = [OnnxFile("unet/model.onnx", "fp16"), OnnxFile("vae_decoder/model.onnx", dtype)]
     settings = TensorRtRtxSettings(targets=("sm75", "sm86"), components=components)
-    said = r"no fp32 for sm75 \(Turing\), and vae_decoder is fp32: leave vae_decoder out of tensorrt_rtx.components, or sm75 out of its"
+    said = rf"no {dtype} for sm75 \(Turing\), and vae_decoder is {dtype}: leave vae_decoder out of tensorrt_rtx.components, or"
     with pytest.raises(InputError, match=said):
         plan_stage(tmp_path, files, settings, "tensorrt-rtx", tmp_path / "plans", Progress())
     assert list(tmp_path.iterdir()) == []

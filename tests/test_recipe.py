@@ -139,6 +139,10 @@ def test_the_recipe_of_stable_diffusion_for_rtx_takes_random_weights() -> None:
             "[export]\ndtype = 'fp16'\nfp32 = ['unet']\n[tensorrt_rtx]\ntargets = ['sm75']\ncomponents = ['unet_masked']\n",
             "take unet out of export.fp32, or leave sm75 out",
         ),
+        (
+            "[export]\ndtype = 'bf16'\n[engine]\nprovider = 'cuda'\n[tensorrt_rtx]\ntargets = ['sm75']\n",
+            'compiles no bf16 for sm75 .*: set export.dtype = "fp16", or leave sm75 out',
+        ),
         ("[tensorrt_rtx]\ntargets = ['sm70']\n", "does not compile for 'sm70'; it does for sm75, "),
         ("[random_weights]\nseed = 1\n", "random_weights.architecture is missing"),
     ],
