@@ -22,14 +22,16 @@ from pydantic import BaseModel, ConfigDict
 
 from nemo_edge import __version__
 from nemo_edge.apart import rest, run_apart
-from nemo_edge.architectures import configurations
+from nemo_edge.architectures import ARCHITECTURES, configurations, source
 from nemo_edge.bundle import GateResult, Manifest, check_output, copy_tree, open_bundle, publish, staging, verify
 from nemo_edge.errors import BundleError, InputError
-from nemo_edge.files import explain, sha256_file, sha256_json, write_atomically
-from nemo_edge.ingredients import COMPILERS, Ingredients, bundle_key, ingredients, stage_keys, used_versions
+from nemo_edge.files import checkpoint_folder, explain, sha256_file, sha256_json, write_atomically
+from nemo_edge.footprint import Part, check_memory
+from nemo_edge.ingredients import Ingredients, bundle_key, ingredients, stage_keys, used_versions
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.production import OnnxFile, compile_stage, export_stage, is_large, neurons_stage, plan_stage
 from nemo_edge.progress import Progress
+from nemo_edge.random_weights import is_random
 from nemo_edge.recipe import Recipe
 from nemo_edge.targets import FLAVOUR_OF
 
@@ -68,6 +70,7 @@ def plan(recipe: Recipe) -> Plan:
     """Read the inputs, hash them, and say what would run. Raises `InputError` for what cannot be used."""
     check_output(recipe.output)
     if recipe.random_weights is not None and not weights_folder(recipe).is_dir():
+        _check_unmade(recipe, Progress())
         return Plan(name=recipe.name, output=str(recipe.output), key="", up_to_date=False, stages={"random weights": ""}, done=())
     recipe = _with_weights(recipe, Progress())
     inputs = ingredients(recipe)
@@ -120,27 +123,54 @@ def _with_weights(recipe: Recipe, progress: Progress) -> Recipe:
     if recipe.random_weights is None:
         return recipe
     wanted, folder = recipe.random_weights, weights_folder(recipe)
+    if not folder.is_dir():
+        _check_unmade(recipe, progress)
     run_apart("make random weights", progress, "nemo_edge.random_weights.write_random", wanted.architecture, folder, "fp16", wanted.seed)
     return recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"path": str(folder)})})
 
 
 def _preflight(recipe: Recipe, inputs: Ingredients) -> None:
     """Find out now, not after hours of work, what the last stages would stumble over."""
-    from nemo_edge.backends import flavours
-    from nemo_edge.footprint import check_memory
-    from nemo_edge.readiness import check_runs
+    local = checkpoint_folder(recipe.checkpoint.path)
+    _check_tools(recipe, local)
+    _check_memory(recipe, local)
+    if recipe.random_weights is None:
+        _check_trained(local)
+        _check_evidence(recipe, inputs)
+
+
+def _check_unmade(recipe: Recipe, progress: Progress) -> None:
+    """Find out before gigabytes of random weights are written, which are not needed for that, what `_preflight` would."""
+    assert recipe.random_weights is not None
+    name = recipe.random_weights.architecture
+    _check_tools(recipe, source(name))
+    found = run_apart("count the weights", progress, "nemo_edge.random_weights.parts_of", name)
+    _check_memory(recipe, source(name), found)
+
+
+def _check_tools(recipe: Recipe, model: Path) -> None:
+    """What runs, compiles and times the engines of a model, of which configurations are read."""
+    from nemo_edge.readiness import check_compiles, check_runs
 
     check_runs(recipe)
-    tables = [table for table in COMPILERS if getattr(recipe, table) is not None]
-    for table in tables:
-        flavours.check(FLAVOUR_OF[table], getattr(recipe, table))
-    check_memory(recipe.checkpoint.path, recipe.export.dtype, compiled=bool(tables))
+    check_compiles(recipe, model)
     if recipe.latency is not None:
         from nemo_edge.bench import check_compiler
 
         check_compiler(recipe.latency)
-    if recipe.random_weights is None:
-        _check_evidence(recipe, inputs)
+
+
+def _check_memory(recipe: Recipe, model: Path, found: Sequence[Part] | None = None) -> None:
+    compiled = any(getattr(recipe, table) is not None for table in FLAVOUR_OF)
+    check_memory(str(model), recipe.export.dtype, compiled=compiled, found=found)
+
+
+def _check_trained(checkpoint: Path) -> None:
+    """Raise `InputError` for random weights that are taken for a checkpoint's: their bundle would not say what they are."""
+    name = is_random(checkpoint)
+    if name is not None:
+        remedy = f"pass --random-weights {name if name in ARCHITECTURES else checkpoint}"
+        raise InputError(f"checkpoint {checkpoint} carries random weights ({name}), on which nothing is measured: {remedy}")
 
 
 def _check_evidence(recipe: Recipe, inputs: Ingredients) -> None:
@@ -200,7 +230,7 @@ class _Build:
                 self._take(stage, staged, leave=("exported.json",))
             files = [OnnxFile(file["model"], file["dtype"]) for file in json.loads((exported / "exported.json").read_text())]
             self._check_compiled(files)
-            for table in (t for t in COMPILERS if t in self.keys):
+            for table in (t for t in FLAVOUR_OF if t in self.keys):
                 self._take(self._stage(table, partial(self._compile, table, staged, files)), staged)
             compile_stage(staged, self.recipe.engine, files)
             manifest = self._timed(staged, neurons.content_hash()) if random else self._judged(staged, neurons.content_hash(), *calibrated)

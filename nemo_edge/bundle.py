@@ -107,6 +107,8 @@ class Verification(BaseModel):
     bundle: str
     files: int
     problems: tuple[str, ...]
+    random_weights: str | None = None
+    """The architecture, where the bundle says that its weights are random."""
 
     @property
     def passed(self) -> bool:
@@ -282,13 +284,14 @@ def verify(folder: Path, names: Collection[str] | None = None) -> Verification:
 
     With `names`, only those files of the bundle are read.
     """
-    hashes = {name: digest for name, digest in open_bundle(folder).files.items() if names is None or name in names}
+    manifest = open_bundle(folder)
+    hashes = {name: digest for name, digest in manifest.files.items() if names is None or name in names}
     present = _names(folder) if names is None else [name for name in names if (folder / name).is_file()]
     problems = [f"{name} is missing" for name in hashes if not (folder / name).is_file()]
     problems += [f"{name} was added" for name in present if name not in (*hashes, MANIFEST)]
     whole = [name for name in hashes if (folder / name).is_file()]
     problems += [f"{name} was changed" for name in whole if sha256_file(folder / name) != hashes[name]]
-    return Verification(bundle=str(folder), files=len(hashes), problems=tuple(problems))
+    return Verification(bundle=str(folder), files=len(hashes), problems=tuple(problems), random_weights=manifest.random_weights)
 
 
 def _names(folder: Path) -> list[str]:

@@ -4,7 +4,7 @@ can make pictures without the checkpoint it came from.
 
 from __future__ import annotations
 
-__all__ = ["PIPELINES", "Configuration", "check_pipeline"]
+__all__ = ["PIPELINES", "Configuration", "check_pipeline", "upcasts_decoder"]
 
 import json
 from collections.abc import Mapping, Sequence
@@ -74,7 +74,7 @@ class Configuration:
     @property
     def upcasts_decoder(self) -> bool:
         """Whether the VAE's decoder is to run in float32 whatever the pipeline's type, since its activations overflow fp16."""
-        return self.family == "sdxl" and bool(self.vae.get("force_upcast", True))
+        return _upcasts(self.index, self.vae)
 
     @property
     def text_encoder_names(self) -> tuple[str, ...]:
@@ -127,6 +127,18 @@ def check_pipeline(name: str) -> None:
     """Raise `InputError` unless `name` is the class of a pipeline we take."""
     if name not in PIPELINES:
         raise InputError(f"the checkpoint is a {name}; nemo-edge takes {', '.join(PIPELINES)}")
+
+
+def upcasts_decoder(folder: Path) -> bool:
+    """Whether `Configuration.upcasts_decoder` is true of a diffusers folder, of which only two files are read; False for anything else."""
+    try:
+        return _upcasts(_read(folder / "model_index.json"), _read(folder / "vae" / "config.json"))
+    except (OSError, ValueError):
+        return False
+
+
+def _upcasts(index: Mapping[str, Any], vae: Mapping[str, Any]) -> bool:
+    return PIPELINES.get(str(index.get("_class_name"))) == "sdxl" and bool(vae.get("force_upcast", True))
 
 
 def _load_tokenizer(folder: Path) -> Any:

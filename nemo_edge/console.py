@@ -166,14 +166,19 @@ def show_verification(result: Any) -> None:
         out.print(f"[red]{escape(problem)}[/]", soft_wrap=True)
     state = f"{result.files} files, all as the manifest says" if result.passed else "not the bundle that was built: build it again"
     out.print(f"{escape(result.bundle)}: {state}", soft_wrap=True)
+    if result.random_weights is not None:
+        out.print(_random(result.random_weights), soft_wrap=True, highlight=False)
 
 
 def show_manifest(manifest: Any) -> None:
     """What a bundle holds."""
-    out = Console()
-    out.print(f"[bold]{escape(manifest.name)}[/] · {manifest.family} · {', '.join(manifest.variants)} · τ {manifest.threshold:.3f}")
-    out.print(_verdict(manifest))
-    _show_gates(out, manifest.gates)
+    out, threshold = Console(), "" if manifest.threshold is None else f" · τ {manifest.threshold:.3f}"
+    out.print(f"[bold]{escape(manifest.name)}[/] · {manifest.family} · {', '.join(manifest.variants)}{threshold}")
+    if manifest.random_weights is not None:
+        out.print(_random(manifest.random_weights), soft_wrap=True, highlight=False)
+    else:
+        out.print(_verdict(manifest))
+        _show_gates(out, manifest.gates)
     table = _table("File", "sha256")
     for name, digest in manifest.files.items():
         table.add_row(escape(name), digest[:16])
@@ -338,6 +343,10 @@ def _show_remedies(out: Console, diagnosis: Any) -> None:
 
 def _gb(size_bytes: int) -> str:
     return f"{size_bytes / 1e9:.1f} GB"
+
+
+def _random(architecture: str) -> str:
+    return f"[yellow]random weights ({escape(architecture)}): nothing was measured[/]"
 
 
 def _verdict(judged: Any) -> str:

@@ -5,13 +5,15 @@ Imports nothing heavy: versions come from the installed packages' metadata, GPUs
 
 from __future__ import annotations
 
-__all__ = ["PACKAGES", "USED", "Gpu", "Machine", "cores", "gpus", "machine", "packages"]
+__all__ = ["PACKAGES", "USED", "Gpu", "Machine", "cores", "gpus", "machine", "packages", "packages_of"]
 
 import os
 import platform
+import re
 import shutil
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import Literal
 
@@ -31,8 +33,8 @@ USED = (
 )
 """Packages whose versions a build's results depend on."""
 
-PACKAGES = (*USED, "tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-rtx-cu13", "openvino")
-"""Those, and the packages of backends that builds do not use."""
+PACKAGES = (*USED, "openvino")
+"""Those, and the packages of backends that builds do not use. Those of TensorRT have more than one name (`packages_of`)."""
 
 _QUERY = "name,driver_version,memory.total,compute_cap,clocks.sm,clocks.max.sm,temperature.gpu"
 _REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
@@ -111,14 +113,19 @@ def cores() -> int:
 
 
 def packages() -> dict[str, str]:
-    """Return the version of each package of `PACKAGES` that is installed."""
-    found = {}
+    """Return the version of each package of `PACKAGES`, and of each of TensorRT, that is installed."""
+    found = _tensorrt()
     for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
     return found
+
+
+def packages_of(product: str, versions: Mapping[str, str]) -> dict[str, str]:
+    """Return those of the packages that bring a product, `tensorrt` or `tensorrt-rtx`, for whatever CUDA; names are normalized."""
+    return {name: number for name, number in versions.items() if re.fullmatch(rf"{product}(-cu\d+)?", name)}
 
 
 def gpus() -> tuple[Gpu, ...]:
@@ -135,6 +142,15 @@ def gpus() -> tuple[Gpu, ...]:
         if done.returncode == 0:
             return tuple(_gpu(line) for line in done.stdout.splitlines() if line.count(",") == _QUERY.count(",") + 1)
     return ()
+
+
+def _tensorrt() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for package in distributions():
+        name = re.sub(r"[-_.]+", "-", package.metadata["Name"] or "").lower()
+        if name.startswith("tensorrt"):
+            found.setdefault(name, package.version)  # the first on the path is the one that is imported
+    return {**packages_of("tensorrt", found), **packages_of("tensorrt-rtx", found)}
 
 
 def _gpu(line: str) -> Gpu:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 __all__ = ["Fit", "check_here", "gpus_of", "product_of", "serves"]
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from packaging.version import InvalidVersion, Version
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.environment import Gpu
+from nemo_edge.environment import Gpu, packages_of
 from nemo_edge.plans import Header, PlanFile
 from nemo_edge.targets import COMPUTE_CAPABILITIES, Flavour
 
@@ -193,7 +192,7 @@ def _remedy(targets: Sequence[str], here: Sequence[str]) -> str:
 
 def _installed(flavour: Flavour, versions: Mapping[str, str]) -> tuple[str, str | None]:
     """The package of a flavour, and its version where it is installed."""
-    found = next((name for name in versions if re.fullmatch(rf"{flavour}(-cu\d+)?", name)), None)
+    found = next(iter(packages_of(flavour, versions)), None)
     return (found, versions[found]) if found else (f"{flavour}-cu13", None)
 
 

@@ -6,7 +6,20 @@ machine that suffices from one that does not, before an hour of work.
 
 from __future__ import annotations
 
-__all__ = ["Footprint", "Need", "Part", "check_memory", "estimate", "fitted", "memory_available", "needs_of", "parts", "pictures_at_once"]
+__all__ = [
+    "PLACES",
+    "Footprint",
+    "Need",
+    "Part",
+    "check_memory",
+    "estimate",
+    "fitted",
+    "memory_available",
+    "needs_of",
+    "part_of",
+    "parts",
+    "pictures_at_once",
+]
 
 import json
 import os
@@ -63,6 +76,7 @@ _Tensor = tuple[str, str, int]
 """Key, type and number of values of a stored tensor."""
 
 PLACES = ("unet", "vae", "text_encoder", "text_encoder_2")
+"""The parts that hold weights."""
 _SINGLE_FILE = {
     "model.diffusion_model.": "unet",
     "first_stage_model.": "vae",
@@ -163,7 +177,18 @@ def parts(model: str) -> tuple[Part, ...]:
         found = {name: [t for file in files for t in _header(file)] for name, files in places.items() if files}
     if "unet" not in found:
         raise InputError(f"model {model} holds no UNet as safetensors: sizes are read from their headers, pickles are not opened")
-    return tuple(_part(name, found[name]) for name in PLACES if name in found)
+    return tuple(part_of(name, found[name]) for name in PLACES if name in found)
+
+
+def part_of(name: str, tensors: Sequence[_Tensor]) -> Part:
+    """Return a part of `PLACES` by the key, type and number of values of each of its tensors."""
+    decoder = ("decoder.", "post_quant_conv.")
+    return Part(
+        name=name,
+        parameters=sum(count for _, _, count in tensors),
+        exported=sum(count for key, _, count in tensors if name != "vae" or key.startswith(decoder)),
+        dtypes=tuple(sorted({dtype for _, dtype, _ in tensors})),
+    )
 
 
 def needs_of(found: Sequence[Part], pixels: int, memory: int, disk: int) -> tuple[Need, ...]:
@@ -206,13 +231,21 @@ def memory_available(root: Path = Path("/")) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
 
 
-def check_memory(model: str, dtype: Literal["fp32", "fp16", "bf16"], *, compiled: bool, available: int | None = None) -> None:
+def check_memory(
+    model: str,
+    dtype: Literal["fp32", "fp16", "bf16"],
+    *,
+    compiled: bool,
+    available: int | None = None,
+    found: Sequence[Part] | None = None,
+) -> None:
     """Raise `InputError` when exporting a local checkpoint, or compiling it for TensorRT, takes more memory than there is.
 
-    `available` are the bytes that may be taken, this machine's where it is not given. A checkpoint without safetensors is not judged.
+    `available` are the bytes that may be taken, this machine's where it is not given; `found` are the parts of a folder that has
+    only their configurations yet. A checkpoint without safetensors is not judged.
     """
     try:
-        found = parts(model)
+        found = parts(model) if found is None else found
     except InputError:
         return
     memory = memory_available() if available is None else available
@@ -275,16 +308,6 @@ def _parts_of_file(path: Path) -> dict[str, list[_Tensor]]:
         if prefix:
             found.setdefault(_SINGLE_FILE[prefix], []).append((key.removeprefix(prefix), dtype, count))
     return found
-
-
-def _part(name: str, tensors: Sequence[_Tensor]) -> Part:
-    decoder = ("decoder.", "post_quant_conv.")
-    return Part(
-        name=name,
-        parameters=sum(count for _, _, count in tensors),
-        exported=sum(count for key, _, count in tensors if name != "vae" or key.startswith(decoder)),
-        dtypes=tuple(sorted({dtype for _, dtype, _ in tensors})),
-    )
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_edge.environment import USED, Machine, machine
+from nemo_edge.environment import USED, Machine, machine, packages_of
 from nemo_edge.errors import InputError
 from nemo_edge.files import checkpoint_hashes, sha256_file, sha256_json
 from nemo_edge.prompts import Prompt, read_prompts
 from nemo_edge.recipe import Recipe
 from nemo_edge.targets import FLAVOUR_OF
-
-COMPILERS = {"tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), "tensorrt_rtx": ("tensorrt-rtx-cu13",)}
-"""Table of a recipe → the packages that compile for it."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,8 @@ def ingredients(recipe: Recipe) -> Ingredients:
 
 def used_versions(here: Machine, recipe: Recipe) -> dict[str, str]:
     """The versions that a build's results depend on, and not those of backends it does not use."""
-    packages = {*USED, *(name for table, names in COMPILERS.items() if getattr(recipe, table) is not None for name in names)}
+    flavours = [flavour for table, flavour in FLAVOUR_OF.items() if getattr(recipe, table) is not None]
+    packages = {*USED, *(name for flavour in flavours for name in packages_of(flavour, here.versions))}
     return {name: version for name, version in here.versions.items() if name in packages}
 
 
@@ -79,9 +77,9 @@ def stage_keys(recipe: Recipe, given: Ingredients) -> dict[str, str]:
         keys = {"calibrate": calibrate, "localize": localize}
     export = sha256_json([localize, r["export"]])
     keys["export"] = export
-    for table, packages in COMPILERS.items():
+    for table, product in FLAVOUR_OF.items():
         if r[table] is not None:
-            compiler = {name: version for name, version in here.versions.items() if name in packages}
+            compiler = packages_of(product, here.versions)
             gpus = [(gpu.name, gpu.driver) for gpu in here.gpus] if table == "tensorrt" else []
             keys[table] = sha256_json([export, r[table], compiler, gpus])
     flavour = recipe.engine.flavour

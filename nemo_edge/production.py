@@ -43,7 +43,7 @@ from nemo_edge.neurons import NeuronSet, ValueLayer, read_neurons
 from nemo_edge.plans import PlanFile
 from nemo_edge.progress import Advance, Progress
 from nemo_edge.recipe import CheckpointSettings, EngineSettings, ExportSettings, RandomSettings
-from nemo_edge.targets import Flavour, PlanSettings
+from nemo_edge.targets import Flavour, PlanSettings, unfit_for_turing
 
 Layers = Literal["paper", "all"]
 _LARGE_BYTES = 5 * 10**8
@@ -194,13 +194,16 @@ def plan_stage(
 ) -> list[PlanFile]:
     """TensorRT engines of a bundle's ONNX files, in `folder/engines`.
 
-    Raises `InputError` for a component that is not there, or a profile that its graph does not take.
+    Raises `InputError` for a component that is not there or of a type that a target lacks, or a profile that its graph does not take.
     """
     by_place = {file.place: file for file in files}
     places = settings.components or tuple(by_place)
     missing = [place for place in places if place not in by_place]
     if missing:
         raise InputError(f"{FLAVOURS[flavour].table}.components: {missing[0]!r} is not exported; there are {', '.join(by_place)}")
+    why = unfit_for_turing(settings, {place: by_place[place].dtype for place in places})
+    if why:
+        raise InputError(why)
     config, found = Configuration.load(bundle, tokenizers=False), []
     for place in places:
         file = by_place[place]

@@ -6,7 +6,7 @@ for, nor which architectures there are.
 
 from __future__ import annotations
 
-__all__ = ["MARKER", "RandomWeights", "is_random", "write_random"]
+__all__ = ["MARKER", "RandomWeights", "is_random", "parts_of", "write_random"]
 
 import hashlib
 import json
@@ -25,6 +25,7 @@ from nemo_edge.architectures import ARCHITECTURES, Configurations, configuration
 from nemo_edge.bundle import staging
 from nemo_edge.errors import InputError, first_line
 from nemo_edge.files import explain, sha256_json, write_atomically
+from nemo_edge.footprint import PLACES, Part, part_of
 from nemo_edge.progress import Advance, Progress
 
 if TYPE_CHECKING:
@@ -90,6 +91,12 @@ def write_random(name: str, folder: Path, dtype: Dtype = "fp16", seed: int = 0, 
             if not wanted.matches(_marker(folder)):  # another process may have been faster
                 raise explain(error, folder) from error
     return folder
+
+
+def parts_of(name: str, _: Progress) -> tuple[Part, ...]:
+    """Return what `footprint.parts` reads of a folder of these random weights, before there is one; raises as `write_random` does."""
+    built = modules(name)
+    return tuple(part_of(part, [(key, "F16", p.numel()) for key, p in built[part].named_parameters()]) for part in PLACES if part in built)
 
 
 def is_random(path: str | Path) -> str | None:

@@ -1,25 +1,26 @@
-"""Whether this machine runs the engines of a bundle, or of one that is to be built, found out before one is opened.
+"""Whether this machine runs the engines of a bundle, or makes and runs those of one that is to be built, found out before the work.
 
 Says so in the words of `fit`, which compares; looks at the machine, at sidecars and at headers, and opens no plan.
 """
 
 from __future__ import annotations
 
-__all__ = ["check_plans", "check_runs", "fit_here"]
+__all__ = ["check_compiles", "check_plans", "check_runs", "fit_here"]
 
 import platform
 from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_edge.backends import onnxruntime
-from nemo_edge.backends.flavours import check_runtime, first_gpu
+from nemo_edge.backends.flavours import check, check_runtime, first_gpu
 from nemo_edge.backends.tensorrt import plan_files
 from nemo_edge.compatibility import installed
-from nemo_edge.errors import MissingDependency
+from nemo_edge.configuration import upcasts_decoder
+from nemo_edge.errors import InputError, MissingDependency
 from nemo_edge.fit import Fit, check_here, product_of, serves
 from nemo_edge.plans import PlanFile, read_header
 from nemo_edge.recipe import Recipe
-from nemo_edge.targets import Flavour
+from nemo_edge.targets import FLAVOUR_OF, Flavour, unfit_for_turing
 
 
 def check_runs(recipe: Recipe) -> None:
@@ -35,6 +36,20 @@ def check_runs(recipe: Recipe) -> None:
             f"the TensorRT-RTX engines that [tensorrt_rtx] compiles do not run here, and engine.backend = 'tensorrt-rtx' runs them: "
             f"this machine has {here}; change its targets, or the backend"
         )
+
+
+def check_compiles(recipe: Recipe, model: Path) -> None:
+    """Find out whether what a recipe says of a model, a local checkpoint or the configurations of one, is compiled here.
+
+    Raises `InputError` for a type that a target lacks, `MissingDependency` for a compiler or a GPU that is not here.
+    """
+    upcast = recipe.export.dtype != "fp32" and recipe.tensorrt_rtx is not None and upcasts_decoder(model)
+    why = unfit_for_turing(recipe.tensorrt_rtx, {"vae_decoder": "fp32"}) if recipe.tensorrt_rtx and upcast else ""
+    if why:
+        raise InputError(f"{why}; the checkpoint's VAE decodes in fp32 (force_upcast)")
+    for table, flavour in FLAVOUR_OF.items():
+        if getattr(recipe, table) is not None:
+            check(flavour, getattr(recipe, table))
 
 
 def check_plans(bundle: Path, places: Sequence[str], flavour: Flavour) -> None:

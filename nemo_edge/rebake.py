@@ -9,9 +9,10 @@ from __future__ import annotations
 __all__ = ["Rebaked", "rebake"]
 
 import json
+import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -77,8 +78,9 @@ def rebake(
 ) -> Rebaked:
     """Put a set, `neurons.json` or the official `.csv`, in the place of a bundle's own; with `measure`, examine the bundle with it.
 
-    Only the files that are read are compared with their hashes in the manifest; where the bundle does not keep the rows that
-    come back, they are `checkpoint`'s. Raises `InputError` for a set of other layers, `BundleError` for a file that was changed.
+    Only the files that are read, all that an engine is compiled from among them, are compared with their hashes in the manifest; where
+    the bundle does not keep the rows that come back, they are `checkpoint`'s. Raises `InputError` for a set of other layers,
+    `BundleError` for a file that was changed.
     """
     started = time.perf_counter()
     check_output(bundle)
@@ -157,7 +159,7 @@ class _Change:
             hashes = {}
             if baked is not None:
                 hashes = self._write(baked, staged)
-                removed.extend(plan.plan for path, plan in self._plans() if not self._recompile(staged, path, plan, recipe))
+                removed.extend(plan.plan for path, plan in self._plans() if not self._recompile(staged, path, plan, recipe, hashes))
             return hashes
 
         try:
@@ -254,13 +256,18 @@ class _Change:
                 if plan.model == f"{UNET_FOLDERS['baked']}/model.onnx" and plan.plan in self.manifest.files:
                     yield name, plan
 
-    def _recompile(self, staged: Path, sidecar: str, plan: PlanFile, recipe: Recipe) -> bool:
-        """Put an engine of the new weights in the place of one of the former; where it cannot be made here, say so and take that out."""
+    def _recompile(self, staged: Path, sidecar: str, plan: PlanFile, recipe: Recipe, written: Collection[str]) -> bool:
+        """Put an engine of the new weights in the place of one of the former; where it cannot be made here, say so and take that out.
+
+        `written` are the files that were compared with their hashes when they were written anew.
+        """
         settings: PlanSettings | None = getattr(recipe, FLAVOURS[plan.backend].table)
         try:
             if settings is None:
                 raise MissingDependency("the recipe says nothing of it any more")
             check(plan.backend, settings)
+            data = {os.path.relpath(path, staged) for path in open_graph(staged / plan.model).external_files()}
+            _check(self.bundle, self.manifest, *sorted(data - set(written)))
             if plan.backend == "tensorrt" and self._refit(staged, plan):
                 return True
             made = compile_engine(staged, plan.component, plan.model, plan.backend, settings, plan.profiles, plan.dtype, self.progress)

@@ -291,15 +291,17 @@ class Recipe(_Settings):
             raise ValueError(missing)
 
     def _check_turing(self) -> None:
-        """What TensorRT-RTX cannot compile is refused before hours of work: it multiplies no matrices in float32 for Turing."""
+        """What TensorRT-RTX cannot compile is refused before hours of work: for Turing it multiplies matrices in fp16 alone."""
         settings = self.tensorrt_rtx
         if settings is None or "sm75" not in settings.targets:
             return
         compiled = None if settings.components is None else {"unet" if c.startswith("unet") else c for c in settings.components}
         kept = [name for name in self.export.fp32 if compiled is None or name in compiled]
-        if self.export.dtype == "fp32" or kept:
-            remedy = 'set export.dtype = "fp16"' if self.export.dtype == "fp32" else f"take {kept[0]} out of export.fp32"
-            raise ValueError(f"tensorrt_rtx.targets: TensorRT-RTX compiles no fp32 for sm75 (Turing): {remedy}, or leave sm75 out")
+        dtype = self.export.dtype
+        if dtype != "fp16" or kept:
+            remedy = f"take {kept[0]} out of export.fp32" if dtype == "fp16" else 'set export.dtype = "fp16"'
+            wide = "bf16" if dtype == "bf16" else "fp32"
+            raise ValueError(f"tensorrt_rtx.targets: TensorRT-RTX compiles no {wide} for sm75 (Turing): {remedy}, or leave sm75 out")
 
     def _check_latency(self) -> None:
         """Times that cannot be taken, and gates on times that are not, are refused before hours of work."""

@@ -18,9 +18,10 @@ __all__ = [
     "TensorRtSettings",
     "target_name",
     "uncompiled",
+    "unfit_for_turing",
 ]
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -161,6 +162,19 @@ def uncompiled(flavour: Flavour, settings: PlanSettings | None, places: Sequence
     if not missing:
         return ""
     return f"engine.backend = {flavour!r} needs engines of {', '.join(missing)} too: add them to {table}.components, or leave that out"
+
+
+def unfit_for_turing(settings: PlanSettings, dtypes: Mapping[str, str]) -> str:
+    """Say which of some components TensorRT-RTX does not compile for Turing, which multiplies fp16 alone; nothing where it does all."""
+    if not isinstance(settings, TensorRtRtxSettings) or "sm75" not in settings.targets:
+        return ""
+    wide = [place for place, dtype in dtypes.items() if dtype != "fp16" and (settings.components is None or place in settings.components)]
+    if not wide:
+        return ""
+    return (
+        f"tensorrt_rtx.targets: TensorRT-RTX compiles no {dtypes[wide[0]]} for sm75 (Turing), and {wide[0]} is {dtypes[wide[0]]}: "
+        f"leave {wide[0]} out of tensorrt_rtx.components, or sm75 out of its targets"
+    )
 
 
 def target_name(targets: Sequence[str]) -> str:

@@ -6,29 +6,33 @@ import importlib.util
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
+import huggingface_hub
 import numpy as np
 import pytest
 from PIL import Image
 from test_random_weights import small
 
-from nemo_edge import footprint
+from nemo_edge import datasheet, footprint
 from nemo_edge.backends.onnxruntime import open_runner
-from nemo_edge.build import BuildResult, build, lock, plan
+from nemo_edge.build import BuildResult, build, lock, plan, weights_folder
 from nemo_edge.bundle import MANIFEST, Manifest, open_bundle, verify
 from nemo_edge.comparison import Question, compare
 from nemo_edge.engines import Contents, inspect
 from nemo_edge.engines import verify as verify_engine
-from nemo_edge.errors import BundleError, InputError
+from nemo_edge.environment import gpus
+from nemo_edge.errors import BundleError, InputError, MissingDependency
 from nemo_edge.files import sha256_file
 from nemo_edge.latency import Latency
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.progress import Advance, Progress
+from nemo_edge.random_weights import MARKER, RandomWeights
 from nemo_edge.recipe import ExportSettings, FidelitySettings, GateSettings, LatencySettings, Recipe, load_recipe, with_random_weights
 from nemo_edge.review import judge_again, report_again, time_again
-from nemo_edge.targets import ProfileSettings, TensorRtRtxSettings
+from nemo_edge.targets import ProfileSettings, TensorRtRtxSettings, TensorRtSettings
 
 STAGES = ["calibrate", "localize", "export", "measure"]
 
@@ -263,6 +267,23 @@ def test_a_picture_that_cannot_be_read_is_found_before_the_work(tiny_recipe: Pat
             run(load_recipe(folder / "recipe.toml"))
 
 
+def test_the_memory_for_a_checkpoint_of_the_hub_is_judged_where_it_lies(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = tmp_path / "models--owner--model"
+    shutil.copytree(tiny_recipe.parent / "model", cached / "snapshots" / ("0" * 40))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    recipe = load_recipe(tiny_recipe)
+    checkpoint = recipe.checkpoint.model_copy(update={"path": "owner/model"})
+    recipe = recipe.model_copy(update={"output": tmp_path / "out", "checkpoint": checkpoint})
+    assert plan(recipe).done == ()
+    monkeypatch.setattr(footprint, "memory_available", lambda: 10**8)
+    with pytest.raises(InputError, match=r"exporting this model takes about .* GB of memory, and 0\.1 GB are free"):
+        plan(recipe)
+
+
 RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 
 
@@ -300,6 +321,19 @@ def test_random_weights_make_a_bundle_that_says_so(random_bundle: Path, random_r
     assert not top & {"report", "measurement.json", "localization.jsonl", "calibration.safetensors", "latency.json", "README.md"}
     assert top >= {"engines", "neurons.json", "silenced_rows.safetensors", "unet", "vae_decoder", "text_encoder", "tokenizer"}
     assert [p.name for p in random_bundle.parent.iterdir() if p.name.startswith(".out.")] == [".out.build"]
+
+
+def test_inspection_and_verification_say_that_nothing_was_measured(
+    random_bundle: Path, random_recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert random_recipe.random_weights is not None
+    said = f"random weights ({random_recipe.random_weights.architecture}): nothing was measured"
+    datasheet.show(inspect(random_bundle))
+    shown = capsys.readouterr().out
+    assert said in shown
+    assert "τ" not in shown
+    datasheet.show_verified(verify_engine(random_bundle))
+    assert said in capsys.readouterr().out
 
 
 def test_a_second_build_of_random_weights_does_nothing(random_bundle: Path, random_recipe: Recipe) -> None:
@@ -341,11 +375,50 @@ def test_too_little_memory_leaves_the_former_bundle(random_bundle: Path, random_
     assert verify(random_bundle).passed
 
 
+def test_what_random_weights_would_be_too_large_for_is_found_before_they_are_made(
+    random_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = random_recipe.model_copy(update={"output": tmp_path / "out", "tensorrt_rtx": None})
+    assert list(plan(fresh).stages) == ["random weights"]
+    monkeypatch.setattr(footprint, "memory_available", lambda: 2 * 10**9)
+    assert list(plan(fresh).stages) == ["random weights"]
+    record = Record()
+    for run in (plan, partial(build, progress=record)):
+        with pytest.raises(InputError, match=r"exporting this model takes about 1\d\.\d GB of memory, and 2\.0 GB are free"):
+            run(with_random_weights(fresh, "sdxl"))
+    assert record.tasks == []
+    assert not weights_folder(fresh).exists()
+    assert not weights_folder(with_random_weights(fresh, "sdxl")).exists()
+
+
+@pytest.mark.skipif(bool(gpus()), reason="there is an NVIDIA GPU")
+def test_a_compiler_that_is_not_here_is_found_before_random_weights_are_made(random_recipe: Recipe, tmp_path: Path) -> None:
+    fresh = random_recipe.model_copy(update={"output": tmp_path / "out", "tensorrt": TensorRtSettings()})
+    for run in (plan, build):
+        with pytest.raises(MissingDependency, match="TensorRT builds engines on the GPU they are for"):
+            run(fresh)
+    assert not weights_folder(fresh).exists()
+
+
 def test_an_unknown_architecture_is_refused_before_anything_is_written(random_recipe: Recipe, tmp_path: Path) -> None:
     recipe = with_random_weights(random_recipe.model_copy(update={"output": tmp_path / "x"}), "sd14")
     for run in (plan, build):
         with pytest.raises(InputError, match="sd14 is not known: give one of sd15, sd21, sdxl, bk-sdm-small, or a folder"):
             run(recipe)
+
+
+@pytest.mark.parametrize(("name", "remedy"), [("sd15", "sd15"), ("mine", ".*/model")])
+def test_random_weights_are_no_checkpoint(tiny_recipe: Path, tmp_path: Path, name: str, remedy: str) -> None:
+    model = shutil.copytree(tiny_recipe.parent / "model", tmp_path / "model")
+    marker = RandomWeights(name=name, seed=0, dtype="fp16", architecture="0" * 64, versions={})
+    (model / MARKER).write_text(marker.model_dump_json())
+    recipe = load_recipe(tiny_recipe)
+    checkpoint = recipe.checkpoint.model_copy(update={"path": str(model)})
+    recipe = recipe.model_copy(update={"output": tmp_path / "out", "checkpoint": checkpoint})
+    for run in (plan, build):
+        with pytest.raises(InputError, match=rf"carries random weights \({name}\), .*: pass --random-weights {remedy}$"):
+            run(recipe)
+    assert not recipe.output.exists()
 
 
 def test_what_was_never_measured_is_not_judged(random_bundle: Path) -> None:

@@ -20,6 +20,7 @@ import pytest
 import torch
 from conftest import save_toy_sd, toy_unet
 from diffusers import UNet2DConditionModel
+from test_random_weights import small
 from transformers import CLIPTokenizer
 
 from nemo_edge import cli
@@ -625,3 +626,17 @@ def test_a_report_says_where_it_is(run: Run, tmp_path: Path, tiny_bundle: Path) 
 )
 def test_random_weights_that_cannot_be_are_refused(run: Run, tiny_recipe: Path, options: tuple[str, ...], said: str) -> None:
     assert_refused(run("build", tiny_recipe, *options), said)
+
+
+def test_random_weights_are_built_inspected_and_verified(run: Run, tiny_recipe: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(tiny_recipe.read_text() + "[export]\nvariants = ['baked']\n")
+    name = small(tmp_path / "mine", "bk-sdm-small")
+    built = run("build", recipe, "--random-weights", name)
+    assert built.code == 0
+    assert "with random weights, for measuring and not for shipping" in built.out
+    for command in ("inspect", "verify"):
+        ran = run(command, tmp_path / "out")
+        assert (ran.code, ran.err) == (0, "")
+        assert f"random weights ({name}): nothing was measured" in ran.out
+    assert json.loads(run("verify", tmp_path / "out", "--json").out)["random_weights"] == name

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_edge.environment import Gpu, Machine, gpus, machine, packages
+from nemo_edge.environment import Gpu, Machine, gpus, machine, packages, packages_of
 
 Smi = Callable[..., None]
 
@@ -102,3 +102,15 @@ def test_versions_are_those_of_installed_packages() -> None:
 
     assert packages()["torch"] == torch.__version__.partition("+")[0]
     assert "none" not in packages().values()
+
+
+def test_packages_of_tensorrt_are_known_by_any_of_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"tensorrt_rtx_cu14": "2.0", "tensorrt_rtx_cu14_libs": "2.1", "tensorrt-cu15": "12.0", "tensorrt_lean": "12.1"}
+    for name, number in names.items():
+        folder = tmp_path / f"{name.replace('-', '_')}-{number}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = packages()
+    assert (packages_of("tensorrt-rtx", found)["tensorrt-rtx-cu14"], packages_of("tensorrt", found)["tensorrt-cu15"]) == ("2.0", "12.0")
+    assert not [name for name in found if name.endswith(("-libs", "-lean"))]

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from nemo_edge.environment import Gpu
 from nemo_edge.errors import InputError
 from nemo_edge.ingredients import Ingredients, bundle_key, ingredients, stage_keys, used_versions
 from nemo_edge.recipe import LatencySettings, RandomSettings, Recipe, load_recipe
-from nemo_edge.targets import ProfileSettings, TensorRtRtxSettings
+from nemo_edge.targets import ProfileSettings, TensorRtRtxSettings, TensorRtSettings
 
 ALL = ["localize", "export", "tensorrt_rtx", "latency"]
 
@@ -74,6 +75,9 @@ def test_a_setting_changes_the_keys_of_what_depends_on_it(random: Recipe, tables
         ("torch", ALL),
         ("onnxruntime", ALL),
         ("tensorrt-rtx-cu13", ["tensorrt_rtx"]),
+        ("tensorrt-rtx-cu14", ["tensorrt_rtx"]),
+        ("tensorrt-rtx", ["tensorrt_rtx"]),
+        ("tensorrt-rtx-cu13-libs", []),
         ("tensorrt", []),
         ("openvino", []),
     ],
@@ -84,6 +88,54 @@ def test_a_package_changes_the_keys_of_what_it_makes(random: Recipe, package: st
     assert [stage for stage in ALL if before[stage] != after[stage]] == expected
     assert ("tensorrt-rtx-cu13" in used_versions(other_version("tensorrt-rtx-cu13")(given).machine, random)) is True
     assert "openvino" not in used_versions(other_version("openvino")(given).machine, random)
+
+
+@pytest.fixture
+def standard(random: Recipe) -> Recipe:
+    """The recipe with engines of TensorRT in place of TensorRT-RTX."""
+    return random.model_copy(update={"tensorrt_rtx": None, "tensorrt": TensorRtSettings(), "latency": None})
+
+
+def on(given: Ingredients, *gpus: Gpu) -> Ingredients:
+    return replace(given, machine=given.machine.model_copy(update={"gpus": gpus}))
+
+
+@pytest.mark.parametrize("package", ["tensorrt", "tensorrt-cu12", "tensorrt-cu14"])
+def test_another_version_of_tensorrt_builds_other_engines(standard: Recipe, package: str) -> None:
+    given = ingredients(standard)
+    old, new, rtx = (other_version(name)(given) for name in (package, f"{package}-libs", "tensorrt-rtx-cu13"))
+    before = stage_keys(standard, given)
+    assert {stage for stage, key in stage_keys(standard, old).items() if key != before[stage]} == {"tensorrt"}
+    assert stage_keys(standard, new) == stage_keys(standard, rtx) == before
+    assert used_versions(old.machine, standard)[package] == "0.0.0"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"refit": "value_weights"},
+        {"optimization_level": 4},
+        {"hardware_compatibility": "ampere_plus"},
+        {"version_compatible": True},
+        {"weight_streaming": True},
+        {"components": ("unet",)},
+        {"profiles": (ProfileSettings(height=256),)},
+    ],
+)
+def test_a_setting_of_tensorrt_builds_other_engines(standard: Recipe, settings: dict[str, Any]) -> None:
+    given, other = ingredients(standard), changed(standard, tensorrt=settings)
+    before, after = stage_keys(standard, given), stage_keys(other, given)
+    assert [stage for stage in before if before[stage] != after[stage]] == ["tensorrt"]
+
+
+def test_engines_of_tensorrt_are_of_a_gpu_and_its_driver(standard: Recipe, random: Recipe) -> None:
+    h100 = Gpu(name="NVIDIA H100", driver="580.95", memory_mib=81559, compute_capability="9.0")
+    given = ingredients(standard)
+    places = [(), (h100,), (h100.model_copy(update={"name": "NVIDIA H200"}),), (h100.model_copy(update={"driver": "590.10"}),)]
+    assert len({stage_keys(standard, on(given, *gpus))["tensorrt"] for gpus in places}) == len(places)
+    assert len({stage_keys(random, on(given, *gpus))["tensorrt_rtx"] for gpus in places}) == 1
+    hot = h100.model_copy(update={"temperature_c": 80, "clock_mhz": 345})
+    assert stage_keys(standard, on(given, h100)) == stage_keys(standard, on(given, hot))
 
 
 def test_the_content_of_a_neurons_file_is_part_of_every_key(random: Recipe, tmp_path: Path) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from nemo_edge import production
 from nemo_edge.errors import InputError
 from nemo_edge.neurons import NeuronSet
-from nemo_edge.production import export_folder, neurons_stage, value_layers
+from nemo_edge.production import OnnxFile, export_folder, neurons_stage, plan_stage, value_layers
 from nemo_edge.progress import Progress
 from nemo_edge.recipe import ExportSettings, RandomSettings, Recipe, load_recipe
+from nemo_edge.targets import TensorRtRtxSettings
 
 
 @pytest.fixture
@@ -49,3 +51,16 @@ def test_neurons_are_drawn_from_the_seed_or_read_from_a_file(recipe: Recipe, tmp
     assert first == drawn("again")
     assert first != drawn("other", seed=1)
     assert drawn("given", neurons=tmp_path / "other" / "neurons.json", seed=7) == NeuronSet.load(tmp_path / "other" / "neurons.json")
+
+
+@pytest.mark.parametrize("components", [None, ("unet", "vae_decoder")])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_part_that_is_not_in_fp16_is_not_compiled_for_turing(
+    tmp_path: Path, components: tuple[str, ...] | None, dtype: Literal["fp32", "bf16"]
+) -> None:
+    files = [OnnxFile("unet/model.onnx", "fp16"), OnnxFile("vae_decoder/model.onnx", dtype)]
+    settings = TensorRtRtxSettings(targets=("sm75", "sm86"), components=components)
+    said = rf"no {dtype} for sm75 \(Turing\), and vae_decoder is {dtype}: leave vae_decoder out of tensorrt_rtx.components, or"
+    with pytest.raises(InputError, match=said):
+        plan_stage(tmp_path, files, settings, "tensorrt-rtx", tmp_path / "plans", Progress())
+    assert list(tmp_path.iterdir()) == []

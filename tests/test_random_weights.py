@@ -19,8 +19,9 @@ from nemo_edge.architectures import ARCHITECTURES, configurations, modules
 from nemo_edge.checkpoint import open_checkpoint, value_layers
 from nemo_edge.configuration import Configuration
 from nemo_edge.errors import InputError
+from nemo_edge.footprint import parts
 from nemo_edge.progress import Advance, Progress
-from nemo_edge.random_weights import MARKER, is_random, write_random
+from nemo_edge.random_weights import MARKER, is_random, parts_of, write_random
 
 CLIP_L, VAE = 123_060_480, 83_653_863
 PARAMETERS = {
@@ -209,6 +210,14 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_random(own, tmp_path / "out" / "random", progress=Interrupted())
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_what_is_counted_before_the_weights_are_there_is_what_they_are(name: str, tmp_path: Path) -> None:
+    own = small(tmp_path / "own", name)
+    assert parts_of(own, Progress()) == parts(str(write_random(own, tmp_path / "random")))
+    counted = {part.name: part.parameters for part in parts_of(name, Progress())}
+    assert counted == PARAMETERS[name]
 
 
 def test_only_our_folders_are_random(tmp_path: Path) -> None:

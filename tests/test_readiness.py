@@ -11,9 +11,10 @@ import pytest
 
 from nemo_edge import readiness
 from nemo_edge.backends import flavours
+from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.environment import Gpu
 from nemo_edge.errors import BundleError, InputError, MissingDependency
-from nemo_edge.readiness import check_plans, check_runs
+from nemo_edge.readiness import check_compiles, check_plans, check_runs
 from nemo_edge.recipe import CheckpointSettings, PromptSettings, Recipe
 
 PLACES = ("text_encoder", "unet")
@@ -115,3 +116,26 @@ def test_a_build_whose_targets_are_other_gpus_is_refused(
         MissingDependency, match=f"do not run here, .* this machine has sm{capability.replace('.', '')}; change its targets"
     ):
         check_runs(settings)
+
+
+def test_a_decoder_that_stays_in_fp32_is_not_for_turing_and_that_is_told_before_the_export(
+    toy_sdxl: Checkpoint, toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(readiness, "check", lambda flavour, _: asked.append(flavour))
+    xl = Path(toy_sdxl.source)
+
+    def turing(**changes: Any) -> Recipe:
+        rtx = {"targets": ("sm75", "sm86"), **changes}
+        return recipe("onnxruntime", export={"dtype": "fp16"}, tensorrt=None, tensorrt_rtx=rtx)
+
+    said = r"vae_decoder is fp32: leave vae_decoder out of tensorrt_rtx.components, or sm75 out of its targets; .*\(force_upcast\)"
+    for components in (None, ("unet_masked", "vae_decoder")):
+        with pytest.raises(InputError, match=said):
+            check_compiles(turing(components=components), xl)
+    assert asked == []
+    check_compiles(turing(components=("unet_masked",)), xl)
+    check_compiles(turing(targets=("sm86",)), xl)
+    check_compiles(turing(), toy_folder)
+    check_compiles(turing(), tmp_path / "single.safetensors")
+    assert asked == ["tensorrt-rtx"] * 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import plans
 import pytest
 from plans import sidecar
 
@@ -30,6 +32,7 @@ from nemo_edge.progress import Progress
 from nemo_edge.rebake import rebake
 from nemo_edge.recipe import ExportSettings, GateSettings, load_recipe
 from nemo_edge.review import judge_again, report_again, time_again
+from nemo_edge.targets import TensorRtRtxSettings
 from nemo_edge.valueweights import SILENCED_ROWS, VALUE_DATA, open_value_weights
 
 OTHERS = [[1, 6], [0, 2, 3]]
@@ -271,6 +274,26 @@ def test_engines_of_the_former_weights_are_taken_out(bundle: Path, saved: Callab
     left = {p.name for p in (bundle / "engines").iterdir() if "rtx" in p.name}
     assert left == {"unet_masked.tensorrt-rtx.portable.plan", "unet_masked.tensorrt-rtx.portable.json"}
     assert verify(bundle).passed
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed: pip install 'nemo-edge[rtx]'")
+def test_weights_that_were_changed_are_not_compiled(bundle: Path, saved: Callable[..., Path], tmp_path: Path) -> None:
+    name = "engines/unet.tensorrt-rtx.portable.engine"
+
+    def change(staged: Path) -> None:
+        described = sidecar(component="unet", plan=name, model="unet/model.onnx")
+        plans.write(staged, b"engine", described, name)
+
+    manifest = open_bundle(bundle)
+    recipe = {**manifest.recipe, "tensorrt_rtx": TensorRtRtxSettings().model_dump(mode="json")}
+    amend(bundle, manifest.model_copy(update={"recipe": recipe}), change)
+    data = bundle / "unet" / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[:-1] + bytes([data.read_bytes()[-1] ^ 1]))
+    before = hashes(bundle)
+    with pytest.raises(BundleError, match=r"was changed since it was built \(unet/model\.onnx\.data\)"):
+        rebake(bundle, saved(OTHERS))
+    assert hashes(bundle) == before
+    assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".bundle")]
 
 
 def test_a_full_disk_is_told_before_or_while_it_fills(

@@ -9,7 +9,7 @@ import pytest
 
 from nemo_edge.errors import InputError
 from nemo_edge.recipe import EngineSettings, ExportSettings, LatencySettings, Recipe, load_recipe, with_random_weights
-from nemo_edge.targets import FLAVOUR_OF
+from nemo_edge.targets import FLAVOUR_OF, ProfileSettings
 
 Write = Callable[[str, str | bytes], Path]
 
@@ -117,6 +117,18 @@ def test_the_demo_recipe_names_files_that_are_there() -> None:
     assert Path(recipe.checkpoint.path, "model_index.json").is_file()
 
 
+def test_the_recipe_of_stable_diffusion_for_rtx_takes_random_weights() -> None:
+    recipe = with_random_weights(load_recipe(Path(__file__).parents[1] / "engines" / "sd15-rtx.toml"), "sd15")
+    assert recipe.random_weights is not None
+    assert (recipe.random_weights.architecture, recipe.random_weights.neurons) == ("sd15", None)
+    assert (recipe.export.variants, recipe.export.dtype) == (("masked",), "fp16")
+    assert recipe.tensorrt_rtx is not None
+    assert (recipe.tensorrt_rtx.targets, recipe.tensorrt_rtx.components) == (("sm86", "sm89"), None)
+    size = (512, 512, 768)
+    assert recipe.tensorrt_rtx.profiles == (ProfileSettings(batch=(1, 1, 4), height=size, width=size),)
+    assert (recipe.engine.backend, recipe.engine.provider) == ("onnxruntime", "cpu")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -126,6 +138,10 @@ def test_the_demo_recipe_names_files_that_are_there() -> None:
         (
             "[export]\ndtype = 'fp16'\nfp32 = ['unet']\n[tensorrt_rtx]\ntargets = ['sm75']\ncomponents = ['unet_masked']\n",
             "take unet out of export.fp32, or leave sm75 out",
+        ),
+        (
+            "[export]\ndtype = 'bf16'\n[engine]\nprovider = 'cuda'\n[tensorrt_rtx]\ntargets = ['sm75']\n",
+            'compiles no bf16 for sm75 .*: set export.dtype = "fp16", or leave sm75 out',
         ),
         ("[tensorrt_rtx]\ntargets = ['sm70']\n", "does not compile for 'sm70'; it does for sm75, "),
         ("[random_weights]\nseed = 1\n", "random_weights.architecture is missing"),

@@ -88,6 +88,14 @@ def test_fp32_is_compiled_without_tf32(tmp_path: Path) -> None:
 
 
 @rtx
+def test_bf16_is_compiled_with_float32_borders(tmp_path: Path) -> None:
+    save_attention_graph(tmp_path / MODEL, "bf16")
+    plan = compile_toy(tmp_path, "sm86", "sm89", dtype="bf16")
+    assert (plan.dtype, plan.targets) == ("bf16", ("sm86", "sm89"))
+    assert {tensor.dtype for tensor in (*plan.inputs.values(), *plan.outputs.values())} == {"float32"}
+
+
+@rtx
 def test_pinned_sizes_and_several_profiles_compile(tmp_path: Path) -> None:
     save_attention_graph(tmp_path / MODEL, dims=(2, 4, 8, 8))
     plan = compile_toy(tmp_path, "sm86", profiles=(shapes((2, 2, 2), (8, 8, 8)),))

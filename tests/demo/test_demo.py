@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from nemo_edge.bundle import verify
 from nemo_edge.checkpoint import Checkpoint, value_layers
 from nemo_edge.demo.captions import GENERAL_GLYPHS, MEMORIZED
 from nemo_edge.demo.sinks import memory_sinks
+from nemo_edge.engines import Contents, inspect
 from nemo_edge.localization import read_results
 from nemo_edge.memorization import NoiseProbe, pairwise_scores
 from nemo_edge.mitigation import Measurement, PromptMitigation, VariantMeasurement, draw_prompts
@@ -169,6 +171,19 @@ def test_the_mitigation_on_the_engines_is_eager_s(measurement: Measurement) -> N
 def test_general_captions_keep_their_diversity(measurement: Measurement) -> None:
     for variant in measurement.variants:
         assert variant.general.diversity_after >= 0.9 * variant.general.diversity_before > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed: pip install 'nemo-edge[rtx]'")
+def test_every_component_has_an_engine_for_rtx_30_and_40(built: BuildResult) -> None:
+    found = inspect(Path(built.bundle))
+    assert isinstance(found, Contents)
+    plans = [engine.sidecar for engine in found.engines if engine.sidecar]
+    assert sorted(plan.component for plan in plans) == ["text_encoder", "unet", "unet_masked", "vae_decoder"]
+    for engine, plan in zip(found.engines, plans, strict=True):
+        assert (plan.backend, plan.targets) == ("tensorrt-rtx", ("sm86", "sm89"))
+        assert engine.header is not None
+        assert (engine.header.flavour, engine.header.targets) == ("tensorrt-rtx", ("sm86", "sm89"))
 
 
 @pytest.mark.slow
