@@ -49,7 +49,7 @@ def build(
     from nemo_edge.build import plan
     from nemo_edge.recipe import load_recipe, with_random_weights
 
-    settings = with_random_weights(load_recipe(recipe), random, neurons)
+    settings = with_random_weights(load_recipe(recipe, random=random is not None), random, neurons)
     if summary is not None and settings.random_weights is not None:
         raise typer.BadParameter("--summary: nothing is measured on random weights that could be summarized")
     if dry_run:

@@ -30,7 +30,7 @@ from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from nemo_edge.component import UNET_FOLDERS
 from nemo_edge.errors import InputError
@@ -271,9 +271,14 @@ class Recipe(_Settings):
     gates: GateSettings = GateSettings()
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.export.dtype == "bf16" and self.engine.device == "cpu":
-            raise ValueError("export.dtype = 'bf16' cannot run with engine.provider = 'cpu': choose fp32 or fp16, or a GPU provider")
+    def _check(self, info: ValidationInfo) -> Self:
+        random = self.random_weights is not None or bool((info.context or {}).get("random"))
+        unrun = random and self.latency is None
+        if self.export.dtype == "bf16" and self.engine.device == "cpu" and not unrun:
+            raise ValueError(
+                "export.dtype = 'bf16' cannot run with engine.provider = 'cpu': choose fp32 or fp16, or a GPU provider; only random "
+                "weights without [latency] are built so, since nothing of them is run"
+            )
         self.check_compiled(["text_encoder", *(UNET_FOLDERS[variant] for variant in self.export.variants), "vae_decoder"])
         for name in ("height", "width"):
             pinned, wanted = getattr(self.export, name), getattr(self.sampling, name)
@@ -335,8 +340,8 @@ class Recipe(_Settings):
         return {**ENGINE_TOLERANCES, "fp32": 0.0}[dtype] if given is None else given
 
 
-def load_recipe(path: Path) -> Recipe:
-    """Read a recipe; its relative paths are relative to the recipe's folder.
+def load_recipe(path: Path, *, random: bool = False) -> Recipe:
+    """Read a recipe; its relative paths are relative to the recipe's folder. `random` says that it is for random weights.
 
     Raises `InputError` for TOML that is not valid, an unknown key (naming the nearest right one) or a value out of range.
     """
@@ -349,7 +354,7 @@ def load_recipe(path: Path) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"recipe {path} is not valid TOML: {error}") from error
     try:
-        recipe = Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values, context={"random": random})
     except ValidationError as error:
         raise InputError(f"recipe {path}: {_complaint(error)}") from error
     return _anchored(recipe, path.parent)

@@ -468,6 +468,19 @@ def test_plans_that_cannot_be_are_refused_and_the_bundle_stays(
     assert (random_bundle / MANIFEST).read_bytes() == before
 
 
+@pytest.mark.skipif(not RTX, reason="TensorRT-RTX is not installed: pip install 'nemo-edge[rtx]'")
+def test_bf16_is_compiled_without_a_gpu_and_timed_with_one(random_recipe: Recipe, tmp_path: Path) -> None:
+    export = ExportSettings(dtype="bf16", variants=("baked",))
+    recipe = random_recipe.model_copy(update={"output": tmp_path / "out", "export": export})
+    found = inspect(Path(build(recipe).bundle))
+    assert isinstance(found, Contents)
+    assert {engine.sidecar.component: engine.sidecar.dtype for engine in found.engines if engine.sidecar} == dict.fromkeys(
+        ("text_encoder", "unet", "vae_decoder"), "bf16"
+    )
+    with pytest.raises(InputError, match=r"cannot be timed so: export.dtype = 'bf16' cannot run with engine.provider = 'cpu'"):
+        time_again(recipe.output, LatencySettings())
+
+
 def test_random_weights_are_timed_without_a_report(random_bundle: Path, random_recipe: Recipe, tmp_path: Path) -> None:
     bundle = shutil.copytree(random_bundle, tmp_path / "bundle")
     timed = time_again(bundle, LatencySettings(targets=("unet",), runs=1, seconds=0, warmup_s=0, threads=1))

@@ -241,6 +241,17 @@ def test_random_weights_are_the_recipes_or_those_of_the_command_line(written: Wr
     assert (given.architecture, given.seed, given.neurons) == ("sdxl", 3, Path("/m.json"))
 
 
+def test_bf16_is_built_without_a_gpu_where_nothing_is_run(written: Write) -> None:
+    bf16 = HEAD + TABLES + "[export]\ndtype = 'bf16'\n"
+    drawn = "[random_weights]\narchitecture = 'sd15'\n"
+    own, given = load_recipe(written("r.toml", bf16 + drawn)), load_recipe(written("r.toml", bf16), random=True)
+    assert with_random_weights(given, "sd15") == own
+    assert Recipe.model_validate_json(own.model_dump_json()) == own
+    for tables in ("", drawn + "[latency]\n"):
+        with pytest.raises(InputError, match=r"cannot run with engine.provider = 'cpu': .*; only random weights without \[latency\]"):
+            load_recipe(written("r.toml", bf16 + tables))
+
+
 def test_what_is_pinned_is_in_latents_and_only_where_there_are_sizes() -> None:
     settings = ExportSettings(height=512, width=256, batch=2)
     assert settings.pinned(("height", "width"), 8) == {"height": 64, "width": 32, "batch": 2}
