@@ -147,7 +147,8 @@ def _write(component: Component, path: Path, settings: ExportSettings, provenanc
     program.model.metadata_props.update({f"nemo_edge.{key}": value for key, value in provenance.items()})
     program.model.producer_name = "nemo-edge"
     program.save(str(path), external_data=True)
-    program.model.graph.initializers.clear()  # onnxscript's rewrite rules keep the last graph they saw, and with it all weights
+    for value in program.model.graph.initializers.values():
+        value.const_value = None  # onnxscript's rewrite rules keep the last graph they saw, and with it would keep all weights
 
 
 def _broadcast(graph: ir.Graph, component: Component) -> None:

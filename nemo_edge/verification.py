@@ -47,10 +47,11 @@ _STEPS = 3
 """Time steps of the trajectory, from noise to picture: activations are largest at other times in other layers."""
 _PROMPT = "a photograph of an astronaut riding a horse"
 _GUIDANCE = 7.0
-_LATENTS = 32
+_LATENTS = 24
 """Height and width of the trajectory's latents, at the most; a small picture tells as much of the weights as a large one."""
-_SMALLEST = 16
-"""Height of the latents of random feeds, where sizes are free; the width is half as much again, so that they are not mistaken."""
+_SMALLEST = 8
+"""Height of the latents of random feeds, where sizes are free and halved twice at the most; the width is half as much again, so that
+they are not mistaken."""
 
 Feed = dict[str, np.ndarray]
 

@@ -196,8 +196,6 @@ def _build(job: Job, pipe: Any) -> Built:
         write_atomically(job.timing_cache, bytes(config.get_timing_cache().serialize()))
     with job.output.open("xb") as file:
         file.write(plan)
-        file.flush()
-        os.fsync(file.fileno())
     return Built(trt.__version__, flags, attentions, notes)
 
 
