@@ -249,7 +249,7 @@ def watched(command: list[str]) -> dict[str, Any]:
     while reader.is_alive():
         shares = [memory(pid) for pid in tree(process.pid)]
         peak, largest = max(peak, sum(pss for pss, _ in shares)), max([largest, *(rss for _, rss in shares)])
-        reader.join(0.2)
+        reader.join(0.5)  # to look costs time of its own
     output, errors = told[0]
     if process.returncode:
         sys.exit(f"{' '.join(command)[:200]} ended with {process.returncode}: {errors[-2000:]}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ["beside", "rest", "run", "run_apart"]
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -43,21 +44,22 @@ def run_apart(what: str, progress: Progress, function: str, *arguments: Any) -> 
 def beside(apart: bool, what: str, progress: Progress, function: str, *arguments: Any) -> Iterator[Callable[[], Any]]:
     """Within the context `function` runs `apart`, and other work goes on here; yields the function that waits for its result.
 
-    It is ended at once where the context is left without having waited. Without `apart` it runs when its result is asked for.
+    It leaves a core to what goes on here, and is ended at once where the context is left without having waited. Without `apart` it
+    runs when its result is asked for.
     """
     if apart:
-        with _started(what, progress, function, *arguments) as answer:
+        with _started(what, progress, function, *arguments, aside=True) as answer:
             yield answer
     else:
         yield lambda: _resolve(function)(*arguments, progress)
 
 
 @contextmanager
-def _started(what: str, progress: Progress, function: str, *arguments: Any) -> Iterator[Callable[[], Any]]:
+def _started(what: str, progress: Progress, function: str, *arguments: Any, aside: bool = False) -> Iterator[Callable[[], Any]]:
     """A process that works on `function`; yields what waits for it. Leaving the context ends the process."""
     context = _context()
     here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, function, arguments), daemon=False)
+    process = context.Process(target=_serve, args=(there, function, arguments, aside), daemon=False)
 
     def answer() -> Any:
         try:
@@ -154,8 +156,11 @@ class _Told(Progress):
         self._pipe.send(("note", message))
 
 
-def _serve(pipe: Any, function: str, arguments: tuple[Any, ...]) -> None:
+def _serve(pipe: Any, function: str, arguments: tuple[Any, ...], aside: bool) -> None:
     """The life of the process. It ends on SIGTERM, which its parent sends when it is interrupted, and leaves no temporary files."""
+    if aside and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[1:] or cores)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stop_on_sigterm()
     try:
