@@ -14,12 +14,14 @@ from math import inf
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from nemo_edge.agreement import Exported
 from nemo_edge.backends.torch import DTYPES
 from nemo_edge.checkpoint import Checkpoint, Layers, open_parts, value_layers
 from nemo_edge.component import UNET_FOLDERS, VALUE_MASK, Component
 from nemo_edge.configuration import Configuration
+from nemo_edge.environment import cores
 from nemo_edge.export import Disagreement, export_component
 from nemo_edge.neurons import ValueLayer
 from nemo_edge.production import Chosen, PartJob
@@ -89,9 +91,13 @@ def _fallback(job: PartJob, why: str) -> Chosen:
     return Chosen("fp32", f"{job.place} stays in fp32, {dtype} holds no more than {_HIGHEST[dtype]:.2g}: {why}")
 
 
-def export_parts(jobs: Sequence[tuple[PartJob, Chosen]], answers: Path, progress: Progress) -> list[Exported]:
-    """Make some ONNX files, one after the other."""
-    return [export_part(job, chosen, answers, progress) for job, chosen in jobs]
+def export_parts(jobs: Sequence[tuple[PartJob, Chosen | None]], answers: Path, progress: Progress) -> list[Exported]:
+    """Make some ONNX files, one after the other; eager is asked before each whose type is not known yet.
+
+    PyTorch takes no more threads than there are cores for this process, since more would wait for each other.
+    """
+    torch.set_num_threads(min(torch.get_num_threads(), cores()))
+    return [export_part(job, chosen or _answered([job], job.part, answers)[0][1], answers, progress) for job, chosen in jobs]
 
 
 def export_part(job: PartJob, chosen: Chosen, answers: Path, _: Progress) -> Exported:

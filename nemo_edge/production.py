@@ -138,9 +138,10 @@ def export_stage(
         places = (*texts, *(UNET_FOLDERS[variant] for variant in settings.variants), "vae_decoder")
         jobs = [PartJob(source, place, neurons, settings, folder, provenance) for place in places]
         with progress.task("export", len(jobs) + 1) as advance:
-            chosen = run(large, "ask eager PyTorch", progress, "nemo_edge.parts.answer_parts", jobs, answers)
+            first = [job for job in jobs if job.component != "vae_decoder"]  # which is asked beside the UNet
+            chosen = run(large, "ask eager PyTorch", progress, "nemo_edge.parts.answer_parts", first, answers)
             advance(1)
-            exported = _export_all(large, [(job, chosen[job.place]) for job in jobs], answers, advance, progress)
+            exported = _export_all(large, [(job, chosen.get(job.place)) for job in jobs], answers, advance, progress)
         copy_tree(frame, folder)
     for file in exported:
         if file.note:
@@ -148,7 +149,9 @@ def export_stage(
     return exported
 
 
-def _export_all(large: bool, jobs: Sequence[tuple[PartJob, Chosen]], answers: Path, advance: Advance, progress: Progress) -> list[Exported]:
+def _export_all(
+    large: bool, jobs: Sequence[tuple[PartJob, Chosen | None]], answers: Path, advance: Advance, progress: Progress
+) -> list[Exported]:
     """Every file of `jobs`, in their order; the UNets, most of which is tracing on one core, with all others beside them."""
     unets = [(job, chosen) for job, chosen in jobs if job.component == "unet"]
     others = [(job, chosen) for job, chosen in jobs if job.component != "unet"]
