@@ -26,7 +26,7 @@ from nemo_edge.export import export_component
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.recipe import ExportSettings
 from nemo_edge.surgery import gate, silenced
-from nemo_edge.verification import answered, random_feeds, verify
+from nemo_edge.verification import Reference, answered, random_feeds, verify
 
 FACTS = {"checkpoint": "0" * 64, "variant": "baked"}
 FACTOR = 2
@@ -393,3 +393,25 @@ def test_the_whole_toys_masked_unet_is_eagers(toy: Checkpoint, toy_sdxl: Checkpo
     path = export(component, checkpoint)
     for batch, sizes in SIZES:
         assert_agrees(component, path, batch, **sizes)
+
+
+class _Slices(nn.Module):
+    """Adds as many slices as XL has value layers, each of two columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(2000))
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return ((torch.stack(torch.split(x * self.scale[:140], [2] * 70, dim=1)).sum(0) * self.scale.sum()),)
+
+
+def test_sizes_of_many_slices_are_inside_of_the_graph(tmp_path: Path) -> None:
+    """ONNX Runtime reads them there when it does not optimize, and not in the file of the weights."""
+    component = Component("slices", _Slices(), (Port("x", ("batch", 140)),), ("y",), {})
+    reference = Reference(answered(component, random_feeds(component, ExportSettings(), FACTOR)), lambda: component)
+    half = replace(component, module=_Slices().half().requires_grad_(False))
+    export_component(half, tmp_path / "slices", ExportSettings(dtype="fp16"), {}, reference=reference)
+    stored = onnx.load(str(tmp_path / "slices" / "model.onnx"), load_external_data=False).graph.initializer
+    outside = {tensor.data_type for tensor in stored if tensor.data_location == onnx.TensorProto.EXTERNAL}
+    assert outside == {onnx.TensorProto.FLOAT16}
