@@ -383,11 +383,20 @@ class _HiddenTextGraph(_TextGraph):
 class _UNetGraph(nn.Module):
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
-        self.unet = unet
+        self.unet: Any = unet
 
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *added: Tensor) -> tuple[Tensor]:
-        extra = {"added_cond_kwargs": dict(zip(("text_embeds", "time_ids"), added, strict=True))} if added else {}
-        out: tuple[Tensor] = self.unet(sample, timestep, encoder_hidden_states, return_dict=False, **extra)
+        out: tuple[Tensor]
+        if not added:
+            out = self.unet(sample, timestep, encoder_hidden_states, return_dict=False)
+            return (out[0],)
+        # XL joins sines in float32 with embeddings of its own type, which PyTorch's exporter writes as it is and ONNX does not allow
+        handle = self.unet.add_time_proj.register_forward_hook(lambda _module, _args, sines: sines.to(sample.dtype))
+        try:
+            conditions = dict(zip(("text_embeds", "time_ids"), added, strict=True))
+            out = self.unet(sample, timestep, encoder_hidden_states, return_dict=False, added_cond_kwargs=conditions)
+        finally:
+            handle.remove()
         return (out[0],)
 
 

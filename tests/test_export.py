@@ -256,11 +256,13 @@ def test_baked_rows_are_exactly_zero_in_the_file(sd: Checkpoint, baked: Path) ->
         assert not any(np.array_equal(found, w) for found in initializers for w in (weight, weight.T)), layer.name
 
 
-def test_fp16_is_fp16_throughout(sd: Checkpoint, export: Export) -> None:
-    component = masked(sd)
-    path = export(component, sd, dtype="fp16")
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_fp16_is_fp16_throughout(sd: Checkpoint, sdxl: Checkpoint, export: Export, family: str) -> None:
+    checkpoint = sd if family == "sd" else sdxl
+    component = masked(checkpoint)
+    path = export(component, checkpoint, dtype="fp16")
     assert set(kinds(path).values()) == {TensorProto.FLOAT16}
-    assert all(p.dtype == torch.float32 for p in sd.unet.parameters())
+    assert all(p.dtype == torch.float32 for p in checkpoint.unet.parameters())
     assert_agrees(component, path, 5, tolerance=2e-2, height=24, width=16)
 
 
