@@ -79,8 +79,8 @@ class PlanFile(BaseModel):
     refittable: tuple[str, ...] = ()
     """Names of the weights that can be changed in the finished engine."""
     reproducible: bool
-    """Whether the same inputs give the same plan again: the same bytes, but for the numbers in TensorRT's names of internal tensors,
-    which are other ones each time where a graph is as large as a UNet of Stable Diffusion."""
+    """Whether the same inputs give the same bytes again. Of graphs of full size they do but for some hundred bytes, most of them numbers
+    in TensorRT's names of internal tensors (`benchmarks/results/full_size.json`)."""
     build_s: float
 
 
