@@ -257,7 +257,7 @@ def _pipeline_from_folder(path: Path, allow_pickle: bool, dtype: torch.dtype, le
             empty = {part: _without_weights(path, part) for part in leave if (path / part).is_dir()}
             stored = _stored_dtype([path / part for part in _WEIGHTED_PARTS if part not in leave]) or dtype
             return DiffusionPipeline.from_pretrained(str(path), torch_dtype=stored, **options, **empty)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"checkpoint {path} cannot be opened: {first_line(error)}") from error
 
 

@@ -177,6 +177,8 @@ def export_folder(
     check_folder(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"the output folder {folder} is not empty: give another folder, or empty it")
+    if neurons and neurons.suffix.lower() != ".csv":
+        NeuronSet.load(neurons)  # what is wrong with the file itself is told before the checkpoint is opened
     with staging(folder) as staged:
         own = value_layers(source, layers, progress)
         chosen = read_neurons(neurons, own) if neurons else NeuronSet.empty(own)
