@@ -41,8 +41,6 @@ from nemo_edge.verification import Reference, answered, first_bad, random_feeds,
 
 _LARGEST_TRACED = 63
 """From 64 rows on diffusers' Upsample2D changes the memory layout: a branch of eager's, not of the graph, which takes any batch."""
-_INSIDE_BYTES = 1024
-"""Tensors below it stay inside of the graph: ONNX Runtime reads sizes there, as of the mask's slices, of which XL has 34 or 70."""
 _UNORDERED = "pkg.torch.export.ExportedProgram.range_constraints"
 """A note of the exporter's that lists a set, in an order that is another in every process."""
 
@@ -155,7 +153,7 @@ def _write(component: Component, path: Path, settings: ExportSettings, provenanc
     program.model.graph.metadata_props.pop(_UNORDERED, None)
     program.model.metadata_props.update({f"nemo_edge.{key}": value for key, value in provenance.items()})
     program.model.producer_name = "nemo-edge"
-    ir.save(program.model, path, external_data=f"{path.name}.data", size_threshold_bytes=_INSIDE_BYTES)
+    program.save(str(path), external_data=True)
     for value in program.model.graph.initializers.values():
         value.const_value = None  # as `_give_up` says; these are the weights that were transposed
 

@@ -52,7 +52,7 @@ PLAN_WEIGHTS = 3.6
 PLAN_PROCESS_BYTES = 0.4 * GB
 COMPARED_PIXELS = 256 * 256
 """Of a picture that `export` compares with eager's, where sizes are free."""
-PART_WEIGHTS = {"fp32": 1.95, "fp16": 1.6}
+PART_WEIGHTS = {"fp32": 1.1, "fp16": 1.3}
 """Peak of exporting one part, in units of its float32 weights: they are opened, cast, written, and compared (`full_size.json`)."""
 WEIGHTS_OPEN = {"fp32": 1.0, "fp16": 1.1}
 """A session that is open, in the same units: a provider of the CPU widens fp16 to float32."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,9 @@ def masked(projections: Sequence[nn.Linear], mask_BN: Tensor) -> Iterator[None]:
     if mask_BN.shape[1] != sum(widths):
         raise InputError(f"the mask is for {mask_BN.shape[1]} value neurons, but the UNet has {sum(widths)}: it belongs to another model")
     with ExitStack() as stack:
-        for linear, slice_BW in zip(projections, torch.split(mask_BN, widths, dim=1), strict=True):
+        for linear, end in zip(projections, accumulate(widths), strict=True):
+            # no torch.split: the exporter stores the sizes of 32 and more with the weights, where ONNX Runtime does not look for them
+            slice_BW = mask_BN[:, end - linear.out_features : end]
             handle = linear.register_forward_hook(partial(_times, slice_BW[:, None, :]))
             stack.callback(handle.remove)
         yield
