@@ -16,7 +16,7 @@ from test_build import Record
 from transformers import CLIPTokenizer
 
 from nemo_edge import parts, production
-from nemo_edge.agreement import TOLERANCES, Exported
+from nemo_edge.agreement import TOLERANCES, Agreement, Exported
 from nemo_edge.checkpoint import open_checkpoint, value_layers
 from nemo_edge.errors import ExportError
 from nemo_edge.neurons import NeuronSet
@@ -172,6 +172,12 @@ def test_a_file_that_yields_no_numbers_is_made_again_in_fp32(source: CheckpointS
     assert all(a.passed and a.tolerance == 1e-4 for a in exported.agreement)
 
 
+def asked(agreement: Agreement) -> Agreement:
+    """What was compared, without the figures, whose last digits depend on the number of threads."""
+    assert agreement.passed
+    return agreement.model_copy(update={"largest_error": 0, "largest_value": 0})
+
+
 @pytest.mark.slow
 def test_processes_of_their_own_write_the_same_bytes(source: CheckpointSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def export(name: str) -> tuple[dict[str, str], list[Exported], list[str]]:
@@ -179,7 +185,7 @@ def test_processes_of_their_own_write_the_same_bytes(source: CheckpointSettings,
         record = Record()
         settings = ExportSettings(dtype="fp16")
         made = export_stage(source, settings, some(source), folder, FACTS, record)
-        found = [e.model_copy(update={"write_s": 0, "verify_s": 0, "agreement": ()}) for e in made]
+        found = [e.model_copy(update={"write_s": 0, "verify_s": 0, "agreement": tuple(map(asked, e.agreement))}) for e in made]
         return {p.relative_to(folder).as_posix(): digest(p) for p in folder.rglob("*") if p.is_file()}, found, record.tasks
 
     here = export("here")
