@@ -129,6 +129,8 @@ def _answer(pipe: Any, progress: Progress) -> tuple[bool, Any]:
                 advances.append(tasks.enter_context(progress.task(*value)))
             elif kind == "advance":
                 advances[-1](value)
+            elif kind == "phase":
+                progress.phase(value)
             elif kind == "end":
                 advances.clear()
                 tasks.close()
@@ -151,6 +153,9 @@ class _Told(Progress):
             yield lambda done: self._pipe.send(("advance", done))
         finally:
             self._pipe.send(("end", None))
+
+    def phase(self, name: str) -> None:
+        self._pipe.send(("phase", name))
 
     def note(self, message: str) -> None:
         self._pipe.send(("note", message))

@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from rich.table import Table
 from nemo_edge.progress import Advance, Progress
 
 _WORTH_A_LINE_S = 2.0
+_PHASE = 21
+"""Letters of a phase's name that fit beside a bar in a terminal of 80 columns."""
 
 
 class Bars(Progress):
@@ -46,12 +48,14 @@ class Bars(Progress):
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
+        self._phase: Callable[[str], None] = lambda name: None
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Advance]:
         """Show a bar within the context."""
         columns = (
             TextColumn("{task.description:<20}"),
+            TextColumn("{task.fields[phase]}", style="dim"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -60,11 +64,17 @@ class Bars(Progress):
         )
         started = time.monotonic()
         with Bar(*columns, console=self._console, disable=not self._console.is_terminal) as bar:
-            task = bar.add_task(description, total=total)
+            task = bar.add_task(description, total=total, phase="")
+            self._phase = lambda name: bar.update(task, phase=escape(name if len(name) <= _PHASE else name[: _PHASE - 1] + "…"))
             yield lambda done: bar.advance(task, done)
+        self._phase = lambda name: None
         seconds = time.monotonic() - started
         if not self._console.is_terminal and seconds > _WORTH_A_LINE_S:
             self.note(f"{description}: {total} in {seconds:.0f} s")
+
+    def phase(self, name: str) -> None:
+        """Show it beside the bar of the task that is open."""
+        self._phase(name)
 
     def note(self, message: str) -> None:
         """Print one line."""

@@ -12,12 +12,15 @@ Advance = Callable[[int], None]
 
 
 class Progress:
-    """Receives the progress of long work and keeps it to itself; the command line overrides `task` with a bar."""
+    """Receives the progress of long work and keeps it to itself; the command line overrides it with a bar."""
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Advance]:
         """Within the context `total` units of work are done; yields the function to report them with."""
         yield lambda done: None
+
+    def phase(self, name: str) -> None:
+        """What the task is busy with now, in the words of the tool that does it; empty: nothing in particular."""
 
     def note(self, message: str) -> None:
         """Something worth a line."""

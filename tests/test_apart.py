@@ -35,6 +35,9 @@ class Told(Progress):
         yield self.said.append
         self.said.append("end")
 
+    def phase(self, name: str) -> None:
+        self.said.append(f"phase: {name}")
+
     def note(self, message: str) -> None:
         self.said.append(f"note: {message}")
 
@@ -55,6 +58,7 @@ def work(progress: Progress) -> str:
     for name in ("first", "second"):
         with progress.task(name, 3) as advance:
             advance(2)
+            progress.phase("half")
             progress.note(f"in {name}")
             advance(1)
     return "done"
@@ -115,7 +119,10 @@ def test_a_function_is_called_here_unless_it_is_wanted_apart() -> None:
 def test_progress_is_told_in_order(apart: bool) -> None:
     told = Told()
     assert run(apart, "work", told, f"{HERE}.work") == "done"
-    assert told.said == [("first", 3), 2, "note: in first", 1, "end", ("second", 3), 2, "note: in second", 1, "end"]
+    assert told.said == [
+        *(("first", 3), 2, "phase: half", "note: in first", 1, "end"),
+        *(("second", 3), 2, "phase: half", "note: in second", 1, "end"),
+    ]
 
 
 def test_an_error_on_purpose_is_raised_as_it_is() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.text import Text
 
 from nemo_edge import console
 from nemo_edge.build import BuildResult
@@ -64,6 +65,21 @@ def test_bars_are_silent_for_short_work_where_nobody_looks(capsys: pytest.Captur
     with console.Bars().task("localize", 2) as advance:
         advance(2)
     assert capsys.readouterr().err == "localize: 2 in 0 s\n"
+
+
+def test_a_bar_names_the_phase_beside_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    bars = console.Bars()
+    with bars.task("unet_masked sm86+sm89", 100) as advance:
+        bars.phase("Timing [kernels] of a name without end")
+        advance(50)
+    bars.phase("nobody looks any more")
+    lines = Text.from_ansi(capsys.readouterr().err).plain.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    shown = [line for line in lines if "Timing [kernels] of …" in line]
+    assert shown
+    assert "━" in shown[-1]
+    assert "50/100" in shown[-1]
 
 
 def comparison(error: float, **changes: Any) -> Comparison:

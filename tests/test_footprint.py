@@ -110,9 +110,12 @@ def test_what_holds_no_headers_is_refused(tmp_path: Path, name: str, content: by
 
 
 def test_estimates_are_near_what_was_measured() -> None:
-    """Export of Stable Diffusion 1.5's UNet alone, as benchmarks/results/full_size.json has it; the files 3.44 and 1.72 GB."""
-    measured = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "full_size.json").read_text())["exports"]
+    """Export of Stable Diffusion 1.5's UNet alone, and of whole models, as full_size.json has it; the files 3.44 and 1.72 GB."""
+    results = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "full_size.json").read_text())
+    measured, builds = results["exports"], results["builds"]
     found = needs(SD15[:1], 512 * 512)
+    for name, whole, pixels in (("sd15", SD15, 512 * 512), ("sdxl", SDXL, 1024 * 1024)):
+        assert needs(whole, pixels)["fp16", 1].export_bytes == pytest.approx(builds[name]["build"]["peak_mb"] * 1e6, rel=0.1)
     assert found["fp32", 1].export_bytes == pytest.approx(measured["nemo-edge"]["peak_mb"] * 1e6, rel=0.1)
     assert found["fp16", 1].export_bytes == pytest.approx(measured["nemo-edge, fp16"]["peak_mb"] * 1e6, rel=0.1)
     assert found["fp32", 1].disk_bytes == pytest.approx(2 * 3.44 * GB, rel=0.05)

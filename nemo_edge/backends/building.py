@@ -13,7 +13,7 @@ import importlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +22,9 @@ from typing import Any
 from nemo_edge.errors import ExportError, InputError, MissingDependency, NemoEdgeError
 from nemo_edge.files import explain, write_atomically
 from nemo_edge.plans import Shapes
-from nemo_edge.progress import Progress
+from nemo_edge.progress import Advance, Progress
 
-_SCALE = 1000
+_SCALE = 100
 """Units of the bar."""
 _LONGEST = 400
 
@@ -89,6 +89,11 @@ class Phases:
             self._open.pop(name, None)
 
     @property
+    def innermost(self) -> str:
+        """The phase that began last of those that have not ended."""
+        return next(reversed(self._open), "")
+
+    @property
     def fraction(self) -> float:
         """How much is done, from 0 to 1."""
         return min(self._reached, 1.0)
@@ -117,7 +122,7 @@ def run_job(job: Job, description: str, progress: Progress) -> Built:
         process.start()
         there.close()
         with progress.task(description, _SCALE) as advance:
-            built = _follow(here, advance)
+            built = _follow(here, advance, progress)
         finished = True
     except EOFError as error:
         process.join()
@@ -137,7 +142,7 @@ def run_job(job: Job, description: str, progress: Progress) -> Built:
     return built
 
 
-def _follow(pipe: Any, advance: Callable[[int], None]) -> Built:
+def _follow(pipe: Any, advance: Advance, progress: Progress) -> Built:
     """Pass on what the process tells until it has built."""
     done = 0
     while True:
@@ -147,8 +152,10 @@ def _follow(pipe: Any, advance: Callable[[int], None]) -> Built:
         if isinstance(message, Built):
             advance(_SCALE - done)
             return message
-        advance(message - done)
-        done = message
+        reached, phase = message
+        advance(reached - done)
+        progress.phase(phase)
+        done = reached
 
 
 def _serve(job: Job, pipe: Any) -> None:
@@ -303,10 +310,11 @@ def _make_monitor(trt: Any, pipe: Any) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.phases, self.sent, self.alone = Phases(), 0, False
+            self.phases, self.sent, self.alone = Phases(), (0, ""), False
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
             self.phases.start(name, parent, steps)
+            self.tell()
 
         def phase_finish(self, name: str) -> None:
             self.phases.finish(name)
@@ -318,11 +326,11 @@ def _make_monitor(trt: Any, pipe: Any) -> Any:
             return not self.alone
 
         def tell(self) -> None:
-            units = int(self.phases.fraction * _SCALE)
-            if units > self.sent and not self.alone:
-                self.sent = units
+            reached = int(self.phases.fraction * _SCALE), self.phases.innermost
+            if reached != self.sent and not self.alone:
+                self.sent = reached
                 try:
-                    pipe.send(units)
+                    pipe.send(reached)
                 except OSError:
                     self.alone = True
 

@@ -41,6 +41,8 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "te
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
 _SILENT = 4
+_UNKNOWN = "NOT_IMPLEMENTED"
+"""In an error: an operator that the provider has for other types only."""
 _HEAVY = {"Attention", "Conv", "Gemm", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "MatMul", "Softmax"}
 
 
@@ -215,7 +217,8 @@ def _session(
             raise MissingDependency(
                 f"{wanted} cannot run {model} here: {first}; needs an NVIDIA GPU with CUDA 12 or 13 and cuDNN 9"
             ) from error
-        raise InputError(f"ONNX Runtime cannot open {model}: {first}") from error
+        remedy = "; the CPU has no operators for bf16: export.dtype = 'fp16' or 'fp32', or another provider" if _UNKNOWN in first else ""
+        raise InputError(f"ONNX Runtime cannot open {model}: {first}{remedy}") from error
     if wanted not in session.get_providers():
         raise MissingDependency(
             f"{wanted} was asked for, but ONNX Runtime loaded only {', '.join(session.get_providers())}: install its libraries "

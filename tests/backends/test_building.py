@@ -37,12 +37,16 @@ class Told(Progress):
 
     def __init__(self) -> None:
         self.units: list[int] = []
+        self.phases: list[str] = []
         self.total = 0
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Advance]:
         self.total = total
         yield self.units.append
+
+    def phase(self, name: str) -> None:
+        self.phases.append(name)
 
 
 def job(folder: Path, model: Path, **changes: Any) -> Job:
@@ -59,14 +63,18 @@ def test_phases_inside_of_a_step_are_parts_of_it() -> None:
     phases.start("kernels", "timing", 2)
     phases.step("kernels", 0)
     assert phases.fraction == 3 / 16
+    assert phases.innermost == "kernels"
     phases.finish("timing")
     assert phases.fraction == 1 / 2
     phases.step("building", 0)
     phases.start("timing", "building", 4)
     phases.step("timing", 1)
     assert phases.fraction == 3 / 4
+    phases.finish("timing")
+    assert phases.innermost == "kernels"  # which has not ended
+    phases.finish("kernels")
     phases.finish("building")
-    assert phases.fraction == 1
+    assert (phases.fraction, phases.innermost) == (1, "")
 
 
 def test_phases_never_go_back() -> None:
@@ -87,6 +95,8 @@ def test_progress_reaches_its_end_and_only_grows(tmp_path: Path) -> None:
     assert sum(told.units) == told.total
     assert min(told.units) >= 0
     assert len(told.units) > 3
+    assert len(set(filter(None, told.phases))) > 1
+    assert told.phases[-1] == ""
     assert built.attentions == 1
     assert (tmp_path / "plan").stat().st_size > 10_000
 

@@ -105,6 +105,11 @@ def test_a_broken_file_is_refused(written: Callable[[str, bytes], Path], content
         open_runner(written("model.onnx", content))
 
 
+def test_a_graph_in_bf16_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot open .*; the CPU has no operators for bf16: export\.dtype = 'fp16' or 'fp32'"):
+        open_runner(save_graph(tmp_path / "model.onnx", TensorProto.BFLOAT16))
+
+
 def test_an_absent_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot open .*model\.onnx"):
         open_runner(tmp_path / "model.onnx")
