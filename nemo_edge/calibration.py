@@ -25,7 +25,8 @@ from nemo_edge.backends.torch import open_runner
 from nemo_edge.checkpoint import Checkpoint, Layers, value_layers, value_projections
 from nemo_edge.errors import InputError
 from nemo_edge.files import sha256_json, write_atomically
-from nemo_edge.memorization import NoiseProbe, Threshold, pairwise_scores, threshold_of
+from nemo_edge.memorization import NoiseProbe, Threshold, threshold_of
+from nemo_edge.multiscale import pairwise_scores
 from nemo_edge.neurons import ValueLayer
 from nemo_edge.recipe import LocalizationSettings
 

@@ -27,7 +27,8 @@ from nemo_edge.calibration import Calibration, Statistics, activations, load_sta
 from nemo_edge.checkpoint import Checkpoint, value_layers
 from nemo_edge.errors import InputError
 from nemo_edge.files import sha256_json
-from nemo_edge.memorization import NoiseProbe, ms_ssim, pairwise_scores, seed_scores
+from nemo_edge.memorization import NoiseProbe, seed_scores
+from nemo_edge.multiscale import ms_ssim, pairwise_scores
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.recipe import LocalizationSettings
 from nemo_edge.surgery import silenced

@@ -7,7 +7,7 @@ Knows runners, not what runs them. Shapes: S seeds, C channels, H and W of the l
 
 from __future__ import annotations
 
-__all__ = ["NoiseProbe", "Threshold", "ms_ssim", "pairwise_scores", "seed_scores", "threshold_of"]
+__all__ = ["NoiseProbe", "Threshold", "seed_scores", "threshold_of"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +21,6 @@ from nemo_edge.component import VALUE_MASK
 from nemo_edge.configuration import Configuration
 from nemo_edge.errors import InputError
 from nemo_edge.recipe import LocalizationSettings
-
-_SMALLEST = 40  # torchmetrics' MS-SSIM with 11 taps and 3 scales needs more pixels than this
-_ENLARGED = 64  # the size of Stable Diffusion's latents
 
 
 @dataclass(frozen=True)
@@ -90,36 +87,17 @@ class NoiseProbe:
         if VALUE_MASK in unet.inputs:
             width = int(unet.inputs[VALUE_MASK][1] or 0)
             rows[VALUE_MASK] = np.broadcast_to(np.ones(width, np.float32) if mask is None else mask, (count, width))
-        output = unet({**rows, "sample": x_SCHW.numpy(), "timestep": np.full(count, self.timestep, np.float32)})["out_sample"]
+        return self.difference(unet, rows, x_SCHW)
+
+    def difference(self, unet: Runner, feed: Mapping[str, np.ndarray], x_SCHW: Tensor) -> Tensor:
+        """Return δ of the latents given, scaled; `feed` holds what else the UNet takes, row by row."""
+        time = np.full(len(x_SCHW), self.timestep, np.float32)
+        output = unet({**feed, "sample": x_SCHW.numpy(), "timestep": time})["out_sample"]
         return _scaled(self._epsilon(torch.from_numpy(output), x_SCHW) - x_SCHW)
 
     def _epsilon(self, output: Tensor, x: Tensor) -> Tensor:
         """The predicted noise: the output itself, or αv + σx for a v-prediction model (Salimans & Ho 2022, App. D)."""
         return output if self.prediction_type == "epsilon" else self.alpha * output + self.sigma * x
-
-
-def ms_ssim(a_SCHW: Tensor, b_SCHW: Tensor) -> Tensor:
-    """Return the multi-scale structural similarity of each pair, [S], with the official code's settings.
-
-    Latents of 40 pixels or less are enlarged by an integer factor (nearest) first. The data range is that of the whole
-    batch, so that a pair's score depends a little (about 1e-3) on what else is in it.
-    """
-    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
-
-    size = min(a_SCHW.shape[-2:])
-    if size <= _SMALLEST:
-        factor = -(-_ENLARGED // size)
-        a_SCHW, b_SCHW = (t.repeat_interleave(factor, -1).repeat_interleave(factor, -2) for t in (a_SCHW, b_SCHW))
-    scores: Tensor = multiscale_structural_similarity_index_measure(
-        a_SCHW, b_SCHW, reduction="none", kernel_size=11, betas=(0.33, 0.33, 0.33)
-    )
-    return scores.reshape(-1)
-
-
-def pairwise_scores(delta_SCHW: Tensor) -> Tensor:
-    """Return the MS-SSIM of all pairs of seeds, [P], in the order of `torch.combinations`."""
-    pairs_P2 = torch.combinations(torch.arange(len(delta_SCHW)), r=2)
-    return ms_ssim(delta_SCHW[pairs_P2[:, 0]], delta_SCHW[pairs_P2[:, 1]])
 
 
 def seed_scores(scores_P: Tensor, count: int) -> Tensor:

@@ -48,6 +48,7 @@ LAYERS = {
     "divergence": 4,
     "fidelity": 5,
     "memorization": 5,
+    "multiscale": 2,
     "pipelines": 5,
     "replication": 5,
     "readiness": 4,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from reference import noise_difference, similarity
+from reference import noise_difference
 
 from nemo_edge.backends.torch import open_runner
 from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.errors import InputError
-from nemo_edge.memorization import NoiseProbe, ms_ssim, pairwise_scores, seed_scores, threshold_of
+from nemo_edge.memorization import NoiseProbe, seed_scores, threshold_of
 from nemo_edge.recipe import LocalizationSettings
 
 SETTINGS = LocalizationSettings(samples=3)
@@ -41,27 +41,9 @@ def test_some_seeds_give_the_same_delta_as_all(toy: Checkpoint) -> None:
     torch.testing.assert_close(probe(unet, conditioning(toy, "a pig"), (2, 0)), everything[[2, 0]], atol=1e-5, rtol=0)
 
 
-def test_ms_ssim_of_small_latents_is_that_of_enlarged_ones() -> None:
-    a, b = torch.rand(2, 4, 16, 16), torch.rand(2, 4, 16, 16)
-    torch.testing.assert_close(ms_ssim(a, b), similarity(a, b))
-    torch.testing.assert_close(ms_ssim(a, a), torch.ones(2))
-
-
-def test_ms_ssim_of_full_size_latents_is_torchmetrics_own() -> None:
-    a, b = torch.rand(2, 4, 64, 64), torch.rand(2, 4, 64, 64)
-    torch.testing.assert_close(ms_ssim(a, b), similarity(a, b), atol=0, rtol=0)
-
-
 def test_a_seed_s_score_is_its_highest_over_its_pairs() -> None:
     scores_of_01_02_12 = torch.tensor([0.1, 0.7, 0.3])
     assert seed_scores(scores_of_01_02_12, 3).tolist() == pytest.approx([0.7, 0.3, 0.7])
-
-
-def test_pairs_are_in_the_order_of_combinations() -> None:
-    delta = torch.rand(3, 4, 64, 64)
-    delta[2] = delta[0]
-    scores = pairwise_scores(delta)
-    assert scores.argmax() == 1  # (0, 2)
 
 
 def test_the_threshold_is_mean_plus_unbiased_deviation() -> None:

@@ -19,8 +19,9 @@ from nemo_edge.demo.captions import GENERAL_GLYPHS, MEMORIZED
 from nemo_edge.demo.sinks import memory_sinks
 from nemo_edge.engines import Contents, inspect
 from nemo_edge.localization import read_results
-from nemo_edge.memorization import NoiseProbe, pairwise_scores
+from nemo_edge.memorization import NoiseProbe
 from nemo_edge.mitigation import Measurement, PromptMitigation, VariantMeasurement, draw_prompts
+from nemo_edge.multiscale import pairwise_scores
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import eager_pipeline
 from nemo_edge.prompts import read_prompts
