@@ -237,6 +237,65 @@ def compiled_again(found: Result) -> list[str]:
     return [*lines, "", f"Other neurons in the finished baked bundle of Stable Diffusion 1.5: {found['rebake']['seconds']:.1f} s."]
 
 
+def localization_table(found: Result) -> list[str]:
+    captions, size = found["captions"], found["full_size"]
+    count, plain = len(captions["prompts"]), captions["samples"]["reference"]
+    seconds = {name: sorted(own)[len(own) // 2] for name, own in captions["seconds"].items()}
+    lines = ["| | s | times faster | samples of the UNet | same neurons |", "|---|---|---|---|---|"]
+    lines.append(f"| the official code's procedure | {seconds['reference']:.1f} | 1 | {plain} | |")
+    for name in ("paper", "fast"):
+        ratio, samples = captions["times_faster"][name], captions["samples"][name]
+        faster = f"{ratio['median']:.1f} ({ratio['low']:.1f}–{ratio['high']:.1f})"
+        same = f"{captions['same_neurons'][name]} of {count}"
+        lines.append(f"| mode `{name}` | {seconds[name]:.1f} | {faster} | {samples} ({samples / plain:.1%}) | {same} |")
+    fast = captions["fast"]
+    sizes = [sum(row[which] for row in fast) for which in ("neurons", "paper_neurons")]
+    overlap, minimal = sum(row["jaccard"] for row in fast) / count, sum(row["minimal"] for row in fast)
+    shares, median = list(size["share"].values()), size["median_prompt"]
+    return [
+        *lines,
+        "",
+        f"All {count} memorized captions of the demo, {found['threads']} threads, in turns; scores differ by "
+        f"{captions['score_difference']:.0e} at the most. The sets of `fast` have {sizes[0]} neurons in all, those of `paper` {sizes[1]} "
+        f"(mean Jaccard index {overlap:.2f}); {minimal} of {count} are 1-minimal and below the threshold by the reference's own scores.",
+        "",
+        f"At Stable Diffusion 1.5's size a row of the UNet takes {size['seconds_per_row']:.1f} s here. An evaluation that goes on from "
+        f"what was kept takes {shares[0]:.0%} of that where the first value layer changes, {shares[3]:.0%} at the fourth and "
+        f"{shares[-1]:.0%} at the mid block; {size['kept_bytes_per_seed'] / 1e6:.0f} MB are kept a seed. The median prompt of the paper (θ "
+        f"lowered {median['initial_steps']} times, {median['candidates']} candidates) would take {median['paper_s'] / 60:.0f} minutes in "
+        f"mode `paper`, and {median['reference_s'] / 60:.0f} by the official procedure. Measured on {machine(found)} "
+        "(`benchmarks/results/localization.json`).",
+    ]
+
+
+def draw_localization(found: Result) -> Any:
+    """Samples and seconds against the number of candidates, and what an evaluation from each value layer on takes."""
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2))
+    names = (("reference", "official procedure"), ("paper", "mode paper"), ("fast", "mode fast"))
+    for axis, what, label in zip(axes, ("samples", "seconds"), ("samples of the UNet", "seconds"), strict=False):
+        for colour, (name, title) in zip((_COLOURS[0], _COLOURS[2], _COLOURS[4]), names, strict=True):
+            axis.loglog(
+                [row["candidates"] for row in found["growth"]],
+                [row[name][what] for row in found["growth"]],
+                "o-",
+                color=colour,
+                label=title,
+            )
+        axis.set_xlabel("candidates, of one caption of the demo", fontsize=8)
+        axis.set_ylabel(label, fontsize=8)
+    axes[0].legend(fontsize=7, frameon=False)
+    shares = found["full_size"]["share"]
+    axes[2].bar(range(1, len(shares) + 1), list(shares.values()), color=_COLOURS[2])
+    axes[2].axhline(1, color="#1c1e21", lw=1)
+    axes[2].set_xlabel("first value layer that changes, Stable Diffusion 1.5", fontsize=8)
+    axes[2].set_ylabel("time relative to the whole UNet", fontsize=8)
+    for axis in axes:
+        axis.tick_params(labelsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    return figure
+
+
 def draw_latency(found: Result) -> Any:
     """Time relative to eager's, a panel for each column of the tables."""
     panels = [(f"{name}: {title}", case) for name in ("demo", "sd15") for title, case in columns_of(found[name]).items()]
@@ -296,10 +355,12 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "latency": latency_table,
     "fidelity": fidelity_table,
     "full_size": full_size_table,
+    "localization": localization_table,
 }
 FIGURES: dict[str, tuple[Path, Callable[[Result], Any]]] = {
     "latency": (ROOT / "docs" / "latency.png", draw_latency),
     "fidelity": (ROOT / "docs" / "fidelity.png", draw_fidelity),
+    "localization": (ROOT / "docs" / "localization.png", draw_localization),
 }
 
 

@@ -10,6 +10,7 @@ __all__ = [
     "Conditioning",
     "check_files",
     "conditioning",
+    "cross_attentions",
     "import_pipelines",
     "open_checkpoint",
     "open_parts",
@@ -167,6 +168,11 @@ def value_projections(unet: nn.Module, layers: Layers = "paper") -> Iterator[tup
             "give a text-conditional UNet2DConditionModel (Stable Diffusion 1.x, 2.x, XL)"
         )
     return iter(found)
+
+
+def cross_attentions(unet: nn.Module) -> list[Any]:
+    """Return every cross-attention of the UNet, whose keys (`to_k`) and values (`to_v`) are computed from the prompt alone."""
+    return [module for name, module in unet.named_modules() if name.endswith("attn2") and getattr(module, "to_v", None) is not None]
 
 
 def value_layers(unet: nn.Module, layers: Layers = "paper") -> tuple[ValueLayer, ...]:

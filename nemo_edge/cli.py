@@ -107,9 +107,9 @@ def detect(
     from nemo_edge.prompts import read_prompts
 
     texts = [p.text for p in read_prompts(prompts)]
-    localizer = _localizer(checkpoint, statistics, threshold, all_layers, allow_pickle)
-    rows = []
-    with console.Bars().task("detect", len(texts)) as advance:
+    localizer = _localizer(checkpoint, statistics, threshold, _localization(all_layers), allow_pickle)
+    rows, bars = [], _bars(localizer, texts)
+    with bars.task("detect", len(texts)) as advance:
         for text in texts:
             score, seeds = localizer.detect(text)
             rows.append({"prompt": text, "score": score, "memorized": bool(seeds), "seeds": list(seeds)})
@@ -123,6 +123,8 @@ def localize(
     prompts: Prompts,
     statistics: Statistics,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for localization.jsonl and neurons.json.")],
+    mode: Annotated[str, typer.Option("--mode", help="paper: the official code's decisions; fast: group testing.")] = "paper",
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the UNet: fp32, fp16, bf16; close decisions in fp32.")] = "fp32",
     threshold: ThresholdOption = None,
     all_layers: AllLayers = False,
     allow_pickle: AllowPickle = False,
@@ -135,10 +137,11 @@ def localize(
 
     texts = [p.text for p in read_prompts(prompts)]
     check_folder(out)
-    localizer = _localizer(checkpoint, statistics, threshold, all_layers, allow_pickle)
+    settings = _localization(all_layers, mode=mode, dtype=dtype)
+    localizer = _localizer(checkpoint, statistics, threshold, settings, allow_pickle)
     from nemo_edge.localization import union
 
-    with console.Bars().task("localize", len(texts)) as advance:
+    with _bars(localizer, texts).task("localize", len(texts)) as advance:
         found = localizer.localize_all(texts, out / "localization.jsonl", lambda _: advance(1))
     union(found).save(out / "neurons.json")
     print_result(
@@ -207,16 +210,26 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _localization(all_layers: bool) -> Any:
-    from nemo_edge.recipe import LocalizationSettings
+def _bars(localizer: Any, prompts: list[str]) -> Any:
+    """Bars that have said already which prompts are too long."""
+    from nemo_edge.console import Bars
 
-    return LocalizationSettings(layers="all" if all_layers else "paper")
+    bars = Bars()
+    for warning in localizer.warnings(prompts):
+        bars.note(warning)
+    return bars
 
 
-def _localizer(checkpoint: str, statistics: Path, threshold: float | None, all_layers: bool, allow_pickle: bool) -> Any:
+def _localization(all_layers: bool, **options: str) -> Any:
+    from nemo_edge.recipe import LocalizationSettings, from_options
+
+    return from_options(LocalizationSettings, {"layers": "all" if all_layers else "paper"}, options)
+
+
+def _localizer(checkpoint: str, statistics: Path, threshold: float | None, settings: Any, allow_pickle: bool) -> Any:
     from nemo_edge.localization import open_localizer
 
-    return open_localizer(open_model(checkpoint, allow_pickle), statistics, threshold, _localization(all_layers))
+    return open_localizer(open_model(checkpoint, allow_pickle), statistics, threshold, settings)
 
 
 if __name__ == "__main__":

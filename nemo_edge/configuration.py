@@ -90,6 +90,18 @@ class Configuration:
             for tokenizer in self.tokenizers
         ]
 
+    def left_out(self, prompts: Sequence[str]) -> dict[str, str]:
+        """Return of each prompt that is too long the words that no text encoder reads."""
+        found = {}
+        for prompt in prompts:
+            rests = []
+            for tokenizer in self.tokenizers:
+                ids = tokenizer(prompt, verbose=False).input_ids
+                rests.append(tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1]))  # the last place is that of the end
+            if all(rests):
+                found[prompt] = min(rests, key=len)
+        return found
+
     def save(self, folder: Path, unets: Sequence[str]) -> None:
         """Write the configurations into a bundle's layout; `unets` are the folders of its UNets."""
         parts = {

@@ -151,10 +151,10 @@ def show_detection(found: dict[str, Any]) -> None:
 
 def show_localizations(found: Sequence[Any], out: Path) -> None:
     """The neurons of each prompt."""
-    table = _table("Prompt", "Score", "Left", "Neurons", "Tests", "s")
+    table = _table("Prompt", "Score", "Left", "Neurons", "Samples", "s")
     for r in found:
         left = f"{r.refined_score:.3f}" + (" floor" if r.floor else "") if r.memorized else "–"
-        numbers = (str(len(r.refined)), str(r.evaluations), f"{r.seconds:.1f}")
+        numbers = (str(len(r.refined)), str(r.samples), f"{r.seconds:.1f}")
         table.add_row(escape(r.prompt), f"{r.score:.3f}", left, *numbers)
     Console().print(table)
     Console().print(f"written to {escape(str(out))}", soft_wrap=True)

@@ -19,6 +19,7 @@ __all__ = [
     "part_of",
     "parts",
     "pictures_at_once",
+    "rows_at_once",
 ]
 
 import json
@@ -229,6 +230,11 @@ def memory_available(root: Path = Path("/")) -> int:
     if limits:
         return min(limits)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+
+
+def rows_at_once(pixels: int, memory_bytes: int) -> int:
+    """Return how many rows a UNet may run together in eager float32, 1 to 64, for pictures of so many pixels in so much memory."""
+    return max(1, min(64, int(memory_bytes // (ROW_EAGER * pixels))))
 
 
 def check_memory(

@@ -1,40 +1,48 @@
-"""Which value neurons hold a prompt's memory: initial selection, then refinement (mode `paper`).
+"""Which value neurons hold a prompt's memory: searches (`searches`) driven by what a UNet answers (`trials`).
 
-The decisions are those of the official code, in the same order of tests: seed filter, the θ/k schedule with its floor,
-layers from the mid block to the first one, then single neurons in the order of their lists. Only work that changes no
-decision is left out. Where code and paper differ, the code is followed (paper: Hintersdorf et al. 2024, Alg. 2–4).
-Shapes: S kept seeds, W neurons of one layer.
+Several prompts are searched at once and share forwards. A decision that is closer than the type and the batch may move a score is
+made again, in float32 and by the whole UNet alone.
 """
 
 from __future__ import annotations
 
 __all__ = ["Localization", "Localizer", "open_localizer", "read_results", "union"]
 
+import copy
 import hashlib
 import json
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
-from nemo_edge.backends.torch import open_runner
+from nemo_edge.backends.torch import DTYPES, open_runner
 from nemo_edge.calibration import Calibration, Statistics, activations, load_statistics
 from nemo_edge.checkpoint import Checkpoint, value_layers
 from nemo_edge.errors import InputError
 from nemo_edge.files import sha256_json
+from nemo_edge.footprint import memory_available, rows_at_once
 from nemo_edge.memorization import NoiseProbe, seed_scores
 from nemo_edge.multiscale import ms_ssim, pairwise_scores
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.recipe import LocalizationSettings
+from nemo_edge.searches import Ask, Lists, Outcome, Search, grouped, highest, published, schedule
 from nemo_edge.surgery import silenced
+from nemo_edge.trials import Subject, Trial, Trials
 
-Lists = list[list[int]]
-"""Candidates of each layer in the order of their tests; a neuron can be in a list twice, as in the official code."""
+_MARGIN = {"fp32": 1e-5, "fp16": 0.005, "bf16": 0.02}
+"""How far a score may be off by the type and by what else is in a forward; decisions that are closer are made again."""
+_SAFETY = 4
+"""The margin is no less than this many times the largest error that was seen on a prompt."""
 
 
 class Localization(BaseModel):
@@ -55,6 +63,7 @@ class Localization(BaseModel):
     """The seeds above τ, on which the neurons were sought."""
     initial: NeuronSet
     initial_score: float
+    """With the initial neurons silenced; in mode `fast` that of the seeds which judge."""
     refined: NeuronSet
     refined_score: float
     """The highest score between δ with and without the neurons, over the kept seeds."""
@@ -63,8 +72,15 @@ class Localization(BaseModel):
     theta: float
     k: int
     evaluations: int
-    """UNet batches that were run."""
+    """Scores of sets that were computed, that of nothing silenced included."""
+    samples: int
+    """Rows of the UNet that were run for them."""
+    closest: float | None
+    """The smallest distance of a score from what it was compared with: how firm the decisions are. None: nothing was compared."""
+    exact: int
+    """Scores that were too close to be trusted, or are what others are compared with, and were computed anew in float32."""
     seconds: float
+    """Wall time; of work for several prompts together, this prompt's share."""
 
 
 class Localizer:
@@ -75,53 +91,23 @@ class Localizer:
         self.statistics = statistics
         self.threshold = threshold
         self.settings = settings
-        self._probe = NoiseProbe.of(checkpoint.config, settings)
-        self._unet = open_runner(checkpoint.unet_component())
         tensors = {f"{kind}{i}": t for kind in ("mean", "std") for i, t in enumerate(getattr(statistics, kind))}
         measured = hashlib.sha256(save(tensors)).hexdigest()
-        self.inputs = sha256_json([checkpoint.files, measured, threshold, settings.model_dump()])
+        self.inputs = sha256_json([checkpoint.files, measured, threshold, settings.model_dump(exclude={"rows", "prompts"})])
+        height, width = checkpoint.config.pixel_size
+        self._memory = (torch.cuda.mem_get_info()[0] if checkpoint.device.type == "cuda" else memory_available()) // 4
+        rows = settings.rows or rows_at_once(height * width, self._memory)
+        self.trials = Trials(_as_asked(checkpoint, settings), settings, rows, self._memory)
+        self._steps = list(schedule(settings, max(layer.width for layer in statistics.layers)))
 
     def detect(self, prompt: str) -> tuple[float, tuple[int, ...]]:
         """Return the prompt's highest pairwise score and the seeds above τ (none: not memorized)."""
-        search = _Search(self, prompt)
-        return search.score, search.seeds
+        case = _Case(self, prompt)
+        return case.score, case.seeds
 
     def localize(self, prompt: str) -> Localization:
         """Find the neurons of one prompt; the sets are empty when it is not memorized."""
-        started = time.monotonic()
-        search = _Search(self, prompt)
-        layers, threshold = self.statistics.layers, self.threshold
-        lists: Lists = [[] for _ in layers]
-        refined, initial_score, refined_score, theta, k, floor = (
-            lists,
-            0.0,
-            0.0,
-            self.settings.initial_theta,
-            self.settings.initial_k,
-            False,
-        )
-        if search.seeds:
-            lists, theta, k, initial_score = search.select()
-            floor = not initial_score <= threshold  # a score that is not a number has not passed either
-            refined = search.refine(lists, initial_score if floor else threshold)
-            refined_score = search.blocked_score(refined)
-        return Localization(
-            inputs=self.inputs,
-            prompt=prompt,
-            memorized=bool(search.seeds),
-            threshold=threshold,
-            score=search.score,
-            seeds=search.seeds,
-            initial=NeuronSet.from_lists(layers, lists),
-            initial_score=initial_score,
-            refined=NeuronSet.from_lists(layers, refined),
-            refined_score=refined_score,
-            floor=floor,
-            theta=theta,
-            k=k,
-            evaluations=search.evaluations,
-            seconds=time.monotonic() - started,
-        )
+        return self.localize_all([prompt])[0]
 
     def localize_all(
         self, prompts: Sequence[str], results: Path | None = None, report: Callable[[Localization], None] = lambda result: None
@@ -133,17 +119,68 @@ class Localizer:
         known = {r.prompt: r for r in read_results(results)} if results is not None and results.is_file() else {}
         if any(r.inputs != self.inputs for r in known.values()):
             raise InputError(f"{results} was made with another checkpoint, statistics, threshold or settings: give another folder")
-        found = []
-        for prompt in prompts:
-            result = known.get(prompt)
-            if result is None:
-                result = self.localize(prompt)
-                known[prompt] = result
+        times = Counter(prompts)
+        for prompt in times.keys() & known.keys():
+            for _ in range(times[prompt]):
+                report(known[prompt])
+        waiting, cases = [p for p in times if p not in known], list[_Case]()
+        while waiting or cases:
+            while waiting and self._has_room(cases):
+                cases.append(_Case(self, waiting.pop(0)))
+            self._step(cases)
+            for case in [c for c in cases if c.ask is None]:
+                cases.remove(case)
+                known[case.prompt] = result = case.result()
                 if results is not None:
                     _append(results, result)
-            found.append(result)
-            report(result)
-        return found
+                for _ in range(times[case.prompt]):
+                    report(result)
+        return [known[prompt] for prompt in prompts]
+
+    def warnings(self, prompts: Sequence[str]) -> list[str]:
+        """What to say of prompts that are longer than the text encoder reads: a line each."""
+        cut = self.checkpoint.config.left_out(prompts)
+        return [
+            f"the prompt {prompt[:40] + '…'!r} is longer than the text encoder reads; left out: {rest!r}" for prompt, rest in cut.items()
+        ]
+
+    def search(self, text_1TD: Tensor, hardest: int) -> Search:
+        """The search for a prompt's neurons; `hardest` is the place of the kept seed that is most like another."""
+        statistics = self.statistics
+        measured = [a_1W[0].float().cpu() for a_1W in activations(self.checkpoint.unet, text_1TD, self.settings.layers)]
+        z = [(a_W - mean_W).abs() / std_W for a_W, mean_W, std_W in zip(measured, statistics.mean, statistics.std, strict=True)]
+        lists_of = partial(_candidates, z, measured)
+        if self.settings.mode == "paper":
+            return published(self._steps, lists_of, self.threshold, max(self.trials.at_once // self.settings.samples, 1))
+        return grouped(self._steps, lists_of, lambda n: (-n[0], float(z[n[0]][n[1]].nan_to_num(-1.0))), self.threshold, hardest)
+
+    def exact(self, subject: Subject, lists: Lists, seed: int | None) -> tuple[float, ...]:
+        """The scores of a set in float32, by the whole UNet with nothing else beside it."""
+        with silenced(self.checkpoint.unet, NeuronSet.from_lists(self.statistics.layers, lists)):
+            blocked = self.plain(subject, seed)
+        return tuple(ms_ssim(self.plain(subject, seed), blocked).tolist())
+
+    def plain(self, subject: Subject, seed: int | None = None) -> Tensor:
+        """δ of a subject's seeds, or of one, by the checkpoint's UNet as it is: float32 [S, C, H, W]."""
+        seeds = subject.seeds if seed is None else (subject.seeds[seed],)
+        subject.rows += len(seeds)
+        probe, unet = NoiseProbe.of(self.checkpoint.config, self.settings), open_runner(self.checkpoint.unet_component())
+        return probe(unet, subject.conditioning, seeds)
+
+    def _has_room(self, cases: Sequence[_Case]) -> bool:
+        """Whether one more prompt may be searched beside these."""
+        kept = max((case.subject.kept.size_bytes for case in cases), default=0)
+        return (len(cases) < self.settings.prompts and (len(cases) + 1) * kept <= self._memory) or not cases
+
+    def _step(self, cases: Sequence[_Case]) -> None:
+        """Answer what each search asks."""
+        started = time.monotonic()
+        asked = [case.trials() for case in cases]
+        answers = iter(self.trials.scores([trial for trials in asked for trial in trials]))
+        share = (time.monotonic() - started) / len(cases)
+        for case, trials in zip(cases, asked, strict=True):
+            case.answer([next(answers) for _ in trials])
+            case.seconds += share
 
 
 def open_localizer(checkpoint: Checkpoint, path: Path, threshold: float | None, settings: LocalizationSettings) -> Localizer:
@@ -182,86 +219,112 @@ def union(results: Sequence[Localization]) -> NeuronSet:
     return combined
 
 
-class _Search:
-    """The search for one prompt's neurons: its activations, its unblocked δ, and the scores known so far."""
+def _candidates(z: Sequence[Tensor], measured: Sequence[Tensor], theta: float, k: int) -> Lists:
+    """The neurons of each layer with |z| > θ, ascending, then the k of highest activation, descending (§3.2).
+
+    A neuron that varied over no general prompt is an outlier where it varies now.
+    """
+    return [
+        (z_W > theta).nonzero().flatten().tolist() + torch.topk(a_W.abs(), min(k, len(a_W))).indices.tolist()
+        for z_W, a_W in zip(z, measured, strict=True)
+    ]
+
+
+def _as_asked(checkpoint: Checkpoint, settings: LocalizationSettings) -> Checkpoint:
+    """The checkpoint with its UNet in the type and the layout of the settings: a copy, or itself where they are its own."""
+    if settings.dtype == "fp32" and not settings.channels_last:
+        return checkpoint
+    layout = torch.channels_last if settings.channels_last else torch.preserve_format
+    unet = nn.Module.to(copy.deepcopy(checkpoint.unet), DTYPES[settings.dtype]).to(memory_format=layout)  # diffusers' own warns
+    return replace(checkpoint, unet=unet)
+
+
+class _Case:
+    """One prompt on its way: its subject, its search, and what the search asks next."""
 
     def __init__(self, localizer: Localizer, prompt: str) -> None:
-        self.localizer = localizer
-        self.settings = localizer.settings
-        encoded = localizer.checkpoint.encode([prompt])
-        self._conditioning = {name: value.cpu().numpy() for name, value in encoded.items()}
-        self._text = encoded["encoder_hidden_states"]
-        delta = localizer._probe(localizer._unet, self._conditioning)
-        scores_S = seed_scores(pairwise_scores(delta), len(delta))
+        started = time.monotonic()
+        self.prompt, self._localizer = prompt, localizer
+        self.ask: Ask | None = None
+        self._outcome: Outcome | None = None
+        self._closest, self._margin = math.inf, _MARGIN[localizer.settings.dtype]
+        self._narrow = localizer.settings.dtype != "fp32"
+        self._exact: dict[tuple[str, int | None], tuple[float, ...]] = {}
+        conditioning = localizer.checkpoint.encode([prompt])
+        self.subject = localizer.trials.subject(conditioning)
+        unblocked = localizer.plain(self.subject) if self._narrow else self.subject.unblocked
+        scores_S = seed_scores(pairwise_scores(unblocked), len(self.subject.seeds))
         self.score = float(scores_S.max())
         self.seeds = tuple(int(s) for s in (scores_S > localizer.threshold).nonzero().flatten())
-        self._unblocked = delta[list(self.seeds)]
-        self._known: dict[NeuronSet, float] = {}
-        self.evaluations = 1
+        if self.seeds:
+            localizer.trials.keep(self.subject, self.seeds)
+            self._search = localizer.search(conditioning["encoder_hidden_states"], int(scores_S[list(self.seeds)].argmax()))
+            self.ask = next(self._search)
+        self.seconds = time.monotonic() - started
 
-    def select(self) -> tuple[Lists, float, int, float]:
-        """Initial selection (Alg. 2): lower θ and raise k until the score is at or below τ, or the floor is reached.
+    def trials(self) -> list[Trial]:
+        """What must run for the next step."""
+        if self.ask is None:
+            return []
+        sets = (NeuronSet.from_lists(self._localizer.statistics.layers, lists) for lists in self.ask.sets)
+        return [Trial(self.subject, neurons, self.ask.seed) for neurons in sets]
 
-        Return the candidates, the θ and k they were chosen with, and their score; θ's floor itself is never evaluated.
-        """
-        settings, theta, k = self.settings, self.settings.initial_theta, self.settings.initial_k
-        widest = max(layer.width for layer in self.localizer.statistics.layers)
-        while True:
-            lists = self.candidates(theta, k)
-            score = self.blocked_score(lists)
-            chosen = lists, theta, k, score
-            if score <= self.localizer.threshold:
-                return chosen
-            if theta > settings.min_theta:
-                theta -= settings.theta_step
-                k += 1
-            if theta <= settings.min_theta or k >= widest:
-                return chosen
+    def answer(self, scores: Sequence[tuple[float, ...]]) -> None:
+        """Tell the search what it asked, and hear what it asks next; nothing when it has ended."""
+        if self.ask is None:
+            return
+        try:
+            self.ask = self._search.send([self._firm(self.ask, lists, found) for lists, found in zip(self.ask.sets, scores, strict=True)])
+        except StopIteration as end:
+            self.ask, found = None, end.value
+            if self._narrow:
+                initial, refined = (highest(self._in_float32(lists)) for lists in (found.initial, found.refined))
+                found = replace(found, initial_score=initial, refined_score=refined)
+            self._outcome = found
 
-    def candidates(self, theta: float, k: int) -> Lists:
-        """The neurons of each layer with |z| > θ, ascending, then the k of highest activation, descending (§3.2)."""
-        statistics = self.localizer.statistics
-        measured = activations(self.localizer.checkpoint.unet, self._text, self.settings.layers)
-        return [
-            _candidates(a_1W[0].float().cpu(), mean_W, std_W, theta, k)
-            for a_1W, mean_W, std_W in zip(measured, statistics.mean, statistics.std, strict=True)
-        ]
+    def result(self) -> Localization:
+        """What was found."""
+        localizer, layers = self._localizer, self._localizer.statistics.layers
+        none: Lists = [[] for _ in layers]
+        found = self._outcome or Outcome(none, localizer.settings.initial_theta, localizer.settings.initial_k, 0.0, False, none, 0.0)
+        return Localization(
+            inputs=localizer.inputs,
+            prompt=self.prompt,
+            memorized=bool(self.seeds),
+            threshold=localizer.threshold,
+            score=self.score,
+            seeds=self.seeds,
+            initial=NeuronSet.from_lists(layers, found.initial),
+            initial_score=found.initial_score,
+            refined=NeuronSet.from_lists(layers, found.refined),
+            refined_score=found.refined_score,
+            floor=found.floor,
+            theta=found.theta,
+            k=found.k,
+            evaluations=1 + len({neurons for neurons, _ in self.subject.scores if len(neurons)}),
+            samples=self.subject.rows,
+            closest=self._closest if math.isfinite(self._closest) else None,
+            exact=len(self._exact),
+            seconds=self.seconds,
+        )
 
-    def refine(self, lists: Lists, threshold: float) -> Lists:
-        """Refinement (Alg. 4, layers from last to first): give back what is not needed to stay below `threshold`.
+    def _firm(self, ask: Ask, lists: Lists, scores: tuple[float, ...]) -> tuple[float, ...]:
+        """The scores, in float32 where they are too close to the limit to be trusted."""
+        unmeasured = self._narrow and not self._exact
+        if ask.exact or unmeasured or abs(highest(scores) - ask.limit) < self._margin:
+            exact = self._in_float32(lists, ask.seed)
+            self._margin = max(self._margin, _SAFETY * max(abs(a - b) for a, b in zip(scores, exact, strict=True)))
+            scores = exact
+        distance = abs(highest(scores) - ask.limit)
+        if distance > 0:  # a set is compared with its own score where a list has a neuron twice
+            self._closest = min(self._closest, distance)
+        return scores
 
-        Whole layers first, then single neurons; of a neuron that is in a list twice, the first copy is tried first.
-        """
-        kept = [list(chosen) for chosen in lists]
-        for layer in reversed(range(len(kept))):
-            if kept[layer]:
-                trial = [*kept[:layer], [], *kept[layer + 1 :]]
-                if self.blocked_score(trial) < threshold:
-                    kept = trial
-        for layer in reversed(range(len(kept))):
-            for neuron in list(kept[layer]):
-                fewer = list(kept[layer])
-                fewer.remove(neuron)
-                trial = [*kept[:layer], fewer, *kept[layer + 1 :]]
-                if self.blocked_score(trial) < threshold:
-                    kept = trial
-        return kept
-
-    def blocked_score(self, lists: Lists) -> float:
-        """The highest MS-SSIM, over the kept seeds, of δ without and δ with these neurons silenced."""
-        neurons = NeuronSet.from_lists(self.localizer.statistics.layers, lists)
-        if neurons not in self._known:
-            with silenced(self.localizer.checkpoint.unet, neurons):
-                blocked: Tensor = self.localizer._probe(self.localizer._unet, self._conditioning, self.seeds)
-            self._known[neurons] = float(ms_ssim(self._unblocked, blocked).max())
-            self.evaluations += 1
-        return self._known[neurons]
-
-
-def _candidates(a_W: Tensor, mean_W: Tensor, std_W: Tensor, theta: float, k: int) -> list[int]:
-    outliers: list[int] = ((a_W - mean_W).abs() / std_W > theta).nonzero().flatten().tolist()
-    top: list[int] = torch.topk(a_W.abs(), min(k, len(a_W))).indices.tolist()
-    return outliers + top
+    def _in_float32(self, lists: Lists, seed: int | None = None) -> tuple[float, ...]:
+        key = str(lists), seed
+        if key not in self._exact:
+            self._exact[key] = self._localizer.exact(self.subject, lists, seed)
+        return self._exact[key]
 
 
 def _append(path: Path, result: Localization) -> None:

@@ -92,7 +92,8 @@ class CalibrationSettings(_Settings):
 class LocalizationSettings(_Settings):
     """The method's settings; the defaults are the official code's."""
 
-    mode: Literal["paper"] = "paper"
+    mode: Literal["paper", "fast"] = "paper"
+    """`paper`: the official code's decisions; `fast`: group testing, a set of another choice with the same guarantee."""
     layers: Literal["paper", "all"] = "paper"
     seed: int = 1
     samples: int = Field(default=10, ge=2, le=64)
@@ -101,6 +102,13 @@ class LocalizationSettings(_Settings):
     theta_step: float = Field(default=0.25, gt=0)
     min_theta: float = Field(default=1.0, ge=0)
     initial_k: int = Field(default=0, ge=0)
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Of the UNet during the search; decisions that are too close for it are made again in fp32."""
+    channels_last: bool = False
+    prompts: int = Field(default=8, ge=1)
+    """Prompts that are searched together and share forwards."""
+    rows: int | None = Field(default=None, ge=1)
+    """Rows of the UNet in one forward; not given: what the memory allows, 64 at most."""
 
 
 class ExportSettings(_Settings):

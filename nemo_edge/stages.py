@@ -46,6 +46,8 @@ def localize_stage(
     """Neurons of each prompt in `localization.jsonl` (taken up where it stopped), their union in `neurons.json`."""
     assert calibration.threshold is not None
     localizer = Localizer(checkpoint, calibration.statistics, calibration.threshold.value, recipe.localization)
+    for warning in localizer.warnings([p.text for p in memorized]):
+        progress.note(warning)
     with progress.task("localize", len(memorized)) as advance:
         found = localizer.localize_all([p.text for p in memorized], folder / "localization.jsonl", lambda _: advance(1))
     union(found).save(folder / "neurons.json")

@@ -1,7 +1,8 @@
 """The method as the official code runs it, plain and slow: the yardstick for `nemo_edge.localization`.
 
-Forward hooks, every δ recomputed, all samples run, lists with their duplicates. Written from the facts of the method; only
-the size of the latents and v-prediction are generalised.
+Forward hooks, every δ recomputed, all samples run, lists with their duplicates, two forwards a δ of which the first is thrown away:
+2(I + L + N + 4) batches of the UNet for I steps of the schedule, L layers and N candidates that are tested, and I single rows. Written
+from the facts of the method; only the size of the latents, the schedule's start and v-prediction are generalised.
 """
 
 from __future__ import annotations
@@ -17,42 +18,51 @@ from torchmetrics.functional.image import multiscale_structural_similarity_index
 from nemo_edge.calibration import Statistics
 from nemo_edge.checkpoint import Checkpoint
 
+Lists = list[list[int]]
+LAYERS = tuple(
+    f"{block}.transformer_blocks.0.attn2.to_v"
+    for block in (*(f"down_blocks.{b}.attentions.{a}" for b in range(3) for a in range(2)), "mid_block.attentions.0")
+)
+"""The official code's seven, in its order."""
+
 
 @dataclass
 class Found:
     memorized: bool
-    initial: list[list[int]] = field(default_factory=lambda: [[] for _ in range(7)])
+    initial: Lists = field(default_factory=lambda: [[] for _ in range(7)])
     initial_score: float = 0.0
-    refined: list[list[int]] = field(default_factory=lambda: [[] for _ in range(7)])
+    refined: Lists = field(default_factory=lambda: [[] for _ in range(7)])
     refined_score: float = 0.0
-
-
-def to_v(checkpoint: Checkpoint, layer: int) -> torch.nn.Linear:
-    unet = checkpoint.unet
-    block = unet.mid_block.attentions[0] if layer == 6 else unet.down_blocks[layer // 2].attentions[layer % 2]
-    return block.transformer_blocks[0].attn2.to_v
+    kept: list[int] = field(default_factory=list)
+    steps: int = 0
+    layers: int = 0
+    candidates: int = 0
+    batches: int = 0
+    """Forwards of the UNet with a row for each sample."""
+    samples: int = 0
+    """All rows of the UNet."""
 
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
-    if a.shape[-1] <= 40:
-        a, b = (torch.nn.functional.interpolate(x, scale_factor=64 // x.shape[-1], mode="nearest") for x in (a, b))
+    if a.shape[-1] < 44:
+        a, b = (torch.nn.functional.interpolate(x, scale_factor=-(-64 // x.shape[-1]), mode="nearest") for x in (a, b))
     return multiscale_structural_similarity_index_measure(a, b, reduction="none", kernel_size=11, betas=(0.33, 0.33, 0.33))
 
 
 @torch.no_grad()
-def noise_difference(checkpoint: Checkpoint, prompt: str, blocked: list[list[int]], samples: int, kept: list[int] | None = None) -> Tensor:
+def noise_difference(checkpoint: Checkpoint, prompt: str, blocked: Lists, samples: int, kept: list[int] | None = None) -> Tensor:
     latents = torch.randn((samples, *checkpoint.config.latent_shape), generator=torch.Generator().manual_seed(1))
     scheduler = DDIMScheduler.from_config(dict(checkpoint.config.scheduler))
     scheduler.set_timesteps(50)
     text = checkpoint.encode([prompt])["encoder_hidden_states"].repeat(samples, 1, 1)
     handles = []
-    for layer, indices in enumerate(blocked):
+    for layer, indices in zip(LAYERS, blocked, strict=False):
 
         def hook(_module: object, _args: object, out: Tensor, indices: list[int] = indices) -> Tensor:
             out[:, :, indices] *= 0.0
             return out
 
-        handles.append(to_v(checkpoint, layer).register_forward_hook(hook))
+        handles.append(checkpoint.unet.get_submodule(layer).register_forward_hook(hook))
     for index, t in enumerate(scheduler.timesteps):
         predicted = checkpoint.unet(latents, t, encoder_hidden_states=text, return_dict=False)[0]
         if index >= 1:
@@ -68,24 +78,61 @@ def noise_difference(checkpoint: Checkpoint, prompt: str, blocked: list[list[int
     return scaled if kept is None else scaled[kept]
 
 
-def localize(checkpoint: Checkpoint, statistics: Statistics, prompt: str, threshold: float, samples: int) -> Found:
-    delta = noise_difference(checkpoint, prompt, [], samples)
+@torch.no_grad()
+def activations(checkpoint: Checkpoint, prompt: str) -> list[Tensor]:
+    """What hooks see in a forward of one row, of which nothing else is used."""
+    seen: list[Tensor] = []
+    handles = [
+        checkpoint.unet.get_submodule(layer).register_forward_hook(lambda _module, _args, out: seen.append(out[0].abs().mean(dim=0)))
+        for layer in LAYERS
+    ]
+    latents = torch.randn((1, *checkpoint.config.latent_shape), generator=torch.Generator().manual_seed(1))
+    text = checkpoint.encode([prompt])["encoder_hidden_states"]
+    checkpoint.unet(latents, torch.tensor(981), encoder_hidden_states=text, return_dict=False)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def blocked_score(checkpoint: Checkpoint, prompt: str, blocked: Lists, samples: int, kept: list[int]) -> float:
+    unblocked = noise_difference(checkpoint, prompt, [], samples, kept)
+    return float(similarity(unblocked, noise_difference(checkpoint, prompt, blocked, samples, kept)).max())
+
+
+def localize(
+    checkpoint: Checkpoint,
+    statistics: Statistics,
+    prompt: str,
+    threshold: float,
+    samples: int,
+    theta: float = 5.0,
+    k: int = 0,
+    min_theta: float = 1.0,
+) -> Found:
+    found = Found(True, initial_score=1.0)
+
+    def difference(blocked: Lists) -> Tensor:
+        found.batches += 2
+        found.samples += 2 * samples
+        return noise_difference(checkpoint, prompt, blocked, samples)
+
+    delta = difference([])
     pairs = torch.combinations(torch.arange(samples), r=2)
     scores = similarity(delta[pairs[:, 0]], delta[pairs[:, 1]])
     highest = torch.stack([scores[(pairs == i).max(-1).values].max() for i in range(samples)])
-    kept = (highest > threshold).nonzero().flatten().tolist()
+    kept = found.kept = (highest > threshold).nonzero().flatten().tolist()
     if not kept:
-        return Found(False)
+        return Found(False, batches=found.batches, samples=found.samples)
     unblocked = delta[kept]
 
-    def score(blocked: list[list[int]]) -> float:
-        return float(similarity(unblocked, noise_difference(checkpoint, prompt, blocked, samples, kept)).max())
+    def score(blocked: Lists) -> float:
+        return float(similarity(unblocked, difference(blocked)[kept]).max())
 
-    with torch.no_grad():
-        text = checkpoint.encode([prompt])["encoder_hidden_states"]
-        activation = [to_v(checkpoint, layer)(text)[0].abs().mean(dim=0) for layer in range(7)]
-    found, theta, k, limit = Found(True, initial_score=1.0), 5.0, 0, threshold
+    limit = threshold
     while found.initial_score > threshold:
+        found.steps += 1
+        activation = activations(checkpoint, prompt)
+        found.samples += 1
         found.initial = []
         for layer in range(7):
             z = (activation[layer] - statistics.mean[layer]).abs() / statistics.std[layer]
@@ -93,19 +140,25 @@ def localize(checkpoint: Checkpoint, statistics: Statistics, prompt: str, thresh
             found.initial.append((z > theta).nonzero().flatten().tolist() + [e.item() for e in top])
         found.initial_score = score(found.initial)
         if found.initial_score > threshold:
-            theta, k = theta - 0.25, k + 1
-        if theta == 1:
-            limit = found.initial_score
-            break
+            if theta > min_theta:
+                theta -= 0.25
+            k += 1
+            if theta == min_theta:
+                limit = found.initial_score
+                break
     refined = copy.deepcopy(found.initial)
+    unblocked = difference([])[kept]
+    difference(refined)
     for layer in reversed(range(7)):
         if refined[layer]:
+            found.layers += 1
             trial = copy.deepcopy(refined)
             trial[layer] = []
             if score(trial) < limit:
                 refined[layer] = []
     for layer in reversed(range(7)):
         for neuron in copy.deepcopy(refined[layer]):
+            found.candidates += 1
             trial = copy.deepcopy(refined)
             trial[layer].remove(neuron)
             if score(trial) < limit:

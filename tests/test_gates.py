@@ -45,6 +45,9 @@ def localization(floor: bool = False) -> Localization:
         theta=5.0,
         k=0,
         evaluations=1,
+        samples=10,
+        closest=0.1,
+        exact=0,
         seconds=0.1,
     )
 

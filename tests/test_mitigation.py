@@ -61,6 +61,9 @@ def found(toy: Checkpoint, lists: list[list[int]], seeds: tuple[int, ...] = (0, 
         theta=5.0,
         k=0,
         evaluations=1,
+        samples=10,
+        closest=0.1,
+        exact=0,
         seconds=0.1,
     )
 

@@ -31,7 +31,17 @@ MACHINE = Machine(system="Linux", python="3.11", cpu="a processor", cores=2, mem
 def localization(place: int = 0, prompt: str = "a prompt", memorized: bool = True) -> Localization:
     found = NeuronSet.from_lists(LAYERS, [[place % 8], [1]] if memorized else [[], []])
     values = {"inputs": "i", "threshold": 0.4, "score": 0.9 if memorized else 0.3, "seeds": (0,) if memorized else ()}
-    scores = {"initial_score": 0.3, "refined_score": 0.3, "theta": 5.0, "k": 0, "evaluations": 1, "seconds": 0.1}
+    scores = {
+        "initial_score": 0.3,
+        "refined_score": 0.3,
+        "theta": 5.0,
+        "k": 0,
+        "evaluations": 1,
+        "samples": 10,
+        "closest": 0.1,
+        "exact": 0,
+        "seconds": 0.1,
+    }
     return Localization(prompt=prompt, memorized=memorized, initial=found, refined=found, floor=False, **values, **scores)  # type: ignore[arg-type]
 
 
