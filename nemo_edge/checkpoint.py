@@ -229,6 +229,10 @@ def check_files(path: str, *, allow_pickle: bool = False) -> Path:
     if local.is_dir():
         _check_folder(local, allow_pickle)
     elif local.suffix not in WEIGHT_FILES and not allow_pickle:
+        if local.suffix not in PICKLE_FILES:
+            raise InputError(
+                f"{local} is no checkpoint: give a diffusers folder or a .safetensors file; of a bundle, its folder or an engine"
+            )
         raise _pickle_error(local)
     return local
 

@@ -79,8 +79,9 @@ class PlanFile(BaseModel):
     refittable: tuple[str, ...] = ()
     """Names of the weights that can be changed in the finished engine."""
     reproducible: bool
-    """Whether the same inputs give the same bytes again. Of graphs of full size they do but for some hundred bytes, most of them numbers
-    in TensorRT's names of internal tensors (`benchmarks/results/full_size.json`)."""
+    """Whether the same inputs are sure to give the same bytes again. Plans of TensorRT-RTX 1.7 do for small graphs; those of the demo's
+    UNets differ in some thousand bytes, of full size in some hundred, many of them digits in TensorRT's names of internal tensors
+    (`benchmarks/results/full_size.json`)."""
     build_s: float
 
 

@@ -70,7 +70,8 @@ def draw(bundle: Path, request: Request, out: Path, progress: Progress | None = 
         Image.fromarray(picture).save(encoded, format="PNG")
         write_atomically(path, encoded.getvalue())
     if not manifest.passed:
-        progress.note("this bundle failed a gate: it must not be shipped")
+        why = "carries random weights" if manifest.random_weights is not None else "failed a gate"
+        progress.note(f"this bundle {why}: it must not be shipped")
     return paths
 
 

@@ -145,6 +145,12 @@ def test_a_pickle_file_is_refused(written: Callable[[str, bytes], Path], name: s
         open_checkpoint(str(written(name, b"\x80\x02.")))
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "recipe.toml"])
+def test_a_file_of_another_kind_is_not_called_a_pickle(written: Callable[[str, bytes], Path], name: str) -> None:
+    with pytest.raises(InputError, match=r"is no checkpoint: give a diffusers folder or a \.safetensors file"):
+        open_checkpoint(str(written(name, b"text")))
+
+
 def test_a_folder_of_pickles_is_refused(tmp_path: Path, tokenizer: CLIPTokenizer) -> None:
     folder = save_toy_sd(tmp_path / "sd", tokenizer)
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"

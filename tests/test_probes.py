@@ -62,8 +62,8 @@ def test_what_build_needs_runs_here() -> None:
     assert import_problems(installed()) == ()
 
 
-def test_only_torch_and_onnx_runtime_are_used_by_build() -> None:
-    assert {probe.backend for probe in probed().values() if probe.used_by_build} == {"torch", "onnxruntime"}
+def test_what_a_build_does_not_use_is_said() -> None:
+    assert {probe.backend for probe in probed().values() if probe.used_by_build} == {"torch", "onnxruntime", "tensorrt", "tensorrt-rtx"}
 
 
 def test_a_gpu_that_no_driver_serves_is_told_from_a_missing_gpu() -> None:

@@ -52,9 +52,12 @@ def _engines(evidence: Evidence) -> Iterator[str]:
     if engine.flavour is not None:
         yield f"Other hardware: every engine was run by {product_of(engine.flavour)} on one machine; those of ONNX Runtime were not run."
     elif engine.provider == "cpu":
-        yield "GPUs: every engine was run on the CPU. Another provider or runtime needs a build or a check of its own."
+        yield "GPUs: what was measured was run by ONNX Runtime on the CPU. Another provider or runtime needs a build or a check of its own."
     else:
         yield f"Other hardware: every engine was run with the provider {engine.provider} of ONNX Runtime on one machine."
+    compiled = [p for p in (recipe.tensorrt, recipe.tensorrt_rtx) if p is not None and engine.flavour is None]
+    if compiled:
+        yield "The TensorRT engines in this bundle: they were compiled and not run."
     if evidence.latency is None:
         yield "Speed and memory: no times were taken; the command nemo-edge bench takes them."
     elif evidence.latency.noisy:

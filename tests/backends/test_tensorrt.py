@@ -63,7 +63,7 @@ def test_one_plan_is_for_all_its_targets_and_its_sidecar_says_what_it_is(bundle:
     assert plan.profiles == (shapes(),)
     assert plan.flags == ("TF32",)
     assert plan.settings["decomposable_attentions"] == 1
-    assert (plan.built_on, plan.reproducible, plan.system) == (None, True, "Linux and Windows")
+    assert (plan.built_on, plan.reproducible, plan.system) == (None, False, "Linux and Windows")
     assert plan.version.startswith(describe("tensorrt-rtx")["version"])
 
 

@@ -33,6 +33,9 @@ def test_what_is_absent_is_named_and_what_is_there_is_not() -> None:
     assert "up blocks" not in gpu
     own = recipe(engine=EngineSettings(backend="tensorrt"), tensorrt=TensorRtSettings())
     assert "Other hardware: every engine was run by TensorRT on one machine; those of ONNX Runtime were not run." in lines(recipe=own)
+    assert "compiled and not run" not in lines(recipe=own)
+    assert "TensorRT engines in this bundle: they were compiled and not run" in lines(recipe=recipe(tensorrt=TensorRtSettings()))
+    assert "compiled and not run" not in lines()
     assert "eager_ratio" not in lines(recipe=recipe(latency=LatencySettings(), gates=GateSettings(latent_drift=1.0, eager_ratio=1.0)))
 
 
