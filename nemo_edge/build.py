@@ -240,6 +240,7 @@ class _Build:
         """Measure the engines, judge them, and write the report of a bundle that is being made."""
         from nemo_edge.calibration import Calibration
         from nemo_edge.gates import judge
+        from nemo_edge.groups import groups_in
         from nemo_edge.localization import read_results
         from nemo_edge.report import Evidence, write_report
 
@@ -249,7 +250,7 @@ class _Build:
         latency = self._time(staged) if self.recipe.latency is not None else None
         gates = judge(measurement, localizations, self.recipe, latency)
         manifest = self._manifest(staged, neurons, measurement.threshold, gates)
-        write_report(staged / "report", Evidence.of(manifest, measurement, localizations, latency))
+        write_report(staged / "report", Evidence.of(manifest, measurement, localizations, latency, groups_in(staged)))
         return manifest
 
     def _timed(self, staged: Path, neurons: str) -> Manifest:
@@ -341,7 +342,8 @@ class _Build:
         recipe, inputs = self.recipe, self.inputs
 
         def work(folder: Path) -> None:
-            subject = Subject(self.checkpoint, staged, recipe, inputs.memorized, inputs.held_out, localizations, calibration)
+            neurons = NeuronSet.load(staged / "neurons.json")
+            subject = Subject(self.checkpoint, staged, recipe, inputs.memorized, inputs.held_out, localizations, calibration, neurons)
             examine(subject, folder, self.progress)
 
         measured = self._stage("measure", work)

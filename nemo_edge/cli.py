@@ -125,6 +125,9 @@ def localize(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for localization.jsonl and neurons.json.")],
     mode: Annotated[str, typer.Option("--mode", help="paper: the official code's decisions; fast: group testing.")] = "paper",
     dtype: Annotated[str, typer.Option("--dtype", help="Of the UNet: fp32, fp16, bf16; close decisions in fp32.")] = "fp32",
+    group_by: Annotated[str, typer.Option("--group-by", help="What has one set: prompt, or cluster of near-duplicates.")] = "prompt",
+    whole: Annotated[bool, typer.Option("--union", help="One set for the whole list, refined together.")] = False,
+    paraphrases: Annotated[int, typer.Option("--paraphrases", min=0, help="Variants a prompt that must not leak either.")] = 0,
     threshold: ThresholdOption = None,
     all_layers: AllLayers = False,
     allow_pickle: AllowPickle = False,
@@ -135,18 +138,18 @@ def localize(
     from nemo_edge.bundle import check_folder
     from nemo_edge.prompts import read_prompts
 
-    texts = [p.text for p in read_prompts(prompts)]
+    if whole and group_by != "prompt":
+        raise typer.BadParameter("--union: the whole list has one set, so leave --group-by out")
+    listed = read_prompts(prompts)
     check_folder(out)
-    settings = _localization(all_layers, mode=mode, dtype=dtype)
+    group_by = "list" if whole else group_by
+    settings = _localization(all_layers, mode=mode, dtype=dtype, group_by=group_by, paraphrases=paraphrases)
     localizer = _localizer(checkpoint, statistics, threshold, settings, allow_pickle)
-    from nemo_edge.localization import union
+    from nemo_edge.stages import find_neurons
 
-    with _bars(localizer, texts).task("localize", len(texts)) as advance:
-        found = localizer.localize_all(texts, out / "localization.jsonl", lambda _: advance(1))
-    union(found).save(out / "neurons.json")
-    print_result(
-        {"results": [r.model_dump(mode="json") for r in found], "out": str(out)}, as_json, lambda _: console.show_localizations(found, out)
-    )
+    found, groups = find_neurons(localizer, listed, out, console.Bars())
+    said = {"results": [r.model_dump(mode="json") for r in found], "groups": [g.model_dump(mode="json") for g in groups], "out": str(out)}
+    print_result(said, as_json, lambda _: console.show_localizations(found, groups, out))
 
 
 @app.command()
@@ -220,10 +223,10 @@ def _bars(localizer: Any, prompts: list[str]) -> Any:
     return bars
 
 
-def _localization(all_layers: bool, **options: str) -> Any:
+def _localization(all_layers: bool, **options: str | int) -> Any:
     from nemo_edge.recipe import LocalizationSettings, from_options
 
-    return from_options(LocalizationSettings, {"layers": "all" if all_layers else "paper"}, options)
+    return from_options(LocalizationSettings, {"layers": "all" if all_layers else "paper"}, options, {"group_by": "group-by"})
 
 
 def _localizer(checkpoint: str, statistics: Path, threshold: float | None, settings: Any, allow_pickle: bool) -> Any:

@@ -149,15 +149,27 @@ def show_detection(found: dict[str, Any]) -> None:
     Console().print(f"τ = {found['threshold']:.3f}", highlight=False)
 
 
-def show_localizations(found: Sequence[Any], out: Path) -> None:
-    """The neurons of each prompt."""
+def show_localizations(found: Sequence[Any], groups: Sequence[Any], out: Path) -> None:
+    """The neurons of each prompt, and of each group of them."""
     table = _table("Prompt", "Score", "Left", "Neurons", "Samples", "s")
     for r in found:
         left = f"{r.refined_score:.3f}" + (" floor" if r.floor else "") if r.memorized else "–"
         numbers = (str(len(r.refined)), str(r.samples), f"{r.seconds:.1f}")
         table.add_row(escape(r.prompt), f"{r.score:.3f}", left, *numbers)
     Console().print(table)
+    if groups:
+        _show_groups(groups)
     Console().print(f"written to {escape(str(out))}", soft_wrap=True)
+
+
+def _show_groups(groups: Sequence[Any]) -> None:
+    variants = any(group.variants for group in groups)
+    table = _table("Group", "Prompts", "Neurons", *(["Variants leaking", "after"] if variants else []), "Samples", "s")
+    for g in groups:
+        leaks = (f"{len(g.leaking_before)} of {len(g.variants)}", str(len(g.leaking_after))) if variants else ()
+        prompts = str(sum(not member.variant for member in g.members))
+        table.add_row(escape(g.name), prompts, str(len(g.neurons)), *leaks, str(g.samples), f"{g.seconds:.1f}")
+    Console().print(table)
 
 
 def show_export(exported: Sequence[Any], out: Path) -> None:

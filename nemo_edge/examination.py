@@ -26,7 +26,7 @@ from nemo_edge.component import VALUE_MASK
 from nemo_edge.fidelity import Agreement, Trajectory, compare_trajectories, trace_trajectory
 from nemo_edge.files import write_atomically
 from nemo_edge.footprint import pictures_at_once
-from nemo_edge.localization import Localization, union
+from nemo_edge.localization import Localization
 from nemo_edge.mitigation import CurvePoint, Drawn, Measurement, PromptMitigation, Shown, VariantMeasurement
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import UNMITIGATED, eager_pipeline, has_unmitigated, open_pipeline
@@ -51,13 +51,8 @@ class Subject:
     general: Sequence[Prompt]
     localizations: Sequence[Localization]
     calibration: Calibration
-    given: NeuronSet | None = None
-    """The neurons that the bundle silences, where they are not those that were found."""
-
-    @cached_property
-    def neurons(self) -> NeuronSet:
-        """The neurons that are silenced: those of all prompts, or the given ones."""
-        return union(self.localizations) if self.given is None else self.given
+    neurons: NeuronSet
+    """The neurons that the bundle silences."""
 
     @cached_property
     def empty(self) -> NeuronSet:

@@ -6,31 +6,32 @@ made again, in float32 and by the whole UNet alone.
 
 from __future__ import annotations
 
-__all__ = ["Localization", "Localizer", "open_localizer", "read_results", "union"]
+__all__ = ["Examined", "Localization", "Localizer", "open_localizer", "read_results", "union"]
 
 import copy
 import hashlib
-import json
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from nemo_edge.backends.torch import DTYPES, open_runner
 from nemo_edge.calibration import Calibration, Statistics, activations, load_statistics
 from nemo_edge.checkpoint import Checkpoint, value_layers
+from nemo_edge.decisions import Decisions
 from nemo_edge.errors import InputError
 from nemo_edge.files import sha256_json
 from nemo_edge.footprint import memory_available, rows_at_once
+from nemo_edge.journal import append, read_lines
 from nemo_edge.memorization import NoiseProbe, seed_scores
 from nemo_edge.multiscale import ms_ssim, pairwise_scores
 from nemo_edge.neurons import NeuronSet
@@ -39,10 +40,8 @@ from nemo_edge.searches import Ask, Lists, Outcome, Search, grouped, highest, pu
 from nemo_edge.surgery import silenced
 from nemo_edge.trials import Subject, Trial, Trials
 
-_MARGIN = {"fp32": 1e-5, "fp16": 0.005, "bf16": 0.02}
-"""How far a score may be off by the type and by what else is in a forward; decisions that are closer are made again."""
-_SAFETY = 4
-"""The margin is no less than this many times the largest error that was seen on a prompt."""
+_NO_MATTER = {"rows", "prompts", "group_by", "paraphrases"}
+"""Settings that change nothing of what is found for one prompt."""
 
 
 class Localization(BaseModel):
@@ -83,6 +82,16 @@ class Localization(BaseModel):
     """Wall time; of work for several prompts together, this prompt's share."""
 
 
+@dataclass(frozen=True)
+class Examined:
+    """A prompt whose seeds have run with nothing silenced."""
+
+    subject: Subject
+    decisions: Decisions
+    scores_S: Tensor
+    """For each seed its highest score over the pairs it is in."""
+
+
 class Localizer:
     """Finds the neurons of prompts of one checkpoint, with one τ and one set of reference statistics."""
 
@@ -93,7 +102,7 @@ class Localizer:
         self.settings = settings
         tensors = {f"{kind}{i}": t for kind in ("mean", "std") for i, t in enumerate(getattr(statistics, kind))}
         measured = hashlib.sha256(save(tensors)).hexdigest()
-        self.inputs = sha256_json([checkpoint.files, measured, threshold, settings.model_dump(exclude={"rows", "prompts"})])
+        self.inputs = sha256_json([checkpoint.files, measured, threshold, settings.model_dump(exclude=_NO_MATTER)])
         height, width = checkpoint.config.pixel_size
         self._memory = (torch.cuda.mem_get_info()[0] if checkpoint.device.type == "cuda" else memory_available()) // 4
         rows = settings.rows or rows_at_once(height * width, self._memory)
@@ -102,8 +111,19 @@ class Localizer:
 
     def detect(self, prompt: str) -> tuple[float, tuple[int, ...]]:
         """Return the prompt's highest pairwise score and the seeds above τ (none: not memorized)."""
-        case = _Case(self, prompt)
-        return case.score, case.seeds
+        scores_S = self.examine(prompt).scores_S
+        return float(scores_S.max()), self.above(scores_S)
+
+    def examine(self, prompt: str, memory_bytes: int | None = None) -> Examined:
+        """Run a prompt's seeds with nothing silenced; what the UNet computes is kept as far as `memory_bytes` and the memory allow."""
+        subject = self.trials.subject(self.checkpoint.encode([prompt]), memory_bytes)
+        decisions = Decisions(partial(self.exact, subject), self.settings.dtype)
+        unblocked = self.plain(subject) if decisions.narrow else subject.unblocked
+        return Examined(subject, decisions, seed_scores(pairwise_scores(unblocked), len(subject.seeds)))
+
+    def above(self, scores_S: Tensor) -> tuple[int, ...]:
+        """The seeds whose score is above τ."""
+        return tuple(int(s) for s in (scores_S > self.threshold).nonzero().flatten())
 
     def localize(self, prompt: str) -> Localization:
         """Find the neurons of one prompt; the sets are empty when it is not memorized."""
@@ -132,7 +152,7 @@ class Localizer:
                 cases.remove(case)
                 known[case.prompt] = result = case.result()
                 if results is not None:
-                    _append(results, result)
+                    append(results, result)
                 for _ in range(times[case.prompt]):
                     report(result)
         return [known[prompt] for prompt in prompts]
@@ -144,9 +164,10 @@ class Localizer:
             f"the prompt {prompt[:40] + '…'!r} is longer than the text encoder reads; left out: {rest!r}" for prompt, rest in cut.items()
         ]
 
-    def search(self, text_1TD: Tensor, hardest: int) -> Search:
+    def search(self, subject: Subject, hardest: int) -> Search:
         """The search for a prompt's neurons; `hardest` is the place of the kept seed that is most like another."""
         statistics = self.statistics
+        text_1TD = torch.from_numpy(subject.conditioning["encoder_hidden_states"]).to(self.checkpoint.device)
         measured = [a_1W[0].float().cpu() for a_1W in activations(self.checkpoint.unet, text_1TD, self.settings.layers)]
         z = [(a_W - mean_W).abs() / std_W for a_W, mean_W, std_W in zip(measured, statistics.mean, statistics.std, strict=True)]
         lists_of = partial(_candidates, z, measured)
@@ -199,16 +220,7 @@ def open_localizer(checkpoint: Checkpoint, path: Path, threshold: float | None, 
 
 def read_results(path: Path) -> list[Localization]:
     """Read the JSON lines of localizations; a last line that was cut off is left out. Raises `InputError` otherwise."""
-    found = []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    for number, line in enumerate(lines, 1):
-        if not line.endswith("\n"):
-            break
-        try:
-            found.append(Localization.model_validate_json(line))
-        except ValidationError as error:
-            raise InputError(f"{path}, line {number} is not a localization: delete the file and run again") from error
-    return found
+    return list(read_lines(Localization, path))
 
 
 def union(results: Sequence[Localization]) -> NeuronSet:
@@ -247,18 +259,12 @@ class _Case:
         self.prompt, self._localizer = prompt, localizer
         self.ask: Ask | None = None
         self._outcome: Outcome | None = None
-        self._closest, self._margin = math.inf, _MARGIN[localizer.settings.dtype]
-        self._narrow = localizer.settings.dtype != "fp32"
-        self._exact: dict[tuple[str, int | None], tuple[float, ...]] = {}
-        conditioning = localizer.checkpoint.encode([prompt])
-        self.subject = localizer.trials.subject(conditioning)
-        unblocked = localizer.plain(self.subject) if self._narrow else self.subject.unblocked
-        scores_S = seed_scores(pairwise_scores(unblocked), len(self.subject.seeds))
-        self.score = float(scores_S.max())
-        self.seeds = tuple(int(s) for s in (scores_S > localizer.threshold).nonzero().flatten())
+        examined = localizer.examine(prompt)
+        self.subject, self._decisions, scores_S = examined.subject, examined.decisions, examined.scores_S
+        self.score, self.seeds = float(scores_S.max()), localizer.above(scores_S)
         if self.seeds:
             localizer.trials.keep(self.subject, self.seeds)
-            self._search = localizer.search(conditioning["encoder_hidden_states"], int(scores_S[list(self.seeds)].argmax()))
+            self._search = localizer.search(self.subject, int(scores_S[list(self.seeds)].argmax()))
             self.ask = next(self._search)
         self.seconds = time.monotonic() - started
 
@@ -273,12 +279,14 @@ class _Case:
         """Tell the search what it asked, and hear what it asks next; nothing when it has ended."""
         if self.ask is None:
             return
+        ask, decisions = self.ask, self._decisions
+        firm = [decisions.firm(lists, found, ask.limit, ask.seed, exact=ask.exact) for lists, found in zip(ask.sets, scores, strict=True)]
         try:
-            self.ask = self._search.send([self._firm(self.ask, lists, found) for lists, found in zip(self.ask.sets, scores, strict=True)])
+            self.ask = self._search.send(firm)
         except StopIteration as end:
             self.ask, found = None, end.value
-            if self._narrow:
-                initial, refined = (highest(self._in_float32(lists)) for lists in (found.initial, found.refined))
+            if decisions.narrow:
+                initial, refined = (highest(decisions.in_float32(lists)) for lists in (found.initial, found.refined))
                 found = replace(found, initial_score=initial, refined_score=refined)
             self._outcome = found
 
@@ -303,36 +311,7 @@ class _Case:
             k=found.k,
             evaluations=1 + len({neurons for neurons, _ in self.subject.scores if len(neurons)}),
             samples=self.subject.rows,
-            closest=self._closest if math.isfinite(self._closest) else None,
-            exact=len(self._exact),
+            closest=self._decisions.closest if math.isfinite(self._decisions.closest) else None,
+            exact=self._decisions.exact,
             seconds=self.seconds,
         )
-
-    def _firm(self, ask: Ask, lists: Lists, scores: tuple[float, ...]) -> tuple[float, ...]:
-        """The scores, in float32 where they are too close to the limit to be trusted."""
-        unmeasured = self._narrow and not self._exact
-        if ask.exact or unmeasured or abs(highest(scores) - ask.limit) < self._margin:
-            exact = self._in_float32(lists, ask.seed)
-            self._margin = max(self._margin, _SAFETY * max(abs(a - b) for a, b in zip(scores, exact, strict=True)))
-            scores = exact
-        distance = abs(highest(scores) - ask.limit)
-        if distance > 0:  # a set is compared with its own score where a list has a neuron twice
-            self._closest = min(self._closest, distance)
-        return scores
-
-    def _in_float32(self, lists: Lists, seed: int | None = None) -> tuple[float, ...]:
-        key = str(lists), seed
-        if key not in self._exact:
-            self._exact[key] = self._localizer.exact(self.subject, lists, seed)
-        return self._exact[key]
-
-
-def _append(path: Path, result: Localization) -> None:
-    """Append one line; a line that an interruption cut off is removed first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        file.seek(0)
-        whole = file.read()
-        if whole and not whole.endswith(b"\n"):
-            file.truncate(whole.rfind(b"\n") + 1)
-        file.write((json.dumps(result.model_dump(mode="json")) + "\n").encode())

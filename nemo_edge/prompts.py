@@ -28,6 +28,8 @@ class Prompt(BaseModel):
     image: Path | None = None
     kind: str = ""
     url: str = ""
+    cluster: str = ""
+    """The cluster it belongs to, where the list says so."""
 
 
 def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
@@ -101,8 +103,8 @@ def _prompt(row: dict[str, Any], path: Path, number: int) -> Prompt:
         raise InputError(f"prompts file {path} has no column of prompts: expected Caption or prompt, found {found}")
     image = row.get("image") or row.get("Image")
     kind = row.get("type") or row.get("kind") or ""
-    url = row.get("URL") or ""
-    for name, value in ((column, row[column] or ""), ("image", image or ""), ("type", kind), ("URL", url)):
+    url, group = row.get("URL") or "", row.get("cluster") or ""
+    for name, value in ((column, row[column] or ""), ("image", image or ""), ("type", kind), ("URL", url), ("cluster", group)):
         if not isinstance(value, str):
             raise InputError(f"prompts file {path}, prompt {number}: {name} is not a text but {json.dumps(value)}")
     if not (row[column] or "").strip():
@@ -110,4 +112,4 @@ def _prompt(row: dict[str, Any], path: Path, number: int) -> Prompt:
     place = path.parent / image if image else None
     if place is not None and not place.is_file():
         raise InputError(f"prompts file {path}: the picture {place} does not exist")
-    return Prompt(text=row[column].strip(), image=place, kind=kind, url=url)
+    return Prompt(text=row[column].strip(), image=place, kind=kind, url=url, cluster=group.strip())

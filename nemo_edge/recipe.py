@@ -105,6 +105,10 @@ class LocalizationSettings(_Settings):
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Of the UNet during the search; decisions that are too close for it are made again in fp32."""
     channels_last: bool = False
+    group_by: Literal["prompt", "cluster", "list"] = "prompt"
+    """What has one set of neurons, refined together: each prompt, each cluster of near-duplicate prompts, or the whole list."""
+    paraphrases: int = Field(default=0, ge=0, le=1000)
+    """Variants of each memorized prompt that must not bring its memory back."""
     prompts: int = Field(default=8, ge=1)
     """Prompts that are searched together and share forwards."""
     rows: int | None = Field(default=None, ge=1)

@@ -7,7 +7,7 @@ of its number of tests. Knows neither prompts nor UNets: sets go out, scores com
 
 from __future__ import annotations
 
-__all__ = ["Ask", "Lists", "Outcome", "Search", "grouped", "highest", "published", "schedule"]
+__all__ = ["Ask", "Lists", "Outcome", "Scores", "Search", "grouped", "highest", "published", "schedule"]
 
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence

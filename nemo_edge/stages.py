@@ -5,7 +5,7 @@ Each takes values and a folder, and leaves files; `build` decides which of them 
 
 from __future__ import annotations
 
-__all__ = ["calibrate_stage", "localize_stage"]
+__all__ = ["calibrate_stage", "find_neurons", "localize_stage"]
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,8 @@ from pathlib import Path
 from nemo_edge.calibration import Calibration, calibrate, load_statistics
 from nemo_edge.checkpoint import Checkpoint, value_layers
 from nemo_edge.files import sha256_file
-from nemo_edge.localization import Localization, Localizer, union
+from nemo_edge.groups import GROUPS, Group, Groups, all_neurons, clusters_of
+from nemo_edge.localization import Localization, Localizer
 from nemo_edge.memorization import Threshold
 from nemo_edge.neurons import OfficialRow, write_official_csv
 from nemo_edge.progress import Progress
@@ -43,14 +44,10 @@ def calibrate_stage(checkpoint: Checkpoint, recipe: Recipe, general: Sequence[Pr
 def localize_stage(
     checkpoint: Checkpoint, calibration: Calibration, recipe: Recipe, memorized: Sequence[Prompt], folder: Path, progress: Progress
 ) -> list[Localization]:
-    """Neurons of each prompt in `localization.jsonl` (taken up where it stopped), their union in `neurons.json`."""
+    """What `find_neurons` leaves, and the neurons of each prompt in the official code's format."""
     assert calibration.threshold is not None
     localizer = Localizer(checkpoint, calibration.statistics, calibration.threshold.value, recipe.localization)
-    for warning in localizer.warnings([p.text for p in memorized]):
-        progress.note(warning)
-    with progress.task("localize", len(memorized)) as advance:
-        found = localizer.localize_all([p.text for p in memorized], folder / "localization.jsonl", lambda _: advance(1))
-    union(found).save(folder / "neurons.json")
+    found, _ = find_neurons(localizer, memorized, folder, progress)
     rows = [
         OfficialRow(
             caption=r.prompt,
@@ -64,3 +61,30 @@ def localize_stage(
     ]
     write_official_csv(folder / "memorization_statistics.csv", rows)
     return found
+
+
+def find_neurons(
+    localizer: Localizer, memorized: Sequence[Prompt], folder: Path, progress: Progress
+) -> tuple[list[Localization], list[Group]]:
+    """Neurons of each prompt in `localization.jsonl`, of each group in `groups.jsonl` where the settings want groups or variants (both
+    are taken up where they stopped), and all of them in `neurons.json`."""
+    texts = [prompt.text for prompt in memorized]
+    for warning in localizer.warnings(texts):
+        progress.note(warning)
+    with progress.task("localize", len(texts)) as advance:
+        found = localizer.localize_all(texts, folder / "localization.jsonl", lambda _: advance(1))
+    groups = _groups(localizer, memorized, found, folder / GROUPS, progress)
+    all_neurons(groups, found).save(folder / "neurons.json")
+    return found, groups
+
+
+def _groups(
+    localizer: Localizer, memorized: Sequence[Prompt], found: Sequence[Localization], path: Path, progress: Progress
+) -> list[Group]:
+    settings = localizer.settings
+    if settings.group_by == "prompt" and not settings.paraphrases:
+        return []
+    clusters = clusters_of(memorized, settings.group_by)
+    wanted = {r.prompt for r in found if r.memorized}
+    with progress.task("group", sum(not wanted.isdisjoint(texts) for texts in clusters.values())) as advance:
+        return Groups(localizer, settings.paraphrases).make_all(clusters, found, path, lambda _: advance(1))

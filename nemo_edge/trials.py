@@ -43,6 +43,8 @@ class Subject:
     seeds: tuple[int, ...]
     unblocked: Tensor = field(default_factory=lambda: torch.empty(0))
     """δ of the seeds with nothing silenced, [S, C, H, W]."""
+    keeps: bool = True
+    """Whether what the UNet computes is kept for it."""
     rows: int = 0
     """Rows of the UNet that were run for it, those that went on from a kept prefix included."""
     kept: Kept = field(default_factory=Kept)
@@ -73,7 +75,7 @@ class Trials:
     def __init__(self, checkpoint: Checkpoint, settings: LocalizationSettings, at_once: int, memory_bytes: int) -> None:
         self.layers = value_layers(checkpoint.unet, settings.layers)
         self.at_once, self.memory_bytes = at_once, memory_bytes
-        self._keeps = True
+        self._kept_bytes = 0
         self._unet, self._probe = checkpoint.unet, NoiseProbe.of(checkpoint.config, settings)
         component = checkpoint.unet_component()
         self._runner = open_runner(gate(component, checkpoint.unet, self.layers))
@@ -81,17 +83,23 @@ class Trials:
         self.prefix = Prefix(checkpoint.unet, [layer.name for layer in self.layers], lambda: plain(example))
 
     @torch.no_grad()
-    def subject(self, conditioning: Mapping[str, Tensor]) -> Subject:
-        """Put a prompt on trial, with `conditioning` of one row, on all samples until `keep` chooses among them."""
+    def subject(self, conditioning: Mapping[str, Tensor], memory_bytes: int | None = None) -> Subject:
+        """Put a prompt on trial, with `conditioning` of one row, on all samples until `keep` chooses among them.
+
+        Nothing is kept for it where that takes more than `memory_bytes`.
+        """
+        room = self.memory_bytes if memory_bytes is None else memory_bytes
         text_1TD = conditioning["encoder_hidden_states"].to(next(self._unet.parameters()))
         constants = {linear: linear(text_1TD) for attention in cross_attentions(self._unet) for linear in (attention.to_k, attention.to_v)}
         seeds = tuple(range(len(self._probe.latents_SCHW)))
-        subject = Subject({name: value.float().cpu().numpy() for name, value in conditioning.items()}, constants, seeds)
+        feed = {name: value.float().cpu().numpy() for name, value in conditioning.items()}
+        subject = Subject(feed, constants, seeds, keeps=room > self._kept_bytes)
         nothing = NeuronSet.empty(self.layers)
         self._run([(subject, nothing, place) for place in seeds])
         subject.unblocked = torch.stack(list(subject.deltas.pop(nothing).values()))
-        if subject.kept.size_bytes > self.memory_bytes:
-            self._keeps, subject.kept, subject.last = False, Kept(), None
+        self._kept_bytes = max(self._kept_bytes, subject.kept.size_bytes)
+        if self._kept_bytes > room:
+            subject.keeps, subject.kept, subject.last = False, Kept(), None
         return subject
 
     def keep(self, subject: Subject, seeds: Sequence[int]) -> None:
@@ -150,7 +158,7 @@ class Trials:
         start, parts, places = min(map(self._start, rows)), [], {}
         for subject, indices in groupby(range(len(rows)), key=lambda i: rows[i][0]):
             last = [list(group) for _, group in groupby(indices, key=lambda i: rows[i][1])][-1]
-            if self._keeps and len(last) == len(subject.seeds):
+            if subject.keeps and len(last) == len(subject.seeds):
                 places[subject] = last
         for first in range(0, len(rows), self.at_once):
             some = rows[first : first + self.at_once]

@@ -32,8 +32,8 @@ def subject_of(recipe: Recipe, bundle: Path, images: Sequence[Path | None] = (No
     general = [Prompt(text=text) for text in GENERAL]
     found = {r.prompt: r for r in read_results(bundle / "localization.jsonl")}
     calibration = Calibration.load(bundle / "calibration.safetensors")
-    checkpoint = open_checkpoint(recipe.checkpoint.path)
-    return Subject(checkpoint, bundle, recipe, memorized, general, [found[text] for text in PROMPTS], calibration)
+    checkpoint, neurons = open_checkpoint(recipe.checkpoint.path), NeuronSet.load(bundle / "neurons.json")
+    return Subject(checkpoint, bundle, recipe, memorized, general, [found[text] for text in PROMPTS], calibration, neurons)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from conftest import save_toy_sd, toy_unet
 from reference import Found, blocked_score, localize
 from transformers import CLIPTokenizer
 
-from nemo_edge import localization
+from nemo_edge import decisions
 from nemo_edge.calibration import Statistics, calibrate
 from nemo_edge.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.errors import InputError
@@ -209,7 +209,7 @@ def test_close_decisions_are_made_again_in_float32(
     assert firm.exact == 0
     assert firm.closest is not None
     assert 1e-5 < firm.closest < 1
-    monkeypatch.setitem(localization._MARGIN, "fp32", 10 * firm.closest)
+    monkeypatch.setitem(decisions._MARGIN, "fp32", 10 * firm.closest)
     found = Localizer(toy, statistics, 0.45, SETTINGS).localize(PROMPTS[0])
     assert found.exact > 0
     assert found.closest == pytest.approx(firm.closest, abs=1e-5)

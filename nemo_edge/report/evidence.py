@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from nemo_edge.bundle import GateResult, Manifest, check_measurable, open_bundle
 from nemo_edge.environment import Machine
 from nemo_edge.errors import BundleError, InputError
+from nemo_edge.groups import Group, groups_in
 from nemo_edge.latency import Latency
 from nemo_edge.localization import Localization, read_results
 from nemo_edge.mitigation import Measurement
@@ -39,6 +40,8 @@ class Evidence:
     """One for each examined prompt, in the order of the measurement's."""
     recipe: Recipe
     latency: Latency | None = None
+    groups: tuple[Group, ...] = ()
+    """Prompts that have one set of neurons; none where each has its own."""
     facts: dict[str, str] = field(default_factory=dict)
     """Provenance: hashes, versions."""
     machine: Machine | None = None
@@ -48,7 +51,12 @@ class Evidence:
 
     @classmethod
     def of(
-        cls, manifest: Manifest, measurement: Measurement, localizations: Sequence[Localization], latency: Latency | None = None
+        cls,
+        manifest: Manifest,
+        measurement: Measurement,
+        localizations: Sequence[Localization],
+        latency: Latency | None = None,
+        groups: Sequence[Group] = (),
     ) -> Evidence:
         """The evidence of a bundle of this manifest; the localizations may be in any order, and a prompt in the list twice."""
         by_prompt = {result.prompt: result for result in localizations}
@@ -61,6 +69,7 @@ class Evidence:
             localizations=tuple(by_prompt[m.prompt] for m in measurement.variants[0].mitigations),
             recipe=Recipe.model_validate(manifest.recipe),
             latency=latency,
+            groups=tuple(groups),
             facts=facts_of(manifest),
             machine=manifest.machine,
             date=manifest.created,
@@ -77,12 +86,13 @@ class Evidence:
         latency = _model(Latency, bundle / "latency.json") if (bundle / "latency.json").is_file() else None
         try:
             localizations = tuple(read_results(bundle / "localization.jsonl"))
+            groups = groups_in(bundle)
         except (OSError, InputError) as error:
-            raise _unreadable(bundle, "localization.jsonl") from error
+            raise _unreadable(bundle, "localization.jsonl or groups.jsonl") from error
         measurement = _model(Measurement, bundle / "measurement.json")
         if {m.prompt for v in measurement.variants for m in v.mitigations} - {r.prompt for r in localizations}:
             raise BundleError(f"{bundle}: measurement.json and localization.jsonl are of different prompts: build the bundle again")
-        return cls.of(manifest, measurement, localizations, latency)
+        return cls.of(manifest, measurement, localizations, latency, groups)
 
 
 def facts_of(manifest: Manifest) -> dict[str, str]:

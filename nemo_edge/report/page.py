@@ -20,6 +20,7 @@ from nemo_edge.mitigation import PromptMitigation, Shown
 from nemo_edge.report import numbers
 from nemo_edge.report.engineplots import agreement_plots, case_words, latency_plots
 from nemo_edge.report.evidence import Evidence
+from nemo_edge.report.groupplots import group_plots, variant_plots
 from nemo_edge.report.plots import cost_plots, neuron_plots, score_plots
 from nemo_edge.report.thumbnails import Gallery, Views, worst_first
 from nemo_edge.report.untested import untested
@@ -183,6 +184,7 @@ def _plots(evidence: Evidence) -> dict[str, Any]:
     return {
         "scores": score_plots(evidence),
         "neurons": neuron_plots(evidence),
+        "groups": (*group_plots(evidence), *variant_plots(evidence)),
         "cost": cost_plots(evidence),
         "errors": agreement_plots(evidence),
         "times": latency_plots(evidence.latency) if evidence.latency else (),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["LocalizationSummary", "Report", "record"]
+__all__ = ["GroupSummary", "LocalizationSummary", "Report", "record"]
 
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from pydantic_core import core_schema
 
 from nemo_edge.bundle import GateResult
 from nemo_edge.environment import Machine
+from nemo_edge.groups import Group, Member, Variant
 from nemo_edge.latency import Latency
 from nemo_edge.localization import Localization
 from nemo_edge.mitigation import Measurement
@@ -52,6 +53,19 @@ class LocalizationSummary(BaseModel):
     seconds: float
 
 
+class GroupSummary(BaseModel):
+    """Prompts that have one set of neurons, without the indices, which are in `groups.jsonl`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    name: str
+    members: tuple[Member, ...]
+    neurons: int
+    per_layer: tuple[int, ...]
+    """Neurons of each value layer."""
+    variants: tuple[Variant, ...]
+
+
 class Report(BaseModel):
     """The whole report for machines. NaN and infinity are the strings "NaN", "Infinity" and "-Infinity"."""
 
@@ -64,6 +78,7 @@ class Report(BaseModel):
     gates: tuple[GateResult, ...]
     measurement: Measurement
     localizations: tuple[LocalizationSummary, ...]
+    groups: tuple[GroupSummary, ...] = ()
     latency: Latency | None
     machine: Machine | None
     date: str | None
@@ -92,11 +107,18 @@ def record(evidence: Evidence) -> Report:
         gates=evidence.gates,
         measurement=evidence.measurement,
         localizations=tuple(_summary(found) for found in evidence.localizations),
+        groups=tuple(_group(group) for group in evidence.groups),
         latency=evidence.latency,
         machine=evidence.machine,
         date=evidence.date,
         recipe=evidence.recipe,
         facts=evidence.facts,
+    )
+
+
+def _group(group: Group) -> GroupSummary:
+    return GroupSummary(
+        name=group.name, members=group.members, neurons=len(group.neurons), per_layer=group.neurons.counts, variants=group.variants
     )
 
 

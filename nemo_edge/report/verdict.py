@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nemo_edge.localization import union
+from nemo_edge.groups import all_neurons
 from nemo_edge.mitigation import GeneralDrift, Measurement, PromptMitigation, Shown
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.numbers import count, joined, number, ratio
@@ -67,13 +67,14 @@ class Verdict:
     before: str
     after: str
     control: str
+    variants: str
     cost: str
     speed: str
 
     @property
     def lines(self) -> tuple[str, ...]:
         """The sentences that apply, in order, without the headline."""
-        return tuple(filter(None, (self.found, self.before, self.after, self.control, self.cost, self.speed)))
+        return tuple(filter(None, (self.found, self.before, self.after, self.control, self.variants, self.cost, self.speed)))
 
 
 def verdict_of(evidence: Evidence) -> Verdict:
@@ -89,6 +90,7 @@ def verdict_of(evidence: Evidence) -> Verdict:
         before=leaks(measured, "before"),
         after=leaks(measured, "after"),
         control=leaks(measured, "random"),
+        variants=_variants(evidence),
         cost=_cost(measured),
         speed=_speed(evidence),
     )
@@ -154,13 +156,27 @@ def _found(evidence: Evidence) -> str:
 
 def _silenced(evidence: Evidence) -> str:
     """How many neurons are silenced: those that were found, unless the bundle was given others."""
-    neurons, found = evidence.measurement.neurons, union(evidence.localizations)
+    neurons, found = evidence.measurement.neurons, all_neurons(evidence.groups, evidence.localizations)
     if evidence.facts.get("Neurons", found.content_hash()) == found.content_hash():
         holds = "holds" if neurons == 1 else "hold"
         return f"{neurons} of {found.total} value neurons {holds} the memories and {_are(neurons)} silenced."
     return (
         f"{len(found)} of {found.total} value neurons were found to hold the memories, but others were chosen: "
         f"{count(neurons, 'neuron')} {_are(neurons)} silenced."
+    )
+
+
+def _variants(evidence: Evidence) -> str:
+    """What became of the variants of the prompts; empty where none was made."""
+    tried = sum(len(group.variants) for group in evidence.groups)
+    if not tried:
+        return ""
+    memorized, before, after = (
+        sum(len(getattr(group, which)) for group in evidence.groups) for which in ("memorized", "leaking_before", "leaking_after")
+    )
+    return (
+        f"Small changes of words: {memorized} of {count(tried, 'variant')} of the prompts are memorized too. With the prompts' own neurons "
+        f"silenced {before} of them brought a memory back; with those found for the worst of them as well, {after or 'none'} does."
     )
 
 
