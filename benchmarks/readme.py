@@ -268,6 +268,28 @@ def localization_table(found: Result) -> list[str]:
     ]
 
 
+def paraphrases_table(found: Result) -> list[str]:
+    lines = ["| | variants | memorized too | leaked with the captions' neurons | leak now | neurons | samples of the UNet |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for mode in ("paper", "fast"):
+        own = found[mode]
+        counts = [sum(g[w] if isinstance(g[w], int) else len(g[w]) for g in own["groups"]) for w in _VARIANTS]
+        neurons, samples = own["neurons"], own["samples"]
+        cells = [*map(str, counts), f"{neurons['own']} → {neurons['groups']}", f"{samples['captions']} + {samples['groups']}"]
+        lines.append(f"| mode `{mode}` | {' | '.join(cells)} |")
+    general = found["paper"]["general_score"]
+    return [
+        *lines,
+        "",
+        f"All 16 memorized captions of the demo, {found['asked']} variants asked of each (short captions have fewer). Of general prompts "
+        f"{general['own']:.4f} of the score stays with the captions' neurons silenced, {general['groups']:.4f} with the variants' too. "
+        f"Measured on {machine(found)} (`benchmarks/results/paraphrases.json`).",
+    ]
+
+
+_VARIANTS = ("variants", "memorized", "leaking_before", "leaking_after")
+
+
 def draw_localization(found: Result) -> Any:
     """Samples and seconds against the number of candidates, and what an evaluation from each value layer on takes."""
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.2))
@@ -356,6 +378,7 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "fidelity": fidelity_table,
     "full_size": full_size_table,
     "localization": localization_table,
+    "paraphrases": paraphrases_table,
 }
 FIGURES: dict[str, tuple[Path, Callable[[Result], Any]]] = {
     "latency": (ROOT / "docs" / "latency.png", draw_latency),

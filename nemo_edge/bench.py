@@ -5,10 +5,9 @@ A process opens its model once and keeps it, unless memory is short for all of t
 
 from __future__ import annotations
 
-__all__ = ["bench", "check_compiler", "runnables"]
+__all__ = ["bench", "runnables"]
 
 import multiprocessing
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,9 +17,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from nemo_edge.compilation import check_compiler
 from nemo_edge.engines import PLANS
 from nemo_edge.environment import gpus, machine
-from nemo_edge.errors import InputError, MissingDependency, NemoEdgeError
+from nemo_edge.errors import InputError, NemoEdgeError
 from nemo_edge.files import checkpoint_folder
 from nemo_edge.footprint import memory_available
 from nemo_edge.latency import Case, Latency, Ratio, Timing, Visit, ratio_of, timing_of
@@ -45,7 +45,8 @@ def runnables(bundle: Path, recipe: Recipe, settings: LatencySettings, checkpoin
     export = recipe.export
     engine = recipe.engine.model_copy(update={"threads": settings.threads or recipe.engine.threads})
     found = []
-    check_compiler(settings)
+    if settings.compiled:
+        check_compiler("latency.compiled")
     for name, wanted in (("eager", settings.eager), ("compiled", settings.compiled)):
         if wanted and checkpoint is not None:
             size = _mib(checkpoint_folder(checkpoint), (".safetensors", ".bin", ".ckpt"))
@@ -61,12 +62,6 @@ def runnables(bundle: Path, recipe: Recipe, settings: LatencySettings, checkpoin
         if targets:
             found.append(Runnable(name, "engine", str(bundle), engine, dtype=export.dtype, weights_mib=size, targets=targets))
     return tuple(found)
-
-
-def check_compiler(settings: LatencySettings) -> None:
-    """Raise `MissingDependency` when torch.compile is to be timed and finds no compiler."""
-    if settings.compiled and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        raise MissingDependency("torch.compile needs a C++ compiler: install g++, or set latency.compiled = false")
 
 
 def bench(

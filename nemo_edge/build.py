@@ -154,10 +154,11 @@ def _check_tools(recipe: Recipe, model: Path) -> None:
 
     check_runs(recipe)
     check_compiles(recipe, model)
-    if recipe.latency is not None:
-        from nemo_edge.bench import check_compiler
+    for table in ("localization", "latency"):
+        if getattr(getattr(recipe, table), "compiled", False):
+            from nemo_edge.compilation import check_compiler
 
-        check_compiler(recipe.latency)
+            check_compiler(f"{table}.compiled")
 
 
 def _check_memory(recipe: Recipe, model: Path, found: Sequence[Part] | None = None) -> None:

@@ -164,9 +164,9 @@ def show_localizations(found: Sequence[Any], groups: Sequence[Any], out: Path) -
 
 def _show_groups(groups: Sequence[Any]) -> None:
     variants = any(group.variants for group in groups)
-    table = _table("Group", "Prompts", "Neurons", *(["Variants leaking", "after"] if variants else []), "Samples", "s")
+    table = _table("Group", "Prompts", "Neurons", *(["Variants", "Leaked", "Now"] if variants else []), "Samples", "s")
     for g in groups:
-        leaks = (f"{len(g.leaking_before)} of {len(g.variants)}", str(len(g.leaking_after))) if variants else ()
+        leaks = [str(len(each)) for each in (g.variants, g.leaking_before, g.leaking_after)] if variants else []
         prompts = str(sum(not member.variant for member in g.members))
         table.add_row(escape(g.name), prompts, str(len(g.neurons)), *leaks, str(g.samples), f"{g.seconds:.1f}")
     Console().print(table)

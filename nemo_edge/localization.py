@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from nemo_edge.backends.torch import DTYPES, open_runner
 from nemo_edge.calibration import Calibration, Statistics, activations, load_statistics
 from nemo_edge.checkpoint import Checkpoint, value_layers
+from nemo_edge.compilation import check_compiler, compile_
 from nemo_edge.decisions import Decisions
 from nemo_edge.errors import InputError
 from nemo_edge.files import sha256_json
@@ -244,11 +245,13 @@ def _candidates(z: Sequence[Tensor], measured: Sequence[Tensor], theta: float, k
 
 def _as_asked(checkpoint: Checkpoint, settings: LocalizationSettings) -> Checkpoint:
     """The checkpoint with its UNet in the type and the layout of the settings: a copy, or itself where they are its own."""
-    if settings.dtype == "fp32" and not settings.channels_last:
+    if settings.dtype == "fp32" and not settings.channels_last and not settings.compiled:
         return checkpoint
+    if settings.compiled:
+        check_compiler("localization.compiled")
     layout = torch.channels_last if settings.channels_last else torch.preserve_format
     unet = nn.Module.to(copy.deepcopy(checkpoint.unet), DTYPES[settings.dtype]).to(memory_format=layout)  # diffusers' own warns
-    return replace(checkpoint, unet=unet)
+    return replace(checkpoint, unet=compile_(unet) if settings.compiled else unet)
 
 
 class _Case:

@@ -19,13 +19,15 @@ from torch import Tensor
 from nemo_edge.errors import InputError
 
 _TAPS, _SIGMA = 11, 1.5
+"""The window: 11 taps are the official code's, σ is torchmetrics', which the code leaves as it is. The paper names neither."""
 _K1, _K2 = 0.01, 0.03
+"""torchmetrics', which the official code leaves as they are, and Wang et al.'s."""
 _BETAS = (0.33, 0.33, 0.33)
-"""The official code's exponents; Wang et al. have five scales."""
+"""Scales and exponents of the official code; the paper (§3.1) writes plain SSIM, Wang et al. have five scales."""
 _SMALLEST = _TAPS * 2 ** (len(_BETAS) - 1)
 """The coarsest scale must not be smaller than the window; torchmetrics refuses 43 pixels and less."""
 _ENLARGED = 64
-"""The size of Stable Diffusion's latents, to which smaller ones are enlarged."""
+"""The size of Stable Diffusion's latents, the only one the official code knows, to which smaller ones are enlarged: ours."""
 
 
 def ms_ssim(a_PCHW: Tensor, b_PCHW: Tensor) -> Tensor:

@@ -95,16 +95,27 @@ class LocalizationSettings(_Settings):
     mode: Literal["paper", "fast"] = "paper"
     """`paper`: the official code's decisions; `fast`: group testing, a set of another choice with the same guarantee."""
     layers: Literal["paper", "all"] = "paper"
+    """`paper`: down and mid blocks, as paper (§3) and code have it; `all`: the up blocks too, ours."""
     seed: int = 1
+    """One seed for all latents: the code's (the paper's Alg. 1 seeds each latent with its number)."""
     samples: int = Field(default=10, ge=2, le=64)
+    """Latents, 10 in paper (§3.1) and code."""
     steps: int = Field(default=50, ge=2, le=1000)
+    """DDIM steps of the schedule, of which the second is used: the code's (the paper's δ is of the first)."""
     initial_theta: float = Field(default=5.0, gt=0)
+    """θ at the start, in standard deviations: paper (Alg. 2) and code."""
     theta_step: float = Field(default=0.25, gt=0)
+    """How much θ falls in a step: paper and code."""
     min_theta: float = Field(default=1.0, ge=0)
+    """Where θ ends: paper and code; that it is itself never evaluated is the code's."""
     initial_k: int = Field(default=0, ge=0)
+    """Neurons of highest activation taken from each layer at the start, one more in each step: paper and code."""
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Of the UNet during the search; decisions that are too close for it are made again in fp32."""
     channels_last: bool = False
+    """Of the UNet's tensors: faster on GPUs, slower on CPUs."""
+    compiled: bool = False
+    """Let torch.compile have the UNet's parts: minutes, which pay off on a GPU and for many prompts."""
     group_by: Literal["prompt", "cluster", "list"] = "prompt"
     """What has one set of neurons, refined together: each prompt, each cluster of near-duplicate prompts, or the whole list."""
     paraphrases: int = Field(default=0, ge=0, le=1000)

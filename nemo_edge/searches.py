@@ -52,7 +52,7 @@ class Outcome:
 
 
 _TOGETHER = 2e-3
-"""How much the score of a seed can hang on the others that are scored with it: 1.1e-3 was measured with the official code."""
+"""How much the score of a seed can hang on the others that are scored with it: 1.1e-3 was measured with the official code. Ours."""
 
 Search = Generator[Ask, Sequence[Scores], Outcome]
 

@@ -29,7 +29,7 @@ from nemo_edge.recipe import LocalizationSettings
 from nemo_edge.surgery import gate
 
 _RECENT = 16
-"""Sets whose δ are remembered: one that passed on some seeds is asked on the others soon."""
+"""Sets whose δ are remembered: one that passed on some seeds is asked on the others soon. Ours."""
 
 
 @dataclass(eq=False)

@@ -65,6 +65,7 @@ LAYERS = {
     "preload": 9,
     "bench": 7,
     "calibration": 6,
+    "compilation": 1,
     "decisions": 4,
     "journal": 2,
     "clusters": 3,

@@ -1,0 +1,97 @@
+"""What variants of the demo's memorized captions bring back, before and after the worst of them are localized too.
+
+    python benchmarks/paraphrases.py
+
+Writes `benchmarks/results/paraphrases.json`; both modes, and for each group of a caption and its variants one line. The neurons that
+all groups silence together are compared with the captions' own by what general prompts pay: the score of δ with and without them.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nemo_edge import demo
+from nemo_edge.backends.torch import open_runner
+from nemo_edge.calibration import Calibration, calibrate
+from nemo_edge.checkpoint import Checkpoint, open_checkpoint
+from nemo_edge.environment import machine
+from nemo_edge.groups import Group, Groups, all_neurons, clusters_of
+from nemo_edge.localization import Localizer, union
+from nemo_edge.memorization import NoiseProbe
+from nemo_edge.multiscale import ms_ssim
+from nemo_edge.neurons import NeuronSet
+from nemo_edge.prompts import read_prompts
+from nemo_edge.recipe import LocalizationSettings
+from nemo_edge.surgery import silenced
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "paraphrases.json"
+VARIANTS, HELD_OUT = 12, 16
+"""Variants asked for a caption, and general prompts that were not calibrated on."""
+
+
+def main() -> None:
+    checkpoint = open_checkpoint(str(demo.CHECKPOINT))
+    general = [p.text for p in read_prompts(ROOT / "calib" / "demo_general.txt")]
+    calibration = calibrate(checkpoint, general[:100], LocalizationSettings())
+    found: dict[str, Any] = {"machine": machine().model_dump(mode="json"), "threads": torch.get_num_threads(), "asked": VARIANTS}
+    for mode in ("paper", "fast"):
+        found[mode] = by(mode, checkpoint, calibration, general[-HELD_OUT:])
+        RESULT.write_text(json.dumps(found, indent=1) + "\n")
+        print(mode, json.dumps(found[mode])[:1500], flush=True)
+
+
+def by(mode: str, checkpoint: Checkpoint, calibration: Calibration, general: Sequence[str]) -> dict[str, Any]:
+    """The captions and their variants in one mode."""
+    assert calibration.threshold is not None
+    settings = LocalizationSettings.model_validate({"mode": mode})
+    localizer = Localizer(checkpoint, calibration.statistics, calibration.threshold.value, settings)
+    prompts = read_prompts(demo.CHECKPOINT.parent / "prompts" / "memorized.csv")
+    started = time.perf_counter()
+    own = localizer.localize_all([p.text for p in prompts])
+    between = time.perf_counter()
+    groups = Groups(localizer, VARIANTS).make_all(clusters_of(prompts, "prompt"), own)
+    ended = time.perf_counter()
+    sets = {"own": union(own), "groups": all_neurons(groups, own)}
+    return {
+        "seconds": {"captions": between - started, "groups": ended - between},
+        "samples": {"captions": sum(r.samples for r in own), "groups": sum(g.samples for g in groups)},
+        "neurons": {name: len(neurons) for name, neurons in sets.items()},
+        "general_score": {name: general_score(checkpoint, neurons, general) for name, neurons in sets.items()},
+        "groups": [line(group) for group in groups],
+    }
+
+
+def line(group: Group) -> dict[str, Any]:
+    return {
+        "caption": group.name,
+        "variants": len(group.variants),
+        "same": group.same,
+        "memorized": len(group.memorized),
+        "leaking_before": [v.text for v in group.leaking_before],
+        "leaking_after": [v.text for v in group.leaking_after],
+        "joined": [m.prompt for m in group.members if m.variant],
+        "neurons": [group.members[0].neurons, len(group.neurons)],
+    }
+
+
+def general_score(checkpoint: Checkpoint, neurons: NeuronSet, prompts: Sequence[str]) -> float:
+    """The mean score between δ with and without the neurons, of prompts that no memory belongs to: 1 is untouched."""
+    probe, unet = NoiseProbe.of(checkpoint.config, LocalizationSettings()), open_runner(checkpoint.unet_component())
+    scores = []
+    for prompt in prompts:
+        conditioning = {name: value.float().cpu().numpy() for name, value in checkpoint.encode([prompt]).items()}
+        plain = probe(unet, conditioning)
+        with silenced(checkpoint.unet, neurons):
+            scores.append(float(ms_ssim(plain, probe(unet, conditioning)).mean()))
+    return sum(scores) / len(scores)
+
+
+if __name__ == "__main__":
+    main()
