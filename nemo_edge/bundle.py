@@ -98,6 +98,13 @@ class Manifest(BaseModel):
         """Whether what was measured was measured with the bundle's own neurons."""
         return all(gate.name != MEASURED for gate in self.gates)
 
+    @property
+    def flaw(self) -> str:
+        """Why it must not be shipped, as the rest of a sentence on it; empty for one that may be."""
+        if self.passed:
+            return ""
+        return "carries random weights" if self.random_weights is not None else "failed a gate"
+
 
 class Verification(BaseModel):
     """Whether a bundle's files are those its manifest names."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["UNMITIGATED", "eager_pipeline", "has_unmitigated", "open_pipeline", "original_weights"]
+__all__ = ["UNMITIGATED", "eager_pipeline", "has_unmitigated", "open_engines", "open_pipeline", "original_weights"]
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -31,24 +31,36 @@ TensorRT, whose engines keep their weights, the masked one, which silences nothi
 
 
 def open_pipeline(config: Configuration, bundle: Path, engine: EngineSettings, variant: str, stack: ExitStack) -> Pipeline:
-    """Open the engines of a variant, or the unmitigated ones; `stack` closes them. Threads go before those of the build.
+    """Open all engines of a variant, or the unmitigated ones, as `open_engines` does."""
+    texts = config.text_encoder_names
+    found = open_engines(config, bundle, engine, variant, stack, (*texts, "unet", "vae_decoder"))
+    return Pipeline(config, tuple(found[name] for name in texts), found["unet"], found["vae_decoder"])
 
-    Raises `InputError` for an engine the bundle lacks, `MissingDependency` for a provider that is not here and, before any of
-    them is opened, for TensorRT engines that this machine cannot run.
+
+def open_engines(
+    config: Configuration, bundle: Path, engine: EngineSettings, variant: str, stack: ExitStack, names: Sequence[str]
+) -> dict[str, Runner]:
+    """Open the engines of some components, of which "unet" is that of a variant, or the unmitigated one; `stack` closes them.
+
+    Threads go before those of the build. Raises `InputError` for an engine the bundle lacks, `MissingDependency` for a provider
+    that is not here and, before any of them is opened, for TensorRT engines that this machine cannot run.
     """
-    pure, flavour, texts = variant == UNMITIGATED, engine.flavour, config.text_encoder_names
+    pure, flavour = variant == UNMITIGATED, engine.flavour
     if flavour is None:
-        place, weights = UNET_FOLDERS["baked" if pure else variant], original_weights(bundle) if pure else None
+        unet, weights = UNET_FOLDERS["baked" if pure else variant], original_weights(bundle) if pure else None
     else:
-        place, weights = UNET_FOLDERS["masked" if pure else variant], None
-        check_plans(bundle, (*texts, place, "vae_decoder"), flavour)
+        unet, weights = UNET_FOLDERS["masked" if pure else variant], None
+    places = {name: unet if name == "unet" else name for name in names}
+    if flavour is not None:
+        check_plans(bundle, tuple(places.values()), flavour)
 
-    def opened(place: str, weights: dict[str, np.ndarray] | None = None) -> Runner:
+    def opened(place: str) -> Runner:
         if flavour is not None:
             return stack.enter_context(tensorrt.open_engine(bundle, place, flavour, factor=config.factor))
-        return stack.enter_context(onnxruntime.open_engine(bundle, place, engine.provider, threads=engine.threads, weights=weights))
+        changed = weights if place == unet else None
+        return stack.enter_context(onnxruntime.open_engine(bundle, place, engine.provider, threads=engine.threads, weights=changed))
 
-    return Pipeline(config, tuple(opened(name) for name in texts), opened(place, weights), opened("vae_decoder"))
+    return {name: opened(place) for name, place in places.items()}
 
 
 def eager_pipeline(checkpoint: Checkpoint, *, compiled: bool = False) -> Pipeline:

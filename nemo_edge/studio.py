@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Request", "draw"]
+__all__ = ["Request", "choose_variant", "draw"]
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from nemo_edge.bundle import Manifest, check_file, open_verified
 from nemo_edge.configuration import Configuration
 from nemo_edge.errors import InputError
 from nemo_edge.files import write_atomically
+from nemo_edge.masks import OFF, read_mask
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import open_pipeline
 from nemo_edge.progress import Progress
@@ -53,13 +54,14 @@ def draw(bundle: Path, request: Request, out: Path, progress: Progress | None = 
     check_file(out)
     manifest = open_verified(bundle)
     recipe = Recipe.model_validate(manifest.recipe)
-    variant = _variant(manifest, request)
+    variant = choose_variant(manifest, request.variant, masked=request.mask is not None or request.unmitigated)
     settings = from_options(SamplingSettings, recipe.sampling.model_dump(), request.overrides)
     engine = from_options(EngineSettings, recipe.engine.model_dump(), {"backend": request.backend} if request.backend else {})
     seeds = range(request.seed, request.seed + request.count)
     with ExitStack() as stack:
         pipeline = open_pipeline(Configuration.load(bundle), bundle, engine, variant, stack)
-        mask = _mask(bundle, request) if variant == "masked" else None
+        wanted = OFF if request.unmitigated else request.mask
+        mask = read_mask(NeuronSet.load(bundle / "neurons.json"), wanted) if variant == "masked" else None
         parts = [seeds[i : i + _BATCH] for i in range(0, request.count, _BATCH)]
         with progress.task("generate", request.count * settings.steps) as advance:
             made = [generate(pipeline, [request.prompt] * len(part), part, settings, mask, advance) for part in parts]
@@ -69,36 +71,19 @@ def draw(bundle: Path, request: Request, out: Path, progress: Progress | None = 
         encoded = BytesIO()
         Image.fromarray(picture).save(encoded, format="PNG")
         write_atomically(path, encoded.getvalue())
-    if not manifest.passed:
-        why = "carries random weights" if manifest.random_weights is not None else "failed a gate"
-        progress.note(f"this bundle {why}: it must not be shipped")
+    if manifest.flaw:
+        progress.note(f"this bundle {manifest.flaw}: it must not be shipped")
     return paths
 
 
-def _variant(manifest: Manifest, request: Request) -> str:
-    variant = request.variant or ("masked" if request.mask or request.unmitigated else manifest.variants[0])
+def choose_variant(manifest: Manifest, variant: str | None, *, masked: bool) -> str:
+    """Return the variant that was asked for, or the first of the bundle; the masked one where a mask is given (`masked`).
+
+    Raises `InputError` for one that the bundle lacks, and for a mask with the baked one.
+    """
+    variant = variant or ("masked" if masked else manifest.variants[0])
     if variant not in manifest.variants:
         raise InputError(f"this bundle has no variant {variant!r}: it has {', '.join(manifest.variants)}")
-    if variant != "masked" and (request.mask or request.unmitigated):
-        raise InputError("a baked engine takes no mask, and cannot be unmitigated: use --variant masked")
+    if variant != "masked" and masked:
+        raise InputError("a baked engine takes no mask, and cannot be unmitigated: use the masked variant (--variant masked)")
     return variant
-
-
-def _mask(bundle: Path, request: Request) -> np.ndarray:
-    found = NeuronSet.load(bundle / "neurons.json")
-    if request.unmitigated:
-        return NeuronSet.empty(found.layers).mask()
-    if request.mask is None:
-        return found.mask()
-    if request.mask.suffix != ".npy":
-        chosen = NeuronSet.load(request.mask)
-        if chosen.layers != found.layers:
-            raise InputError(f"{request.mask} has neurons of other value layers than this bundle: it belongs to another model")
-        return chosen.mask()
-    try:
-        array: np.ndarray = np.load(request.mask, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{request.mask} is not a mask (.npy, float, [{found.total}]): {error}") from error
-    if array.dtype.kind not in "biuf":
-        raise InputError(f"{request.mask} is not a mask (.npy, float, [{found.total}]): it holds {array.dtype}")
-    return array

@@ -105,18 +105,19 @@ def save_toy_sd(folder: Path, tokenizer: CLIPTokenizer, unet: UNet2DConditionMod
     return folder
 
 
-def save_toy_sdxl(folder: Path, tokenizer: CLIPTokenizer) -> Path:
-    unet = toy_unet(
-        block_out_channels=(8, 16, 16),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 3),
-        cross_attention_dim=32,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=4,
-        projection_class_embeddings_input_dim=12 + 6 * 4,
-    )
+def save_toy_sdxl(folder: Path, tokenizer: CLIPTokenizer, **changes: object) -> Path:
+    settings: dict[str, object] = {
+        "block_out_channels": (8, 16, 16),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 3),
+        "cross_attention_dim": 32,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 4,
+        "projection_class_embeddings_input_dim": 12 + 6 * 4,
+    }
+    unet = toy_unet(**{**settings, **changes})
     StableDiffusionXLPipeline(
         vae=toy_vae(),
         text_encoder=toy_text_encoder(tokenizer),

@@ -1,0 +1,155 @@
+"""A bundle's engines inside diffusers' own pipelines: the UNet alone, or a whole pipeline.
+
+Needs nothing of the checkpoint. Every file is checked against the manifest before an engine is opened.
+"""
+
+from __future__ import annotations
+
+__all__ = ["load_pipeline", "load_unet"]
+
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Self, cast
+
+import diffusers
+
+from nemo_edge.backends import Runner
+from nemo_edge.bundle import open_verified
+from nemo_edge.configuration import Configuration
+from nemo_edge.errors import BundleError, InputError
+from nemo_edge.masks import Mask
+from nemo_edge.neurons import NeuronSet
+from nemo_edge.pipelines import open_engines
+from nemo_edge.recipe import EngineSettings, Recipe, from_options
+from nemo_edge.studio import choose_variant
+from nemo_edge.substitutes import EngineDecoder, EngineTextEncoder, EngineUNet, refusal
+
+
+def load_unet(bundle: str | PathLike[str], variant: str | None = None, mask: Mask | None = None, backend: str | None = None) -> EngineUNet:
+    """Open a bundle's UNet for a diffusers pipeline of yours: `pipe.unet = load_unet(bundle)`.
+
+    `variant` is "baked" or "masked", else the first of the bundle; `mask` is for the masked one, which silences the bundle's neurons
+    otherwise, and can be set later (`EngineUNet.mask`); `backend` is what runs it where that is not the recipe's. Its `close`, or
+    leaving its context, frees the engine. Warns of a bundle that must not be shipped. Raises `BundleError` for one that was changed,
+    `InputError` for a variant or a mask that does not fit, `MissingDependency` for engines that do not run here.
+    """
+    source = _verified(Path(bundle), variant, mask, backend)
+    with ExitStack() as stack:
+        unet = source.unet(source.open(stack, ["unet"]), mask)
+        stack.pop_all()  # from here on the UNet owns its engine
+    return unet
+
+
+def load_pipeline(bundle: str | PathLike[str], variant: str | None = None, mask: Mask | None = None, backend: str | None = None) -> Any:
+    """Open a bundle as diffusers' own `StableDiffusionPipeline` or `StableDiffusionXLPipeline`, all of whose parts are engines.
+
+    Tokenizers and scheduler are the bundle's; there is no safety checker and no watermark. Arguments, warnings and errors are those
+    of `load_unet`; the pipeline's `close`, or leaving its context, frees the engines.
+    """
+    source = _verified(Path(bundle), variant, mask, backend, tokenizers=True)
+    model = source.model
+    with ExitStack() as stack:
+        runners = source.open(stack, [*model.text_encoder_names, "unet", "vae_decoder"])
+        texts = {name: EngineTextEncoder(runners[name], config) for name, config in _numbered("text_encoder", model.text_encoders).items()}
+        engines = {**texts, "unet": source.unet(runners, mask), "vae": EngineDecoder(runners["vae_decoder"], model.vae)}
+        parts = {**engines, **_numbered("tokenizer", model.tokenizers), "scheduler": _scheduler(model)}
+        pipeline = _pipeline_class(model)(**parts, **_options(model))
+        stack.pop_all()
+    pipeline._engines = tuple(engines.values())
+    return pipeline
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A bundle that is as its manifest says, and what of it was asked for."""
+
+    bundle: Path
+    model: Configuration
+    engine: EngineSettings
+    variant: str
+
+    def open(self, stack: ExitStack, names: Sequence[str]) -> dict[str, Runner]:
+        return open_engines(self.model, self.bundle, self.engine, self.variant, stack, names)
+
+    def unet(self, runners: Mapping[str, Runner], mask: Mask | None) -> EngineUNet:
+        return EngineUNet(runners["unet"], self.model, NeuronSet.load(self.bundle / "neurons.json"), mask)
+
+
+def _verified(bundle: Path, variant: str | None, mask: Mask | None, backend: str | None, *, tokenizers: bool = False) -> _Source:
+    manifest = open_verified(bundle)
+    recipe = Recipe.model_validate(manifest.recipe)
+    engine = from_options(EngineSettings, recipe.engine.model_dump(), {"backend": backend} if backend else {})
+    chosen = choose_variant(manifest, variant, masked=mask is not None)
+    if manifest.flaw:
+        warnings.warn(f"the bundle {bundle} {manifest.flaw}: it must not be shipped", stacklevel=3)
+    return _Source(bundle, Configuration.load(bundle, tokenizers=tokenizers), engine, chosen)
+
+
+def _numbered(name: str, parts: Sequence[Any]) -> dict[str, Any]:
+    return {name if i == 0 else f"{name}_{i + 1}": part for i, part in enumerate(parts)}
+
+
+def _scheduler(model: Configuration) -> Any:
+    name = str(model.scheduler.get("_class_name"))
+    found = getattr(diffusers, name, None)
+    if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
+        raise BundleError(f"the bundle's scheduler is a {name}, which diffusers {diffusers.__version__} lacks: take another version")
+    return cast(Any, found).from_config(dict(model.scheduler))
+
+
+def _options(model: Configuration) -> dict[str, Any]:
+    """What the class of the pipeline is told beside its parts."""
+    if model.family == "sd":
+        return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return {"force_zeros_for_empty_prompt": model.index.get("force_zeros_for_empty_prompt", True), "add_watermarker": False}
+
+
+def _pipeline_class(model: Configuration) -> Any:
+    """diffusers' own class with ours before it, of the same name, by which diffusers finds its kin (`AutoPipelineForImage2Image`)."""
+    own = getattr(diffusers, model.index["_class_name"])
+    return type(own.__name__, (_EnginePipeline, own), {"__module__": own.__module__, "__doc__": own.__doc__})
+
+
+def _refused(part: str, name: str) -> Any:
+    def method(self: Any, *_: Any, **__: Any) -> NoReturn:
+        raise InputError(refusal(part, name))
+
+    return method
+
+
+class _EnginePipeline:
+    """What a pipeline of engines has before the methods of diffusers' class: an end, and a line for what engines do not do."""
+
+    _engines: tuple[Any, ...] = ()
+
+    def close(self) -> None:
+        """Free the engines."""
+        for engine in self._engines:
+            engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def encode_prompt(self, *args: Any, lora_scale: float | None = None, **kwargs: Any) -> Any:
+        """As diffusers' own, but for LoRA, which it would look for in the text encoder."""
+        if lora_scale is not None:
+            raise InputError(refusal("UNet", "scale"))
+        return super().encode_prompt(*args, **kwargs)  # type: ignore[misc]
+
+    def save_pretrained(self, *_: Any, **__: Any) -> NoReturn:
+        """Raises `InputError`: there are no weights to save."""
+        raise InputError("save_pretrained: this pipeline's engines have no weights to save: copy the folder of the bundle")
+
+    load_lora_weights = _refused("UNet", "load_lora_weights")
+    fuse_lora = _refused("UNet", "fuse_lora")
+    set_adapters = _refused("UNet", "set_adapters")
+    load_ip_adapter = _refused("UNet", "load_ip_adapter")
+    load_textual_inversion = _refused("text encoder", "load_textual_inversion")
