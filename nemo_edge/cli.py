@@ -97,24 +97,29 @@ def detect(
     checkpoint: Checkpoint,
     prompts: Prompts,
     statistics: Statistics,
+    general: Annotated[Path | None, typer.Option("--general", help="Prompts known not to be memorized, for a ROC curve.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for detection.jsonl and roc.json.")] = None,
     threshold: ThresholdOption = None,
     all_layers: AllLayers = False,
     allow_pickle: AllowPickle = False,
     as_json: Json = False,
 ) -> None:
-    """Say which prompts are memorized."""
-    from nemo_edge import console
-    from nemo_edge.prompts import read_prompts
+    """Say which prompts are memorized; with --out an interrupted run goes on where it stopped.
 
-    texts = [p.text for p in read_prompts(prompts)]
-    localizer = _localizer(checkpoint, statistics, threshold, _localization(all_layers), allow_pickle)
-    rows, bars = [], _bars(localizer, texts)
-    with bars.task("detect", len(texts)) as advance:
-        for text in texts:
-            score, seeds = localizer.detect(text)
-            rows.append({"prompt": text, "score": score, "memorized": bool(seeds), "seeds": list(seeds)})
-            advance(1)
-    print_result({"threshold": localizer.threshold, "prompts": rows}, as_json, console.show_detection)
+    Where the list says which prompts are (column type: VM, TM; N is not), detectors are compared.
+    """
+    from nemo_edge import console
+    from nemo_edge.bundle import check_folder
+    from nemo_edge.prompts import read_labelled
+
+    listed = read_labelled(prompts, general)
+    if out is not None:
+        check_folder(out)
+    from nemo_edge.findings import show_detection
+    from nemo_edge.stages import detect_all, open_detector
+
+    detector = open_detector(open_model(checkpoint, allow_pickle), statistics, threshold, _localization(all_layers))
+    print_result(detect_all(detector, listed, out, console.Bars()), as_json, lambda found: show_detection(found, out))
 
 
 @app.command()
@@ -145,11 +150,12 @@ def localize(
     group_by = "list" if whole else group_by
     settings = _localization(all_layers, mode=mode, dtype=dtype, group_by=group_by, paraphrases=paraphrases)
     localizer = _localizer(checkpoint, statistics, threshold, settings, allow_pickle)
+    from nemo_edge.findings import show_localizations
     from nemo_edge.stages import find_neurons
 
     found, groups = find_neurons(localizer, listed, out, console.Bars())
     said = {"results": [r.model_dump(mode="json") for r in found], "groups": [g.model_dump(mode="json") for g in groups], "out": str(out)}
-    print_result(said, as_json, lambda _: console.show_localizations(found, groups, out))
+    print_result(said, as_json, lambda _: show_localizations(found, groups, out))
 
 
 @app.command()
@@ -211,16 +217,6 @@ def main() -> None:
             raise
         code = exit_code(error)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _bars(localizer: Any, prompts: list[str]) -> Any:
-    """Bars that have said already which prompts are too long."""
-    from nemo_edge.console import Bars
-
-    bars = Bars()
-    for warning in localizer.warnings(prompts):
-        bars.note(warning)
-    return bars
 
 
 def _localization(all_layers: bool, **options: str | int) -> Any:

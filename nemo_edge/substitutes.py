@@ -169,7 +169,9 @@ class EngineUNet(_EngineModule):
             raise InputError(f"the mask has shape {list(mask.shape)}, expected [{len(mask.T)}]: it is for all pictures of a call")
         self._mask = mask.astype(np.float32)
 
-    @torch.compiler.disable(reason="the UNet is an engine, which is compiled already: leave torch.compile out, or its fullgraph")
+    @torch.compiler.disable(  # type: ignore[untyped-decorator]
+        reason="the UNet is an engine, which is compiled already: leave torch.compile out, or its fullgraph"
+    )
     def forward(
         self,
         sample: Tensor,

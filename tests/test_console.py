@@ -47,11 +47,6 @@ def test_gates_show_their_verdict(capsys: pytest.CaptureFixture[str], tiny_bundl
     assert "not measured: no training picture is known" in " ".join(rows["none"].split())
 
 
-def test_markup_in_a_prompt_is_text(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"prompt": "a [bold]pig[/bold]", "score": 0.9, "memorized": True, "seeds": [0]}]
-    assert "a [bold]pig[/bold]" in shown(capsys, console.show_detection, {"threshold": 0.4, "prompts": rows})
-
-
 def test_a_changed_bundle_names_its_files(capsys: pytest.CaptureFixture[str]) -> None:
     out = shown(capsys, console.show_verification, Verification(bundle="b", files=3, problems=("unet/model.onnx was changed",)))
     assert out.splitlines() == ["unet/model.onnx was changed", "b: not the bundle that was built: build it again"]

@@ -357,7 +357,7 @@ def test_a_scheduler_that_this_diffusers_lacks_is_named(sdxl: Model, tmp_path: P
         path = staged / "scheduler" / "scheduler_config.json"
         path.write_text(path.read_text().replace("EulerDiscreteScheduler", "UNet2DConditionModel"))
         publish(staged, tmp_path / "new", open_bundle(sdxl.bundle))
-    with pytest.raises(BundleError, match="the bundle's scheduler is a UNet2DConditionModel, which diffusers .* lacks"):
+    with pytest.raises(BundleError, match=r"the bundle's scheduler is a UNet2DConditionModel, which diffusers .* lacks"):
         load_pipeline(tmp_path / "new")
 
 
@@ -365,3 +365,15 @@ def test_the_package_hands_out_both() -> None:
     assert (nemo_edge.load_unet, nemo_edge.load_pipeline) == (load_unet, load_pipeline)
     with pytest.raises(AttributeError, match="has no attribute 'load_vae'"):
         nemo_edge.load_vae  # noqa: B018
+
+
+def test_the_readme_s_lines_run(sd: Model) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    [code] = re.findall(r"### In your own diffusers pipeline\n\n```python\n(.*?)```", readme, re.DOTALL)
+    assert '"engines/out/demo"' in code
+    said: dict[str, Any] = {}
+    exec(code.replace('"engines/out/demo"', repr(str(sd.bundle))), said)
+    assert said["picture"].size == (32, 32)
+    assert said["pipe"].unet.mask.min() == 1
+    with pytest.raises(InputError, match="closed"):
+        said["pipe"]("a bus", num_inference_steps=1)
