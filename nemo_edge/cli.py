@@ -14,14 +14,14 @@ from typing import Annotated, Any
 
 import typer
 
-from nemo_edge import cli_bundle
+from nemo_edge import __version__, cli_bundle
 from nemo_edge.exits import INTERRUPTED, exit_code, stop_on_sigterm
 from nemo_edge.options import AllowPickle, Checkpoint, Json, Summary, open_model, print_result
 
 app = typer.Typer(
     name="nemo-edge",
-    help="Ship text-to-image diffusion models as engines that do not give back their training images.",
     no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -34,6 +34,17 @@ Statistics = Annotated[Path, typer.Option("--statistics", help="What `nemo-edge 
 ThresholdOption = Annotated[float | None, typer.Option("--threshold", min=0, max=1, help="τ; else the one in the statistics.")]
 
 
+@app.callback()
+def common(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
+) -> None:
+    """Ship text-to-image diffusion models as engines that do not give back their training images."""
+    if version:
+        print(f"nemo-edge {__version__}")
+        raise typer.Exit
+
+
 @app.command()
 def build(
     recipe: Annotated[Path, typer.Argument(help="Recipe, a TOML file.")],
@@ -43,7 +54,10 @@ def build(
     summary: Summary = None,
     as_json: Json = False,
 ) -> None:
-    """Build a bundle: calibrate, localize, export, compile, measure, judge. Exit code 3 when a gate fails."""
+    """Build a bundle with its evidence.
+
+    Calibrate, localize, export, compile, measure, judge. Exit code 3 when a gate fails.
+    """
     from nemo_edge import console
     from nemo_edge.build import build as run
     from nemo_edge.build import plan
@@ -77,7 +91,7 @@ def calibrate(
     allow_pickle: AllowPickle = False,
     as_json: Json = False,
 ) -> None:
-    """Measure reference statistics and the threshold τ on general prompts."""
+    """Measure statistics and the threshold τ on general prompts."""
     from nemo_edge import console
     from nemo_edge.bundle import check_file
     from nemo_edge.prompts import read_prompts
@@ -104,9 +118,10 @@ def detect(
     allow_pickle: AllowPickle = False,
     as_json: Json = False,
 ) -> None:
-    """Say which prompts are memorized; with --out an interrupted run goes on where it stopped.
+    """Say which prompts are memorized.
 
-    Where the list says which prompts are (column type: VM, TM; N is not), detectors are compared.
+    With --out an interrupted run goes on where it stopped. Where the list says which prompts are memorized (column type: VM, TM) and which
+    are not (N), detectors are compared.
     """
     from nemo_edge import console
     from nemo_edge.bundle import check_folder
@@ -138,7 +153,10 @@ def localize(
     allow_pickle: AllowPickle = False,
     as_json: Json = False,
 ) -> None:
-    """Find the memorization neurons of each prompt; an interrupted run goes on where it stopped."""
+    """Find the memorization neurons of each prompt.
+
+    An interrupted run goes on where it stopped.
+    """
     from nemo_edge import console
     from nemo_edge.bundle import check_folder
     from nemo_edge.prompts import read_prompts
@@ -170,7 +188,7 @@ def export(
     allow_pickle: AllowPickle = False,
     as_json: Json = False,
 ) -> None:
-    """Export a checkpoint to ONNX, each file checked against eager PyTorch."""
+    """Export a checkpoint to ONNX, checked against eager PyTorch."""
     from nemo_edge import console
     from nemo_edge.production import export_folder
     from nemo_edge.recipe import CheckpointSettings, ExportSettings, from_options
@@ -192,7 +210,10 @@ def doctor(
     output: Annotated[Path, typer.Option("--output", help="Where its bundle would go.")] = Path(),
     as_json: Json = False,
 ) -> None:
-    """Say what works on this machine, what does not fit together, and what to do. Exit code 4 when `build` cannot work."""
+    """Say what works on this machine, and what to do.
+
+    What does not fit together is named. Exit code 4 when `build` cannot work.
+    """
     from nemo_edge import console
     from nemo_edge.doctor import diagnose
 

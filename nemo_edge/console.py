@@ -34,6 +34,8 @@ from rich.table import Table
 
 from nemo_edge.progress import Advance, Progress
 
+_PICTURES = "report/pictures/"
+"""Where a bundle keeps the hundreds of pictures of its report."""
 _WORTH_A_LINE_S = 2.0
 _PHASE = 21
 """Letters of a phase's name that fit beside a bar in a terminal of 80 columns."""
@@ -169,8 +171,12 @@ def show_manifest(manifest: Any) -> None:
         _show_gates(out, manifest.gates)
     table = table_of("File", "sha256")
     for name, digest in manifest.files.items():
-        table.add_row(escape(name), digest[:16])
+        if not name.startswith(_PICTURES):
+            table.add_row(escape(name), digest[:16])
     out.print(table)
+    pictures = sum(name.startswith(_PICTURES) for name in manifest.files)
+    if pictures:
+        out.print(f"and {pictures} pictures in {_PICTURES}: --json lists them too")
 
 
 def show_checkpoint(facts: dict[str, Any]) -> None:
@@ -218,7 +224,7 @@ def _show_latency(out: Console, found: Any) -> None:
         out.print(table)
     out.print(f"{found.machine.words}; {found.seconds:.0f} s", highlight=False, soft_wrap=True)
     if found.noisy:
-        out.print(f"[yellow]noisy, do not trust these alone[/]: {', '.join(found.noisy)}", soft_wrap=True)
+        out.print(f"[yellow]noisy, do not trust these alone[/]: {', '.join(found.noisy)}")
 
 
 def show_comparison(found: Any) -> None:

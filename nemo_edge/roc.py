@@ -34,7 +34,7 @@ class Roc(BaseModel):
     """Share of the memorized prompts found where 1 % of the general ones are taken for memorized."""
     false_positives: tuple[float, ...]
     true_positives: tuple[float, ...]
-    """The curve: shares of general and of memorized prompts at or above each score, from the highest score to the lowest."""
+    """The corners of the curve: shares of general and of memorized prompts at or above a score, from the highest score to the lowest."""
 
 
 def roc(detector: str, memorized: np.ndarray, general: np.ndarray, rows: int) -> Roc:
@@ -47,6 +47,7 @@ def roc(detector: str, memorized: np.ndarray, general: np.ndarray, rows: int) ->
     low, high = np.percentile(again, [2.5, 97.5])
     levels = np.unique(np.concatenate([memorized, general]))[::-1]
     true, false = (np.concatenate([[0.0], _at_or_above(scores, levels)]) for scores in (memorized, general))
+    corners = _corners(true)
     return Roc(
         detector=detector,
         rows=rows,
@@ -56,8 +57,8 @@ def roc(detector: str, memorized: np.ndarray, general: np.ndarray, rows: int) ->
         low=float(low),
         high=float(high),
         tpr_at_1=float(true[false <= 0.01].max()),
-        false_positives=tuple(false.tolist()),
-        true_positives=tuple(true.tolist()),
+        false_positives=tuple(false[corners].tolist()),
+        true_positives=tuple(true[corners].tolist()),
     )
 
 
@@ -67,6 +68,13 @@ def _auroc(memorized: np.ndarray, general: np.ndarray) -> float:
     below = np.searchsorted(ordered, memorized, "left")
     ties = np.searchsorted(ordered, memorized, "right") - below
     return float((below + ties / 2).mean() / len(general))
+
+
+def _corners(true: np.ndarray) -> np.ndarray:
+    """Where the share of memorized prompts has just grown or is about to; between them the curve is level."""
+    grows = np.diff(true) > 0
+    found: np.ndarray = np.flatnonzero(np.append(grows, True) | np.insert(grows, 0, True))
+    return found
 
 
 def _at_or_above(scores: np.ndarray, levels: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from diffusers import UNet2DConditionModel
 from test_random_weights import small
 from transformers import CLIPTokenizer
 
+import nemo_edge
 from nemo_edge import cli
 from nemo_edge.build import build, plan
 from nemo_edge.bundle import amend, open_bundle, verify
@@ -223,6 +224,11 @@ def test_statistics_of_another_model_name_both_widths(run: Run, toy_folder: Path
     torch.save([[torch.ones(width) for width in widths] for _ in ("mean", "std")], other)
     ran = run("detect", toy_folder, prompts, "--statistics", other, "--threshold", "0.4")
     assert_refused(ran, "[320, 320, 640, 640, 1280, 1280, 1280]", "[8, 8, 8, 8, 16, 16, 16]", "another model")
+
+
+def test_the_version_is_shown(run: Run) -> None:
+    ran = run("--version")
+    assert (ran.code, ran.out, ran.err) == (0, f"nemo-edge {nemo_edge.__version__}\n", "")
 
 
 def test_detect_prints_one_json_object(run: Run, model: Path, prompts: Path, statistics: Path) -> None:

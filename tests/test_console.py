@@ -47,6 +47,16 @@ def test_gates_show_their_verdict(capsys: pytest.CaptureFixture[str], tiny_bundl
     assert "not measured: no training picture is known" in " ".join(rows["none"].split())
 
 
+def test_the_pictures_of_the_report_are_counted_and_not_listed(capsys: pytest.CaptureFixture[str], tiny_bundle: Any) -> None:
+    manifest = open_bundle(tiny_bundle)
+    pictures = sum(name.startswith("report/pictures/") for name in manifest.files)
+    out = shown(capsys, console.show_manifest, manifest)
+    assert pictures > 1
+    assert f"and {pictures} pictures in report/pictures/" in out
+    assert out.count("report/pictures") == 1
+    assert "neurons.json" in out
+
+
 def test_a_changed_bundle_names_its_files(capsys: pytest.CaptureFixture[str]) -> None:
     out = shown(capsys, console.show_verification, Verification(bundle="b", files=3, problems=("unet/model.onnx was changed",)))
     assert out.splitlines() == ["unet/model.onnx was changed", "b: not the bundle that was built: build it again"]

@@ -19,6 +19,7 @@ def test_a_curve_by_hand() -> None:
     assert found.auroc == (1 + 1 + 0.5 + 1) / 4
     assert found.false_positives == (0, 0, 0.5, 1)
     assert found.true_positives == (0, 0.5, 1, 1)
+    assert roc("d", np.array([3.0]), np.array([5.0, 4, 2, 1]), 1).false_positives == (0, 0.5, 0.5, 1)
     assert found.tpr_at_1 == 0.5
     assert found.low <= found.auroc <= found.high
 

@@ -248,7 +248,7 @@ def _drift_words(general: GeneralDrift) -> str:
     text = f"general pictures change by {change} (1 − SSIM; 0 is the same picture)"
     if np.isnan([general.diversity_before, general.diversity_after]).any():
         return text
-    return f"{text}, their diversity goes from {number(general.diversity_before)} to {number(general.diversity_after)}"
+    return f"{text}, their diversity goes from {general.diversity_before:.3f} to {general.diversity_after:.3f}"
 
 
 def _speed(evidence: Evidence) -> str:
