@@ -326,7 +326,7 @@ def draw_detection(found: Result) -> Any:
     axis.set_ylim(0, 1.03)
     axis.set_xlabel("share of the other captions taken for memorized", fontsize=8)
     axis.set_ylabel("share of the memorized captions found", fontsize=8)
-    axis.legend(fontsize=7, frameon=False, loc="lower right")
+    axis.legend(fontsize=7, frameon=False, loc="center left")
     axis.tick_params(labelsize=7)
     axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
