@@ -81,7 +81,7 @@ LAYERS = {
     "mitigation": 8,
     "comparison": 9,
     "examination": 9,
-    "gates": 9,
+    "gates": 10,
     "report": 10,
     "stages": 10,
     "doctor": 11,

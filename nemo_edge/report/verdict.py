@@ -20,6 +20,7 @@ from nemo_edge.report.numbers import count, joined, number, ratio
 GATES = {
     "schedule_floor": "Prompts whose memory could not be brought below τ",
     "memorization_score": "Most of a memory that is left, as a memorization score",
+    "paraphrases": "Share of the prompts' memorized variants that still bring a memory back",
     "replication": "Share of the leaking prompts that still give back a training picture",
     "general_drift": "Mean change of general prompts' pictures, 1 − SSIM",
     "latent_drift": "Mean change of general prompts' latents, relative",
