@@ -154,6 +154,10 @@ def _check_tools(recipe: Recipe, model: Path) -> None:
 
     check_runs(recipe)
     check_compiles(recipe, model)
+    if recipe.checkpoint.device != "cpu":
+        from nemo_edge.checkpoint import check_device
+
+        check_device(recipe.checkpoint.device)
     for table, settings in (("localization", recipe.localization), ("latency", recipe.latency)):
         if settings is not None and settings.compiled:
             from nemo_edge.compilation import check_compiler
@@ -271,7 +275,8 @@ class _Build:
             from nemo_edge.checkpoint import open_checkpoint
             from nemo_edge.sampling import check_size
 
-            self._checkpoint = open_checkpoint(self.recipe.checkpoint.path, allow_pickle=self.recipe.checkpoint.allow_pickle)
+            source = self.recipe.checkpoint
+            self._checkpoint = open_checkpoint(source.path, allow_pickle=source.allow_pickle, device=source.device)
             free = [name for name in ("height", "width") if not getattr(self.recipe.export, name)]
             check_size(self._checkpoint.config, self.recipe.sampling, free)
         return self._checkpoint

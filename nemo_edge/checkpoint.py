@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = [
     "Checkpoint",
     "Conditioning",
+    "check_device",
     "check_files",
     "conditioning",
     "cross_attentions",
@@ -34,7 +35,7 @@ from torch import Tensor, nn
 
 from nemo_edge.component import Component, Port
 from nemo_edge.configuration import Configuration, check_pipeline
-from nemo_edge.errors import InputError, first_line
+from nemo_edge.errors import InputError, MissingDependency, first_line
 from nemo_edge.files import PICKLE_FILES, WEIGHT_FILES, checkpoint_folder, checkpoint_hashes, sha256_json
 from nemo_edge.neurons import ValueLayer
 from nemo_edge.recipe import CheckpointSettings
@@ -207,8 +208,9 @@ def open_checkpoint(
 
     Weights are read from safetensors and held in `dtype`; a pickle is refused unless `allow_pickle` is set. With `parts`
     ("unet", "vae", "text_encoder", "text_encoder_2") only those get weights, the others their shape alone. Raises `InputError` for
-    anything that is not a Stable Diffusion checkpoint.
+    anything that is not a Stable Diffusion checkpoint, `MissingDependency` for a GPU that is not here.
     """
+    check_device(device)
     local = check_files(path, allow_pickle=allow_pickle)
     wanted = _WEIGHTED_PARTS if parts is None else tuple(parts)
     if local.is_dir():
@@ -216,6 +218,22 @@ def open_checkpoint(
     else:
         pipeline = _pipeline_from_file(local, dtype)
     return _from_pipeline(pipeline, path, device, dtype, wanted)
+
+
+def check_device(device: str) -> None:
+    """Raise `InputError` for a device that is neither the CPU nor an NVIDIA GPU, `MissingDependency` where PyTorch sees none.
+
+    On a GPU float32 is float32 from now on: PyTorch rounds the factors of convolutions to 10 bits (TF32) unless it is told not to.
+    """
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise InputError(f"device {device!r} is not known: give cpu or cuda")
+    if device == "cpu":
+        return
+    with warnings.catch_warnings(action="ignore"):  # of an old driver, which `doctor` tells
+        if not torch.cuda.is_available():
+            raise MissingDependency(f"device {device!r} was asked for, but PyTorch sees no NVIDIA GPU here (nemo-edge doctor): take cpu")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def open_parts(source: CheckpointSettings, parts: Collection[str] = (), dtype: torch.dtype = torch.float32) -> Checkpoint:

@@ -16,7 +16,7 @@ import typer
 
 from nemo_edge import __version__, cli_bundle
 from nemo_edge.exits import INTERRUPTED, exit_code, stop_on_sigterm
-from nemo_edge.options import AllowPickle, Checkpoint, Json, Summary, open_model, print_result
+from nemo_edge.options import AllowPickle, Checkpoint, Device, Json, Summary, open_model, print_result
 
 app = typer.Typer(
     name="nemo-edge",
@@ -88,6 +88,7 @@ def calibrate(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the statistics go, a .safetensors file.")],
     limit: Annotated[int | None, typer.Option("--limit", min=2, help="Use the first so many prompts.")] = None,
     all_layers: AllLayers = False,
+    device: Device = "cpu",
     allow_pickle: AllowPickle = False,
     as_json: Json = False,
 ) -> None:
@@ -101,7 +102,7 @@ def calibrate(
     from nemo_edge.calibration import calibrate as run
 
     with console.Bars().task("calibrate", len(texts)) as advance:
-        calibration = run(open_model(checkpoint, allow_pickle), texts, _localization(all_layers), advance)
+        calibration = run(open_model(checkpoint, allow_pickle, device), texts, _localization(all_layers), advance)
     calibration.save(out)
     print_result(calibration.provenance, as_json, lambda p: console.show_calibration(p, out))
 
@@ -115,6 +116,7 @@ def detect(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for detection.jsonl and roc.json.")] = None,
     threshold: ThresholdOption = None,
     all_layers: AllLayers = False,
+    device: Device = "cpu",
     allow_pickle: AllowPickle = False,
     as_json: Json = False,
 ) -> None:
@@ -133,7 +135,7 @@ def detect(
     from nemo_edge.findings import show_detection
     from nemo_edge.stages import detect_all, open_detector
 
-    detector = open_detector(open_model(checkpoint, allow_pickle), statistics, threshold, _localization(all_layers))
+    detector = open_detector(open_model(checkpoint, allow_pickle, device), statistics, threshold, _localization(all_layers))
     print_result(detect_all(detector, listed, out, console.Bars()), as_json, lambda found: show_detection(found, out))
 
 
@@ -150,6 +152,7 @@ def localize(
     paraphrases: Annotated[int, typer.Option("--paraphrases", min=0, help="Variants of each prompt that must not leak either.")] = 0,
     threshold: ThresholdOption = None,
     all_layers: AllLayers = False,
+    device: Device = "cpu",
     allow_pickle: AllowPickle = False,
     as_json: Json = False,
 ) -> None:
@@ -167,7 +170,9 @@ def localize(
     check_folder(out)
     group_by = "list" if whole else group_by
     settings = _localization(all_layers, mode=mode, dtype=dtype, group_by=group_by, paraphrases=paraphrases)
-    localizer = _localizer(checkpoint, statistics, threshold, settings, allow_pickle)
+    from nemo_edge.localization import open_localizer
+
+    localizer = open_localizer(open_model(checkpoint, allow_pickle, device), statistics, threshold, settings)
     from nemo_edge.findings import show_localizations
     from nemo_edge.stages import find_neurons
 
@@ -244,12 +249,6 @@ def _localization(all_layers: bool, **options: str | int) -> Any:
     from nemo_edge.recipe import LocalizationSettings, from_options
 
     return from_options(LocalizationSettings, {"layers": "all" if all_layers else "paper"}, options, {"group_by": "group-by"})
-
-
-def _localizer(checkpoint: str, statistics: Path, threshold: float | None, settings: Any, allow_pickle: bool) -> Any:
-    from nemo_edge.localization import open_localizer
-
-    return open_localizer(open_model(checkpoint, allow_pickle), statistics, threshold, settings)
 
 
 if __name__ == "__main__":

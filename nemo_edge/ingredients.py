@@ -78,7 +78,8 @@ def stage_keys(recipe: Recipe, given: Ingredients) -> dict[str, str]:
     else:
         general, memorized = [p.text for p in given.general], [p.text for p in given.memorized]
         method = r["localization"]
-        calibrate = sha256_json([versions, given.checkpoint, general, r["calibration"], given.statistics, [method[n] for n in _CALIBRATED]])
+        device, settings = r["checkpoint"]["device"], [method[n] for n in _CALIBRATED]
+        calibrate = sha256_json([versions, given.checkpoint, device, general, r["calibration"], given.statistics, settings])
         search = {name: value for name, value in method.items() if name not in _NO_MATTER}
         localize = sha256_json([calibrate, memorized, [(p.url, p.cluster) for p in given.memorized], search])
         keys = {"calibrate": calibrate, "localize": localize}

@@ -5,7 +5,7 @@ Imports nothing heavy, so that `--help` is immediate.
 
 from __future__ import annotations
 
-__all__ = ["AllowPickle", "Bundle", "Checkpoint", "Json", "Summary", "open_model", "print_result"]
+__all__ = ["AllowPickle", "Bundle", "Checkpoint", "Device", "Json", "Summary", "open_model", "print_result"]
 
 import json
 from collections.abc import Callable
@@ -18,6 +18,7 @@ Checkpoint = Annotated[str, typer.Argument(help="Diffusers folder, .safetensors 
 Bundle = Annotated[Path, typer.Argument(help="Folder of a bundle.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Open pickle weights, which can run any code.")]
+Device = Annotated[str, typer.Option("--device", help="What eager PyTorch runs on: cpu, or cuda.")]
 Summary = Annotated[Path | None, typer.Option("--summary", help="Add a job summary in Markdown to this file.")]
 
 
@@ -31,8 +32,8 @@ def print_result(result: Any, as_json: bool, show: Callable[[Any], None]) -> Non
     print(json.dumps(content if passed is None else {**content, "passed": passed}, ensure_ascii=False))
 
 
-def open_model(path: str, allow_pickle: bool) -> Any:
-    """Open a checkpoint."""
+def open_model(path: str, allow_pickle: bool, device: str = "cpu") -> Any:
+    """Open a checkpoint on a device."""
     from nemo_edge.checkpoint import open_checkpoint
 
-    return open_checkpoint(path, allow_pickle=allow_pickle)
+    return open_checkpoint(path, allow_pickle=allow_pickle, device=device)

@@ -54,6 +54,8 @@ class CheckpointSettings(_Settings):
     path: str
     allow_pickle: bool = False
     """Open pickle weights (.bin, .ckpt), which can run any code when loaded."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """What eager PyTorch runs on: calibration, the search for neurons, and what engines are held against."""
 
 
 class RandomSettings(_Settings):

@@ -42,7 +42,8 @@ class Sources:
 
     def checkpoint(self) -> Checkpoint:
         """Open the weights."""
-        return open_checkpoint(self.recipe.checkpoint.path, allow_pickle=self.recipe.checkpoint.allow_pickle)
+        source = self.recipe.checkpoint
+        return open_checkpoint(source.path, allow_pickle=source.allow_pickle, device=source.device)
 
 
 def open_sources(manifest: Manifest, checkpoint: str | None = None) -> Sources:
