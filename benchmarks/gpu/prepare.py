@@ -83,7 +83,7 @@ def table(kit: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def prepare(to: Path, part_mb: float, python: str) -> dict[str, Any]:
+def prepare(to: Path, part_mb: float, python: str, bare_file: Path) -> dict[str, Any]:
     """Make the kit beside `to`, then put it in its place. Groups that would be the same are taken from the kit that is there."""
     old = read(to) if (to / "kit.json").is_file() else {"groups": []}
     if to.exists() and not old["groups"] and any(to.iterdir()):
@@ -96,8 +96,8 @@ def prepare(to: Path, part_mb: float, python: str) -> dict[str, Any]:
         work.mkdir()
         new.mkdir()
         pip = Pip(python, work)
-        say("looking for what is needed beyond bare.txt")
-        travels, bare = gather(pip)
+        say(f"looking for what is needed beyond {bare_file.name}")
+        travels, bare = gather(pip, bare_file)
         groups = []
         for number, (name, packages) in enumerate(travels.items(), 1):
             facts = {"name": name, "packages": packages, "part_bytes": int(part_mb * 1e6)}
@@ -155,13 +155,15 @@ def main() -> int:
     parser.add_argument("--to", type=Path, default=Path(__file__).with_name("kit"), help="the folder of the kit")
     parser.add_argument("--part-mb", type=float, default=40, help="no part is larger")
     parser.add_argument("--python", default="3.12", help="the Python of the bare machine")
+    parser.add_argument("--bare", type=Path, default=Path(__file__).with_name("bare.txt"), help="what the bare machine has, as pip reads it")
     parser.add_argument("--plan", action="store_true", help="say what a kit that was made holds")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, stop)
     try:
         if options.part_mb < 0.001:
             raise Problem(f"--part-mb {options.part_mb} is no size of a part: give at least 0.001")
-        print(table(read(options.to) if options.plan else prepare(options.to.absolute(), options.part_mb, options.python)))
+        made = read(options.to) if options.plan else prepare(options.to.absolute(), options.part_mb, options.python, options.bare)
+        print(table(made))
     except (Problem, OSError) as error:
         say(f"prepare: {' '.join(str(error).split())}")
         return 2

@@ -1,4 +1,4 @@
-"""The wheels that travel: what our wheel needs beyond `bare.txt`, resolved and downloaded by pip. It packs nothing."""
+"""The wheels that travel: what our wheel needs beyond what the bare machine has, resolved and downloaded by pip. It packs nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-BARE = Path(__file__).with_name("bare.txt")
 GROUPS = {
     "core": "nemo-edge, diffusers, polygraphy: eager, torch.compile, CPU engines",
     "onnxruntime": "ONNX Runtime with CUDA, on torch's CUDA libraries",
@@ -58,7 +57,7 @@ class Pip:
         errors = re.findall(r"^ERROR: (.*)$", done.stderr, re.MULTILINE) or done.stderr.strip().splitlines()[-1:]
         kind = Absent if "No matching distribution found" in done.stderr else Problem
         raise kind(
-            f"pip {arguments[0]} failed: {errors[-1] if errors else f'exit code {done.returncode}'}; change bare.txt or pyproject.toml"
+            f"pip {arguments[0]} failed: {errors[-1] if errors else f'exit code {done.returncode}'}; change what --bare names, or pyproject.toml"
         )
 
     def build(self, what: str | Path) -> None:
@@ -89,9 +88,9 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def gather(pip: Pip) -> tuple[dict[str, dict[str, dict[str, Any]]], dict[str, str]]:
+def gather(pip: Pip, bare_file: Path) -> tuple[dict[str, dict[str, dict[str, Any]]], dict[str, str]]:
     """Return the packages that travel, by group, and what the bare machine has."""
-    bare = {name: package["version"] for name, package in pip.resolve("-r", BARE).items()}
+    bare = {name: package["version"] for name, package in pip.resolve("-r", bare_file).items()}
     constraints = pip.work / "constraints.txt"
     constraints.write_text("".join(f"{name}=={version}\n" for name, version in bare.items()))
     pip.build(ROOT)

@@ -196,8 +196,10 @@ def test_a_folder_without_a_kit_is_refused_in_one_line(
     (tmp_path / "mine").touch()
     assert run(prepare, monkeypatch, "--to", tmp_path) == 2
     joined, planned, prepared = capsys.readouterr().err.splitlines()
-    assert joined.startswith("join: ") and "give the folder that prepare.py made" in joined
-    assert planned.startswith("prepare: ") and "without --plan first" in planned
+    assert joined.startswith("join: ")
+    assert "give the folder that prepare.py made" in joined
+    assert planned.startswith("prepare: ")
+    assert "without --plan first" in planned
     assert "holds something else than a kit" in prepared
     assert (tmp_path / "mine").exists()
 
