@@ -155,7 +155,7 @@ def main() -> int:
     parser.add_argument("--to", type=Path, default=Path(__file__).with_name("kit"), help="the folder of the kit")
     parser.add_argument("--part-mb", type=float, default=40, help="no part is larger")
     parser.add_argument("--python", default="3.12", help="the Python of the bare machine")
-    parser.add_argument("--bare", type=Path, default=Path(__file__).with_name("bare.txt"), help="what the bare machine has, as pip reads it")
+    parser.add_argument("--bare", type=Path, default=Path(__file__).with_name("bare.txt"), help="what that machine has, as pip reads it")
     parser.add_argument("--plan", action="store_true", help="say what a kit that was made holds")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, stop)
