@@ -56,7 +56,7 @@ class Pip:
             raise Problem("this pip cannot resolve for another Python: run prepare.py with that Python, or `pip install --upgrade pip`")
         errors = re.findall(r"^ERROR: (.*)$", done.stderr, re.MULTILINE) or done.stderr.strip().splitlines()[-1:]
         kind = Absent if "No matching distribution found" in done.stderr else Problem
-        told = errors[-1] if errors else f"exit code {done.returncode}"
+        told = errors[0] if errors else f"exit code {done.returncode}"
         raise kind(f"pip {arguments[0]} failed: {told}; change --bare or pyproject.toml")
 
     def build(self, what: str | Path) -> None:
@@ -66,7 +66,7 @@ class Pip:
     def resolve(self, *requirements: str | Path) -> dict[str, dict[str, Any]]:
         """Return what would be installed: normal name → version and sha256."""
         report = self.work / "report.json"
-        only = ["--quiet", "--dry-run", "--ignore-installed", "--target", self.work, "--report", report]
+        only: list[str | Path] = ["--quiet", "--dry-run", "--ignore-installed", "--target", self.work, "--report", report]
         self.run("install", *only, *self.target, *requirements)
         found = {}
         for item in json.loads(report.read_text())["install"]:
