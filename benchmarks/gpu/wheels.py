@@ -15,12 +15,12 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 GROUPS = {
-    "core": "nemo-edge, diffusers, polygraphy: eager, torch.compile, CPU engines",
-    "onnxruntime": "ONNX Runtime with CUDA, on torch's CUDA libraries",
+    "core": "nemo-edge, for all but what follows",
+    "onnxruntime": "ONNX Runtime with CUDA",
     "tensorrt-rtx": "TensorRT for RTX",
     "tensorrt": "TensorRT",
 }
-"""What each group brings, in the order of use."""
+"""What each group brings, in the order of use. ONNX Runtime finds the libraries of CUDA that torch brought and loaded."""
 OPTIONAL = {"tensorrt-rtx": "tensorrt-rtx-cu13", "tensorrt": "tensorrt-cu13"}
 """Group → the package that stands for it, which needs its own -libs and -bindings."""
 PLATFORMS = ["linux", "manylinux1", "manylinux2010", "manylinux2014", *(f"manylinux_2_{minor}" for minor in range(5, 36))]
