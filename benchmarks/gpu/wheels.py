@@ -88,7 +88,7 @@ def normal(name: str) -> str:
 
 def gather(pip: Pip, bare_file: Path) -> tuple[dict[str, dict[str, dict[str, Any]]], dict[str, str]]:
     """Return the packages that travel, by group, and what the bare machine has."""
-    bare = {name: package["version"] for name, package in pip.resolve("-r", bare_file).items()}
+    bare = {name: package["version"] for name, package in sorted(pip.resolve("-r", bare_file).items())}
     constraints = pip.work / "constraints.txt"
     constraints.write_text("".join(f"{name}=={version}\n" for name, version in bare.items()))
     pip.build(ROOT)
