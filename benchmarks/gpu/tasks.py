@@ -176,10 +176,12 @@ def export(work: Path, smoke: bool, model: str, dtype: str) -> dict[str, Any]:
 
 def answer(work: Path, smoke: bool, model: str) -> dict[str, Any]:
     """Whether plans of TensorRT-RTX run on this GPU: one for sm80, the portable choice, one for every GPU it knows; in its own words."""
+    from nemo_edge.backends.flavours import load_product
     from nemo_edge.backends.tensorrt import TensorRtRunner
     from nemo_edge.environment import gpus
     from nemo_edge.targets import COMPUTE_CAPABILITIES
 
+    load_product("tensorrt-rtx")
     dtype = "fp32" if smoke else "fp16"
     bundle = work / f"{model} {dtype}"
     case = Case(model, dtype, 1, 8 if smoke else 64, ())
