@@ -7,7 +7,7 @@ OPTIMUM = .venv-optimum
 PACKAGES = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 PIP_FLAGS ?=
 
-.PHONY: demo test lint fast optimum clean
+.PHONY: demo test lint fast optimum gpu-smoke clean
 
 demo: $(STAMP)
 	$(BIN)/nemo-edge build engines/demo.toml
@@ -26,6 +26,9 @@ fast: $(STAMP)
 
 optimum: $(OPTIMUM)/.installed
 	$(BIN)/python -m pytest -m optimum
+
+gpu-smoke: $(STAMP)
+	$(BIN)/python -m pytest tests/benchmarks/test_gpu_run.py
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nemo-edge needs Python 3.11 or newer, e.g. make PYTHON=python3.12 demo")'

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from figures import columns_of, draw_detection, draw_fidelity, draw_latency, draw_localization
+from gputable import draw_gpu, gpu_table
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +51,7 @@ def main() -> None:
 def load(name: str) -> Result:
     path = RESULTS / f"{name}.json"
     if not path.is_file():
-        sys.exit(f"{path} is not there: run benchmarks/{name}.py")
+        sys.exit(f"{path} is not there: CONTRIBUTING.md says how it is measured")
     found: Result = json.loads(path.read_text())
     return found
 
@@ -305,12 +306,14 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "localization": localization_table,
     "paraphrases": paraphrases_table,
     "detection": detection_table,
+    "nvidia-h200": gpu_table,
 }
 FIGURES: dict[str, tuple[Path, Callable[[Result], Any]]] = {
     "latency": (ROOT / "docs" / "latency.png", draw_latency),
     "fidelity": (ROOT / "docs" / "fidelity.png", draw_fidelity),
     "localization": (ROOT / "docs" / "localization.png", draw_localization),
     "detection": (ROOT / "docs" / "detection.png", draw_detection),
+    "nvidia-h200": (ROOT / "docs" / "nvidia-h200.png", draw_gpu),
 }
 
 

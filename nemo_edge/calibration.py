@@ -123,7 +123,7 @@ def calibrate(
             moment.add(values.float().cpu())
         for row in range(len(encoded["encoder_hidden_states"]) if with_threshold else 0):
             delta = probe(unet, {name: value[row : row + 1].cpu().numpy() for name, value in encoded.items()})
-            highest.append(float(pairwise_scores(delta).max()))
+            highest.append(float(pairwise_scores(delta.to(checkpoint.device)).max()))
             advance(1)
     threshold = threshold_of(highest) if with_threshold else None
     provenance = Provenance(

@@ -103,7 +103,7 @@ class Detector:
                 yield from found
 
     def _measure(self, prompts: Sequence[str], conditioning: Mapping[str, np.ndarray]) -> Iterator[Detection]:
-        x_SCHW, nothing_SCHW = self._probe.latents_SCHW, self._unconditional()
+        x_SCHW, nothing_SCHW = self._probe.latents_SCHW.to(self.checkpoint.device), self._unconditional()
         noises_RCHW = self._noise(conditioning, len(prompts))
         for prompt, noise_SCHW in zip(prompts, noises_RCHW.split(len(x_SCHW)), strict=True):
             scores_S = seed_scores(pairwise_scores(scaled(noise_SCHW - x_SCHW)), len(x_SCHW))
@@ -130,7 +130,8 @@ class Detector:
         feed = {name: np.repeat(value, seeds, axis=0) for name, value in conditioning.items()}
         self.rows += len(x_RCHW)
         parts = [slice(i, i + self._at_once) for i in range(0, len(x_RCHW), self._at_once)]
-        return torch.cat([self._probe.noise(self._unet, {n: v[part] for n, v in feed.items()}, x_RCHW[part]) for part in parts])
+        noises = [self._probe.noise(self._unet, {n: v[part] for n, v in feed.items()}, x_RCHW[part]) for part in parts]
+        return torch.cat(noises).to(self.checkpoint.device)  # where they are compared, too
 
 
 def read_detections(path: Path) -> list[Detection]:

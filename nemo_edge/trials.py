@@ -76,7 +76,7 @@ class Trials:
         self.layers = value_layers(checkpoint.unet, settings.layers)
         self.at_once, self.memory_bytes = at_once, memory_bytes
         self._kept_bytes = 0
-        self._unet, self._probe = checkpoint.unet, NoiseProbe.of(checkpoint.config, settings)
+        self._unet, self._device, self._probe = checkpoint.unet, checkpoint.device, NoiseProbe.of(checkpoint.config, settings)
         component = checkpoint.unet_component()
         self._runner = open_runner(gate(component, checkpoint.unet, self.layers))
         plain, example = open_runner(component), component.example(1)
@@ -164,7 +164,8 @@ class Trials:
             some = rows[first : first + self.at_once]
             parts.append(Kept())
             with self.prefix.keeping(parts[-1]) if places else nullcontext():
-                for (owner, chosen, place), delta in zip(some, self._forward(some, start), strict=True):
+                deltas = self._forward(some, start).to(self._device)  # where they are compared, too
+                for (owner, chosen, place), delta in zip(some, deltas, strict=True):
                     owner.deltas.setdefault(chosen, {})[place] = delta
                     owner.rows += 1
         for subject, own in places.items():

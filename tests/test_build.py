@@ -402,6 +402,16 @@ def test_a_compiler_that_is_not_here_is_found_before_random_weights_are_made(ran
     assert not weights_folder(fresh).exists()
 
 
+@pytest.mark.skipif(bool(gpus()), reason="there is an NVIDIA GPU")
+def test_a_device_that_is_not_here_is_found_before_random_weights_are_made(random_recipe: Recipe, tmp_path: Path) -> None:
+    source = random_recipe.checkpoint.model_copy(update={"device": "cuda"})
+    fresh = random_recipe.model_copy(update={"output": tmp_path / "out", "checkpoint": source})
+    for run in (plan, build):
+        with pytest.raises(MissingDependency, match="device 'cuda' was asked for"):
+            run(fresh)
+    assert not weights_folder(fresh).exists()
+
+
 def test_an_unknown_architecture_is_refused_before_anything_is_written(random_recipe: Recipe, tmp_path: Path) -> None:
     recipe = with_random_weights(random_recipe.model_copy(update={"output": tmp_path / "x"}), "sd14")
     for run in (plan, build):

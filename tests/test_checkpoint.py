@@ -13,8 +13,9 @@ from conftest import save_toy_sd, toy_unet
 from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DModel
 from transformers import CLIPTokenizer
 
+from nemo_edge.backends.torch import open_runner
 from nemo_edge.checkpoint import Checkpoint, open_checkpoint, summary, value_layers, value_projections
-from nemo_edge.errors import InputError
+from nemo_edge.errors import InputError, MissingDependency
 
 PROMPTS = ["a pig on a red background", "", "saxophone " * 100]
 
@@ -143,6 +144,23 @@ def test_a_pipeline_of_another_class_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_pickle_file_is_refused(written: Callable[[str, bytes], Path], name: str) -> None:
     with pytest.raises(InputError, match=r"is a pickle, .*--allow-pickle"):
         open_checkpoint(str(written(name, b"\x80\x02.")))
+
+
+def test_a_device_that_is_not_here_is_told_before_anything_is_opened() -> None:
+    with pytest.raises(InputError, match="device 'tpu' is not known: give cpu or cuda"):
+        open_checkpoint("nothing", device="tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(MissingDependency, match="device 'cuda' was asked for, but PyTorch sees no NVIDIA GPU here"):
+            open_checkpoint("nothing", device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_on_a_gpu_float32_is_float32(demo_checkpoint: Checkpoint) -> None:
+    there = open_checkpoint(demo_checkpoint.source, device="cuda").unet_component()
+    example = demo_checkpoint.unet_component().example(2)
+    here = open_runner(demo_checkpoint.unet_component())(example)["out_sample"]
+    assert abs(open_runner(there)(example)["out_sample"] - here).max() < 1e-4
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "recipe.toml"])

@@ -82,7 +82,7 @@ def full_plan() -> list[Task | Case]:
         Task("profile", 60, ("sdxl",), ("weights sdxl",)),
         Task("localization", 120, ("sd15",), ("weights sd15",)),
         replace(sd, contenders=engines, seconds=150, group="engines"),
-        Task("build", 200),
+        Task("build", 200, (), ("export sd15 fp16",)),
         replace(xl, contenders=engines, seconds=200, group="engines"),
         replace(sd, contenders=compiled, seconds=150, group="compiled"),
         *brain,

@@ -3,9 +3,9 @@
     python benchmarks/gpu/run.py --minutes 9 --out DIR [--work DIR] [--only TEXT ...] [--smoke]
 
 Needs what `prepare.py` gathers, or an environment with nemo-edge. Every task and every contender has a process and a time limit of
-its own; what fails, runs out of memory or crashes costs its own row. A result is a JSON file in DIR as soon as it is there, and
-`results.json` holds all of them; what is there already and did not fail is not measured again. `--smoke` runs the same plan with
-tiny models, on a CPU too.
+its own; what fails, runs out of memory or crashes costs its own row. A result is a JSON file in DIR/each as soon as it is there, and
+DIR/<gpu>.json holds all of them, for `benchmarks/results`; what is there already and did not fail is not measured again. `--smoke`
+runs the same plan with tiny models, on a CPU too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import numpy as np  # noqa: E402
 from contender import WARM_UPS, serve  # noqa: E402
 from plan import REFERENCE, Case, Task, full_plan, smoke_plan  # noqa: E402
 
-from nemo_edge.environment import cores, gpus  # noqa: E402
+from nemo_edge.environment import cores, gpus, machine  # noqa: E402
 from nemo_edge.latency import Timing, Visit, ratio_of, timing_of  # noqa: E402
 from nemo_edge.recipe import LatencySettings  # noqa: E402
 
@@ -121,12 +121,13 @@ class Run:
         self.aside: dict[str, tuple[Task, subprocess.Popen[bytes], float]] = {}
         self.found: dict[str, dict[str, Any]] = {}
         work.mkdir(parents=True, exist_ok=True)
-        out.mkdir(parents=True, exist_ok=True)
-        for path in out.glob("*.json"):
-            if path.name != "results.json":
-                result = json.loads(path.read_text())
-                if "failed" not in result and not any("failed" in row for row in result.get("rows", [])):
-                    self.found[result["key"]] = result
+        (out / "each").mkdir(parents=True, exist_ok=True)
+        gpu = next((gpu.name for gpu in gpus()), "cpu")
+        self.merged = out / f"{_slug(gpu)}.json"
+        for path in sorted((out / "each").glob("*.json")):
+            result = json.loads(path.read_text())
+            if "failed" not in result and not any("failed" in row for row in result.get("rows", [])):
+                self.found[result["key"]] = result
 
     @property
     def measured(self) -> bool:
@@ -175,11 +176,12 @@ class Run:
         beside = sorted(self.aside)
         whole = {"key": item.key, **result, **({"beside": beside} if beside and "failed" not in result else {})}
         self.found[item.key] = whole
-        (self.out / f"{re.sub(r'[^a-z0-9]+', '-', item.key.lower())}.json").write_text(json.dumps(whole, indent=1) + "\n")
-        merged = {"seconds": round(time.monotonic() - self.started, 1), "smoke": self.smoke, "results": list(self.found.values())}
-        draft = self.out / ".results.json"
-        draft.write_text(json.dumps(merged) + "\n")
-        draft.replace(self.out / "results.json")
+        (self.out / "each" / f"{_slug(item.key)}.json").write_text(json.dumps(whole, indent=1) + "\n")
+        about = {"machine": machine().model_dump(mode="json"), "seconds": round(time.monotonic() - self.started, 1), "smoke": self.smoke}
+        merged = {**about, "results": list(self.found.values())}
+        draft = self.merged.with_suffix(".draft")
+        draft.write_text(json.dumps(merged, indent=1) + "\n")
+        draft.replace(self.merged)
         failed = [result.get("failed"), *(f"{row['contender']}: {row['failed']}" for row in result.get("rows", []) if "failed" in row)]
         said = "; ".join(filter(None, failed)) or "done"
         print(f"{time.monotonic() - self.started:6.1f} s  {item.key}: {said[:400]}", flush=True)
@@ -283,6 +285,10 @@ class Run:
             return None
         own, reference = (np.load(path) for path in paths)
         return float(f"{np.abs(own - reference).max() / np.abs(reference).max():.3g}")
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower())
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

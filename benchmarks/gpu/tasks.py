@@ -56,15 +56,7 @@ def card(_work: Path, smoke: bool) -> dict[str, Any]:
         "bytes_per_s": 2 * source.nbytes / (times[len(times) // 2] / 1e3),
         "matrix": size,
         "copied_bytes": source.nbytes,
-        "machine": _machine(),
     }
-
-
-def _machine() -> dict[str, Any]:
-    from nemo_edge.environment import machine
-
-    found: dict[str, Any] = machine().model_dump(mode="json")
-    return found
 
 
 def limits(_work: Path, smoke: bool) -> dict[str, Any]:
