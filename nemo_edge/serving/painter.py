@@ -20,7 +20,7 @@ from nemo_edge.configuration import Configuration
 from nemo_edge.errors import InputError
 from nemo_edge.policies import Policies, apply
 from nemo_edge.recipe import SamplingSettings
-from nemo_edge.sampling import Pipeline, check_size, generate, latent_shape
+from nemo_edge.sampling import Pipeline, check_size, generate, latent_shape, make_scheduler
 from nemo_edge.serving.requests import PictureRequest, read_request
 from nemo_edge.serving.versions import PipelineVersion, read_pipeline
 
@@ -56,7 +56,9 @@ class Painter:
     @classmethod
     def open(cls, folder: Path, call: Call) -> Self:
         """Open a version folder of the pipeline model. Raises `BundleError` for files that are not as they were shipped."""
-        return cls(read_pipeline(folder), Configuration.load(folder), Policies.load(folder / POLICIES), call)
+        version, config = read_pipeline(folder), Configuration.load(folder)
+        make_scheduler(config, version.sampling.scheduler)  # imports diffusers now, and not in the first request
+        return cls(version, config, Policies.load(folder / POLICIES), call)
 
     def paint(self, tensors: Mapping[str, np.ndarray]) -> Painting:
         """Draw what a request asks for. Raises `InputError` for one that cannot be drawn, before any model is called."""

@@ -1,0 +1,37 @@
+"""The command that takes a bundle to an inference server.
+
+Translates as `cli` does, which puts it among its own; heavy imports are inside the command.
+"""
+
+from __future__ import annotations
+
+__all__ = ["register", "ship"]
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nemo_edge.options import Bundle, Json, print_result
+
+
+def register(app: typer.Typer) -> None:
+    """Put the command into an app."""
+    app.command()(ship)
+
+
+def ship(
+    bundle: Bundle,
+    repository: Annotated[Path, typer.Option("--to", help="Triton model repository, a folder.")],
+    backend: Annotated[str | None, typer.Option("--backend", help="native (Triton's) or python; else as the recipe.")] = None,
+    variant: Annotated[str | None, typer.Option("--variant", help="baked or masked; masked where there is one.")] = None,
+    instances: Annotated[int, typer.Option("--instances", min=1, help="Requests that are drawn at once.")] = 2,
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Let the server's log have the prompts.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Put a bundle into a Triton model repository, as one more version. Refuses one that failed a gate or was changed."""
+    from nemo_edge import console
+    from nemo_edge.serving.repository import ship as run
+
+    result = run(bundle, repository, backend, variant, instances=instances, log_prompts=log_prompts, progress=console.Bars())
+    print_result(result, as_json, console.show_shipped)

@@ -1,0 +1,188 @@
+"""A real Triton server: it takes up a new version under load, goes on with the old one where the new is broken, and is drained."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+import venv
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tritonclient.grpc")
+
+from nemo_edge.bundle import open_bundle
+from nemo_edge.errors import MissingDependency, NemoEdgeError
+from nemo_edge.neurons import NeuronSet
+from nemo_edge.rebake import rebake
+from nemo_edge.recipe import GateSettings
+from nemo_edge.review import judge_again
+from nemo_edge.serving.golden import LEVELS, Golden, ask, check_golden, make_golden, request
+from nemo_edge.serving.repository import ship
+from nemo_edge.serving.server import Environment, Server, find_environment, serve
+
+CLIENTS = 3
+
+
+def levels(a: np.ndarray, b: np.ndarray) -> int:
+    return int(np.abs(a.astype(int) - b).max())
+
+
+def test_an_environment_without_a_server_says_how_it_is_made(tmp_path: Path) -> None:
+    with pytest.raises(MissingDependency, match="has no Triton server: `make triton` makes it"):
+        find_environment(tmp_path)
+    venv.create(tmp_path / "empty", symlinks=True)
+    with pytest.raises(MissingDependency, match="empty has no Triton server: `make triton` makes it"):
+        find_environment(tmp_path / "empty")
+
+
+@pytest.mark.triton
+def test_the_server_s_python_has_numpy_1_and_the_tests_own_nemo_edge(triton_environment: Environment) -> None:
+    import subprocess
+
+    import nemo_edge
+
+    code = "import numpy, torch, onnxruntime, diffusers, transformers, nemo_edge; print(numpy.__version__, nemo_edge.__file__)"
+    ran = subprocess.run([triton_environment.folder / "bin" / "python", "-c", code], cwd="/", capture_output=True, text=True, check=True)
+    version, where = ran.stdout.split()
+    assert version.startswith("1.")
+    assert Path(where) == Path(nemo_edge.__file__)
+
+
+@pytest.fixture(scope="module")
+def other(shippable: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle with other neurons, judged as they were measured: its pictures are others."""
+    folder = tmp_path_factory.mktemp("other")
+    bundle = shutil.copytree(shippable, folder / "bundle")
+    found = NeuronSet.load(bundle / "neurons.json")
+    (NeuronSet.empty(found.layers)).others(found.total // 2, seed=1).save(folder / "neurons.json")
+    rebake(bundle, folder / "neurons.json")
+    return pass_gates(bundle)
+
+
+def pass_gates(bundle: Path) -> Path:
+    """Let a bundle count as measured and passed: what is tested here is how it is shipped."""
+    from nemo_edge.bundle import amend
+
+    manifest = open_bundle(bundle)
+    amend(bundle, manifest.model_copy(update={"passed": True, "gates": ()}), lambda staged: None)
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def repository(shippable: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served") / "repository"
+    ship(shippable, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(triton_environment: Environment, repository: Path, golden: Golden) -> Iterator[Server]:
+    """A server of its own, whose models these tests change, in their order."""
+    with serve(repository, triton_environment, lambda started: check_golden(golden, started.grpc)) as started:
+        yield started
+
+
+def under_load(server: Server, change: Callable[[], None]) -> list[np.ndarray]:
+    """Every picture of clients that ask without a pause, from before a change until after it."""
+    done = threading.Event()
+
+    def draw(_: int) -> list[np.ndarray]:
+        pictures = []
+        while not done.is_set():
+            pictures.append(ask(server.grpc, request(prompt="a red pig"))["image"])
+        return [*pictures, ask(server.grpc, request(prompt="a red pig"))["image"]]
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [pool.submit(draw, client) for client in range(CLIENTS)]
+        try:
+            change()
+        finally:
+            done.set()
+        return [picture for client in clients for picture in client.result()]
+
+
+@pytest.mark.triton
+def test_a_new_version_is_taken_up_under_load_and_every_picture_is_of_one_of_them(
+    server: Server, repository: Path, golden: Golden, other: Path
+) -> None:
+    new = make_golden(other)
+    assert levels(golden.picture, new.picture) > LEVELS
+    shipped = ship(other, repository)
+    pictures = under_load(server, lambda: server.load(shipped.models))
+    own = [min((levels(picture, each.picture), version) for version, each in ((1, golden), (2, new))) for picture in pictures]
+    assert max(off for off, _ in own) <= LEVELS
+    assert {version for _, version in own} == {1, 2}
+    check_golden(new, server.grpc)
+
+
+@pytest.mark.triton
+def test_a_broken_version_leaves_the_old_one_serving(server: Server, repository: Path, shippable: Path, other: Path) -> None:
+    shipped = ship(shippable, repository)
+    weights = repository / "unet" / str(shipped.version) / "model.onnx" / "model.onnx.data"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    new = make_golden(other)
+
+    def load() -> None:
+        with pytest.raises(NemoEdgeError, match="model.onnx/model.onnx.data was changed.*nothing was opened"):
+            server.load(shipped.models)
+
+    assert max(levels(picture, new.picture) for picture in under_load(server, load)) <= LEVELS
+
+
+@pytest.mark.triton
+def test_the_former_version_is_back_once_the_later_ones_are_gone(server: Server, repository: Path, golden: Golden) -> None:
+    """Rolled back as the README says: the folders of later versions are moved away, and the models loaded again."""
+    for model in ("pipeline", "text_encoder", "unet", "vae_decoder"):
+        for number in ("2", "3"):
+            shutil.rmtree(repository / model / number)
+    pictures = under_load(server, lambda: server.load(("text_encoder", "vae_decoder", "unet", "pipeline")))
+    assert pictures
+    check_golden(golden, server.grpc)
+
+
+@pytest.mark.triton
+def test_what_was_begun_is_finished_when_the_server_is_drained(server: Server, golden: Golden) -> None:
+    """The last of this server's tests: its pipeline is gone afterwards."""
+    with ThreadPoolExecutor(2) as pool:
+        begun = [pool.submit(ask, server.grpc, request(prompt="a red pig", steps=200)) for _ in range(2)]
+        while not all("1" in line for line in [_running(server)]):
+            pass
+        server.drain()
+        pictures = [each.result()["image"] for each in begun]
+    assert [picture.shape for picture in pictures] == [golden.picture.shape] * 2
+    with pytest.raises(NemoEdgeError, match="not ready|has no available versions|not found"):
+        ask(server.grpc, golden.tensors)
+
+
+@pytest.mark.triton
+def test_a_repository_that_does_not_load_is_told_in_one_line(
+    triton_environment: Environment, repository: Path, tmp_path: Path
+) -> None:
+    broken = shutil.copytree(repository, tmp_path / "repository")
+    (broken / "unet" / "1" / "model.py").write_text("raise SystemError\n")
+    with pytest.raises(NemoEdgeError, match=r"the Triton server is not ready: .*unet") as refused:
+        with serve(broken, triton_environment):
+            pass
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.triton
+def test_a_server_that_draws_something_else_does_not_get_ready(
+    triton_environment: Environment, repository: Path, golden: Golden
+) -> None:
+    wrong = Golden(golden.tensors, 255 - golden.picture)
+    ran: list[Server] = []
+
+    def check(server: Server) -> None:
+        ran.append(server)
+        check_golden(wrong, server.grpc)
+
+    with pytest.raises(NemoEdgeError, match="grey levels off the library's"):
+        with serve(repository, triton_environment, check):
+            raise AssertionError("it counts as ready")
+    assert ran[0].process.poll() is not None
