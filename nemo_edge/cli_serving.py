@@ -8,7 +8,7 @@ from __future__ import annotations
 __all__ = ["register", "ship"]
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,4 +34,11 @@ def ship(
     from nemo_edge.serving.repository import ship as run
 
     result = run(bundle, repository, backend, variant, instances=instances, log_prompts=log_prompts, progress=console.Bars())
-    print_result(result, as_json, console.show_shipped)
+    print_result(result, as_json, _show)
+
+
+def _show(shipped: Any) -> None:
+    """What is in a model repository now, and how a server takes it up."""
+    what = f"version {shipped.version} of {', '.join(shipped.models)}"
+    print(f"{shipped.repository}: {what} ({shipped.variant}, backend {shipped.backend})")
+    print("a server that runs takes it up by POST to /v2/repository/models/NAME/load, in this order")

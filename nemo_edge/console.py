@@ -16,7 +16,6 @@ __all__ = [
     "show_paths",
     "show_plan",
     "show_rebaked",
-    "show_shipped",
     "show_times",
     "show_verdict",
     "show_verification",
@@ -312,14 +311,6 @@ def show_diagnosis(diagnosis: Any) -> None:
         out.print("\n[yellow]nemo-edge build works here on the CPU, but the model does not fit[/]")
     else:
         out.print("\n[green]nemo-edge build works here on the CPU[/]")
-
-
-def show_shipped(shipped: Any) -> None:
-    """What is in a model repository now, and how a server takes it up."""
-    out = Console()
-    what = f"version {shipped.version} of {', '.join(shipped.models)}"
-    out.print(f"{escape(shipped.repository)}: {what} ({shipped.variant}, backend {shipped.backend})", soft_wrap=True, highlight=False)
-    out.print("a server that runs loads them in this order, by POST to /v2/repository/models/NAME/load", soft_wrap=True, highlight=False)
 
 
 def show_paths(paths: Sequence[Path]) -> None:

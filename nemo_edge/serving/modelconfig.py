@@ -48,7 +48,9 @@ def engine_signature(inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
     `rows` are the most that its engine takes, None for any. Raises `InputError` for bfloat16, which no client has a type for.
     """
     if backend == "python":
-        ports = [{name: Tensor(dtype=_wide(t.dtype), dims=("batch", *t.dims[1:])) for name, t in group.items()} for group in (inputs, outputs)]
+        ports = [
+            {name: Tensor(dtype=_wide(t.dtype), dims=("batch", *t.dims[1:])) for name, t in group.items()} for group in (inputs, outputs)
+        ]
         return Signature(inputs=ports[0], outputs=ports[1], rows=rows or ROWS)
     if any(tensor.dtype == "bfloat16" for tensor in (*inputs.values(), *outputs.values())):
         raise InputError("clients have no type for bfloat16, which these graphs take: ship with --backend python, or build in fp16")

@@ -10,7 +10,7 @@ __all__ = ["PIPELINE", "Shipped", "ship"]
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +90,12 @@ class _Shipment:
     @property
     def parameters(self) -> dict[str, str]:
         """What every configuration says of where its model came from."""
-        digest = sha256_file(self.bundle / MANIFEST)
-        return {"bundle": self.manifest.name, "manifest": digest, "version": str(self.number), "nemo_edge": __version__}
+        return {"bundle": self.manifest.name, "manifest": self.digest, "version": str(self.number), "nemo_edge": __version__}
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the bundle's manifest."""
+        return sha256_file(self.bundle / MANIFEST)
 
     def plans(self, place: str) -> tuple[PlanFile, ...]:
         """The sidecars of a component's plans, where plans are shipped. Raises `InputError` where there is none."""
@@ -135,7 +139,7 @@ def ship(
     recipe, model = Recipe.model_validate(manifest.recipe), Configuration.load(bundle, tokenizers=False)
     shipment = _Shipment(bundle, manifest, recipe, model, variant, _backend(recipe, backend), 0)
     configs = {name: read_config(repository / name / _CONFIG) for name in _present(repository, [*shipment.places, PIPELINE])}
-    shipment = _Shipment(bundle, manifest, recipe, model, variant, shipment.backend, _next_version(repository, configs))
+    shipment = replace(shipment, number=_next_version(repository, configs))
     with staging(repository) as staged, (progress or Progress()).task("ship", len(shipment.places) + 1) as advance:
         written = {}
         for name, place in shipment.places.items():
@@ -202,19 +206,26 @@ def _check_same(repository: Path, name: str, config: Any, new: Any) -> None:
     for field in ("backend", "max_batch_size", "input", "output"):
         if getattr(config, field) != getattr(new, field):
             raise InputError(
-                f"{repository / name} has another {field.replace('_', ' ')} than this bundle's {name}, and versions of a model share theirs: "
-                "ship to a folder of its own"
+                f"{repository / name} has another {field.replace('_', ' ')} than this bundle's {name}, and versions of a model share "
+                "theirs: ship to a folder of its own"
             )
 
 
 def _stage_engine(shipment: _Shipment, name: str, place: str, folder: Path) -> Any:
     """Write a component's version into `folder`; return its configuration."""
     files = {**_graph_files(shipment, place), **_plan_files(shipment, place)}
-    described: dict[str, Any] = {"engine": shipment.recipe.engine, "factor": shipment.model.factor, "backend": shipment.backend}
     shipped = _copy(shipment, files, folder)
     if shipment.backend == "python":
         shipped |= _own(folder, "engine.py")
-    version = EngineVersion(**_origin(shipment), place=place, files=shipped, **described)
+    version = EngineVersion(
+        bundle=shipment.manifest.name,
+        manifest=shipment.digest,
+        place=place,
+        backend=shipment.backend,
+        engine=shipment.recipe.engine,
+        factor=shipment.model.factor,
+        files=shipped,
+    )
     write_atomically(folder / DESCRIPTION, version.model_dump_json(indent=1) + "\n")
     on_gpu = shipment.backend == "tensorrt" or shipment.recipe.engine.device == "cuda"
     service = Service(name, shipment.backend, on_gpu, shipment.parameters)
@@ -252,7 +263,8 @@ def _stage_pipeline(shipment: _Shipment, folder: Path, instances: int, *, log_pr
     policies.save(folder / POLICIES)
     shipped |= {POLICIES: sha256_file(folder / POLICIES), **_own(folder, "pipeline.py")}
     version = PipelineVersion(
-        **_origin(shipment),
+        bundle=shipment.manifest.name,
+        manifest=shipment.digest,
         number=shipment.number,
         models={name: shipment.signature(place) for name, place in shipment.places.items()},
         sampling=shipment.recipe.sampling,
@@ -273,10 +285,6 @@ def _model_files(shipment: _Shipment) -> Iterator[tuple[str, str]]:
             yield name, name
         elif top in folders and (top.startswith(("tokenizer", "scheduler")) or rest == "config.json"):
             yield f"{folders[top]}/{rest}", name
-
-
-def _origin(shipment: _Shipment) -> dict[str, str]:
-    return {"bundle": shipment.manifest.name, "manifest": shipment.parameters["manifest"]}
 
 
 def _copy(shipment: _Shipment, files: Mapping[str, str], folder: Path) -> dict[str, str]:

@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,12 @@ from nemo_edge.errors import MissingDependency, NemoEdgeError
 from nemo_edge.serving.repository import PIPELINE
 
 _LOOPBACK = "127.0.0.1"
-_WHERE = "import json, sysconfig as s; print(json.dumps([s.get_path('purelib'), s.get_python_version(), *s.get_config_vars('LIBDIR', 'INSTSONAME')]))"
+_WHERE = (
+    "import json, sysconfig as s; "
+    "print(json.dumps([s.get_path('purelib'), s.get_python_version(), *s.get_config_vars('LIBDIR', 'INSTSONAME')]))"
+)
 _POLL_S = 0.1
+_FAILED = "failed to load"
 
 
 @dataclass(frozen=True)
@@ -77,16 +81,15 @@ class Server:
                 time.sleep(_POLL_S)
 
     def stop(self, timeout_s: float = 60) -> None:
-        """Drain the server and end it."""
-        try:
+        """Drain the server and end it; one that does not answer any more is ended."""
+        with suppress(NemoEdgeError):
             self.drain(timeout_s)
-        finally:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
     def _states(self) -> dict[str, set[str]]:
         """The states of each model's versions."""
@@ -133,7 +136,8 @@ def serve(
         command = _command(repository, environment, Path(scratch), chosen)
         with log.open("wb") as file:
             process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=_variables(environment), start_new_session=True)
-        server = Server(*(f"{_LOOPBACK}:{port}" for port in chosen), process=process, log=log)
+        http, grpc, metrics = (f"{_LOOPBACK}:{port}" for port in chosen)
+        server = Server(http, grpc, metrics, process, log)
         try:
             _wait(server, timeout_s)
             check(server)
@@ -183,10 +187,11 @@ def _wait(server: Server, timeout_s: float) -> None:
 
 
 def _last_words(log: Path) -> str:
-    """What a server said was wrong, without the time and the place in its source."""
-    lines = log.read_text(errors="replace").splitlines()
-    errors = [line for line in lines if line.startswith("E")] or lines[-1:]
-    return errors[-1].partition("] ")[2] or errors[-1] if errors else "it says nothing"
+    """What a server said was wrong, in one line, without the time and the place in its source."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    failed = [line.partition("] ")[2] for line in lines if _FAILED in line]
+    said = (failed or lines[-1:] or ["it says nothing"])[0]
+    return said.partition("\\n")[0].strip('" ')
 
 
 def _ask(url: str, content: bytes, timeout_s: float) -> Any:

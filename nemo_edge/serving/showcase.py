@@ -13,7 +13,6 @@ import tempfile
 import threading
 from pathlib import Path
 
-from nemo_edge.errors import NemoEdgeError
 from nemo_edge.exits import exit_code, stop_on_sigterm
 from nemo_edge.serving.golden import check_golden, make_golden
 from nemo_edge.serving.repository import ship
@@ -60,8 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
     stop_on_sigterm()
     try:
         _serve(options.bundle, options.environment, options.repository, tuple(options.ports) if options.ports else None)
-    except (NemoEdgeError, KeyboardInterrupt) as error:
-        sys.exit(exit_code(error))
+    except BaseException as error:
+        raise SystemExit(exit_code(error)) from error
 
 
 def _serve(bundle: Path, environment: Path, repository: Path | None, ports: tuple[int, int, int] | None) -> None:

@@ -100,7 +100,9 @@ def _read(folder: Path, kind: type[_Kind]) -> _Kind:
     try:
         version = kind.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        raise BundleError(f"{folder} is not a version that nemo-edge shipped ({DESCRIPTION} cannot be read): ship the bundle again") from error
+        raise BundleError(
+            f"{folder} is not a version that nemo-edge shipped ({DESCRIPTION} cannot be read): ship the bundle again"
+        ) from error
     wrong = _changed(folder, version.files)
     if wrong:
         raise BundleError(f"{folder} was changed since it was shipped ({wrong}): ship the bundle again; nothing was opened")

@@ -69,7 +69,7 @@ def test_a_feed_that_does_not_fit_is_not_sent() -> None:
 
 def test_a_server_that_is_not_there_is_a_missing_dependency() -> None:
     pytest.importorskip("tritonclient.grpc")
-    with pytest.raises(MissingDependency, match="no server answers at 127.0.0.1:9: start one"):
+    with pytest.raises(MissingDependency, match=r"no server answers at 127\.0\.0\.1:9: start one"):
         open_runner("127.0.0.1:9", "unet")
 
 

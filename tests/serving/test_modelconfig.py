@@ -48,7 +48,9 @@ def port(ports: Any, name: str) -> tuple[str, list[int]]:
     return DataType.Name(found.data_type), list(found.dims)
 
 
-@pytest.mark.parametrize("config", [unet_config("python"), unet_config("onnxruntime"), pipeline_config(Service("p", "python", False, {}), 2)])
+@pytest.mark.parametrize(
+    "config", [unet_config("python"), unet_config("onnxruntime"), pipeline_config(Service("p", "python", False, {}), 2)]
+)
 def test_a_configuration_is_read_as_it_was_written(tmp_path: Path, config: Any) -> None:
     write_config(tmp_path / "config.pbtxt", config)
     assert read_config(tmp_path / "config.pbtxt") == config
@@ -98,7 +100,7 @@ def test_a_pinned_batch_is_in_the_dims_of_native_backends_alone() -> None:
 
 
 def test_a_plan_s_greatest_rows_files_and_profiles_are_in_its_configuration() -> None:
-    profile = {name: ((1, 4), (2, 4), (8, 4)) for name in UNET}
+    profile = dict.fromkeys(UNET, ((1, 4), (2, 4), (8, 4)))
     both = [
         plans.standard_sidecar(plan=f"engines/unet_masked.tensorrt.{target}.plan", targets=(target,), profiles=(profile, profile))
         for target in ("sm89", "sm120")

@@ -116,5 +116,5 @@ def test_a_changed_pipeline_is_not_opened(shippable: Path, tmp_path: Path) -> No
     ship(shippable, tmp_path / "repository")
     version = tmp_path / "repository" / "pipeline" / "1"
     (version / "policies.json").write_text((version / "policies.json").read_text().replace("always", "seldom"))
-    with pytest.raises(BundleError, match="policies.json was changed"):
+    with pytest.raises(BundleError, match=r"policies\.json was changed"):
         Painter.open(version, lambda model, number, outputs, arrays: {})

@@ -55,7 +55,9 @@ def test_the_weights_lie_beside_the_graph_in_a_folder_of_the_file_s_name(shippab
     ship(shippable, repository, variant="baked")
     folder = repository / "unet" / "1" / "model.onnx"
     assert {p.name for p in folder.iterdir()} == {"model.onnx", "model.onnx.data", "value_weights.data"}
-    assert {p.name: sha256_file(p) for p in folder.iterdir()} == {p.name: sha256_file(shippable / "unet" / p.name) for p in folder.iterdir()}
+    assert {p.name: sha256_file(p) for p in folder.iterdir()} == {
+        p.name: sha256_file(shippable / "unet" / p.name) for p in folder.iterdir()
+    }
 
 
 def test_every_component_has_the_same_model_and_the_pipeline_its_policies(shippable: Path, repository: Path) -> None:
@@ -115,7 +117,7 @@ def test_random_weights_are_refused(bundle: Path, repository: Path) -> None:
 
 
 def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path, repository: Path) -> None:
-    with pytest.raises(BundleError, match="has no manifest.json"):
+    with pytest.raises(BundleError, match=r"has no manifest\.json"):
         ship(tmp_path, repository)
 
 

@@ -78,11 +78,12 @@ def test_sigterm_ends_it_once_the_pictures_that_were_begun_are_drawn(process: su
     """The last of this process's tests."""
     found = re.search(r"gRPC (\S+),", words)
     assert found
+    several = {**request(steps=999), "prompt": np.array([PROMPT.encode()] * 4, object)}
     with ThreadPoolExecutor(1) as pool:
-        begun = pool.submit(ask, found[1], request(prompt=PROMPT, steps=300))
-        time.sleep(1)
+        begun = pool.submit(ask, found[1], several)
+        time.sleep(0.5)
         assert not begun.done()
         process.send_signal(signal.SIGTERM)
-        picture = begun.result()["image"]
-    assert picture.shape == golden.picture.shape
+        pictures = begun.result()["image"]
+    assert pictures.shape == (4, *golden.picture.shape[1:])
     assert process.wait(60) == 143

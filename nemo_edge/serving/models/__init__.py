@@ -1,5 +1,5 @@
-"""Shipping a bundle to an inference server: the Triton model repository, what runs in the server, and a server to try it with."""
+"""The `model.py` files that are shipped: they run in the server, and import nothing but its Python interface, numpy and nemo-edge."""
 
 from __future__ import annotations
 
-__all__: list[str] = []
+__all__ = ()

@@ -1,6 +1,6 @@
-"""Triton's `model.py` of the pipeline: from prompts to pictures, every step a call of the `unet` model. The server's Python needs nemo-edge.
+"""Triton's `model.py` of the pipeline: from prompts to pictures, every step a call of the `unet` model.
 
-Prompts are logged only where the configuration's parameter `log_prompts` is "true".
+The server's Python needs nemo-edge. Prompts are logged only where the configuration's parameter `log_prompts` is "true".
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class TritonPythonModel:
         )
         names = self._painter.policies.neurons
         self._applied, self._silenced = (
-            {policy: family.Metric(labels={"policy": policy, "version": args["model_version"]}) for policy in names} for family in self._families
+            {policy: family.Metric(labels={"policy": policy, "version": args["model_version"]}) for policy in names}
+            for family in self._families
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:

@@ -79,34 +79,35 @@ def test_sixteen_clients_with_a_mask_each_get_their_own_answers_and_batches_form
     assert sum(count for size, count in counts.items() if size > 1) > 0, counts
 
 
-def spoilt(feed: Feed, name: str, change: Callable[[np.ndarray], np.ndarray] | None) -> Feed:
-    return {n: a if n != name else change(a) for n, a in feed.items() if n != name or change is not None}  # type: ignore[misc]
+def without(feed: Feed, name: str) -> Feed:
+    return {n: array for n, array in feed.items() if n != name}
 
 
-def with_nan(mask: np.ndarray) -> np.ndarray:
-    changed = mask.copy()
-    changed[0, -1] = np.nan
-    return changed
+def with_nan(feed: Feed) -> Feed:
+    mask = feed["value_mask"].copy()
+    mask[0, -1] = np.nan
+    return {**feed, "value_mask": mask}
 
 
-BAD = {
-    "a mask that is too narrow": ("value_mask", lambda a: a[:, 1:], "unexpected shape for input 'value_mask'"),
-    "a mask with NaN": ("value_mask", with_nan, "value_mask must hold factors from 0 to 1, but has NaN or values outside"),
-    "a mask of 2": ("value_mask", lambda a: a + 2, "value_mask must hold factors from 0 to 1, but has NaN or values outside"),
-    "no mask": ("value_mask", None, "expected 4 inputs but got 3"),
-    "more rows than it takes": ("sample", lambda a: np.repeat(a, 17, axis=0), "batch-size must be <= 16"),
-    "latents that the unet does not halve": ("sample", lambda a: a[..., :15, :15], "ONNX Runtime cannot run a feed"),
+BAD: dict[str, tuple[Callable[[Feed], Feed], str]] = {
+    "a mask that is too narrow": (lambda f: {**f, "value_mask": f["value_mask"][:, 1:]}, "unexpected shape for input 'value_mask'"),
+    "a mask with NaN": (with_nan, "value_mask must hold factors from 0 to 1, but has NaN or values outside"),
+    "a mask of 2": (lambda f: {**f, "value_mask": f["value_mask"] + 2}, "value_mask must hold factors from 0 to 1, but has NaN"),
+    "no mask": (lambda f: without(f, "value_mask"), "expected 4 inputs but got 3"),
+    "two masks for a row": (lambda f: {**f, "value_mask": np.repeat(f["value_mask"], 2, axis=0)}, "batch size does not match other inputs"),
+    "more rows than it takes": (lambda f: {n: np.repeat(a, 17, axis=0) for n, a in f.items()}, "batch-size must be <= 16"),
+    "latents that the unet does not halve": (lambda f: {**f, "sample": f["sample"][..., :15, :15]}, "ONNX Runtime cannot run a feed"),
 }
 
 
 @pytest.mark.parametrize("library", [grpc, http], ids=["grpc", "http"])
 @pytest.mark.parametrize("bad", BAD)
 def test_a_bad_request_gets_a_clear_error_and_the_server_lives_on(triton: Server, unet: TritonRunner, bad: str, library: object) -> None:
-    name, change, said = BAD[bad]
+    change, said = BAD[bad]
     good = make_feed(unet, 3)
     client = library.InferenceServerClient(triton.grpc if library is grpc else triton.http)  # type: ignore[attr-defined]
     with client:
-        arrays = unet.signature.request(spoilt(good, name, change))
+        arrays = change(unet.signature.request(good))
         inputs = [library.InferInput(n, list(a.shape), "FP32").set_data_from_numpy(a) for n, a in arrays.items()]  # type: ignore[attr-defined]
         with pytest.raises(Exception, match=said) as refused:
             client.infer("unet", inputs)
@@ -116,7 +117,8 @@ def test_a_bad_request_gets_a_clear_error_and_the_server_lives_on(triton: Server
 
 
 def test_a_bad_request_among_good_ones_fails_alone(triton: Server, unet: TritonRunner) -> None:
-    good, bad = make_feed(unet, 1), spoilt(make_feed(unet, 1), "value_mask", lambda a: a + 2)
+    good = make_feed(unet, 1)
+    bad = with_nan(good)
     expected = unet(good)["out_sample"]
 
     def ask(client: int) -> list[str]:

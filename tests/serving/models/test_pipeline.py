@@ -105,7 +105,7 @@ def test_a_bad_request_gets_a_clear_error_and_the_server_lives_on(
 
 
 def test_a_tensor_of_another_type_is_refused(triton: Server) -> None:
-    with pytest.raises(NemoEdgeError, match="INT64 datatype for input 'steps'|data-type 'INT64', but the model expects 'INT32'|INT32"):
+    with pytest.raises(NemoEdgeError, match=r"'steps'.*INT32"):
         ask(triton.grpc, {**request(prompt="an owl"), "steps": np.array([3])})
 
 
