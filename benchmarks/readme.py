@@ -290,6 +290,49 @@ def paraphrases_table(found: Result) -> list[str]:
 _VARIANTS = ("variants", "memorized", "leaking_before", "leaking_after")
 
 
+def detection_table(found: Result) -> list[str]:
+    own, size = found["demo"], found["full_size"]
+    lines = ["| detector | rows of the UNet a prompt | AUROC (95 %) | TPR at 1 % FPR | AUROC in the literature |", "|---|---|---|---|---|"]
+    for each in own["rocs"]:
+        auroc = f"{each['auroc']:.4f} ({each['low']:.4f}–{each['high']:.4f})"
+        lines.append(f"| {each['detector']} | {each['rows']} | {auroc} | {each['tpr_at_1']:.3f} | {_literature(each['detector'])} |")
+    early, late = own["memory_mib"].items()
+    above, general = own["above"], own["prompts"] - own["rocs"][0]["memorized"]
+    return [
+        *lines,
+        "",
+        f"{own['prompts']:,} captions of the demo, {own['rocs'][0]['memorized']} of them memorized, in {own['seconds']:.0f} s; above τ are "
+        f"{above['memorized']} of the memorized and {above['general']} of the {general:,} others. The UNet's forwards took "
+        f"{own['unet_share']:.0%} of the time; at Stable Diffusion 1.5's size they take {size['unet_share']:.2%}. Memory: "
+        f"{early[1]:.0f} MiB after {early[0]} prompts, {late[1]:.0f} MiB after {late[0]}. Measured on {machine(found)} "
+        "(`benchmarks/results/detection.json`).",
+    ]
+
+
+def _literature(detector: str) -> str:
+    if detector.startswith("MS-SSIM"):
+        return "0.98 (Hintersdorf et al. 2024, App. B.4)"
+    given = "0.976" if detector.endswith("1 latent") else "0.992 of 4 latents"
+    return f"{given}, at the first step (Wen et al.'s detector as Jeon et al. 2025 measured it)"
+
+
+def draw_detection(found: Result) -> Any:
+    """The ROC of each detector, where few general prompts are taken for memorized."""
+    figure, axis = plt.subplots(figsize=(5.2, 3.2))
+    for each, colour in zip(found["demo"]["rocs"], (_COLOURS[2], _COLOURS[4], _COLOURS[5]), strict=True):
+        axis.step(each["false_positives"], each["true_positives"], where="post", color=colour, label=each["detector"])
+    axis.set_xscale("symlog", linthresh=1e-3)
+    axis.set_xlim(0, 1)
+    axis.set_ylim(0, 1.03)
+    axis.set_xlabel("share of the other captions taken for memorized", fontsize=8)
+    axis.set_ylabel("share of the memorized captions found", fontsize=8)
+    axis.legend(fontsize=7, frameon=False, loc="center left")
+    axis.tick_params(labelsize=7)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    return figure
+
+
 def draw_localization(found: Result) -> Any:
     """Samples and seconds against the number of candidates, and what an evaluation from each value layer on takes."""
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.2))
@@ -379,11 +422,13 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "full_size": full_size_table,
     "localization": localization_table,
     "paraphrases": paraphrases_table,
+    "detection": detection_table,
 }
 FIGURES: dict[str, tuple[Path, Callable[[Result], Any]]] = {
     "latency": (ROOT / "docs" / "latency.png", draw_latency),
     "fidelity": (ROOT / "docs" / "fidelity.png", draw_fidelity),
     "localization": (ROOT / "docs" / "localization.png", draw_localization),
+    "detection": (ROOT / "docs" / "detection.png", draw_detection),
 }
 
 

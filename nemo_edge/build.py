@@ -247,11 +247,12 @@ class _Build:
 
         by_prompt = {result.prompt: result for result in read_results(staged / "localization.jsonl")}
         localizations = [by_prompt[prompt.text] for prompt in self.inputs.memorized]
+        groups = groups_in(staged)
         measurement = self._measure(staged, localizations, Calibration.load(calibrated / "calibration.safetensors"))
         latency = self._time(staged) if self.recipe.latency is not None else None
-        gates = judge(measurement, localizations, self.recipe, latency)
+        gates = judge(measurement, localizations, self.recipe, latency, groups)
         manifest = self._manifest(staged, neurons, measurement.threshold, gates)
-        write_report(staged / "report", Evidence.of(manifest, measurement, localizations, latency, groups_in(staged)))
+        write_report(staged / "report", Evidence.of(manifest, measurement, localizations, latency, groups))
         return manifest
 
     def _timed(self, staged: Path, neurons: str) -> Manifest:

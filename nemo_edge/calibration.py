@@ -6,7 +6,7 @@ Shapes: B prompts, T tokens, D text width, W neurons of one layer.
 
 from __future__ import annotations
 
-__all__ = ["Calibration", "Provenance", "Statistics", "activations", "calibrate", "load_statistics"]
+__all__ = ["Calibration", "Provenance", "Statistics", "activations", "calibrate", "load_statistics", "read_threshold"]
 
 import json
 import pickle
@@ -153,6 +153,14 @@ def load_statistics(path: Path, layers: Sequence[ValueLayer]) -> Statistics:
             "make its own with `nemo-edge calibrate`"
         )
     return Statistics(tuple(layers), statistics.mean, statistics.std)
+
+
+def read_threshold(path: Path) -> float:
+    """Return the τ that a statistics file holds. Raises `InputError` for one without, as the official code's are."""
+    own = None if path.suffix == ".pt" else Calibration.load(path).threshold
+    if own is None:
+        raise InputError(f"{path} holds no threshold τ: pass --threshold (the paper's is 0.428 for Stable Diffusion 1.4)")
+    return own.value
 
 
 def _official(path: Path, layers: Sequence[ValueLayer]) -> Statistics:

@@ -14,14 +14,14 @@ from typing import Annotated, Any
 
 import typer
 
-from nemo_edge import cli_bundle, cli_serving
+from nemo_edge import __version__, cli_bundle, cli_serving
 from nemo_edge.exits import INTERRUPTED, exit_code, stop_on_sigterm
 from nemo_edge.options import AllowPickle, Checkpoint, Json, Summary, open_model, print_result
 
 app = typer.Typer(
     name="nemo-edge",
-    help="Ship text-to-image diffusion models as engines that do not give back their training images.",
     no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -34,6 +34,17 @@ Statistics = Annotated[Path, typer.Option("--statistics", help="What `nemo-edge 
 ThresholdOption = Annotated[float | None, typer.Option("--threshold", min=0, max=1, help="τ; else the one in the statistics.")]
 
 
+@app.callback()
+def common(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
+) -> None:
+    """Ship text-to-image diffusion models as engines that do not give back their training images."""
+    if version:
+        print(f"nemo-edge {__version__}")
+        raise typer.Exit
+
+
 @app.command()
 def build(
     recipe: Annotated[Path, typer.Argument(help="Recipe, a TOML file.")],
@@ -43,7 +54,10 @@ def build(
     summary: Summary = None,
     as_json: Json = False,
 ) -> None:
-    """Build a bundle: calibrate, localize, export, compile, measure, judge. Exit code 3 when a gate fails."""
+    """Build a bundle with its evidence.
+
+    Calibrate, localize, export, compile, measure, judge. Exit code 3 when a gate fails.
+    """
     from nemo_edge import console
     from nemo_edge.build import build as run
     from nemo_edge.build import plan
@@ -77,7 +91,7 @@ def calibrate(
     allow_pickle: AllowPickle = False,
     as_json: Json = False,
 ) -> None:
-    """Measure reference statistics and the threshold τ on general prompts."""
+    """Measure statistics and the threshold τ on general prompts."""
     from nemo_edge import console
     from nemo_edge.bundle import check_file
     from nemo_edge.prompts import read_prompts
@@ -97,24 +111,30 @@ def detect(
     checkpoint: Checkpoint,
     prompts: Prompts,
     statistics: Statistics,
+    general: Annotated[Path | None, typer.Option("--general", help="Prompts known not to be memorized, for a ROC curve.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for detection.jsonl and roc.json.")] = None,
     threshold: ThresholdOption = None,
     all_layers: AllLayers = False,
     allow_pickle: AllowPickle = False,
     as_json: Json = False,
 ) -> None:
-    """Say which prompts are memorized."""
-    from nemo_edge import console
-    from nemo_edge.prompts import read_prompts
+    """Say which prompts are memorized.
 
-    texts = [p.text for p in read_prompts(prompts)]
-    localizer = _localizer(checkpoint, statistics, threshold, _localization(all_layers), allow_pickle)
-    rows, bars = [], _bars(localizer, texts)
-    with bars.task("detect", len(texts)) as advance:
-        for text in texts:
-            score, seeds = localizer.detect(text)
-            rows.append({"prompt": text, "score": score, "memorized": bool(seeds), "seeds": list(seeds)})
-            advance(1)
-    print_result({"threshold": localizer.threshold, "prompts": rows}, as_json, console.show_detection)
+    With --out an interrupted run goes on where it stopped. Where the list says which prompts are memorized (column type: VM, TM) and which
+    are not (N), detectors are compared.
+    """
+    from nemo_edge import console
+    from nemo_edge.bundle import check_folder
+    from nemo_edge.prompts import read_labelled
+
+    listed = read_labelled(prompts, general)
+    if out is not None:
+        check_folder(out)
+    from nemo_edge.findings import show_detection
+    from nemo_edge.stages import detect_all, open_detector
+
+    detector = open_detector(open_model(checkpoint, allow_pickle), statistics, threshold, _localization(all_layers))
+    print_result(detect_all(detector, listed, out, console.Bars()), as_json, lambda found: show_detection(found, out))
 
 
 @app.command()
@@ -133,7 +153,10 @@ def localize(
     allow_pickle: AllowPickle = False,
     as_json: Json = False,
 ) -> None:
-    """Find the memorization neurons of each prompt; an interrupted run goes on where it stopped."""
+    """Find the memorization neurons of each prompt.
+
+    An interrupted run goes on where it stopped.
+    """
     from nemo_edge import console
     from nemo_edge.bundle import check_folder
     from nemo_edge.prompts import read_prompts
@@ -145,11 +168,12 @@ def localize(
     group_by = "list" if whole else group_by
     settings = _localization(all_layers, mode=mode, dtype=dtype, group_by=group_by, paraphrases=paraphrases)
     localizer = _localizer(checkpoint, statistics, threshold, settings, allow_pickle)
+    from nemo_edge.findings import show_localizations
     from nemo_edge.stages import find_neurons
 
     found, groups = find_neurons(localizer, listed, out, console.Bars())
     said = {"results": [r.model_dump(mode="json") for r in found], "groups": [g.model_dump(mode="json") for g in groups], "out": str(out)}
-    print_result(said, as_json, lambda _: console.show_localizations(found, groups, out))
+    print_result(said, as_json, lambda _: show_localizations(found, groups, out))
 
 
 @app.command()
@@ -164,7 +188,7 @@ def export(
     allow_pickle: AllowPickle = False,
     as_json: Json = False,
 ) -> None:
-    """Export a checkpoint to ONNX, each file checked against eager PyTorch."""
+    """Export a checkpoint to ONNX, checked against eager PyTorch."""
     from nemo_edge import console
     from nemo_edge.production import export_folder
     from nemo_edge.recipe import CheckpointSettings, ExportSettings, from_options
@@ -187,7 +211,10 @@ def doctor(
     output: Annotated[Path, typer.Option("--output", help="Where its bundle would go.")] = Path(),
     as_json: Json = False,
 ) -> None:
-    """Say what works on this machine, what does not fit together, and what to do. Exit code 4 when `build` cannot work."""
+    """Say what works on this machine, and what to do.
+
+    What does not fit together is named. Exit code 4 when `build` cannot work.
+    """
     from nemo_edge import console
     from nemo_edge.doctor import diagnose
 
@@ -212,16 +239,6 @@ def main() -> None:
             raise
         code = exit_code(error)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _bars(localizer: Any, prompts: list[str]) -> Any:
-    """Bars that have said already which prompts are too long."""
-    from nemo_edge.console import Bars
-
-    bars = Bars()
-    for warning in localizer.warnings(prompts):
-        bars.note(warning)
-    return bars
 
 
 def _localization(all_layers: bool, **options: str | int) -> Any:

@@ -53,7 +53,10 @@ def bench(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the times here, and leave the bundle alone.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Time eager PyTorch and every engine of a bundle side by side; its gates and report follow. Exit code 3 when a gate fails."""
+    """Time eager PyTorch and every engine, side by side.
+
+    The bundle's gates and report follow. Exit code 3 when a gate fails.
+    """
     from nemo_edge import console
 
     given: dict[str, Any] = {"targets": targets or None, "batches": batches or None, "sizes": sizes or None}
@@ -123,7 +126,10 @@ def report(bundle: Bundle, summary: Summary = None, as_json: Json = False) -> No
 
 
 def verify(path: Annotated[Path, typer.Argument(help="Folder of a bundle, or an engine in one.")], as_json: Json = False) -> None:
-    """Compare a bundle or one engine of it with its manifest; say which engines run here. Exit code 2 when a file differs."""
+    """Compare a bundle or an engine with its manifest.
+
+    Says which engines run here. Exit code 2 when a file differs.
+    """
     from nemo_edge import datasheet
     from nemo_edge.engines import verify as run
 
@@ -164,7 +170,10 @@ def inspect(
     allow_pickle: AllowPickle = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a bundle, an engine or a checkpoint holds; for engines, whether they run here. Opens no engine."""
+    """Show what a bundle, an engine or a checkpoint holds.
+
+    Says of engines whether they run here, and opens none.
+    """
     from nemo_edge import console, datasheet
     from nemo_edge.engines import inspect as run
 

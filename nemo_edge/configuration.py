@@ -102,6 +102,13 @@ class Configuration:
                 found[prompt] = min(rests, key=len)
         return found
 
+    def warnings(self, prompts: Sequence[str]) -> list[str]:
+        """What to say of prompts that are longer than the text encoder reads: a line each."""
+        return [
+            f"the prompt {prompt[:40] + '…'!r} is longer than the text encoder reads; left out: {rest!r}"
+            for prompt, rest in self.left_out(prompts).items()
+        ]
+
     def save(self, folder: Path, unets: Sequence[str]) -> None:
         """Write the configurations into a bundle's layout; `unets` are the folders of its UNets."""
         parts = {

@@ -8,10 +8,8 @@ __all__ = [
     "show_calibration",
     "show_checkpoint",
     "show_comparison",
-    "show_detection",
     "show_diagnosis",
     "show_export",
-    "show_localizations",
     "show_manifest",
     "show_paths",
     "show_plan",
@@ -19,6 +17,7 @@ __all__ = [
     "show_times",
     "show_verdict",
     "show_verification",
+    "table_of",
 ]
 
 import time
@@ -35,6 +34,8 @@ from rich.table import Table
 
 from nemo_edge.progress import Advance, Progress
 
+_PICTURES = "report/pictures/"
+"""Where a bundle keeps the hundreds of pictures of its report."""
 _WORTH_A_LINE_S = 2.0
 _PHASE = 21
 """Letters of a phase's name that fit beside a bar in a terminal of 80 columns."""
@@ -112,7 +113,7 @@ def show_rebaked(result: Any) -> None:
     if not result.changed:
         out.print(f"{bundle} silences these {result.neurons} neurons already: nothing to do.", soft_wrap=True, highlight=False)
     else:
-        table = _table("Value layer", "Before", "Now", "New", "Restored")
+        table = table_of("Value layer", "Before", "Now", "New", "Restored")
         for name, (before, now, new) in result.per_layer.items():
             table.add_row(escape(name.removesuffix(".attn2.to_v")), *map(str, (before, now, new, before - now + new)))
         out.print(table)
@@ -139,42 +140,9 @@ def show_calibration(provenance: Any, path: Path) -> None:
     )
 
 
-def show_detection(found: dict[str, Any]) -> None:
-    """The score of each prompt."""
-    table = _table("Prompt", "Score", "Seeds", "Verdict")
-    for row in found["prompts"]:
-        verdict = "[red]memorized[/]" if row["memorized"] else "not memorized"
-        table.add_row(escape(row["prompt"]), f"{row['score']:.3f}", str(len(row["seeds"])), verdict)
-    Console().print(table)
-    Console().print(f"τ = {found['threshold']:.3f}", highlight=False)
-
-
-def show_localizations(found: Sequence[Any], groups: Sequence[Any], out: Path) -> None:
-    """The neurons of each prompt, and of each group of them."""
-    table = _table("Prompt", "Score", "Left", "Neurons", "Samples", "s")
-    for r in found:
-        left = f"{r.refined_score:.3f}" + (" floor" if r.floor else "") if r.memorized else "–"
-        numbers = (str(len(r.refined)), str(r.samples), f"{r.seconds:.1f}")
-        table.add_row(escape(r.prompt), f"{r.score:.3f}", left, *numbers)
-    Console().print(table)
-    if groups:
-        _show_groups(groups)
-    Console().print(f"written to {escape(str(out))}", soft_wrap=True)
-
-
-def _show_groups(groups: Sequence[Any]) -> None:
-    variants = any(group.variants for group in groups)
-    table = _table("Group", "Prompts", "Neurons", *(["Variants", "Leaked", "Now"] if variants else []), "Samples", "s")
-    for g in groups:
-        leaks = [str(len(each)) for each in (g.variants, g.leaking_before, g.leaking_after)] if variants else []
-        prompts = str(sum(not member.variant for member in g.members))
-        table.add_row(escape(g.name), prompts, str(len(g.neurons)), *leaks, str(g.samples), f"{g.seconds:.1f}")
-    Console().print(table)
-
-
 def show_export(exported: Sequence[Any], out: Path) -> None:
     """The ONNX files and how they agree with eager."""
-    table = _table("File", "Type", "Opset", "Largest error")
+    table = table_of("File", "Type", "Opset", "Largest error")
     for e in exported:
         table.add_row(e.model, e.dtype, str(e.opset), f"{max(a.largest_error for a in e.agreement):.1e}")
     Console().print(table)
@@ -201,21 +169,25 @@ def show_manifest(manifest: Any) -> None:
     else:
         out.print(_verdict(manifest))
         _show_gates(out, manifest.gates)
-    table = _table("File", "sha256")
+    table = table_of("File", "sha256")
     for name, digest in manifest.files.items():
-        table.add_row(escape(name), digest[:16])
+        if not name.startswith(_PICTURES):
+            table.add_row(escape(name), digest[:16])
     out.print(table)
+    pictures = sum(name.startswith(_PICTURES) for name in manifest.files)
+    if pictures:
+        out.print(f"and {pictures} pictures in {_PICTURES}: --json lists them too")
 
 
 def show_checkpoint(facts: dict[str, Any]) -> None:
     """What a checkpoint holds."""
     out = Console()
     out.print(f"[bold]{escape(facts['source'])}[/] · {facts['pipeline']} · {facts['prediction_type']}", soft_wrap=True)
-    table = _table("Component", "Parameters")
+    table = table_of("Component", "Parameters")
     for name, count in facts["parameters"].items():
         table.add_row(name, f"{count:,}")
     out.print(table)
-    table = _table("Value layer", "Neurons", "Paper's")
+    table = table_of("Value layer", "Neurons", "Paper's")
     for layer in facts["value_layers"]:
         table.add_row(layer["name"], str(layer["width"]), "yes" if layer["paper"] else "")
     out.print(table)
@@ -236,7 +208,7 @@ def _show_latency(out: Console, found: Any) -> None:
     for case in found.cases:
         steps = f", {case.steps} steps" if case.steps else ""
         title = f"{case.target}: batch {case.batch}, {case.height} × {case.width}{steps}"
-        table = _table("", "Runs", "p50 ms", "p95 ms", "± %", "Images/s", "Of eager's time", "Peak MiB", title=title)
+        table = table_of("", "Runs", "p50 ms", "p95 ms", "± %", "Images/s", "Of eager's time", "Peak MiB", title=title)
         for timing in case.timings:
             ratio = next((r for r in case.ratios if (r.contender, r.reference) == (timing.contender, "eager")), None)
             table.add_row(
@@ -252,14 +224,14 @@ def _show_latency(out: Console, found: Any) -> None:
         out.print(table)
     out.print(f"{found.machine.words}; {found.seconds:.0f} s", highlight=False, soft_wrap=True)
     if found.noisy:
-        out.print(f"[yellow]noisy, do not trust these alone[/]: {', '.join(found.noisy)}", soft_wrap=True)
+        out.print(f"[yellow]noisy, do not trust these alone[/]: {', '.join(found.noisy)}")
 
 
 def show_comparison(found: Any) -> None:
     """How far two runners are apart, and where the second goes wrong."""
     out, agreement = Console(), found.agreement
     out.print(f"{escape(found.candidate)} against {escape(found.reference)}", soft_wrap=True, highlight=False)
-    table = _table("Step", "t", "One step", "Own output", "Own latents")
+    table = table_of("Step", "t", "One step", "Own output", "Own latents")
     for index, step in enumerate(agreement.steps):
         table.add_row(str(index), f"{step.time:.0f}", f"{step.forced:.1e}", f"{step.output:.1e}", f"{step.latents:.1e}")
     out.print(table)
@@ -321,7 +293,7 @@ def show_paths(paths: Sequence[Path]) -> None:
 
 def _show_backends(out: Console, probes: Sequence[Any]) -> None:
     words = {True: "[green]yes[/]", False: "no", None: "–"}
-    table = _table("Backend", "Version", "Compile", "Run", "Verdict")
+    table = table_of("Backend", "Version", "Compile", "Run", "Verdict")
     table.columns[-1].header = "Why not"
     for probe in probes:
         name = probe.name + ("" if probe.used_by_build else " *")
@@ -334,7 +306,7 @@ def _show_footprint(out: Console, model: Any) -> None:
     counts = ", ".join(f"{part.name} {part.parameters / 1e6:.1f} M" for part in model.parts)
     room = f"{_gb(model.memory_available_bytes)} of memory, {_gb(model.disk_free_bytes)} of disk in {model.output}"
     out.print(f"\n[bold]{escape(model.model)}[/]: {counts} parameters", highlight=False)
-    table = _table("Recipe", "Localize", "Export", "Measure", "Disk", "Fits")
+    table = table_of("Recipe", "Localize", "Export", "Measure", "Disk", "Fits")
     for need in model.needs:
         settings = f"{need.dtype}, {'both variants' if need.variants == 2 else 'one variant'}"
         memory = (need.localize_bytes, need.export_bytes, need.measure_bytes)
@@ -376,7 +348,7 @@ def _verdict(judged: Any) -> str:
 
 
 def _show_gates(out: Console, gates: Sequence[Any]) -> None:
-    table = _table("Gate", "Measured", "Limit", "Verdict")
+    table = table_of("Gate", "Measured", "Limit", "Verdict")
     for gate in gates:
         if gate.value is None:
             table.add_row(gate.name, "–", f"{gate.limit:.3g}", f"[yellow]not measured[/]: {escape(gate.detail)}")
@@ -391,7 +363,7 @@ def _show_mitigations(out: Console, bundle: Path) -> None:
 
     measurement = Measurement.read(bundle)
     for variant in measurement.variants:
-        table = _table("Prompt", "Neurons", "Score", "Copies", "Others", "Random", title=f"{variant.variant}: before → after")
+        table = table_of("Prompt", "Neurons", "Score", "Copies", "Others", "Random", title=f"{variant.variant}: before → after")
         for m in variant.mitigations:
             copies = f"{m.before.copies} → {m.after.copies}" if m.before.copies is not None else "–"
             others = str(m.after.others) if m.after.others is not None else "–"
@@ -407,7 +379,8 @@ def _show_mitigations(out: Console, bundle: Path) -> None:
         out.print(table)
 
 
-def _table(*columns: str, title: str | None = None) -> Table:
+def table_of(*columns: str, title: str | None = None) -> Table:
+    """Make the table that all results are shown in: the first column is text, the others are numbers and short words."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         left = index == 0 or column in ("Verdict", "sha256")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from math import inf, isnan
 
 from nemo_edge.bundle import GateResult
+from nemo_edge.groups import Group
 from nemo_edge.latency import Latency, Ratio
 from nemo_edge.localization import Localization
 from nemo_edge.mitigation import Measurement, VariantMeasurement
@@ -15,7 +16,11 @@ from nemo_edge.recipe import Recipe
 
 
 def judge(
-    measurement: Measurement, localizations: Sequence[Localization], recipe: Recipe, latency: Latency | None = None
+    measurement: Measurement,
+    localizations: Sequence[Localization],
+    recipe: Recipe,
+    latency: Latency | None = None,
+    groups: Sequence[Group] = (),
 ) -> tuple[GateResult, ...]:
     """Return every gate that applies, in a fixed order. A value that is not a number fails; without one nothing was there to measure."""
     results, leaky = [], {r.prompt for r in localizations if r.memorized}
@@ -23,6 +28,8 @@ def judge(
     if floor is not False:
         floors = [r.prompt for r in localizations if r.floor]
         results.append(_gate("schedule_floor", floor, len(floors), f"prompts at the floor: {', '.join(floors)}" if floors else ""))
+    if recipe.gates.paraphrases is not False and any(group.variants for group in groups):
+        results.append(_of_paraphrases(recipe.gates.paraphrases, groups))
     for variant in measurement.variants:
         results += [*_of_memories(variant, measurement, recipe, leaky), *_of_others(variant, recipe), *_of_engine(variant, recipe)]
         results += _of_latency(variant.variant, latency, recipe)
@@ -34,6 +41,17 @@ def judge(
         why = "against the unmitigated engine" if measurement.mask_of_ones is not None else lacking
         results.append(_gate("mask_of_ones", recipe.identity_tolerance, measurement.mask_of_ones, why))
     return tuple(results)
+
+
+def _of_paraphrases(limit: float, groups: Sequence[Group]) -> GateResult:
+    """Whether a small change of words brings a memory back."""
+    memorized = sum(len(group.memorized) for group in groups)
+    if not memorized:
+        return _gate("paraphrases", limit, None, "no variant of a prompt is memorized")
+    leaking = [variant.text for group in groups for variant in group.leaking_after]
+    return _gate(
+        "paraphrases", limit, len(leaking) / memorized, f"of {memorized} variants" + (f": {', '.join(leaking)}" if leaking else "")
+    )
 
 
 def _of_memories(variant: VariantMeasurement, measurement: Measurement, recipe: Recipe, leaky: Set[str]) -> Iterator[GateResult]:

@@ -63,6 +63,12 @@ def used_versions(here: Machine, recipe: Recipe) -> dict[str, str]:
     return {name: version for name, version in here.versions.items() if name in packages}
 
 
+_CALIBRATED = ("layers", "seed", "samples", "steps")
+"""What of the localization's settings statistics and τ hang on."""
+_NO_MATTER = ("rows", "prompts")
+"""What of them only the time hangs on."""
+
+
 def stage_keys(recipe: Recipe, given: Ingredients) -> dict[str, str]:
     """A hash for each stage of everything its result depends on, the stages before it included."""
     r, here = recipe.model_dump(mode="json"), given.machine
@@ -72,8 +78,10 @@ def stage_keys(recipe: Recipe, given: Ingredients) -> dict[str, str]:
         keys = {"localize": localize}
     else:
         general, memorized = [p.text for p in given.general], [p.text for p in given.memorized]
-        calibrate = sha256_json([versions, given.checkpoint, general, r["calibration"], given.statistics, r["localization"]])
-        localize = sha256_json([calibrate, memorized, [p.url for p in given.memorized]])
+        method = r["localization"]
+        calibrate = sha256_json([versions, given.checkpoint, general, r["calibration"], given.statistics, [method[n] for n in _CALIBRATED]])
+        search = {name: value for name, value in method.items() if name not in _NO_MATTER}
+        localize = sha256_json([calibrate, memorized, [(p.url, p.cluster) for p in given.memorized], search])
         keys = {"calibrate": calibrate, "localize": localize}
     export = sha256_json([localize, r["export"]])
     keys["export"] = export

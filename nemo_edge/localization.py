@@ -25,7 +25,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from nemo_edge.backends.torch import DTYPES, open_runner
-from nemo_edge.calibration import Calibration, Statistics, activations, load_statistics
+from nemo_edge.calibration import Statistics, activations, load_statistics, read_threshold
 from nemo_edge.checkpoint import Checkpoint, value_layers
 from nemo_edge.compilation import check_compiler, compile_
 from nemo_edge.decisions import Decisions
@@ -110,11 +110,6 @@ class Localizer:
         self.trials = Trials(_as_asked(checkpoint, settings), settings, rows, self._memory)
         self._steps = list(schedule(settings, max(layer.width for layer in statistics.layers)))
 
-    def detect(self, prompt: str) -> tuple[float, tuple[int, ...]]:
-        """Return the prompt's highest pairwise score and the seeds above τ (none: not memorized)."""
-        scores_S = self.examine(prompt).scores_S
-        return float(scores_S.max()), self.above(scores_S)
-
     def examine(self, prompt: str, memory_bytes: int | None = None) -> Examined:
         """Run a prompt's seeds with nothing silenced; what the UNet computes is kept as far as `memory_bytes` and the memory allow."""
         subject = self.trials.subject(self.checkpoint.encode([prompt]), memory_bytes)
@@ -157,13 +152,6 @@ class Localizer:
                 for _ in range(times[case.prompt]):
                     report(result)
         return [known[prompt] for prompt in prompts]
-
-    def warnings(self, prompts: Sequence[str]) -> list[str]:
-        """What to say of prompts that are longer than the text encoder reads: a line each."""
-        cut = self.checkpoint.config.left_out(prompts)
-        return [
-            f"the prompt {prompt[:40] + '…'!r} is longer than the text encoder reads; left out: {rest!r}" for prompt, rest in cut.items()
-        ]
 
     def search(self, subject: Subject, hardest: int) -> Search:
         """The search for a prompt's neurons; `hardest` is the place of the kept seed that is most like another."""
@@ -211,12 +199,7 @@ def open_localizer(checkpoint: Checkpoint, path: Path, threshold: float | None, 
     Raises `InputError` when the file is of another model, or holds no τ and none is given.
     """
     statistics = load_statistics(path, value_layers(checkpoint.unet, settings.layers))
-    if threshold is None:
-        own = None if path.suffix == ".pt" else Calibration.load(path).threshold
-        if own is None:
-            raise InputError(f"{path} holds no threshold τ: pass --threshold (the paper's is 0.428 for Stable Diffusion 1.4)")
-        threshold = own.value
-    return Localizer(checkpoint, statistics, threshold, settings)
+    return Localizer(checkpoint, statistics, read_threshold(path) if threshold is None else threshold, settings)
 
 
 def read_results(path: Path) -> list[Localization]:

@@ -7,7 +7,7 @@ Knows runners, not what runs them. Shapes: S seeds, C channels, H and W of the l
 
 from __future__ import annotations
 
-__all__ = ["NoiseProbe", "Threshold", "seed_scores", "threshold_of"]
+__all__ = ["NoiseProbe", "Threshold", "scaled", "seed_scores", "threshold_of"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -91,9 +91,13 @@ class NoiseProbe:
 
     def difference(self, unet: Runner, feed: Mapping[str, np.ndarray], x_SCHW: Tensor) -> Tensor:
         """Return δ of the latents given, scaled; `feed` holds what else the UNet takes, row by row."""
+        return scaled(self.noise(unet, feed, x_SCHW) - x_SCHW)
+
+    def noise(self, unet: Runner, feed: Mapping[str, np.ndarray], x_SCHW: Tensor) -> Tensor:
+        """Return ε, the noise predicted of the latents given; `feed` holds what else the UNet takes, row by row."""
         time = np.full(len(x_SCHW), self.timestep, np.float32)
         output = unet({**feed, "sample": x_SCHW.numpy(), "timestep": time})["out_sample"]
-        return _scaled(self._epsilon(torch.from_numpy(output), x_SCHW) - x_SCHW)
+        return self._epsilon(torch.from_numpy(output), x_SCHW)
 
     def _epsilon(self, output: Tensor, x: Tensor) -> Tensor:
         """The predicted noise: the output itself, or αv + σx for a v-prediction model (Salimans & Ho 2022, App. D)."""
@@ -112,6 +116,7 @@ def threshold_of(highest: Sequence[float]) -> Threshold:
     return Threshold(float(values.mean()), float(values.std()))
 
 
-def _scaled(delta_SCHW: Tensor) -> Tensor:
+def scaled(delta_SCHW: Tensor) -> Tensor:
+    """Return δ scaled to [0, 1] per sample and channel, as the official code does (the paper does not say so)."""
     low, high = delta_SCHW.amin(dim=(2, 3), keepdim=True), delta_SCHW.amax(dim=(2, 3), keepdim=True)
     return (delta_SCHW - low) / (high - low)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Prompt", "read_prompts"]
+__all__ = ["Prompt", "read_labelled", "read_prompts"]
 
 import csv
 import io
@@ -45,6 +45,18 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
     if not prompts:
         raise InputError(f"prompts file {path} holds no prompt: write one prompt a line, or a CSV with a column Caption")
     return prompts
+
+
+def read_labelled(prompts: Path, general: Path | None) -> list[Prompt]:
+    """Read prompts, and with `general` prompts that are known not to be memorized: the others then count as memorized.
+
+    A prompt's own label (`kind`) goes before that. Raises `InputError` as `read_prompts` does.
+    """
+    listed = read_prompts(prompts)
+    if general is None:
+        return listed
+    memorized = [p if p.kind else p.model_copy(update={"kind": "VM or TM"}) for p in listed]
+    return [*memorized, *(p if p.kind else p.model_copy(update={"kind": "N"}) for p in read_prompts(general))]
 
 
 def _read_text(path: Path) -> str:

@@ -249,6 +249,8 @@ class GateSettings(_Settings):
     """Highest score left on a memorized prompt; τ where it is not given."""
     schedule_floor: Annotated[int | Literal[False], BeforeValidator(_limit)] = 0
     """How many prompts may end at the schedule's floor, with a score above τ."""
+    paraphrases: Limit = 0.1
+    """Highest share of the variants that are memorized too which still bring a memory back, where variants were made."""
     replication: Limit = 0.1
     """Highest share of the prompts with a training picture of which any seed still returns it."""
     general_drift: Limit = 0.1

@@ -20,7 +20,7 @@ from nemo_edge.errors import BundleError, InputError
 from nemo_edge.examination import Subject, examine
 from nemo_edge.files import checkpoint_hashes
 from nemo_edge.gates import judge
-from nemo_edge.groups import groups_in
+from nemo_edge.groups import all_neurons, groups_in
 from nemo_edge.ingredients import Ingredients, ingredients
 from nemo_edge.latency import Latency
 from nemo_edge.localization import read_results
@@ -81,11 +81,14 @@ def measure_again(bundle: Path, sources: Sources, progress: Progress | None = No
     localizations = [found[prompt.text] for prompt in inputs.memorized]
     calibration, neurons = Calibration.load(bundle / "calibration.safetensors"), NeuronSet.load(bundle / "neurons.json")
     subject = Subject(sources.checkpoint(), bundle, sources.recipe, inputs.memorized, inputs.held_out, localizations, calibration, neurons)
+    groups = groups_in(bundle)
+    if all_neurons(groups, localizations) != neurons:
+        groups = []  # what variants bring back was found with the groups' own neurons
     times = bundle / "latency.json"
     latency = Latency.model_validate_json(times.read_bytes()) if times.is_file() else None
     with staging(bundle) as work:
         measurement = examine(subject, work, progress or Progress())
-        gates = judge(measurement, localizations, sources.recipe, latency)
+        gates = judge(measurement, localizations, sources.recipe, latency, groups)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         changes = {"gates": gates, "passed": all(gate.passed for gate in gates), "machine": inputs.machine, "created": now}
         manifest = manifest.model_copy(update=changes)
@@ -95,7 +98,7 @@ def measure_again(bundle: Path, sources: Sources, progress: Progress | None = No
             (staged / "measurement.json").unlink(missing_ok=True)
             shutil.copyfile(work / "measurement.json", staged / "measurement.json")
             store_pictures(work / "pictures", staged / "report" / "pictures", worst_first(measurement))
-            write_report(staged / "report", Evidence.of(manifest, measurement, localizations, latency, groups_in(bundle)))
+            write_report(staged / "report", Evidence.of(manifest, measurement, localizations, latency, groups))
 
         return amend(bundle, manifest, change)
 

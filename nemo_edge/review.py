@@ -161,7 +161,7 @@ def _weights(manifest: Manifest, recipe: Recipe, checkpoint: str | None) -> str:
 
 def _judged(manifest: Manifest, recipe: Recipe, evidence: Evidence, latency: Latency | None) -> tuple[Manifest, Evidence]:
     """The manifest and the evidence with a new verdict; the key is another where the gates are, so that a build judges by its own again."""
-    gates = judge(evidence.measurement, evidence.localizations, recipe, latency)
+    gates = judge(evidence.measurement, evidence.localizations, recipe, latency, evidence.groups)
     other = recipe.gates.model_dump(mode="json") != manifest.recipe["gates"]
     key = sha256_json([manifest.key, recipe.gates.model_dump(mode="json")]) if other else manifest.key
     changes = {"key": key, "gates": gates, "passed": all(g.passed for g in gates), "recipe": recipe.model_dump(mode="json")}

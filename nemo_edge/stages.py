@@ -1,25 +1,31 @@
-"""The stages of a build that find the neurons: calibrate, localize.
+"""The stages of a build that find the neurons: calibrate, localize; and detection, which finds prompts.
 
 Each takes values and a folder, and leaves files; `build` decides which of them must run.
 """
 
 from __future__ import annotations
 
-__all__ = ["calibrate_stage", "find_neurons", "localize_stage"]
+__all__ = ["Detected", "calibrate_stage", "detect_all", "find_neurons", "localize_stage", "open_detector"]
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from nemo_edge.calibration import Calibration, calibrate, load_statistics
+from pydantic import BaseModel, ConfigDict
+
+from nemo_edge.calibration import Calibration, calibrate, load_statistics, read_threshold
 from nemo_edge.checkpoint import Checkpoint, value_layers
-from nemo_edge.files import sha256_file
+from nemo_edge.detection import Detection, Detector
+from nemo_edge.detectors import label_of, rocs_of
+from nemo_edge.files import sha256_file, write_atomically
 from nemo_edge.groups import GROUPS, Group, Groups, all_neurons, clusters_of
 from nemo_edge.localization import Localization, Localizer
 from nemo_edge.memorization import Threshold
 from nemo_edge.neurons import OfficialRow, write_official_csv
 from nemo_edge.progress import Progress
 from nemo_edge.prompts import Prompt
-from nemo_edge.recipe import Recipe
+from nemo_edge.recipe import LocalizationSettings, Recipe
+from nemo_edge.roc import Roc
 
 
 def calibrate_stage(checkpoint: Checkpoint, recipe: Recipe, general: Sequence[Prompt], folder: Path, progress: Progress) -> Calibration:
@@ -69,7 +75,7 @@ def find_neurons(
     """Neurons of each prompt in `localization.jsonl`, of each group in `groups.jsonl` where the settings want groups or variants (both
     are taken up where they stopped), and all of them in `neurons.json`."""
     texts = [prompt.text for prompt in memorized]
-    for warning in localizer.warnings(texts):
+    for warning in localizer.checkpoint.config.warnings(texts):
         progress.note(warning)
     with progress.task("localize", len(texts)) as advance:
         found = localizer.localize_all(texts, folder / "localization.jsonl", lambda _: advance(1))
@@ -88,3 +94,54 @@ def _groups(
     wanted = {r.prompt for r in found if r.memorized}
     with progress.task("group", sum(not wanted.isdisjoint(texts) for texts in clusters.values())) as advance:
         return Groups(localizer, settings.paraphrases).make_all(clusters, found, path, lambda _: advance(1))
+
+
+class Detected(BaseModel):
+    """What was found for a list of prompts."""
+
+    model_config = ConfigDict(frozen=True)
+
+    threshold: float
+    prompts: tuple[Detection, ...]
+    memorized: int
+    rocs: tuple[Roc, ...]
+    """The ROC of each detector, where the list has labels."""
+    rows: int
+    """Rows of the UNet that were run; of prompts that were taken up none."""
+    seconds: float
+    unet_share: float | None
+    """The share of that time that the UNet's forwards took."""
+
+
+def open_detector(checkpoint: Checkpoint, statistics: Path, threshold: float | None, settings: LocalizationSettings) -> Detector:
+    """Make a detector from a statistics file; τ is `threshold`, else the file's own.
+
+    Raises `InputError` when the file is of another model, or holds no τ and none is given.
+    """
+    load_statistics(statistics, value_layers(checkpoint.unet, settings.layers))
+    return Detector(checkpoint, read_threshold(statistics) if threshold is None else threshold, settings)
+
+
+def detect_all(detector: Detector, prompts: Sequence[Prompt], folder: Path | None, progress: Progress) -> Detected:
+    """Examine the prompts, compare the detectors where they are labelled; in `folder` leave `detection.jsonl`, taken up where it
+    stopped, and `roc.json`."""
+    texts = [prompt.text for prompt in prompts]
+    labels = [label for label in map(label_of, prompts) if label is not None]
+    if labels and len(set(labels)) < 2:
+        prompts = [prompt.model_copy(update={"kind": ""}) for prompt in prompts]  # one kind alone makes no curve
+    for warning in detector.checkpoint.config.warnings(texts):
+        progress.note(warning)
+    with progress.task("detect", len(texts)) as advance:
+        found = detector.detect_all(texts, folder / "detection.jsonl" if folder else None, advance)
+    rocs = rocs_of(prompts, found)
+    if folder is not None and rocs:
+        write_atomically(folder / "roc.json", json.dumps([roc.model_dump(mode="json") for roc in rocs], indent=1) + "\n")
+    return Detected(
+        threshold=detector.threshold,
+        prompts=tuple(found),
+        memorized=sum(each.memorized for each in found),
+        rocs=rocs,
+        rows=detector.rows,
+        seconds=detector.seconds,
+        unet_share=detector.unet_seconds / detector.seconds if detector.seconds else None,
+    )

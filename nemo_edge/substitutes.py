@@ -40,6 +40,7 @@ _RESIDUALS = "takes no residuals of a ControlNet or T2I-Adapter, for which its g
 _FREEU = "has its skip connections compiled in, which FreeU scales: use the checkpoint's own UNet for that"
 _TILING = "decodes whole pictures: leave the call out, or use the checkpoint's own VAE"
 _EMBEDDINGS = "has its token embeddings compiled in: put the new ones into the checkpoint, and build the bundle anew"
+_COMPILED = "the UNet is an engine, which is compiled already: leave torch.compile out, or its fullgraph"
 _REASONS = {
     "load_lora_adapter": _LORA,
     "load_lora_weights": _LORA,
@@ -169,7 +170,7 @@ class EngineUNet(_EngineModule):
             raise InputError(f"the mask has shape {list(mask.shape)}, expected [{len(mask.T)}]: it is for all pictures of a call")
         self._mask = mask.astype(np.float32)
 
-    @torch.compiler.disable(reason="the UNet is an engine, which is compiled already: leave torch.compile out, or its fullgraph")
+    @torch.compiler.disable(reason=_COMPILED)  # type: ignore[untyped-decorator]
     def forward(
         self,
         sample: Tensor,

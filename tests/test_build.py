@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from nemo_edge.engines import verify as verify_engine
 from nemo_edge.environment import gpus
 from nemo_edge.errors import BundleError, InputError, MissingDependency
 from nemo_edge.files import sha256_file
+from nemo_edge.groups import groups_in
 from nemo_edge.latency import Latency
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.progress import Advance, Progress
@@ -491,3 +493,22 @@ def test_random_weights_are_timed_without_a_report(random_bundle: Path, random_r
     assert not (bundle / "report").exists()
     assert open_bundle(bundle).files.keys() - open_bundle(random_bundle).files.keys() == {"latency.json"}
     assert plan(random_recipe.model_copy(update={"output": bundle})).stages.keys() == {"random weights"}
+
+
+def test_a_bundle_of_groups_silences_their_neurons_and_is_judged_by_its_variants(recipe: Recipe) -> None:
+    localization = recipe.localization.model_copy(update={"group_by": "list", "paraphrases": 2, "mode": "fast"})
+    found, record = rebuilt(recipe.model_copy(update={"localization": localization}))
+    folder = recipe.output
+    assert record.tasks[:2] == ["localize", "group"]  # what was calibrated is the same
+    [group] = groups_in(folder)
+    assert [member.prompt for member in group.members if not member.variant] == ["a red pig", "<script>alert(1)</script> owl"]
+    assert group.neurons == NeuronSet.load(folder / "neurons.json")
+    assert found.manifest.neurons_hash == group.neurons.content_hash()
+    assert {gate.name for gate in found.manifest.gates} >= {"paraphrases", "memorization_score.baked"}
+    report = json.loads((folder / "report" / "report.json").read_text())
+    assert [each["neurons"] for each in report["groups"]] == [len(group.neurons)] == [report["measurement"]["neurons"]]
+    page = (folder / "report" / "index.html").read_text()
+    assert "Small changes of words" in page
+    assert "but others were chosen" not in page
+    judged = judge_again(folder, GateSettings(paraphrases=False), write=False).gates
+    assert "paraphrases" not in {gate.name for gate in judged}

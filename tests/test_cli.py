@@ -23,6 +23,7 @@ from diffusers import UNet2DConditionModel
 from test_random_weights import small
 from transformers import CLIPTokenizer
 
+import nemo_edge
 from nemo_edge import cli
 from nemo_edge.build import build, plan
 from nemo_edge.bundle import amend, open_bundle, verify
@@ -225,12 +226,45 @@ def test_statistics_of_another_model_name_both_widths(run: Run, toy_folder: Path
     assert_refused(ran, "[320, 320, 640, 640, 1280, 1280, 1280]", "[8, 8, 8, 8, 16, 16, 16]", "another model")
 
 
+def test_the_version_is_shown(run: Run) -> None:
+    ran = run("--version")
+    assert (ran.code, ran.out, ran.err) == (0, f"nemo-edge {nemo_edge.__version__}\n", "")
+
+
 def test_detect_prints_one_json_object(run: Run, model: Path, prompts: Path, statistics: Path) -> None:
     ran = run("detect", model, prompts, "--statistics", statistics, "--json")
     found = json.loads(ran.out)
     assert ran.code == 0
     assert found["threshold"] == 0
     assert [row["prompt"] for row in found["prompts"]] == ["a pig", "an owl", "a bus"]
+    assert 0 < found["unet_share"] < 1
+    assert found["rocs"] == []
+
+
+def test_detect_leaves_its_lines_and_compares_detectors(run: Run, model: Path, prompts: Path, statistics: Path, tmp_path: Path) -> None:
+    general, out = tmp_path / "general.txt", tmp_path / "out"
+    general.write_text("a tree\na key\n")
+    ran = run("detect", model, prompts, "--statistics", statistics, "--general", general, "-o", out)
+    assert ran.code == 0
+    assert "AUROC" in ran.out
+    assert len((out / "detection.jsonl").read_text().splitlines()) == 5
+    curves = json.loads((out / "roc.json").read_text())
+    assert [(each["memorized"], each["general"]) for each in curves] == [(3, 2)] * 3
+    again = run("detect", model, prompts, "--statistics", statistics, "--general", general, "-o", out, "--json")
+    assert (json.loads(again.out)["rows"], json.loads(again.out)["rocs"]) == (0, curves)
+    assert_refused(run("detect", model, prompts, "--statistics", statistics, "--threshold", "0.9", "-o", out), "give another folder")
+
+
+def test_localize_groups_what_it_is_told_to(run: Run, model: Path, prompts: Path, statistics: Path, tmp_path: Path) -> None:
+    options = ["--statistics", statistics, "--mode", "fast", "-o", tmp_path / "out"]
+    assert_refused(run("localize", model, prompts, *options, "--union", "--group-by", "cluster"), "--union", "leave --group-by out")
+    assert_refused(run("localize", model, prompts, *options, "--group-by", "colour"), "--group-by colour")
+    assert not (tmp_path / "out").exists()
+    ran = run("localize", model, prompts, *options, "--union", "--paraphrases", "2", "--json")
+    [group] = json.loads(ran.out)["groups"]
+    assert (ran.code, group["name"]) == (0, "list")
+    assert [member["prompt"] for member in group["members"] if not member["variant"]] == ["a pig", "an owl", "a bus"]
+    assert json.loads((tmp_path / "out" / "neurons.json").read_text())["indices"] == group["neurons"]["indices"]
 
 
 def test_an_output_that_is_a_file_or_not_empty_is_left_alone(run: Run, tmp_path: Path, tiny_recipe: Path) -> None:

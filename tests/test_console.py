@@ -47,9 +47,14 @@ def test_gates_show_their_verdict(capsys: pytest.CaptureFixture[str], tiny_bundl
     assert "not measured: no training picture is known" in " ".join(rows["none"].split())
 
 
-def test_markup_in_a_prompt_is_text(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"prompt": "a [bold]pig[/bold]", "score": 0.9, "memorized": True, "seeds": [0]}]
-    assert "a [bold]pig[/bold]" in shown(capsys, console.show_detection, {"threshold": 0.4, "prompts": rows})
+def test_the_pictures_of_the_report_are_counted_and_not_listed(capsys: pytest.CaptureFixture[str], tiny_bundle: Any) -> None:
+    manifest = open_bundle(tiny_bundle)
+    pictures = sum(name.startswith("report/pictures/") for name in manifest.files)
+    out = shown(capsys, console.show_manifest, manifest)
+    assert pictures > 1
+    assert f"and {pictures} pictures in report/pictures/" in out
+    assert out.count("report/pictures") == 1
+    assert "neurons.json" in out
 
 
 def test_a_changed_bundle_names_its_files(capsys: pytest.CaptureFixture[str]) -> None:

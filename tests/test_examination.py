@@ -158,7 +158,7 @@ def test_random_neurons_of_the_curve_are_none_that_were_found(subject: Subject) 
 def test_without_neurons_the_curve_is_a_point(subject: Subject) -> None:
     empty = NeuronSet.empty(subject.neurons.layers)
     nothing = [r.model_copy(update={"memorized": False, "initial": empty, "refined": empty}) for r in subject.localizations]
-    without = replace(subject, localizations=nothing)
+    without = replace(subject, localizations=nothing, neurons=empty)
     assert list(_Examination(without, {}, Path("none"), Progress())._curve_sets()) == [("found", empty)]
 
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from nemo_edge.bundle import GateResult
 from nemo_edge.environment import machine
 from nemo_edge.fidelity import Agreement, StepError
 from nemo_edge.gates import judge
+from nemo_edge.groups import Group, Variant
 from nemo_edge.latency import Case, Latency, Visit, ratio_of, timing_of
 from nemo_edge.localization import Localization
 from nemo_edge.mitigation import GeneralDrift, Measurement, PromptMitigation, Shown, VariantMeasurement
@@ -164,6 +166,29 @@ def test_gates_can_be_loosened_and_tightened() -> None:
     assert failed(measurement(), GateSettings(latent_drift=0.05)) == ["latent_drift.baked"]
     assert failed(measurement(), GateSettings(latent_drift=0.1)) == []
     assert failed(measurement(), OFF.model_copy(update={"memorization_score": 0})) == ["memorization_score.baked"]  # 0 is not off
+
+
+def group(*left: tuple[float, float] | None) -> Group:
+    """A prompt with variants, each with what is left before and after; None: one that is not memorized."""
+    facts: dict[str, Any] = {"inputs": "i", "name": "g", "threshold": 0.4, "members": (), "neurons": NEURONS, "same": 0}
+    made = [(f"v{place}", *(each or (None, None))) for place, each in enumerate(left)]
+    known: dict[str, Any] = {"prompt": "p", "kind": "drop", "score": 0.9}
+    variants = tuple(Variant(text=text, before=before, after=after, **known) for text, before, after in made)
+    return Group(variants=variants, samples=1, seconds=1.0, **facts)
+
+
+def test_paraphrases_are_a_share_of_the_variants_that_are_memorized() -> None:
+    def judged(*groups: Group, **gates: Any) -> dict[str, GateResult]:
+        return {g.name: g for g in judge(measurement(), [localization()], recipe(GateSettings(**gates)), groups=groups)}
+
+    leaky = group((0.9, 0.5), (0.9, 0.1), (0.1, 0.1), None)
+    gate = judged(leaky, group((0.3, 0.3)))["paraphrases"]
+    assert (gate.value, gate.passed, gate.detail) == (0.25, False, "of 4 variants: v0")
+    assert judged(leaky, paraphrases=0.5)["paraphrases"].passed
+    nothing = judged(group(None))["paraphrases"]
+    assert (nothing.value, nothing.passed, nothing.detail) == (None, True, "no variant of a prompt is memorized")
+    for others in (judged(), judged(group()), judged(leaky, paraphrases=False)):
+        assert "paraphrases" not in others
 
 
 def test_replication_is_a_share_of_the_prompts_that_were_copied() -> None:

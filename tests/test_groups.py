@@ -43,7 +43,7 @@ def robust(localizer: Localizer, found: list[Localization]) -> Group:
 
 
 def left(localizer: Localizer, prompt: str, lists: Sequence[Sequence[int]]) -> float:
-    _, seeds = localizer.detect(prompt)
+    seeds = localizer.above(localizer.examine(prompt).scores_S)
     return blocked_score(localizer.checkpoint, prompt, [list(chosen) for chosen in lists], SAMPLES, list(seeds))
 
 

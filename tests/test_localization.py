@@ -86,7 +86,7 @@ def test_a_prompt_without_a_seed_above_the_threshold_is_not_memorized(toy: Check
     assert not found.memorized
     assert len(found.initial) == len(found.refined) == 0
     assert (found.evaluations, found.samples, found.closest) == (1, SAMPLES, None)
-    assert localizer.detect(PROMPTS[0]) == (found.score, ())
+    assert float(localizer.examine(PROMPTS[0]).scores_S.max()) == found.score
 
 
 def test_localization_leaves_the_unet_as_it_was(toy: Checkpoint, statistics: Statistics) -> None:
@@ -236,9 +236,9 @@ def test_what_a_long_prompt_loses_is_said(toy: Checkpoint, statistics: Statistic
     localizer = Localizer(toy, statistics, 0.45, SETTINGS)
     length = toy.config.tokenizers[0].model_max_length
     fits = " ".join(["pig"] * 2)
-    assert localizer.warnings([fits, ""]) == []
+    assert localizer.checkpoint.config.warnings([fits, ""]) == []
     long = " ".join(["pig"] * length + ["and", "a", "bus"])
-    [warning] = localizer.warnings([fits, long])
+    [warning] = localizer.checkpoint.config.warnings([fits, long])
     assert warning.startswith("the prompt 'pig pig pig")
     assert "longer than the text encoder reads; left out: '" in warning
     assert warning.endswith("bus'")
@@ -267,7 +267,7 @@ def test_decides_as_the_reference_at_the_official_size(
     checkpoint = leaky(tmp_path, tokenizer, seed=seed, sample_size=64, attention_head_dim=8)
     settings = LocalizationSettings(samples=2)
     own = calibrate(checkpoint, [f"a {word}" for word in ("bell", "bus", "crab", "duck")], settings, with_threshold=False).statistics
-    score, _ = Localizer(checkpoint, own, 2.0, settings).detect(PROMPTS[0])
+    score = float(Localizer(checkpoint, own, 2.0, settings).examine(PROMPTS[0]).scores_S.max())
     found = [Localizer(checkpoint, own, factor * score, settings).localize(PROMPTS[0]) for factor in factors]
     for one in found:
         assert_same(one, localize(checkpoint, own, PROMPTS[0], one.threshold, 2), tolerance=1e-4)

@@ -167,7 +167,7 @@ def test_a_compiled_unet_is_the_engine(toy: Checkpoint) -> None:
     compiled.mask = "off"
     assert not torch.equal(compiled(**call)[0], silent)
     torch.compiler.reset()  # a frame that broke once is left alone
-    with pytest.raises(RuntimeError, match="the UNet is an engine, which is compiled already: leave torch.compile out, or its fullgraph"):
+    with pytest.raises(RuntimeError, match=r"the UNet is an engine, which is compiled already: leave torch\.compile out, or its fullgraph"):
         torch.compile(unet, fullgraph=True)(**call)
 
 

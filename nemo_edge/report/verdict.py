@@ -20,6 +20,7 @@ from nemo_edge.report.numbers import count, joined, number, ratio
 GATES = {
     "schedule_floor": "Prompts whose memory could not be brought below τ",
     "memorization_score": "Most of a memory that is left, as a memorization score",
+    "paraphrases": "Share of the prompts' memorized variants that still bring a memory back",
     "replication": "Share of the leaking prompts that still give back a training picture",
     "general_drift": "Mean change of general prompts' pictures, 1 − SSIM",
     "latent_drift": "Mean change of general prompts' latents, relative",
@@ -248,7 +249,7 @@ def _drift_words(general: GeneralDrift) -> str:
     text = f"general pictures change by {change} (1 − SSIM; 0 is the same picture)"
     if np.isnan([general.diversity_before, general.diversity_after]).any():
         return text
-    return f"{text}, their diversity goes from {number(general.diversity_before)} to {number(general.diversity_after)}"
+    return f"{text}, their diversity goes from {general.diversity_before:.3f} to {general.diversity_after:.3f}"
 
 
 def _speed(evidence: Evidence) -> str:

@@ -1,0 +1,69 @@
+"""How what was found in a checkpoint looks on a terminal: memorized prompts, detectors, neurons, groups."""
+
+from __future__ import annotations
+
+__all__ = ["show_detection", "show_localizations"]
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from nemo_edge.console import table_of
+from nemo_edge.detectors import PAPER
+from nemo_edge.groups import Group
+from nemo_edge.localization import Localization
+from nemo_edge.roc import Roc
+from nemo_edge.stages import Detected
+
+_PROMPTS = 40
+"""Prompts that a table has room for."""
+
+
+def show_detection(found: Detected, out: Path | None) -> None:
+    """The score of each prompt, the highest first where there are many, and how the detectors compare."""
+    table, shown = table_of("Prompt", "Score", "Seeds", "Verdict"), list(found.prompts)
+    if len(shown) > _PROMPTS:
+        shown = sorted(shown, key=lambda each: -each.score)[:_PROMPTS]
+    for each in shown:
+        verdict = "[red]memorized[/]" if each.memorized else "not memorized"
+        table.add_row(escape(each.prompt), f"{each.score:.3f}", str(len(each.seeds)), verdict)
+    Console().print(table)
+    rest = f"; above, the {_PROMPTS} highest" if len(found.prompts) > _PROMPTS else ""
+    Console().print(f"{found.memorized} of {len(found.prompts)} prompts memorized (τ = {found.threshold:.3f}){rest}", highlight=False)
+    if found.rocs:
+        _show_rocs(found.rocs)
+    if out is not None:
+        Console().print(f"written to {escape(str(out))}", soft_wrap=True)
+
+
+def _show_rocs(rocs: Sequence[Roc]) -> None:
+    table = table_of("Detector", "Rows", "AUROC", "95 %", "TPR, 1 % FPR", "Paper")
+    for each in rocs:
+        paper = f"{PAPER[each.detector]:.2f}" if each.detector in PAPER else ""
+        table.add_row(each.detector, str(each.rows), f"{each.auroc:.3f}", f"{each.low:.3f}–{each.high:.3f}", f"{each.tpr_at_1:.3f}", paper)
+    Console().print(table)
+
+
+def show_localizations(found: Sequence[Localization], groups: Sequence[Group], out: Path) -> None:
+    """The neurons of each prompt, and of each group of them."""
+    table = table_of("Prompt", "Score", "Left", "Neurons", "Samples", "s")
+    for r in found:
+        left = f"{r.refined_score:.3f}" + (" floor" if r.floor else "") if r.memorized else "–"
+        numbers = (str(len(r.refined)), str(r.samples), f"{r.seconds:.1f}")
+        table.add_row(escape(r.prompt), f"{r.score:.3f}", left, *numbers)
+    Console().print(table)
+    if groups:
+        _show_groups(groups)
+    Console().print(f"written to {escape(str(out))}", soft_wrap=True)
+
+
+def _show_groups(groups: Sequence[Group]) -> None:
+    variants = any(group.variants for group in groups)
+    table = table_of("Group", "Prompts", "Neurons", *(["Variants", "Leaked", "Now"] if variants else []), "Samples", "s")
+    for g in groups:
+        leaks = [str(len(each)) for each in (g.variants, g.leaking_before, g.leaking_after)] if variants else []
+        prompts = str(sum(not member.variant for member in g.members))
+        table.add_row(escape(g.name), prompts, str(len(g.neurons)), *leaks, str(g.samples), f"{g.seconds:.1f}")
+    Console().print(table)

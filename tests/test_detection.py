@@ -1,0 +1,92 @@
+"""A stream of prompts is scored as each alone is, however many share a forward, and goes on where it stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import save_toy_sd
+from transformers import CLIPTokenizer
+
+from nemo_edge.backends.torch import open_runner
+from nemo_edge.checkpoint import Checkpoint, open_checkpoint
+from nemo_edge.detection import Detection, Detector, read_detections
+from nemo_edge.errors import InputError
+from nemo_edge.memorization import NoiseProbe, seed_scores
+from nemo_edge.multiscale import pairwise_scores
+from nemo_edge.recipe import LocalizationSettings
+
+SETTINGS = LocalizationSettings(samples=3)
+PROMPTS = ["a pig", "saxophone falafel jubilee", "", "a bus on a red background", "a pig"]
+
+
+@pytest.fixture(scope="module")
+def v_prediction(tmp_path_factory: pytest.TempPathFactory, tokenizer: CLIPTokenizer) -> Checkpoint:
+    return open_checkpoint(str(save_toy_sd(tmp_path_factory.mktemp("v") / "sd", tokenizer, prediction_type="v_prediction")))
+
+
+@pytest.fixture(params=["toy", "toy_sdxl", "v_prediction", "demo_checkpoint"])
+def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
+    found: Checkpoint = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.mark.parametrize("rows", [2, 7, 64])
+def test_every_prompt_is_scored_as_it_is_alone(checkpoint: Checkpoint, rows: int) -> None:
+    found = Detector(checkpoint, 0.3, SETTINGS.model_copy(update={"rows": rows})).detect_all(PROMPTS)
+    probe, unet = NoiseProbe.of(checkpoint.config, SETTINGS), open_runner(checkpoint.unet_component())
+    nothing = alone(checkpoint, probe, "")
+    for prompt, each in zip(PROMPTS, found, strict=True):
+        conditioning = {name: value.float().cpu().numpy() for name, value in checkpoint.encode([prompt]).items()}
+        scores_S = seed_scores(pairwise_scores(probe(unet, conditioning)), 3)
+        assert each.prompt == prompt
+        assert each.score == pytest.approx(float(scores_S.max()), abs=1e-5)
+        assert each.seeds == tuple(int(s) for s in (scores_S > 0.3).nonzero().flatten())
+        assert each.memorized == bool(each.seeds)
+        expected = (alone(checkpoint, probe, prompt) - nothing).flatten(1).norm(dim=1)
+        assert each.norms == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-4)
+
+
+def alone(checkpoint: Checkpoint, probe: NoiseProbe, prompt: str) -> torch.Tensor:
+    feed = {name: value.float().cpu().numpy().repeat(3, axis=0) for name, value in checkpoint.encode([prompt]).items()}
+    return probe.noise(open_runner(checkpoint.unet_component()), feed, probe.latents_SCHW)
+
+
+def test_each_text_is_run_once_and_nothing_at_all_once_more(toy: Checkpoint) -> None:
+    detector, told = Detector(toy, 0.3, SETTINGS), list[int]()
+    found = detector.detect_all(PROMPTS, report=told.append)
+    assert detector.rows == 3 * (4 + 1)  # four texts, and the empty prompt that ε is compared with
+    assert found[0] == found[-1]
+    assert sum(told) == len(PROMPTS)
+    assert 0 < detector.unet_seconds < detector.seconds
+
+
+def test_a_run_goes_on_where_it_stopped(toy: Checkpoint, tmp_path: Path) -> None:
+    path, told = tmp_path / "out" / "detection.jsonl", list[int]()
+    whole = Detector(toy, 0.3, SETTINGS).detect_all(PROMPTS, path)
+    assert read_detections(path) == list(dict.fromkeys(whole))
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:2]) + lines[2][:-5])
+    detector = Detector(toy, 0.3, SETTINGS)
+    again = detector.detect_all(PROMPTS, path, told.append)
+    assert detector.rows == 3 * (2 + 1)
+    assert told[0] == 3  # one of the two is twice in the list
+    for one, other in zip(again, whole, strict=True):
+        assert one.score == pytest.approx(other.score, abs=1e-6)
+    assert [each.prompt for each in read_detections(path)] == PROMPTS[:-1]
+
+
+def test_results_of_other_inputs_are_refused(toy: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "detection.jsonl"
+    Detector(toy, 0.3, SETTINGS).detect_all(PROMPTS[:1], path)
+    with pytest.raises(InputError, match="another checkpoint, threshold or settings: give another folder"):
+        Detector(toy, 0.4, SETTINGS).detect_all(PROMPTS[:1], path)
+    Detector(toy, 0.3, SETTINGS.model_copy(update={"mode": "fast", "rows": 1})).detect_all(PROMPTS[:1], path)
+
+
+def test_a_stream_yields_before_the_list_is_at_its_end(toy: Checkpoint) -> None:
+    detector = Detector(toy, 0.3, SETTINGS.model_copy(update={"rows": 3}))
+    first = next(detector.stream(PROMPTS))
+    assert isinstance(first, Detection)
+    assert detector.rows == 3 * 2
