@@ -9,17 +9,37 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_dropin
+from test_dropin import Model
 
+from nemo_edge.backends import Runner
 from nemo_edge.configuration import Configuration
 from nemo_edge.errors import BundleError, InputError
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.policies import Policies
-from nemo_edge.serving.golden import LEVELS, Golden, request
-from nemo_edge.serving.painter import Painter
+from nemo_edge.serving.golden import LEVELS, Golden, make_golden, request
+from nemo_edge.serving.painter import Call, Painter
 from nemo_edge.serving.repository import ship
 from nemo_edge.serving.versions import open_engine, read_pipeline
 
 Calls = list[tuple[str, int]]
+sdxl = test_dropin.sdxl
+
+
+def levels(a: np.ndarray, b: np.ndarray) -> int:
+    return int(np.abs(a.astype(int) - b).max())
+
+
+def in_process(runners: Mapping[str, Runner], calls: Calls) -> Call:
+    """Calls models as the server does, and keeps which."""
+
+    def call(model: str, version: int, outputs: tuple[str, ...], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        calls.append((model, version))
+        rowwise = {n: a[:, 0] if runners[model].inputs[n] == ("batch",) else a for n, a in arrays.items()}
+        found = runners[model](rowwise)
+        return {name: found[name] for name in outputs}
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +55,12 @@ def painter(request: pytest.FixtureRequest, shippable: Path, calls: Calls, tmp_p
     with ExitStack() as stack:
         runners = {name: stack.enter_context(open_engine(repository / name / "1")) for name in shipped.models if name != "pipeline"}
 
-        def call(model: str, version: int, outputs: tuple[str, ...], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            calls.append((model, version))
-            rowwise = {n: a[:, 0] if runners[model].inputs[n] == ("batch",) else a for n, a in arrays.items()}
-            found = runners[model](rowwise)
-            return {name: found[name] for name in outputs}
-
-        yield Painter.open(repository / "pipeline" / "1", call)
+        yield Painter.open(repository / "pipeline" / "1", in_process(runners, calls))
 
 
 def test_the_picture_is_the_library_s(painter: Painter, golden: Golden) -> None:
     painting = painter.paint(golden.tensors)
-    assert np.abs(painting.pictures.astype(int) - golden.picture).max() <= LEVELS
+    assert levels(painting.pictures, golden.picture) <= LEVELS
     assert painting.score_B.tolist() == [1]
 
 
@@ -110,6 +124,18 @@ def test_a_size_off_the_unet_s_grid_is_refused_with_the_nearest_ones(shippable: 
     painter = Painter(read_pipeline(version), deeper, Policies.load(version / "policies.json"), lambda model, number, outputs, arrays: {})
     with pytest.raises(InputError, match="height 40 is not a multiple of 16 pixels, which this UNet halves evenly: take 32 or 48"):
         painter.paint(request(prompt="a red pig", height=40))
+
+
+def test_xl_has_a_second_text_encoder_and_its_pictures_are_the_library_s(sdxl: Model, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    shipped = ship(sdxl.bundle, repository)
+    assert shipped.models == ("text_encoder", "text_encoder_2", "vae_decoder", "unet", "pipeline")
+    with ExitStack() as stack:
+        runners = {name: stack.enter_context(open_engine(repository / name / "1")) for name in shipped.models[:-1]}
+        painter = Painter.open(repository / "pipeline" / "1", in_process(runners, []))
+        golden = make_golden(sdxl.bundle, steps=2)
+        assert levels(painter.paint(golden.tensors).pictures, golden.picture) <= LEVELS
+        assert levels(painter.paint({**golden.tensors, **request(policy="off")}).pictures, golden.picture) > LEVELS
 
 
 def test_a_changed_pipeline_is_not_opened(shippable: Path, tmp_path: Path) -> None:
