@@ -22,7 +22,6 @@ Infer = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 """One request to a model: arrays as the server takes them in, arrays as it gives them out. Raises `NemoEdgeError` for a refusal."""
 
 _INSTALL = "`pip install 'nemo-edge[serve]'`"
-_UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 _OF_NO_SERVER = "failed to connect"
 
 
@@ -88,8 +87,6 @@ def open_runner(url: str, model: str, version: int | None = None, timeout_s: flo
     def call(action: Callable[[], Any]) -> Any:
         try:
             return action()
-        except grpc.service_pb2_grpc.grpc.RpcError as error:  # before tritonclient wraps it
-            raise MissingDependency(f"no server answers at {url}: start one, or give its gRPC address") from error
         except grpc.InferenceServerException as error:
             raise _explain(error, f"{model} at {url}", url) from error
 
@@ -120,7 +117,7 @@ def _input(grpc: Any, name: str, array: np.ndarray) -> Any:
 
 def _explain(error: Any, what: str, url: str) -> InputError | MissingDependency:
     said = " ".join(str(error.message()).split())
-    if any(word in str(error.status()) for word in _UNREACHABLE) and _OF_NO_SERVER in said.lower():
+    if _OF_NO_SERVER in said.lower():
         return MissingDependency(f"no server answers at {url}: start one, or give its gRPC address")
     return InputError(f"{what}: {said}")
 
