@@ -40,7 +40,7 @@ def test_without_a_server_it_says_how_to_get_one_and_leaves_with_4(shippable: Pa
 def process(triton_environment: Environment, shippable: Path) -> Iterator[subprocess.Popen[str]]:
     running = start(shippable, "--environment", triton_environment.folder)
     yield running
-    running.kill()
+    running.terminate()  # not a kill, which would leave the server alone
     running.wait()
 
 
