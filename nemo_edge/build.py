@@ -154,8 +154,8 @@ def _check_tools(recipe: Recipe, model: Path) -> None:
 
     check_runs(recipe)
     check_compiles(recipe, model)
-    for table in ("localization", "latency"):
-        if getattr(getattr(recipe, table), "compiled", False):
+    for table, settings in (("localization", recipe.localization), ("latency", recipe.latency)):
+        if settings is not None and settings.compiled:
             from nemo_edge.compilation import check_compiler
 
             check_compiler(f"{table}.compiled")

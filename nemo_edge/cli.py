@@ -147,7 +147,7 @@ def localize(
     dtype: Annotated[str, typer.Option("--dtype", help="Of the UNet: fp32, fp16, bf16; close decisions in fp32.")] = "fp32",
     group_by: Annotated[str, typer.Option("--group-by", help="What has one set: prompt, or cluster of near-duplicates.")] = "prompt",
     whole: Annotated[bool, typer.Option("--union", help="One set for the whole list, refined together.")] = False,
-    paraphrases: Annotated[int, typer.Option("--paraphrases", min=0, help="Variants a prompt that must not leak either.")] = 0,
+    paraphrases: Annotated[int, typer.Option("--paraphrases", min=0, help="Variants of each prompt that must not leak either.")] = 0,
     threshold: ThresholdOption = None,
     all_layers: AllLayers = False,
     allow_pickle: AllowPickle = False,

@@ -24,8 +24,7 @@ from nemo_edge.localization import Examined, Localization, Localizer, union
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.paraphrases import Kind, Paraphrase, paraphrases
 from nemo_edge.prompts import Prompt
-from nemo_edge.refinement import Suspect, refine_together, scores_left
-from nemo_edge.searches import highest
+from nemo_edge.refinement import Suspect, firm_score, refine_together, scores_left
 from nemo_edge.trials import Trial
 
 GROUPS = "groups.jsonl"
@@ -211,8 +210,8 @@ class Groups:
         """What is left of each variant's memory, None where nothing was there."""
         memorized = [v for v in variants if v.memorized]
         answers = self.localizer.trials.scores([Trial(v.examined.subject, neurons) for v in memorized])
-        limit, lists = self.localizer.threshold, [list(chosen) for chosen in neurons.indices]
-        firm = {v.made.text: highest(v.examined.decisions.firm(lists, scores, limit)) for v, scores in zip(memorized, answers, strict=True)}
+        limit, asked = self.localizer.threshold, zip(memorized, answers, strict=True)
+        firm = {v.made.text: firm_score(v.examined, neurons, scores, limit) for v, scores in asked}
         return [firm.get(v.made.text) for v in variants]
 
     def _worst(self, variants: Sequence[_Variant], suspects: Sequence[Suspect]) -> _Variant | None:

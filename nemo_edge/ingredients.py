@@ -19,6 +19,11 @@ from nemo_edge.prompts import Prompt, read_prompts
 from nemo_edge.recipe import Recipe
 from nemo_edge.targets import FLAVOUR_OF
 
+_CALIBRATED = ("layers", "seed", "samples", "steps")
+"""The localization's settings that statistics and τ hang on."""
+_NO_MATTER = ("rows", "prompts")
+"""Those of them that only the time hangs on."""
+
 
 @dataclass(frozen=True)
 class Ingredients:
@@ -61,12 +66,6 @@ def used_versions(here: Machine, recipe: Recipe) -> dict[str, str]:
     flavours = [flavour for table, flavour in FLAVOUR_OF.items() if getattr(recipe, table) is not None]
     packages = {*USED, *(name for flavour in flavours for name in packages_of(flavour, here.versions))}
     return {name: version for name, version in here.versions.items() if name in packages}
-
-
-_CALIBRATED = ("layers", "seed", "samples", "steps")
-"""What of the localization's settings statistics and τ hang on."""
-_NO_MATTER = ("rows", "prompts")
-"""What of them only the time hangs on."""
 
 
 def stage_keys(recipe: Recipe, given: Ingredients) -> dict[str, str]:

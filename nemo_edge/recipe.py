@@ -113,9 +113,9 @@ class LocalizationSettings(_Settings):
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Of the UNet during the search; decisions that are too close for it are made again in fp32."""
     channels_last: bool = False
-    """Of the UNet's tensors: faster on GPUs, slower on CPUs."""
+    """Of the UNet's tensors."""
     compiled: bool = False
-    """Let torch.compile have the UNet's parts: minutes, which pay off on a GPU and for many prompts."""
+    """Let torch.compile have the UNet's parts, which takes minutes."""
     group_by: Literal["prompt", "cluster", "list"] = "prompt"
     """What has one set of neurons, refined together: each prompt, each cluster of near-duplicate prompts, or the whole list."""
     paraphrases: int = Field(default=0, ge=0, le=1000)

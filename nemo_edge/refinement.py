@@ -5,7 +5,7 @@ Knows how neurons are found for one prompt only by what `localization` gives.
 
 from __future__ import annotations
 
-__all__ = ["Suspect", "refine_together", "scores_left"]
+__all__ = ["Suspect", "firm_score", "refine_together", "scores_left"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from functools import reduce
 
 from nemo_edge.localization import Examined, Localization
 from nemo_edge.neurons import NeuronSet
-from nemo_edge.searches import highest
+from nemo_edge.searches import Scores, highest
 from nemo_edge.trials import Trial, Trials
 
 
@@ -49,7 +49,7 @@ def refine_together(trials: Trials, suspects: Sequence[Suspect]) -> NeuronSet:
 def scores_left(trials: Trials, suspects: Sequence[Suspect], neurons: NeuronSet) -> list[float]:
     """The highest score of each suspect's kept seeds with the neurons silenced."""
     answers = trials.scores([Trial(suspect.examined.subject, neurons) for suspect in suspects])
-    return [_firm(suspect, neurons, scores) for suspect, scores in zip(suspects, answers, strict=True)]
+    return [firm_score(suspect.examined, neurons, scores, suspect.limit) for suspect, scores in zip(suspects, answers, strict=True)]
 
 
 def _without_single(trials: Trials, suspects: Sequence[Suspect], kept: NeuronSet) -> NeuronSet:
@@ -59,7 +59,7 @@ def _without_single(trials: Trials, suspects: Sequence[Suspect], kept: NeuronSet
     fewer = [kept - single for single in singles]
     answers = trials.scores([Trial(owner.examined.subject, neurons) for owner, neurons in zip(owners, fewer, strict=True)])
     asked = zip(singles, owners, fewer, answers, strict=True)
-    free = [single for single, owner, neurons, scores in asked if _firm(owner, neurons, scores) < owner.limit]
+    free = [single for single, owner, neurons, scores in asked if firm_score(owner.examined, neurons, scores, owner.limit) < owner.limit]
     for single in free:
         left = scores_left(trials, suspects, kept - single)
         if all(score < suspect.limit for suspect, score in zip(suspects, left, strict=True)):
@@ -67,8 +67,9 @@ def _without_single(trials: Trials, suspects: Sequence[Suspect], kept: NeuronSet
     return kept
 
 
-def _firm(suspect: Suspect, neurons: NeuronSet, scores: tuple[float, ...]) -> float:
-    return highest(suspect.examined.decisions.firm([list(chosen) for chosen in neurons.indices], scores, suspect.limit))
+def firm_score(examined: Examined, neurons: NeuronSet, scores: Scores, limit: float) -> float:
+    """The highest of the scores of a set, in float32 where they are too close to the limit to be trusted."""
+    return highest(examined.decisions.firm([list(chosen) for chosen in neurons.indices], scores, limit))
 
 
 def _single(neurons: NeuronSet, layer: int, index: int) -> NeuronSet:

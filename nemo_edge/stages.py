@@ -126,14 +126,11 @@ def detect_all(detector: Detector, prompts: Sequence[Prompt], folder: Path | Non
     """Examine the prompts, compare the detectors where they are labelled; in `folder` leave `detection.jsonl`, taken up where it
     stopped, and `roc.json`."""
     texts = [prompt.text for prompt in prompts]
-    labels = [label for label in map(label_of, prompts) if label is not None]
-    if labels and len(set(labels)) < 2:
-        prompts = [prompt.model_copy(update={"kind": ""}) for prompt in prompts]  # one kind alone makes no curve
     for warning in detector.checkpoint.config.warnings(texts):
         progress.note(warning)
     with progress.task("detect", len(texts)) as advance:
         found = detector.detect_all(texts, folder / "detection.jsonl" if folder else None, advance)
-    rocs = rocs_of(prompts, found)
+    rocs = rocs_of(prompts, found) if {True, False} <= set(map(label_of, prompts)) else ()  # one kind alone makes no curve
     if folder is not None and rocs:
         write_atomically(folder / "roc.json", json.dumps([roc.model_dump(mode="json") for roc in rocs], indent=1) + "\n")
     return Detected(

@@ -24,10 +24,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from nemo_edge import demo
 from nemo_edge.build import build
+from nemo_edge.calibration import calibrate
 from nemo_edge.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.demo.pictures import font_path
 from nemo_edge.errors import MissingDependency
-from nemo_edge.recipe import GateSettings, load_recipe
+from nemo_edge.localization import Localizer
+from nemo_edge.recipe import GateSettings, LocalizationSettings, load_recipe
 from nemo_edge.review import judge_again
 from nemo_edge.serving.golden import Golden, check_golden, make_golden
 from nemo_edge.serving.repository import ship
@@ -156,6 +158,14 @@ def toy_sdxl(tmp_path_factory: pytest.TempPathFactory, tokenizer: CLIPTokenizer)
 @pytest.fixture(scope="session")
 def demo_checkpoint() -> Checkpoint:
     return open_checkpoint(str(demo.CHECKPOINT))
+
+
+@pytest.fixture(scope="session")
+def demo_localizer(demo_checkpoint: Checkpoint) -> Localizer:
+    """A localizer of the demo, of four samples and τ 0.7, calibrated on few prompts."""
+    texts = ["a mushroom", "whale carrot on a pink background", "a banana on a black background", "a whale", "doughnut pig"]
+    settings = LocalizationSettings(samples=4)
+    return Localizer(demo_checkpoint, calibrate(demo_checkpoint, texts, settings, with_threshold=False).statistics, 0.7, settings)
 
 
 @pytest.fixture

@@ -8,28 +8,18 @@ from pathlib import Path
 import pytest
 from reference import blocked_score
 
-from nemo_edge.calibration import Statistics, calibrate
-from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.errors import InputError
 from nemo_edge.groups import Group, Groups, all_neurons, clusters_of, groups_in, read_groups
 from nemo_edge.localization import Localization, Localizer, union
 from nemo_edge.prompts import Prompt
-from nemo_edge.recipe import LocalizationSettings
 
 SAMPLES, THRESHOLD = 4, 0.7
-SETTINGS = LocalizationSettings(samples=SAMPLES)
 PROMPTS = ("trolleybus broccoli carnival", "rowboat kimono festival", "a mushroom")
 
 
 @pytest.fixture(scope="module")
-def statistics(demo_checkpoint: Checkpoint) -> Statistics:
-    texts = ["a mushroom", "whale carrot on a pink background", "a banana on a black background", "a whale", "doughnut pig"]
-    return calibrate(demo_checkpoint, texts, SETTINGS, with_threshold=False).statistics
-
-
-@pytest.fixture(scope="module")
-def localizer(demo_checkpoint: Checkpoint, statistics: Statistics) -> Localizer:
-    return Localizer(demo_checkpoint, statistics, THRESHOLD, SETTINGS)
+def localizer(demo_localizer: Localizer) -> Localizer:
+    return demo_localizer
 
 
 @pytest.fixture(scope="module")

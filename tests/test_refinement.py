@@ -5,23 +5,17 @@ from __future__ import annotations
 import pytest
 from reference import blocked_score
 
-from nemo_edge.calibration import Statistics, calibrate
-from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.localization import Localizer
 from nemo_edge.neurons import NeuronSet
-from nemo_edge.recipe import LocalizationSettings
 from nemo_edge.refinement import Suspect, refine_together, scores_left
 
 SAMPLES, THRESHOLD = 4, 0.7
-SETTINGS = LocalizationSettings(samples=SAMPLES)
 PROMPTS = ("koala kiwifruit meridian", "lizard souvenir", "trolleybus broccoli carnival")
 
 
 @pytest.fixture(scope="module")
-def localizer(demo_checkpoint: Checkpoint) -> Localizer:
-    texts = ["a mushroom", "whale carrot on a pink background", "a banana on a black background", "a whale", "doughnut pig"]
-    statistics: Statistics = calibrate(demo_checkpoint, texts, SETTINGS, with_threshold=False).statistics
-    return Localizer(demo_checkpoint, statistics, THRESHOLD, SETTINGS)
+def localizer(demo_localizer: Localizer) -> Localizer:
+    return demo_localizer
 
 
 def suspects(localizer: Localizer, *prompts: str, extra: int = 0) -> list[Suspect]:
