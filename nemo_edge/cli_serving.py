@@ -27,11 +27,19 @@ def ship(
     variant: Annotated[str | None, typer.Option("--variant", help="baked or masked; masked where there is one.")] = None,
     instances: Annotated[int, typer.Option("--instances", min=1, help="Requests that are drawn at once.")] = 2,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Let the server's log have the prompts.")] = False,
+    masks_only: Annotated[
+        bool, typer.Option("--masks-only", help="New neurons for the engines that are there; no load is needed.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Put a bundle into a Triton model repository, as one more version. Refuses one that failed a gate or was changed."""
     from nemo_edge import console
+    from nemo_edge.serving.hotupdate import ship_masks
     from nemo_edge.serving.repository import ship as run
+
+    if masks_only:
+        print_result(ship_masks(bundle, repository), as_json, _show_masks)
+        return
 
     result = run(bundle, repository, backend, variant, instances=instances, log_prompts=log_prompts, progress=console.Bars())
     print_result(result, as_json, _show)
@@ -42,3 +50,10 @@ def _show(shipped: Any) -> None:
     what = f"version {shipped.version} of {', '.join(shipped.models)}"
     print(f"{shipped.repository}: {what} ({shipped.variant}, backend {shipped.backend})")
     print("a server that runs takes it up by POST to /v2/repository/models/NAME/load, in this order")
+
+
+def _show_masks(shipped: Any) -> None:
+    """What a server that runs silences from now on."""
+    where = f"update {shipped.update} of version {shipped.version} of the pipeline"
+    print(f"{shipped.repository}: {where}, policies {shipped.policies} ({shipped.neurons} neurons)")
+    print("a server that runs silences them from its next request on")

@@ -20,12 +20,10 @@ from nemo_edge.configuration import Configuration
 from nemo_edge.errors import InputError
 from nemo_edge.policies import Policies, apply
 from nemo_edge.recipe import SamplingSettings
-from nemo_edge.sampling import Pipeline, check_size, generate, latent_shape, make_scheduler
+from nemo_edge.sampling import Pipeline, check_size, generate, make_scheduler
 from nemo_edge.serving.requests import PictureRequest, read_request
+from nemo_edge.serving.updates import PoliciesInForce
 from nemo_edge.serving.versions import PipelineVersion, read_pipeline
-
-POLICIES = "policies.json"
-"""Where a pipeline's policies are, in its version folder."""
 
 LARGEST = 4
 """Times the size a model was trained on that a request may ask for, in each direction."""
@@ -36,44 +34,47 @@ Call = Callable[[str, int, tuple[str, ...], Mapping[str, np.ndarray]], Mapping[s
 
 @dataclass(frozen=True)
 class Painting:
-    """What a request gave: pictures uint8 [B, height, width, 3], the policy's score of each, and the neurons it silenced of each."""
+    """What a request gave: pictures uint8 [B, height, width, 3], the policy's score of each, and the neurons it silenced of each.
+
+    `policies` is the version of the policies that were in force.
+    """
 
     pictures: np.ndarray
     score_B: np.ndarray
     silenced_B: np.ndarray | None
     request: PictureRequest
+    policies: str
 
 
 class Painter:
-    """A pipeline version of the repository, with the models it calls."""
+    """A pipeline version of the repository, with the models it calls; `policies` gives those in force when a request comes."""
 
-    def __init__(self, version: PipelineVersion, config: Configuration, policies: Policies, call: Call) -> None:
+    def __init__(self, version: PipelineVersion, config: Configuration, policies: Callable[[], Policies], call: Call) -> None:
         self.version, self.policies = version, policies
         runners = {name: _runner(name, version.number, signature, call) for name, signature in version.models.items()}
         texts = tuple(runners[name] for name in config.text_encoder_names)
         self._pipeline = Pipeline(config, texts, runners["unet"], runners["vae_decoder"])
 
     @classmethod
-    def open(cls, folder: Path, call: Call) -> Self:
-        """Open a version folder of the pipeline model. Raises `BundleError` for files that are not as they were shipped."""
+    def open(cls, folder: Path, call: Call, complain: Callable[[str], None] = lambda message: None) -> Self:
+        """Open a version folder of the pipeline model; `complain` gets a line on an update of its policies that cannot be used.
+
+        Raises `BundleError` for files that are not as they were shipped.
+        """
         version, config = read_pipeline(folder), Configuration.load(folder)
         make_scheduler(config, version.sampling.scheduler)  # imports diffusers now, and not in the first request
-        return cls(version, config, Policies.load(folder / POLICIES), call)
+        return cls(version, config, PoliciesInForce(folder, complain), call)
 
     def paint(self, tensors: Mapping[str, np.ndarray]) -> Painting:
         """Draw what a request asks for. Raises `InputError` for one that cannot be drawn, before any model is called."""
         request = read_request(tensors, self.version.sampling)
-        policy = self.policies.choose(request.policy)
+        policies = self.policies()
+        policy = policies.choose(request.policy)
         self._check_size(request.settings)
-        mask_BN, score_B = apply(policy, self._embedding(request))
+        mask_BN, score_B = apply(policy, len(request.prompts))
         pictures = generate(self._pipeline, request.prompts, request.seeds, request.settings, mask_BN)
         silenced_B = None if mask_BN is None else (mask_BN < 1).sum(axis=1)
-        return Painting(pictures, score_B, silenced_B, request)
-
-    def _embedding(self, request: PictureRequest) -> np.ndarray:
-        _, height, width = latent_shape(self._pipeline.config, request.settings)
-        size = (height * self._pipeline.config.factor, width * self._pipeline.config.factor)
-        return self._pipeline.encode(request.prompts, size)["encoder_hidden_states"]
+        return Painting(pictures, score_B, silenced_B, request, policies.version)
 
     def _check_size(self, settings: SamplingSettings) -> None:
         config, dims = self._pipeline.config, self._pipeline.unet.inputs["sample"][2:]

@@ -5,49 +5,40 @@ Copies files and describes them; opens no engine.
 
 from __future__ import annotations
 
-__all__ = ["PIPELINE", "Shipped", "ship"]
+__all__ = ["CONFIG", "PIPELINE", "Shipped", "ship"]
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge import __version__
-from nemo_edge.backends.triton import Signature
-from nemo_edge.bundle import MANIFEST, Manifest, check_folder, open_bundle, open_verified, staging
-from nemo_edge.component import UNET_FOLDERS
+from nemo_edge.bundle import check_folder, open_verified, staging
 from nemo_edge.configuration import Configuration
-from nemo_edge.errors import BundleError, InputError
+from nemo_edge.errors import InputError
 from nemo_edge.files import explain, sha256_file, write_atomically
 from nemo_edge.graphs import open_graph
 from nemo_edge.neurons import NeuronSet
-from nemo_edge.plans import PlanFile, Tensor, open_plan_file
 from nemo_edge.policies import baked_policies, masked_policies
 from nemo_edge.progress import Progress
 from nemo_edge.recipe import Recipe
-from nemo_edge.serving.modelconfig import (
-    Service,
-    engine_config,
-    engine_signature,
-    pipeline_config,
-    read_config,
-    recorded_version,
-    write_config,
-)
-from nemo_edge.serving.painter import POLICIES
+from nemo_edge.serving.modelconfig import Service, engine_config, pipeline_config, read_config, recorded_version, write_config
+from nemo_edge.serving.shipment import MODEL, Shipment, check_passed, choose_backend
+from nemo_edge.serving.updates import POLICIES
 from nemo_edge.serving.versions import DESCRIPTION, ONNX, EngineVersion, PipelineVersion, ServerBackend
 from nemo_edge.studio import choose_variant
-from nemo_edge.targets import Flavour
 
 PIPELINE = "pipeline"
 """Name of the model that draws pictures; the others are the components it calls."""
 
+CONFIG = "config.pbtxt"
+"""A model's configuration, in its folder."""
+
 _SHIPPED_MODELS = Path(__file__).with_name("models")
-_CONFIG = "config.pbtxt"
 
 
 class Shipped(BaseModel):
@@ -63,57 +54,6 @@ class Shipped(BaseModel):
     backend: ServerBackend
     models: tuple[str, ...]
     """In the order in which a running server loads them: the pipeline is the last."""
-
-
-@dataclass(frozen=True)
-class _Shipment:
-    """A bundle that may be shipped, and how its components are to be served."""
-
-    bundle: Path
-    manifest: Manifest
-    recipe: Recipe
-    model: Configuration
-    variant: str
-    backend: ServerBackend
-    number: int
-
-    @property
-    def places(self) -> dict[str, str]:
-        """Name of each component's model → folder of its graph in the bundle."""
-        return {**{n: n for n in self.model.text_encoder_names}, "vae_decoder": "vae_decoder", "unet": UNET_FOLDERS[self.variant]}
-
-    @property
-    def flavour(self) -> Flavour | None:
-        """The product whose plans are shipped; None for ONNX files."""
-        return self.recipe.engine.flavour if self.backend == "python" else "tensorrt" if self.backend == "tensorrt" else None
-
-    @property
-    def parameters(self) -> dict[str, str]:
-        """What every configuration says of where its model came from."""
-        return {"bundle": self.manifest.name, "manifest": self.digest, "version": str(self.number), "nemo_edge": __version__}
-
-    @property
-    def digest(self) -> str:
-        """sha256 of the bundle's manifest."""
-        return sha256_file(self.bundle / MANIFEST)
-
-    def plans(self, place: str) -> tuple[PlanFile, ...]:
-        """The sidecars of a component's plans, where plans are shipped. Raises `InputError` where there is none."""
-        if self.flavour is None:
-            return ()
-        found = sorted((self.bundle / "engines").glob(f"{place}.{self.flavour}.*.json"))
-        if not found:
-            table = self.flavour.replace("-", "_")
-            raise InputError(f"the bundle {self.bundle} has no {self.flavour} engine of {place}: build it with [{table}] in the recipe")
-        return tuple(open_plan_file(path) for path in found)
-
-    def signature(self, place: str) -> Signature:
-        """What a component is served as."""
-        plans = self.plans(place)
-        ports = open_graph(self.bundle / place / "model.onnx").ports()
-        inputs, outputs = ({n: Tensor(dtype=p.dtype, dims=p.dims) for n, p in group.items()} for group in ports)
-        rows = [min(shapes[2][0] for shapes in profile.values()) for plan in plans for profile in plan.profiles]
-        return engine_signature(inputs, outputs, self.backend, max(rows, default=None))
 
 
 def ship(
@@ -133,19 +73,21 @@ def ship(
     until it is told to load the models. Raises `BundleError` for a bundle that must not be shipped or was changed, `InputError` for
     a repository of other models.
     """
-    check_folder(repository)
-    manifest = _shippable(bundle)
+    check_folder(repository / PIPELINE)
+    check_passed(bundle)
+    manifest = open_verified(bundle)
     variant = choose_variant(manifest, variant or ("masked" if "masked" in manifest.variants else None), masked=False)
     recipe, model = Recipe.model_validate(manifest.recipe), Configuration.load(bundle, tokenizers=False)
-    shipment = _Shipment(bundle, manifest, recipe, model, variant, _backend(recipe, backend), 0)
-    configs = {name: read_config(repository / name / _CONFIG) for name in _present(repository, [*shipment.places, PIPELINE])}
+    shipment = Shipment(bundle, manifest, recipe, model, variant, choose_backend(recipe, backend), 0)
+    configs = {name: read_config(repository / name / CONFIG) for name in _present(repository, [*shipment.places, PIPELINE])}
     shipment = replace(shipment, number=_next_version(repository, configs))
-    with staging(repository) as staged, (progress or Progress()).task("ship", len(shipment.places) + 1) as advance:
+    task = (progress or Progress()).task("ship", len(shipment.places) + 1)
+    with _staging(repository, [*shipment.places, PIPELINE], shipment.number) as staged, task as advance:
         written = {}
         for name, place in shipment.places.items():
-            written[name] = _stage_engine(shipment, name, place, staged / name)
+            written[name] = _stage_engine(shipment, name, place, staged[name])
             advance(1)
-        written[PIPELINE] = _stage_pipeline(shipment, staged / PIPELINE, instances, log_prompts=log_prompts)
+        written[PIPELINE] = _stage_pipeline(shipment, staged[PIPELINE], instances, log_prompts=log_prompts)
         for name, config in configs.items():
             _check_same(repository, name, config, written[name])
         _put(staged, repository, shipment.number, written)
@@ -160,32 +102,9 @@ def ship(
     )
 
 
-def _shippable(bundle: Path) -> Manifest:
-    """The manifest of a bundle that may be shipped; what it says of itself comes before its files are read."""
-    manifest = open_bundle(bundle)
-    if manifest.random_weights is not None:
-        raise BundleError(f"{bundle} carries random weights ({manifest.random_weights}): it is for measuring and is not shipped")
-    if not manifest.passed:
-        failed = ", ".join(gate.name for gate in manifest.gates if not gate.passed)
-        raise BundleError(f"{bundle} failed a gate ({failed or 'none was judged'}) and is not shipped: see its report/index.html")
-    return open_verified(bundle)
-
-
-def _backend(recipe: Recipe, asked: str | None) -> ServerBackend:
-    """What of Triton runs the components: native backends on GPUs, but TensorRT-RTX's engines, which have none."""
-    engine = recipe.engine
-    if asked is None:
-        asked = "native" if engine.device == "cuda" and engine.flavour != "tensorrt-rtx" else "python"
-    if asked not in ("native", "python"):
-        raise InputError(f"--backend {asked}: take native (Triton's own) or python (nemo-edge's runners)")
-    if asked == "python":
-        return "python"
-    return "tensorrt" if recipe.tensorrt is not None else "onnxruntime"
-
-
 def _present(repository: Path, names: list[str]) -> Iterator[str]:
     for name in names:
-        if (repository / name / _CONFIG).is_file():
+        if (repository / name / CONFIG).is_file():
             yield name
         elif (repository / name).exists():
             raise InputError(f"{repository / name} is there and is no model of nemo-edge's: ship to a folder of its own")
@@ -211,10 +130,10 @@ def _check_same(repository: Path, name: str, config: Any, new: Any) -> None:
             )
 
 
-def _stage_engine(shipment: _Shipment, name: str, place: str, folder: Path) -> Any:
+def _stage_engine(shipment: Shipment, name: str, place: str, folder: Path) -> Any:
     """Write a component's version into `folder`; return its configuration."""
     files = {**_graph_files(shipment, place), **_plan_files(shipment, place)}
-    shipped = _copy(shipment, files, folder)
+    shipped = shipment.copy(files, folder)
     if shipment.backend == "python":
         shipped |= _own(folder, "engine.py")
     version = EngineVersion(
@@ -234,7 +153,7 @@ def _stage_engine(shipment: _Shipment, name: str, place: str, folder: Path) -> A
     return engine_config(service, shipment.signature(place), (height, width), native_plans)
 
 
-def _graph_files(shipment: _Shipment, place: str) -> dict[str, str]:
+def _graph_files(shipment: Shipment, place: str) -> dict[str, str]:
     """Name in the version → name in the bundle, of an ONNX file and its weights: in a folder, as Triton wants external data."""
     if shipment.flavour is not None:
         return {}
@@ -243,7 +162,7 @@ def _graph_files(shipment: _Shipment, place: str) -> dict[str, str]:
     return {str(folder / path.name): f"{place}/{path.name}" for path in (graph.path, *graph.external_files())}
 
 
-def _plan_files(shipment: _Shipment, place: str) -> dict[str, str]:
+def _plan_files(shipment: Shipment, place: str) -> dict[str, str]:
     """The same of plans: beside their sidecars for our runners, alone for Triton's."""
     found = {}
     for plan in shipment.plans(place):
@@ -255,11 +174,11 @@ def _plan_files(shipment: _Shipment, place: str) -> dict[str, str]:
     return found
 
 
-def _stage_pipeline(shipment: _Shipment, folder: Path, instances: int, *, log_prompts: bool) -> Any:
+def _stage_pipeline(shipment: Shipment, folder: Path, instances: int, *, log_prompts: bool) -> Any:
     """Write the pipeline's version into `folder`; return its configuration."""
-    shipped = _copy(shipment, dict(_model_files(shipment)), folder)
+    shipped = shipment.copy(dict(_model_files(shipment)), folder)
     found = NeuronSet.load(shipment.bundle / "neurons.json")
-    policies = masked_policies(found) if shipment.variant == "masked" else baked_policies()
+    policies = masked_policies(found, shipment.digest) if shipment.variant == "masked" else baked_policies(shipment.digest)
     policies.save(folder / POLICIES)
     shipped |= {POLICIES: sha256_file(folder / POLICIES), **_own(folder, "pipeline.py")}
     version = PipelineVersion(
@@ -275,7 +194,7 @@ def _stage_pipeline(shipment: _Shipment, folder: Path, instances: int, *, log_pr
     return pipeline_config(Service(PIPELINE, "python", False, parameters), instances)
 
 
-def _model_files(shipment: _Shipment) -> Iterator[tuple[str, str]]:
+def _model_files(shipment: Shipment) -> Iterator[tuple[str, str]]:
     """What the pipeline reads of a bundle: configurations, tokenizers, the noise schedule; no weights."""
     folders = {**{place: name for name, place in shipment.places.items()}, "scheduler": "scheduler"}
     folders |= {f: f for f in ("tokenizer", "tokenizer_2") if (shipment.bundle / f).is_dir()}
@@ -287,31 +206,49 @@ def _model_files(shipment: _Shipment) -> Iterator[tuple[str, str]]:
             yield f"{folders[top]}/{rest}", name
 
 
-def _copy(shipment: _Shipment, files: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """Copy files of the bundle, by their names there and here; return the hashes that the manifest has of them."""
-    for target, source in files.items():
-        try:
-            (folder / target).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(shipment.bundle / source, folder / target)
-        except OSError as error:
-            raise explain(error, folder / target) from error
-    return {target: shipment.manifest.files[source] for target, source in files.items()}
-
-
 def _own(folder: Path, model: str) -> dict[str, str]:
     """Put one of our models beside what it opens, under the name that Triton wants."""
     content = (_SHIPPED_MODELS / model).read_bytes()
-    write_atomically(folder / "model.py", content)
-    return {"model.py": sha256_file(folder / "model.py")}
+    write_atomically(folder / MODEL, content)
+    return {MODEL: sha256_file(folder / MODEL)}
 
 
-def _put(staged: Path, repository: Path, number: int, written: Mapping[str, Any]) -> None:
-    """Move every version into its place, the pipeline's last, and write the configurations."""
-    for name, config in written.items():
-        place = repository / name / str(number)
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(staged / name, place)
-        except OSError as error:
-            raise explain(error, place) from error
-        write_config(repository / name / _CONFIG, config)
+@contextmanager
+def _staging(repository: Path, names: Sequence[str], number: int) -> Iterator[dict[str, Path]]:
+    """A temporary folder for each model's version, beside its place, since a repository may be a volume of its own.
+
+    Triton takes no folder for a version whose name is no number. What is left of it, empty folders of models too, is removed.
+    """
+    made = [place for place in (*(repository / name for name in names), repository) if not place.exists()]
+    try:
+        with ExitStack() as stack:
+            yield {name: stack.enter_context(staging(repository / name / str(number))) for name in names}
+    finally:
+        for place in made:
+            with suppress(OSError):
+                place.rmdir()
+
+
+def _put(staged: Mapping[str, Path], repository: Path, number: int, written: Mapping[str, Any]) -> None:
+    """Move every version into its place, the pipeline's last, and write the configurations; all of it or nothing."""
+    configs = {repository / name / CONFIG: config for name, config in written.items()}
+    former = {path: path.read_bytes() if path.is_file() else None for path in configs}
+    try:
+        for name in written:
+            place = repository / name / str(number)
+            try:
+                os.replace(staged[name], place)
+            except OSError as error:
+                raise explain(error, place) from error
+        for path, config in configs.items():
+            write_config(path, config)
+    except BaseException:
+        for name in written:
+            if not staged[name].exists():
+                shutil.rmtree(repository / name / str(number), ignore_errors=True)
+        for path, content in former.items():
+            if content is None:
+                path.unlink(missing_ok=True)
+            else:
+                write_atomically(path, content)
+        raise

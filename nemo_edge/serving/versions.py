@@ -5,7 +5,7 @@ Runs inside the server, and knows nothing of it.
 
 from __future__ import annotations
 
-__all__ = ["DESCRIPTION", "EngineVersion", "PipelineVersion", "hashes", "open_engine", "read_engine", "read_pipeline"]
+__all__ = ["DESCRIPTION", "EngineVersion", "PipelineVersion", "describe_engine", "hashes", "open_engine", "read_engine", "read_pipeline"]
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -95,18 +95,26 @@ def open_engine(folder: Path) -> Runner:
     return onnxruntime.open_runner(folder / ONNX, engine.provider, engine.threads)
 
 
+def describe_engine(folder: Path) -> EngineVersion:
+    """Read what a component's version says of itself; its files, which may be large, are not read. Raises `BundleError` for any other."""
+    return _description(folder, EngineVersion)
+
+
 def _read(folder: Path, kind: type[_Kind]) -> _Kind:
-    path = folder / DESCRIPTION
-    try:
-        version = kind.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise BundleError(
-            f"{folder} is not a version that nemo-edge shipped ({DESCRIPTION} cannot be read): ship the bundle again"
-        ) from error
+    version = _description(folder, kind)
     wrong = _changed(folder, version.files)
     if wrong:
         raise BundleError(f"{folder} was changed since it was shipped ({wrong}): ship the bundle again; nothing was opened")
     return version
+
+
+def _description(folder: Path, kind: type[_Kind]) -> _Kind:
+    try:
+        return kind.model_validate_json((folder / DESCRIPTION).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise BundleError(
+            f"{folder} is not a version that nemo-edge shipped ({DESCRIPTION} cannot be read): ship the bundle again"
+        ) from error
 
 
 def _changed(folder: Path, files: Mapping[str, str]) -> str:
