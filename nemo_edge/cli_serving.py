@@ -27,9 +27,7 @@ def ship(
     variant: Annotated[str | None, typer.Option("--variant", help="baked or masked; masked where there is one.")] = None,
     instances: Annotated[int, typer.Option("--instances", min=1, help="Requests that are drawn at once.")] = 2,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Let the server's log have the prompts.")] = False,
-    masks_only: Annotated[
-        bool, typer.Option("--masks-only", help="New neurons for the engines that are there; no load is needed.")
-    ] = False,
+    masks_only: Annotated[bool, typer.Option("--masks-only", help="New neurons for engines that are there; needs no load.")] = False,
     as_json: Json = False,
 ) -> None:
     """Put a bundle into a Triton model repository, as one more version. Refuses one that failed a gate or was changed."""
@@ -38,11 +36,18 @@ def ship(
     from nemo_edge.serving.repository import ship as run
 
     if masks_only:
+        _check_alone({"--backend": backend, "--variant": variant, "--log-prompts": log_prompts})
         print_result(ship_masks(bundle, repository), as_json, _show_masks)
         return
 
     result = run(bundle, repository, backend, variant, instances=instances, log_prompts=log_prompts, progress=console.Bars())
     print_result(result, as_json, _show)
+
+
+def _check_alone(options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        if value:
+            raise typer.BadParameter(f"--masks-only ships no engine: leave out {name}")
 
 
 def _show(shipped: Any) -> None:

@@ -37,3 +37,22 @@ def test_a_bundle_that_failed_is_refused_in_one_line(run: Run, tiny_bundle: Path
 
 def test_a_bundle_that_is_none_is_refused_in_one_line(run: Run, tmp_path: Path) -> None:
     assert_refused(run("ship", tmp_path / "nothing", "--to", tmp_path / "repository"), "does not exist")
+
+
+def test_masks_only_says_what_is_in_force(run: Run, shippable: Path, tmp_path: Path) -> None:
+    run("ship", shippable, "--to", tmp_path / "repository")
+    shown = run("ship", shippable, "--to", tmp_path / "repository", "--masks-only")
+    assert shown.code == 0
+    assert "repository: update 1 of version 1 of the pipeline, policies " in shown.out
+    assert "silences them from its next request on" in shown.out
+    found = json.loads(run("ship", shippable, "--to", tmp_path / "repository", "--masks-only", "--json").out)
+    assert (found["version"], found["update"]) == (1, 2)
+
+
+def test_masks_only_needs_a_repository(run: Run, shippable: Path, tmp_path: Path) -> None:
+    assert_refused(run("ship", shippable, "--to", tmp_path / "repository", "--masks-only"), "ship the bundle without --masks-only first")
+
+
+def test_masks_only_takes_no_option_of_engines(run: Run, shippable: Path, tmp_path: Path) -> None:
+    options = ("--masks-only", "--variant", "baked")
+    assert_refused(run("ship", shippable, "--to", tmp_path / "repository", *options), "--masks-only ships no engine: leave out --variant")

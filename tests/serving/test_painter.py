@@ -16,10 +16,10 @@ from nemo_edge.backends import Runner
 from nemo_edge.configuration import Configuration
 from nemo_edge.errors import BundleError, InputError
 from nemo_edge.neurons import NeuronSet
-from nemo_edge.policies import Policies
 from nemo_edge.serving.golden import LEVELS, Golden, make_golden, request
 from nemo_edge.serving.painter import Call, Painter
 from nemo_edge.serving.repository import ship
+from nemo_edge.serving.updates import PoliciesInForce
 from nemo_edge.serving.versions import open_engine, read_pipeline
 
 Calls = list[tuple[str, int]]
@@ -81,7 +81,7 @@ def test_pictures_of_one_request_are_those_of_several(painter: Painter) -> None:
 
 def test_the_policy_decides_what_is_silenced(painter: Painter, shippable: Path) -> None:
     found = painter.paint(request(prompt="a red pig", steps=2))
-    if list(painter.policies.neurons) == ["always"]:
+    if list(painter.policies().neurons) == ["always"]:
         assert found.silenced_B is None
         with pytest.raises(InputError, match="unknown policy 'off': this pipeline has always"):
             painter.paint(request(prompt="a red pig", policy="off"))
@@ -121,7 +121,7 @@ def test_a_size_off_the_unet_s_grid_is_refused_with_the_nearest_ones(shippable: 
     version = tmp_path / "repository" / "pipeline" / "1"
     opened = Configuration.load(version)
     deeper = replace(opened, unet={**opened.unet, "down_block_types": ("DownBlock2D",) * 4})
-    painter = Painter(read_pipeline(version), deeper, Policies.load(version / "policies.json"), lambda model, number, outputs, arrays: {})
+    painter = Painter(read_pipeline(version), deeper, PoliciesInForce(version), lambda model, number, outputs, arrays: {})
     with pytest.raises(InputError, match="height 40 is not a multiple of 16 pixels, which this UNet halves evenly: take 32 or 48"):
         painter.paint(request(prompt="a red pig", height=40))
 

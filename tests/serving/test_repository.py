@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from nemo_edge.errors import BundleError, InputError
 from nemo_edge.files import sha256_file
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.policies import Policies
+from nemo_edge.progress import Advance, Progress
 from nemo_edge.serving.modelconfig import read_config
 from nemo_edge.serving.repository import ship
 from nemo_edge.serving.versions import hashes
@@ -86,6 +89,46 @@ def test_numbers_only_grow_and_former_versions_stay_as_they_are(shippable: Path,
     assert tree(repository / "unet" / "1") == first
     assert json.loads((repository / "pipeline" / "3" / "version.json").read_text())["number"] == 3
     assert {read_config(repository / m / "config.pbtxt").parameters["version"].string_value for m in MODELS} == {"3"}
+
+
+class Meanwhile(Progress):
+    """Another shipment puts its pipeline there before this one does."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[Advance]:
+        yield lambda done: (self.place / "1").mkdir(parents=True, exist_ok=True)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "update"])
+def test_a_shipment_that_cannot_be_finished_takes_back_what_it_has_put_there(shippable: Path, repository: Path, first: bool) -> None:
+    if not first:
+        ship(shippable, repository)
+    before = tree(repository) if repository.exists() else {}
+    taken = repository / "pipeline" / ("1" if first else "2")
+    with pytest.raises(InputError, match=f"pipeline/{taken.name} cannot be written"):
+        ship(shippable, repository, progress=Meanwhile(taken))
+    assert tree(repository) == before
+    shutil.rmtree(taken)
+    assert {p.name for p in repository.rglob("*") if p.is_dir() and p.parent.parent == repository} == (set() if first else {"1"})
+
+
+def test_nothing_is_written_beside_the_repository(shippable: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a volume of its own, and its parent another's."""
+    repository.mkdir()
+    written: list[Path] = []
+    make = Path.mkdir
+
+    def mkdir(self: Path, *arguments: object, **options: object) -> None:
+        written.append(self)
+        make(self, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    ship(shippable, repository)
+    assert written
+    assert all(repository in place.parents for place in written)
 
 
 def test_a_component_that_is_ahead_of_the_others_pulls_them_with_it(shippable: Path, repository: Path) -> None:

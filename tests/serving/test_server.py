@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import threading
 import time
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,17 +16,13 @@ import pytest
 pytest.importorskip("tritonclient.grpc")
 
 import tritonclient.grpc as grpc
+from served import under_load, with_other_neurons
 
 import nemo_edge
-from nemo_edge.bundle import amend, open_bundle
 from nemo_edge.errors import MissingDependency, NemoEdgeError
-from nemo_edge.neurons import NeuronSet
-from nemo_edge.rebake import rebake
 from nemo_edge.serving.golden import LEVELS, Golden, ask, check_golden, make_golden, request
 from nemo_edge.serving.repository import ship
 from nemo_edge.serving.server import Environment, Server, find_environment, serve
-
-CLIENTS = 2
 
 
 def levels(a: np.ndarray, b: np.ndarray) -> int:
@@ -53,20 +48,7 @@ def test_the_server_s_python_has_numpy_1_and_the_tests_own_nemo_edge(triton_envi
 
 @pytest.fixture(scope="module")
 def other(shippable: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle with other neurons, judged as they were measured: its pictures are others."""
-    folder = tmp_path_factory.mktemp("other")
-    bundle = shutil.copytree(shippable, folder / "bundle")
-    found = NeuronSet.load(bundle / "neurons.json")
-    (NeuronSet.empty(found.layers)).others(found.total // 2, seed=1).save(folder / "neurons.json")
-    rebake(bundle, folder / "neurons.json")
-    return pass_gates(bundle)
-
-
-def pass_gates(bundle: Path) -> Path:
-    """Let a bundle count as measured and passed: what is tested here is how it is shipped."""
-    manifest = open_bundle(bundle)
-    amend(bundle, manifest.model_copy(update={"passed": True, "gates": ()}), lambda staged: None)
-    return bundle
+    return with_other_neurons(shippable, tmp_path_factory.mktemp("other"))
 
 
 @pytest.fixture(scope="module")
@@ -87,25 +69,6 @@ def calls(server: Server) -> int:
     """How often the UNet was called, in all its versions."""
     with grpc.InferenceServerClient(server.grpc) as client:
         return sum(model.inference_count for model in client.get_inference_statistics("unet").model_stats)
-
-
-def under_load(server: Server, change: Callable[[], None]) -> list[np.ndarray]:
-    """Every picture of clients that ask without a pause, from before a change until after it."""
-    done = threading.Event()
-
-    def draw(_: int) -> list[np.ndarray]:
-        pictures = []
-        while not done.is_set():
-            pictures.append(ask(server.grpc, request(prompt="a red pig"))["image"])
-        return [*pictures, ask(server.grpc, request(prompt="a red pig"))["image"]]
-
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        clients = [pool.submit(draw, client) for client in range(CLIENTS)]
-        try:
-            change()
-        finally:
-            done.set()
-        return [picture for client in clients for picture in client.result()]
 
 
 @pytest.mark.triton

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import re
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,11 +14,18 @@ from PIL import Image
 pytest.importorskip("tritonclient.grpc")
 
 import tritonclient.http as http
+from served import metrics
+from test_dropin import make_xl
+from transformers import CLIPTokenizer
 from tritonclient.utils import np_to_triton_dtype
 
+from nemo_edge.backends import onnxruntime
+from nemo_edge.backends.triton import open_runner
 from nemo_edge.errors import NemoEdgeError
-from nemo_edge.serving.golden import LEVELS, Golden, ask, request
-from nemo_edge.serving.server import Server
+from nemo_edge.neurons import NeuronSet
+from nemo_edge.serving.golden import LEVELS, Golden, ask, check_golden, make_golden, request
+from nemo_edge.serving.repository import ship
+from nemo_edge.serving.server import Environment, Server, serve
 from nemo_edge.studio import Request, draw
 
 pytestmark = pytest.mark.triton
@@ -37,8 +44,7 @@ def drawn(bundle: Path, folder: Path, **options: object) -> np.ndarray:
 
 
 def metric(server: Server, name: str, policy: str) -> float:
-    with urllib.request.urlopen(f"http://{server.metrics}/metrics") as answer:
-        (value,) = re.findall(rf'(?m)^{name}{{.*policy="{policy}".*}} ([\d.e+]+)$', answer.read().decode())
+    (value,) = re.findall(rf'(?m)^{name}{{.*policy="{policy}".*}} ([\d.e+]+)$', metrics(server))
     return float(value)
 
 
@@ -113,9 +119,53 @@ def test_what_was_applied_is_counted_and_prompts_are_not_logged(triton: Server, 
     before = metric(triton, "nemo_edge_policy_applied", "off")
     ask(triton.grpc, {**request(policy="off", steps=1), "prompt": np.array([b"mellifluous", b"mellifluous"], object)})
     assert metric(triton, "nemo_edge_policy_applied", "off") == before + 2
+    assert metric(triton, "nemo_edge_policy_score_count", "off") == before + 2
+    assert metric(triton, "nemo_edge_policy_score_sum", "off") == 0
     assert metric(triton, "nemo_edge_neurons_silenced", "off") == 0
     ask(triton.grpc, request(prompt="mellifluous", steps=1))
+    applied = metric(triton, "nemo_edge_policy_applied", "always")
+    assert metric(triton, "nemo_edge_policy_score_sum", "always") == applied
     assert metric(triton, "nemo_edge_neurons_silenced", "always") > 0
-    log = triton.log.read_text()
-    assert "pipeline" in log
-    assert "mellifluous" not in log
+    assert "mellifluous" not in triton.log.read_text()
+
+
+def logged(server: Server, event: str) -> list[dict[str, object]]:
+    """What the log has of requests, in their order."""
+    lines = re.findall(r'(?m)\{"event".*\}', server.log.read_text())
+    return [line for line in map(json.loads, lines) if line["event"] == event]
+
+
+def test_the_log_has_a_line_of_json_for_each_request(triton: Server, shippable: Path) -> None:
+    ask(triton.grpc, request(prompt="mellifluous", steps=2, seed=41, height=64, width=48))
+    line = logged(triton, "drawn")[-1]
+    silenced = len(NeuronSet.load(shippable / "neurons.json"))
+    expected = {"policy": "always", "score": [1.0], "silenced": [silenced], "seeds": [41], "steps": 2, "size": [64, 48]}
+    assert {name: line[name] for name in expected} == expected
+    assert "prompts" not in line
+    with pytest.raises(NemoEdgeError):
+        ask(triton.grpc, request(prompt="mellifluous", policy="nobody"))
+    assert logged(triton, "refused")[-1]["why"] == "unknown policy 'nobody': this pipeline has always, off"
+
+
+def test_prompts_are_logged_where_that_is_asked_for(triton_environment: Environment, shippable: Path, tmp_path: Path) -> None:
+    ship(shippable, tmp_path / "repository", log_prompts=True)
+    with serve(tmp_path / "repository", triton_environment) as server:
+        ask(server.grpc, request(prompt="mellifluous\n{}", steps=1))
+        assert logged(server, "drawn")[-1]["prompts"] == ["mellifluous\n{}"]
+
+
+def test_xl_in_fp16_is_served_too(triton_environment: Environment, tokenizer: CLIPTokenizer, tiny_bundle: Path, tmp_path: Path) -> None:
+    """Two text encoders, engines that take float16, and clients that know of neither."""
+    bundle = make_xl(tmp_path, tokenizer, tiny_bundle, "fp16").bundle
+    shipped = ship(bundle, tmp_path / "repository")
+    assert "text_encoder_2" in shipped.models
+    golden = make_golden(bundle, steps=3)
+    with serve(tmp_path / "repository", triton_environment, lambda server: check_golden(golden, server.grpc)) as server:
+        free = ask(server.grpc, {**golden.tensors, **request(policy="off")})
+        assert levels(free["image"], golden.picture) > LEVELS
+        with open_runner(server.grpc, "unet") as served, onnxruntime.open_runner(bundle / "unet_masked" / "model.onnx") as own:
+            sizes = {name: [size if isinstance(size, int) else 16 for size in dims[1:]] for name, dims in own.inputs.items()}
+            rng = np.random.default_rng(0)
+            feed = {name: rng.random((2, *size), np.float32) for name, size in sizes.items()}
+            np.testing.assert_allclose(served(feed)["out_sample"], own(feed)["out_sample"], atol=1e-2)
+            assert {tensor.dtype for tensor in served.signature.inputs.values()} == {"float32"}
