@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
+import time
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,3 +64,19 @@ def metrics(server: Server) -> str:
     """The server's metrics, as Prometheus reads them."""
     with urllib.request.urlopen(f"http://{server.metrics}/metrics") as answer:
         return str(answer.read().decode())
+
+
+def logged(server: Server, **wanted: object) -> dict[str, Any]:
+    """The newest message of the pipeline that says what is wanted; Triton may write it after the answer is there.
+
+    Triton writes a message as a string of JSON, behind time and place.
+    """
+    end = time.monotonic() + 30
+    while True:
+        lines = [line.partition("] ")[2] for line in server.log.read_text().splitlines() if '{\\"event' in line]
+        found = [json.loads(json.loads(line)) for line in lines]
+        for message in reversed(found):
+            if all(message.get(name) == value for name, value in wanted.items()):
+                return dict(message)
+        assert time.monotonic() < end, f"{wanted} is not among {found[-3:]}"
+        time.sleep(0.05)

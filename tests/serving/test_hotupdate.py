@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("tritonclient.grpc")
 
-from served import metrics, pass_gates, under_load, with_other_neurons
+from served import logged, metrics, pass_gates, under_load, with_other_neurons
 
 from nemo_edge.bundle import amend, open_bundle
 from nemo_edge.errors import BundleError, InputError
@@ -127,9 +127,9 @@ def test_new_neurons_are_silenced_under_load_and_no_request_fails(
 
 @pytest.mark.triton
 def test_the_log_and_the_metrics_name_the_policies_that_were_applied(server: Server, served_repository: Path) -> None:
-    ask(server.grpc, request(prompt="a red pig"))
+    ask(server.grpc, request(prompt="a red pig", seed=43))
     version = Policies.load(served_repository / "pipeline" / "1" / "policies" / "1.json").version
-    assert f'"policies": "{version}"' in server.log.read_text()
+    assert logged(server, event="drawn", seeds=[43])["policies"] == version
     assert f'policies="{version}"' in metrics(server)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,7 @@ from PIL import Image
 pytest.importorskip("tritonclient.grpc")
 
 import tritonclient.http as http
-from served import metrics
+from served import logged, metrics
 from test_dropin import make_xl
 from transformers import CLIPTokenizer
 from tritonclient.utils import np_to_triton_dtype
@@ -122,36 +121,31 @@ def test_what_was_applied_is_counted_and_prompts_are_not_logged(triton: Server, 
     assert metric(triton, "nemo_edge_policy_score_count", "off") == before + 2
     assert metric(triton, "nemo_edge_policy_score_sum", "off") == 0
     assert metric(triton, "nemo_edge_neurons_silenced", "off") == 0
-    ask(triton.grpc, request(prompt="mellifluous", steps=1))
+    ask(triton.grpc, request(prompt="mellifluous", steps=1, seed=42))
     applied = metric(triton, "nemo_edge_policy_applied", "always")
     assert metric(triton, "nemo_edge_policy_score_sum", "always") == applied
     assert metric(triton, "nemo_edge_neurons_silenced", "always") > 0
+    logged(triton, event="drawn", seeds=[42])
     assert "mellifluous" not in triton.log.read_text()
-
-
-def logged(server: Server, event: str) -> list[dict[str, object]]:
-    """What the log has of requests, in their order."""
-    lines = re.findall(r'(?m)\{"event".*\}', server.log.read_text())
-    return [line for line in map(json.loads, lines) if line["event"] == event]
 
 
 def test_the_log_has_a_line_of_json_for_each_request(triton: Server, shippable: Path) -> None:
     ask(triton.grpc, request(prompt="mellifluous", steps=2, seed=41, height=64, width=48))
-    line = logged(triton, "drawn")[-1]
+    line = logged(triton, event="drawn", seeds=[41])
     silenced = len(NeuronSet.load(shippable / "neurons.json"))
     expected = {"policy": "always", "score": [1.0], "silenced": [silenced], "seeds": [41], "steps": 2, "size": [64, 48]}
     assert {name: line[name] for name in expected} == expected
     assert "prompts" not in line
     with pytest.raises(NemoEdgeError):
         ask(triton.grpc, request(prompt="mellifluous", policy="nobody"))
-    assert logged(triton, "refused")[-1]["why"] == "unknown policy 'nobody': this pipeline has always, off"
+    logged(triton, event="refused", why="unknown policy 'nobody': this pipeline has always, off")
 
 
 def test_prompts_are_logged_where_that_is_asked_for(triton_environment: Environment, shippable: Path, tmp_path: Path) -> None:
     ship(shippable, tmp_path / "repository", log_prompts=True)
     with serve(tmp_path / "repository", triton_environment) as server:
         ask(server.grpc, request(prompt="mellifluous\n{}", steps=1))
-        assert logged(server, "drawn")[-1]["prompts"] == ["mellifluous\n{}"]
+        assert logged(server, event="drawn")["prompts"] == ["mellifluous\n{}"]
 
 
 def test_xl_in_fp16_is_served_too(triton_environment: Environment, tokenizer: CLIPTokenizer, tiny_bundle: Path, tmp_path: Path) -> None:
