@@ -31,14 +31,14 @@ def ship(
     as_json: Json = False,
 ) -> None:
     """Put a bundle into a Triton model repository, as one more version. Refuses one that failed a gate or was changed."""
-    from nemo_edge import console
-    from nemo_edge.serving.hotupdate import ship_masks
-    from nemo_edge.serving.repository import ship as run
-
     if masks_only:
         _check_alone({"--backend": backend, "--variant": variant, "--log-prompts": log_prompts})
+        from nemo_edge.serving.hotupdate import ship_masks
+
         print_result(ship_masks(bundle, repository), as_json, _show_masks)
         return
+    from nemo_edge import console
+    from nemo_edge.serving.repository import ship as run
 
     result = run(bundle, repository, backend, variant, instances=instances, log_prompts=log_prompts, progress=console.Bars())
     print_result(result, as_json, _show)

@@ -80,3 +80,11 @@ def logged(server: Server, **wanted: object) -> dict[str, Any]:
                 return dict(message)
         assert time.monotonic() < end, f"{wanted} is not among {found[-3:]}"
         time.sleep(0.05)
+
+
+def wait_for(server: Server, text: str) -> None:
+    """Wait until the server's log has a text."""
+    end = time.monotonic() + 30
+    while text not in server.log.read_text():
+        assert time.monotonic() < end, f"{text!r} is not in the log"
+        time.sleep(0.05)

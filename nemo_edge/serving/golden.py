@@ -22,8 +22,8 @@ from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import open_pipeline
 from nemo_edge.recipe import Recipe
 from nemo_edge.sampling import generate
-from nemo_edge.serving.repository import PIPELINE
 from nemo_edge.serving.requests import INPUTS
+from nemo_edge.serving.versions import PIPELINE
 
 LEVELS = 1
 """Grey levels that a picture may be off: the server may put rows of several requests into one batch."""

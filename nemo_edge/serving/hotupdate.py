@@ -1,6 +1,6 @@
 """A bundle's neurons for a repository that has its engines already: policies go there, and no engine.
 
-A server that runs silences the new neurons from its next request on.
+A server that runs silences the new neurons from its next request on. Imports nothing heavy, since a leak waits for it.
 """
 
 from __future__ import annotations
@@ -11,17 +11,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.bundle import MANIFEST, Manifest, verify
+from nemo_edge.bundle import MANIFEST, Manifest, check_shippable, verify
 from nemo_edge.component import UNET_FOLDERS
 from nemo_edge.errors import BundleError, InputError
 from nemo_edge.files import sha256_file
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.policies import masked_policies
-from nemo_edge.serving.modelconfig import read_config, recorded_version
-from nemo_edge.serving.repository import CONFIG, PIPELINE
-from nemo_edge.serving.shipment import MODEL, check_passed
 from nemo_edge.serving.updates import put_policies
-from nemo_edge.serving.versions import describe_engine, read_pipeline
+from nemo_edge.serving.versions import DESCRIPTION, MODEL, PIPELINE, describe_engine, read_pipeline
 
 _NEURONS = "neurons.json"
 
@@ -49,7 +46,7 @@ def ship_masks(bundle: Path, repository: Path) -> ShippedMasks:
     Of the bundle only the neurons are compared with their hash. Raises `BundleError` for a bundle that must not be shipped or was
     changed, `InputError` for a repository without its masked engine.
     """
-    manifest = check_passed(bundle)
+    manifest = check_shippable(bundle)
     problems = verify(bundle, [_NEURONS]).problems
     if problems or _NEURONS not in manifest.files:
         raise BundleError(f"{bundle} was changed since it was built ({_NEURONS}): build it again; nothing was shipped")
@@ -71,11 +68,10 @@ def ship_masks(bundle: Path, repository: Path) -> ShippedMasks:
 
 def _newest(repository: Path) -> int:
     """The version of the pipeline that was shipped last."""
-    path = repository / PIPELINE / CONFIG
-    number = recorded_version(read_config(path)) if path.is_file() else 0
-    if not number:
+    numbers = [int(path.parent.name) for path in (repository / PIPELINE).glob(f"*/{DESCRIPTION}") if path.parent.name.isdigit()]
+    if not numbers:
         raise InputError(f"{repository} has no pipeline that nemo-edge shipped: ship the bundle without --masks-only first")
-    return number
+    return max(numbers)
 
 
 def _check_engine(version: Path, bundle: Path, manifest: Manifest) -> None:

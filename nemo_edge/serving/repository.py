@@ -5,7 +5,7 @@ Copies files and describes them; opens no engine.
 
 from __future__ import annotations
 
-__all__ = ["CONFIG", "PIPELINE", "Shipped", "ship"]
+__all__ = ["Shipped", "ship"]
 
 import os
 import shutil
@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.bundle import check_folder, open_verified, staging
+from nemo_edge.bundle import check_folder, check_shippable, open_verified, staging
 from nemo_edge.configuration import Configuration
 from nemo_edge.errors import InputError
 from nemo_edge.files import explain, sha256_file, write_atomically
@@ -27,17 +27,12 @@ from nemo_edge.policies import baked_policies, masked_policies
 from nemo_edge.progress import Progress
 from nemo_edge.recipe import Recipe
 from nemo_edge.serving.modelconfig import Service, engine_config, pipeline_config, read_config, recorded_version, write_config
-from nemo_edge.serving.shipment import MODEL, Shipment, check_passed, choose_backend
+from nemo_edge.serving.shipment import Shipment, choose_backend
 from nemo_edge.serving.updates import POLICIES
-from nemo_edge.serving.versions import DESCRIPTION, ONNX, EngineVersion, PipelineVersion, ServerBackend
+from nemo_edge.serving.versions import DESCRIPTION, MODEL, ONNX, PIPELINE, EngineVersion, PipelineVersion, ServerBackend
 from nemo_edge.studio import choose_variant
 
-PIPELINE = "pipeline"
-"""Name of the model that draws pictures; the others are the components it calls."""
-
-CONFIG = "config.pbtxt"
-"""A model's configuration, in its folder."""
-
+_CONFIG = "config.pbtxt"
 _SHIPPED_MODELS = Path(__file__).with_name("models")
 
 
@@ -74,12 +69,12 @@ def ship(
     a repository of other models.
     """
     check_folder(repository / PIPELINE)
-    check_passed(bundle)
+    check_shippable(bundle)
     manifest = open_verified(bundle)
     variant = choose_variant(manifest, variant or ("masked" if "masked" in manifest.variants else None), masked=False)
     recipe, model = Recipe.model_validate(manifest.recipe), Configuration.load(bundle, tokenizers=False)
     shipment = Shipment(bundle, manifest, recipe, model, variant, choose_backend(recipe, backend), 0)
-    configs = {name: read_config(repository / name / CONFIG) for name in _present(repository, [*shipment.places, PIPELINE])}
+    configs = {name: read_config(repository / name / _CONFIG) for name in _present(repository, [*shipment.places, PIPELINE])}
     shipment = replace(shipment, number=_next_version(repository, configs))
     task = (progress or Progress()).task("ship", len(shipment.places) + 1)
     with _staging(repository, [*shipment.places, PIPELINE], shipment.number) as staged, task as advance:
@@ -104,7 +99,7 @@ def ship(
 
 def _present(repository: Path, names: list[str]) -> Iterator[str]:
     for name in names:
-        if (repository / name / CONFIG).is_file():
+        if (repository / name / _CONFIG).is_file():
             yield name
         elif (repository / name).exists():
             raise InputError(f"{repository / name} is there and is no model of nemo-edge's: ship to a folder of its own")
@@ -231,7 +226,7 @@ def _staging(repository: Path, names: Sequence[str], number: int) -> Iterator[di
 
 def _put(staged: Mapping[str, Path], repository: Path, number: int, written: Mapping[str, Any]) -> None:
     """Move every version into its place, the pipeline's last, and write the configurations; all of it or nothing."""
-    configs = {repository / name / CONFIG: config for name, config in written.items()}
+    configs = {repository / name / _CONFIG: config for name, config in written.items()}
     former = {path: path.read_bytes() if path.is_file() else None for path in configs}
     try:
         for name in written:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_edge.errors import MissingDependency, NemoEdgeError
-from nemo_edge.serving.repository import PIPELINE
+from nemo_edge.serving.versions import PIPELINE
 
 _LOOPBACK = "127.0.0.1"
 _WHERE = (

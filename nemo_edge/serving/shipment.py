@@ -1,11 +1,11 @@
-"""What of a bundle is shipped, and as what: a bundle that must not be is refused here.
+"""What of a bundle is shipped, and as what.
 
 Knows bundles, graphs and plans; nothing of a repository.
 """
 
 from __future__ import annotations
 
-__all__ = ["MODEL", "Shipment", "choose_backend", "check_passed"]
+__all__ = ["Shipment", "choose_backend"]
 
 import shutil
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nemo_edge import __version__
 from nemo_edge.backends.triton import Signature
-from nemo_edge.bundle import MANIFEST, Manifest, open_bundle
+from nemo_edge.bundle import MANIFEST, Manifest
 from nemo_edge.component import UNET_FOLDERS
 from nemo_edge.configuration import Configuration
 from nemo_edge.errors import BundleError, InputError
@@ -25,9 +25,6 @@ from nemo_edge.recipe import Recipe
 from nemo_edge.serving.modelconfig import engine_signature
 from nemo_edge.serving.versions import ServerBackend
 from nemo_edge.targets import Flavour
-
-MODEL = "model.py"
-"""One of our models, in a version folder, under the name that Triton wants."""
 
 
 @dataclass(frozen=True)
@@ -94,20 +91,6 @@ class Shipment:
         inputs, outputs = ({n: Tensor(dtype=p.dtype, dims=p.dims) for n, p in group.items()} for group in ports)
         rows = [max(min(shapes[2][0] for shapes in profile.values()) for profile in plan.profiles) for plan in plans if plan.profiles]
         return engine_signature(inputs, outputs, self.backend, min(rows, default=None))
-
-
-def check_passed(bundle: Path) -> Manifest:
-    """Return the manifest of a bundle that may be shipped by what it says of itself; its files are not read.
-
-    Raises `BundleError` for random weights and for a failed gate.
-    """
-    manifest = open_bundle(bundle)
-    if manifest.random_weights is not None:
-        raise BundleError(f"{bundle} carries random weights ({manifest.random_weights}): it is for measuring and is not shipped")
-    if not manifest.passed:
-        failed = ", ".join(gate.name for gate in manifest.gates if not gate.passed)
-        raise BundleError(f"{bundle} failed a gate ({failed or 'none was judged'}) and is not shipped: see its report/index.html")
-    return manifest
 
 
 def choose_backend(recipe: Recipe, asked: str | None) -> ServerBackend:

@@ -5,7 +5,18 @@ Runs inside the server, and knows nothing of it.
 
 from __future__ import annotations
 
-__all__ = ["DESCRIPTION", "EngineVersion", "PipelineVersion", "describe_engine", "hashes", "open_engine", "read_engine", "read_pipeline"]
+__all__ = [
+    "DESCRIPTION",
+    "MODEL",
+    "PIPELINE",
+    "EngineVersion",
+    "PipelineVersion",
+    "describe_engine",
+    "hashes",
+    "open_engine",
+    "read_engine",
+    "read_pipeline",
+]
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +35,12 @@ DESCRIPTION = "version.json"
 
 ONNX = "model.onnx/model.onnx"
 """The ONNX file of a version: in a folder of that name, since its weights are in files beside it."""
+
+MODEL = "model.py"
+"""One of our models in a version, under the name that Triton wants."""
+
+PIPELINE = "pipeline"
+"""Name of the model that draws pictures; the others are the components it calls."""
 
 ServerBackend = Literal["python", "onnxruntime", "tensorrt"]
 """What of Triton runs a component: its Python backend with our runners, or a native one."""

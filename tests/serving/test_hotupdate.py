@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,8 @@ import pytest
 
 pytest.importorskip("tritonclient.grpc")
 
-from served import logged, metrics, pass_gates, under_load, with_other_neurons
+from served import logged, metrics, pass_gates, under_load, wait_for, with_other_neurons
+from test_imports import HEAVY
 
 from nemo_edge.bundle import amend, open_bundle
 from nemo_edge.errors import BundleError, InputError
@@ -108,6 +111,12 @@ def test_a_repository_without_the_bundle_s_masked_engine_is_refused(repository: 
     assert tree(repository) == before
 
 
+def test_nothing_heavy_is_imported_while_a_leak_waits() -> None:
+    code = "import nemo_edge.serving.hotupdate, sys; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {*HEAVY, "tritonclient"} & {*loaded}
+
+
 @pytest.mark.triton
 def test_new_neurons_are_silenced_under_load_and_no_request_fails(
     server: Server, served_repository: Path, golden: Golden, other: Path
@@ -138,7 +147,7 @@ def test_policies_that_cannot_be_used_change_nothing_and_are_logged(server: Serv
     (served_repository / "pipeline" / "1" / "policies" / "2.json").write_text("{")
     new = make_golden(other)
     assert levels(ask(server.grpc, request(prompt="a red pig"))["image"], new.picture) <= LEVELS
-    assert "2.json does not hold policies: ship the bundle again; it is passed over" in server.log.read_text()
+    wait_for(server, "2.json does not hold policies: ship the bundle again; it is passed over")
 
 
 @pytest.mark.triton
