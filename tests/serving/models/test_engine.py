@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import resource
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -58,25 +60,51 @@ def test_the_server_s_answers_are_the_engine_s(unet: TritonRunner, shippable: Pa
             np.testing.assert_allclose(unet(feed)["out_sample"], own(feed)["out_sample"], atol=1e-5)
 
 
+def errors_of_clients(server: Server, feeds: list[Feed], expected: list[np.ndarray], requests: int) -> list[float]:
+    """The largest error of each client's answers, where each asks with a feed of its own and all at once."""
+    start = threading.Barrier(len(feeds))
+
+    def ask(client: int) -> float:
+        with open_runner(server.grpc, "unet") as runner:
+            start.wait()
+            turns = range(client, requests, len(feeds))
+            return max(float(np.abs(runner(feeds[client])["out_sample"] - expected[client]).max()) for _ in turns)
+
+    with ThreadPoolExecutor(len(feeds)) as pool:
+        return list(pool.map(ask, range(len(feeds))))
+
+
 def test_sixteen_clients_with_a_mask_each_get_their_own_answers_and_batches_form(triton: Server, unet: TritonRunner) -> None:
     feeds = [make_feed(unet, seed) for seed in range(CLIENTS)]
     expected = [unet(feed)["out_sample"] for feed in feeds]
     apart = min(np.abs(a - b).max() for i, a in enumerate(expected) for b in expected[:i])
-    before, start = statistics(triton, "unet"), threading.Barrier(CLIENTS)
-
-    def ask(client: int) -> float:
-        """The largest error of a client's answers."""
-        with open_runner(triton.grpc, "unet") as runner:
-            start.wait()
-            turns = range(client, REQUESTS, CLIENTS)
-            return max(float(np.abs(runner(feeds[client])["out_sample"] - expected[client]).max()) for _ in turns)
-
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        errors = list(pool.map(ask, range(CLIENTS)))
+    before = statistics(triton, "unet")
+    errors = errors_of_clients(triton, feeds, expected, REQUESTS)
     assert max(errors) <= 1e-5 < apart / 10, f"the answers of two masks are {apart} apart"
     counts = {size: count - before.get(size, 0) for size, count in statistics(triton, "unet").items()}
     assert sum(size * count for size, count in counts.items()) == REQUESTS
     assert sum(count for size, count in counts.items() if size > 1) > 0, counts
+
+
+def resident_mib(server: Server) -> float:
+    """The memory that the server and the processes of its models hold; they are a session of their own."""
+    pages = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if int((process / "stat").read_text().rpartition(")")[2].split()[3]) == server.process.pid:
+                pages += int((process / "statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+@pytest.mark.slow
+def test_ten_thousand_requests_lose_no_answer_and_no_memory(triton: Server, unet: TritonRunner) -> None:
+    feeds = [make_feed(unet, seed) for seed in range(CLIENTS)]
+    expected = [unet(feed)["out_sample"] for feed in feeds]
+    assert max(errors_of_clients(triton, feeds, expected, 2000)) <= 1e-5
+    before = resident_mib(triton)
+    assert max(errors_of_clients(triton, feeds, expected, 8000)) <= 1e-5
+    assert before > 100
+    assert resident_mib(triton) <= 1.02 * before
 
 
 def without(feed: Feed, name: str) -> Feed:
