@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -47,10 +48,16 @@ def make_feed(unet: TritonRunner, seed: int, rows: int = 1) -> Feed:
 
 
 def statistics(server: Server, model: str) -> dict[int, int]:
-    """How many executions there were of each batch size."""
+    """How many executions there were of each batch size, once it stays so: Triton counts one after its answer is there."""
+    former: dict[int, int] | None = None
     with grpc.InferenceServerClient(server.grpc) as client:
-        (found,) = client.get_inference_statistics(model).model_stats
-        return {batch.batch_size: batch.compute_infer.count for batch in found.batch_stats}
+        while True:
+            (stats,) = client.get_inference_statistics(model).model_stats
+            found = {batch.batch_size: batch.compute_infer.count for batch in stats.batch_stats}
+            if found == former:
+                return found
+            former = found
+            time.sleep(0.2)
 
 
 def test_the_server_s_answers_are_the_engine_s(unet: TritonRunner, shippable: Path) -> None:
