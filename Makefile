@@ -4,10 +4,11 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 OPTIMUM = .venv-optimum
+TRITON = .venv-triton
 PACKAGES = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 PIP_FLAGS ?=
 
-.PHONY: demo test lint fast optimum gpu-smoke clean
+.PHONY: demo test lint fast optimum triton serve-demo gpu-smoke clean
 
 demo: $(STAMP)
 	$(BIN)/nemo-edge build engines/demo.toml
@@ -30,6 +31,12 @@ optimum: $(OPTIMUM)/.installed
 gpu-smoke: $(STAMP)
 	$(BIN)/python -m pytest tests/benchmarks/test_gpu_run.py
 
+triton: $(TRITON)/.installed
+	$(BIN)/python -m pytest -m triton
+
+serve-demo: demo $(TRITON)/.installed
+	$(BIN)/python -m nemo_edge.serving.showcase engines/out/demo --environment $(TRITON)
+
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nemo-edge needs Python 3.11 or newer, e.g. make PYTHON=python3.12 demo")'
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
@@ -44,5 +51,13 @@ $(OPTIMUM)/.installed: $(STAMP)
 	$(BIN)/python -m pip --python $(OPTIMUM)/bin/python install --quiet --no-compile $(PIP_FLAGS) 'optimum-onnx==0.1.0' 'diffusers<0.40'
 	touch $@
 
+# A Triton server (2.51) with its Python backend, which needs numpy 1; all else its Python models see in $(VENV).
+$(TRITON)/.installed: $(STAMP)
+	$(BIN)/python -m venv --clear --without-pip $(TRITON)
+	$(BIN)/python $(PACKAGES) > "$$($(TRITON)/bin/python $(PACKAGES))/behind.pth"
+	echo '$(CURDIR)' >> "$$($(TRITON)/bin/python $(PACKAGES))/behind.pth"
+	$(BIN)/python -m pip --python $(TRITON)/bin/python install --quiet --no-compile --no-deps $(PIP_FLAGS) 'nvidia-pytriton==0.7.0' 'numpy<2'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(OPTIMUM) engines/out .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OPTIMUM) $(TRITON) engines/out .mypy_cache .pytest_cache .ruff_cache

@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -291,6 +292,24 @@ def detection_table(found: Result) -> list[str]:
     ]
 
 
+def serving_table(found: Result) -> list[str]:
+    over, update = found["overhead"], found["update"]
+    low, high = over["masked_over_baked_quartiles"]
+    put, drawn = ({name: statistics.median(times[i] for times in update[f"{name}_s"]) for name in ("library", "command")} for i in (0, 1))
+    return [
+        "| clients at once | " + " | ".join(found["clients"]) + " |",
+        "|---|" + "---|" * len(found["clients"]),
+        "| pictures a second | " + " | ".join(f"{rate:.2f}" for rate in found["clients"].values()) + " |",
+        "",
+        f"The demo's pictures of {over['steps'][1]} steps through a server on this machine. The library takes {over['library_s']:.2f} s "
+        f"a picture, the server {1000 * over['more_per_picture_s']:.0f} ms more, {1000 * over['more_per_step_s']:.1f} ms of it a step. A "
+        f"masked picture takes {over['masked_over_baked']:.3f} times a baked one's time (quartiles {low:.3f}–{high:.3f}). From the start "
+        f"of `ship --masks-only` to the first picture with the new neurons: {drawn['command']:.1f} s, of which the command takes "
+        f"{put['command']:.1f} s and the picture the rest; the library needs {1000 * put['library']:.0f} ms in its place. Measured on "
+        f"{machine(found)} (`benchmarks/results/serving.json`).",
+    ]
+
+
 def _literature(detector: str) -> str:
     if detector.startswith("MS-SSIM"):
         return "0.98 (Hintersdorf et al. 2024, App. B.4)"
@@ -307,6 +326,7 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "paraphrases": paraphrases_table,
     "detection": detection_table,
     "nvidia-h200": gpu_table,
+    "serving": serving_table,
 }
 FIGURES: dict[str, tuple[Path, Callable[[Result], Any]]] = {
     "latency": (ROOT / "docs" / "latency.png", draw_latency),

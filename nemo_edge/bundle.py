@@ -15,6 +15,7 @@ __all__ = [
     "check_folder",
     "check_measurable",
     "check_output",
+    "check_shippable",
     "copy_tree",
     "open_bundle",
     "open_verified",
@@ -246,6 +247,20 @@ def check_measurable(folder: Path, manifest: Manifest) -> None:
         raise BundleError(
             f"{folder} carries random weights ({manifest.random_weights}): nothing was measured on it; build it from a checkpoint"
         )
+
+
+def check_shippable(folder: Path) -> Manifest:
+    """Read the manifest of a bundle that may be shipped, by what it says of itself; no other file is read.
+
+    Raises `BundleError` for random weights and for a failed gate.
+    """
+    manifest = open_bundle(folder)
+    if manifest.random_weights is not None:
+        raise BundleError(f"{folder} carries random weights ({manifest.random_weights}): it is for measuring and is not shipped")
+    if not manifest.passed:
+        failed = ", ".join(gate.name for gate in manifest.gates if not gate.passed)
+        raise BundleError(f"{folder} failed a gate ({failed or 'none was judged'}) and is not shipped: see its report/index.html")
+    return manifest
 
 
 def amend(folder: Path, manifest: Manifest, write: Callable[[Path], Mapping[str, str] | None]) -> Manifest:

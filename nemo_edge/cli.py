@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nemo_edge import __version__, cli_bundle
+from nemo_edge import __version__, cli_bundle, cli_serving
 from nemo_edge.exits import INTERRUPTED, exit_code, stop_on_sigterm
 from nemo_edge.options import AllowPickle, Checkpoint, Device, Json, Summary, open_model, print_result
 
@@ -207,6 +207,7 @@ def export(
 
 
 cli_bundle.register(app)
+cli_serving.register(app)
 
 
 @app.command()

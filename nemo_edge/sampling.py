@@ -111,9 +111,11 @@ def denoise(
 
     `mask` is [N] or [B, N] and goes to both rows of guidance, as the official code does. For a masked UNet it defaults
     to all ones. Without a negative prompt XL's unconditional rows are zeros where its checkpoint says so, as in diffusers.
-    Raises `InputError` for a mask of the wrong width, for a UNet that takes none, and for a size that does not fit.
+    Raises `InputError` for a mask of the wrong width, for a UNet that takes none, for a size that does not fit, and for more steps
+    than the noise schedule has.
     """
     check_size(pipeline.config, settings, [dim for dim in pipeline.unet.inputs["sample"][2:] if isinstance(dim, str)])
+    scheduler = _scheduled(pipeline.config, settings)
     batch, guided = len(prompts), settings.guidance != 0
     shape = latent_shape(pipeline.config, settings)
     size = (shape[1] * pipeline.config.factor, shape[2] * pipeline.config.factor)
@@ -122,8 +124,6 @@ def denoise(
     if guided and not settings.negative_prompt and pipeline.config.index.get("force_zeros_for_empty_prompt"):
         for name in feed.keys() & {"encoder_hidden_states", "text_embeds"}:
             feed[name] = np.concatenate([np.zeros_like(feed[name][:batch]), feed[name][batch:]])
-    scheduler = make_scheduler(pipeline.config, settings.scheduler)
-    scheduler.set_timesteps(settings.steps)
     latents = torch.from_numpy(initial_noise(seeds, shape)) * scheduler.init_noise_sigma
     for index, t in enumerate(scheduler.timesteps):
         scaled = scheduler.scale_model_input(latents, t).numpy()
@@ -149,6 +149,16 @@ def generate(
         latents = step.latents_BCHW
         advance(len(prompts))
     return pipeline.decode(latents)
+
+
+def _scheduled(config: Configuration, settings: SamplingSettings) -> Any:
+    """The scheduler with its steps. Of as many steps as there are times the first is beyond them all, where they are offset by one."""
+    scheduler = make_scheduler(config, settings.scheduler)
+    scheduler.set_timesteps(settings.steps)
+    times = int(scheduler.config.num_train_timesteps)
+    if float(scheduler.timesteps.max()) >= times:
+        raise InputError(f"steps {settings.steps} go beyond the {times} times of this model's noise schedule: take {times - 1} or fewer")
+    return scheduler
 
 
 def _guided(output_RCHW: np.ndarray, guidance: float) -> np.ndarray:

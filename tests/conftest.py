@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -26,8 +27,13 @@ from nemo_edge.build import build
 from nemo_edge.calibration import calibrate
 from nemo_edge.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.demo.pictures import font_path
+from nemo_edge.errors import MissingDependency
 from nemo_edge.localization import Localizer
-from nemo_edge.recipe import LocalizationSettings, load_recipe
+from nemo_edge.recipe import GateSettings, LocalizationSettings, load_recipe
+from nemo_edge.review import judge_again
+from nemo_edge.serving.golden import Golden, check_golden, make_golden
+from nemo_edge.serving.repository import ship
+from nemo_edge.serving.server import Environment, Server, find_environment, serve
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -227,3 +233,34 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory, tokenizer: CLIPTokeniz
 def tiny_bundle(tiny_recipe: Path) -> Path:
     """The bundle of `tiny_recipe`, its stages' cache beside it. Tests leave both as they are and copy what they change."""
     return Path(build(load_recipe(tiny_recipe)).bundle)
+
+
+@pytest.fixture(scope="session")
+def shippable(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle judged by gates that it passes. Tests leave it as it is."""
+    bundle = shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("shippable") / "bundle")
+    judge_again(bundle, GateSettings(memorization_score=False, schedule_floor=False), write=True)
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def triton_environment() -> Environment:
+    """The environment of the Triton server; tests are skipped without it."""
+    try:
+        return find_environment(Path(__file__).parents[1] / ".venv-triton")
+    except MissingDependency as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def golden(shippable: Path) -> Golden:
+    return make_golden(shippable)
+
+
+@pytest.fixture(scope="session")
+def triton(triton_environment: Environment, shippable: Path, golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A Triton server with the models of `shippable`, which has given the golden picture. Tests leave its models as they are."""
+    repository = tmp_path_factory.mktemp("triton") / "repository"
+    ship(shippable, repository)
+    with serve(repository, triton_environment, lambda server: check_golden(golden, server.grpc)) as server:
+        yield server

@@ -15,7 +15,20 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from nemo_edge import files
-from nemo_edge.bundle import MANIFEST, Manifest, amend, check_output, copy_tree, open_bundle, open_verified, publish, staging, verify
+from nemo_edge.bundle import (
+    MANIFEST,
+    GateResult,
+    Manifest,
+    amend,
+    check_output,
+    check_shippable,
+    copy_tree,
+    open_bundle,
+    open_verified,
+    publish,
+    staging,
+    verify,
+)
 from nemo_edge.environment import machine
 from nemo_edge.errors import BundleError, InputError
 
@@ -309,3 +322,17 @@ def test_links_where_there_are_none_are_copies_and_a_full_disk_is_told(
     monkeypatch.setattr(os, "link", failing(errno.ENOSPC))
     with pytest.raises(InputError, match="the disk is full"):
         copy_tree(tmp_path / "source", tmp_path / "target", link=True)
+
+
+def test_a_bundle_that_passed_may_be_shipped_and_no_other(tmp_path: Path) -> None:
+    bundle = published(tmp_path / "bundle")
+    own = open_bundle(bundle)
+    assert check_shippable(bundle) == own
+    for changes, said in (
+        ({"passed": False, "gates": (GateResult(name="drift", limit=0.1, value=0.3, passed=False),)}, r"failed a gate \(drift\)"),
+        ({"passed": False}, r"failed a gate \(none was judged\)"),
+        ({"random_weights": "sd15"}, r"carries random weights \(sd15\)"),
+    ):
+        amend(bundle, own.model_copy(update=changes), lambda staged: None)
+        with pytest.raises(BundleError, match=said):
+            check_shippable(bundle)

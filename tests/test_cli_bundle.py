@@ -31,6 +31,7 @@ COMMANDS = [
     "verify",
     "generate",
     "inspect",
+    "ship",
     "doctor",
 ]
 

@@ -7,7 +7,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
@@ -76,21 +76,24 @@ class Model(NamedTuple):
         return pipeline
 
 
-@pytest.fixture(scope="module")
-def sdxl(tmp_path_factory: pytest.TempPathFactory, tokenizer: CLIPTokenizer, tiny_bundle: Path) -> Model:
+def make_xl(folder: Path, tokenizer: CLIPTokenizer, tiny_bundle: Path, dtype: Literal["fp32", "fp16"] = "fp32") -> Model:
     """A bundle of Stable Diffusion XL's shape, made of the stages of a build that need no memories; it may be shipped."""
-    folder = tmp_path_factory.mktemp("dropin")
     source = CheckpointSettings(path=str(save_toy_sdxl(folder / "model", tokenizer, **XL)))
     layers = value_layers(open_checkpoint(source.path).unet)
     neurons = NeuronSet.from_lists(layers, [range(0, layer.width, 3) for layer in layers])
     places = ("text_encoder", "text_encoder_2", "unet_masked", "vae_decoder")
     with staging(folder / "bundle") as staged:
-        export_stage(source, ExportSettings(variants=("masked",)), neurons, staged, {}, Progress())
-        compile_stage(staged, EngineSettings(), [OnnxFile(f"{place}/model.onnx", "fp32") for place in places])
+        export_stage(source, ExportSettings(variants=("masked",), dtype=dtype), neurons, staged, {}, Progress())
+        compile_stage(staged, EngineSettings(), [OnnxFile(f"{p}/model.onnx", "fp32" if p == "vae_decoder" else dtype) for p in places])
         neurons.save(staged / "neurons.json")
         own = {"family": "StableDiffusionXLPipeline", "variants": ("masked",), "gates": (), "passed": True}
         publish(staged, folder / "bundle", open_bundle(tiny_bundle).model_copy(update=own))
     return Model(folder / "model", folder / "bundle", "sdxl")
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory: pytest.TempPathFactory, tokenizer: CLIPTokenizer, tiny_bundle: Path) -> Model:
+    return make_xl(tmp_path_factory.mktemp("dropin"), tokenizer, tiny_bundle)
 
 
 @pytest.fixture(scope="module")

@@ -87,6 +87,8 @@ LAYERS = {
     "doctor": 11,
     "studio": 11,
     "substitutes": 5,
+    "policies": 4,
+    "serving": 12,
     "dropin": 12,
     "review": 11,
     "build": 11,
@@ -98,6 +100,7 @@ LAYERS = {
     "datasheet": 13,
     "options": 13,
     "cli_bundle": 14,
+    "cli_serving": 14,
     "cli": 15,
 }
 """A module imports only from layers below its own; inside `backends`, `report` and `demo` from its own folder too."""

@@ -184,3 +184,9 @@ def test_a_size_that_does_not_halve_evenly_is_refused(toy: Checkpoint, height: i
     settings = SETTINGS.model_copy(update={"height": height})
     with pytest.raises(InputError, match=rf"height {height} is not a multiple of 16 pixels.*take {near}, or build with export\.height"):
         last(pipeline_of(toy), settings)
+
+
+def test_more_steps_than_the_noise_schedule_has_are_refused(toy: Checkpoint) -> None:
+    with pytest.raises(InputError, match="steps 1000 go beyond the 1000 times of this model's noise schedule: take 999 or fewer"):
+        next(denoise(pipeline_of(toy), PROMPTS, SEEDS, SamplingSettings(steps=1000)))
+    assert next(denoise(pipeline_of(toy), PROMPTS, SEEDS, SamplingSettings(steps=999))).time == 999

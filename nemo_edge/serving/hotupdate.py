@@ -1,0 +1,83 @@
+"""A bundle's neurons for a repository that has its engines already: policies go there, and no engine.
+
+A server that runs silences the new neurons from its next request on. Imports nothing heavy, since a leak waits for it.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ShippedMasks", "ship_masks"]
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from nemo_edge.bundle import MANIFEST, Manifest, check_shippable, verify
+from nemo_edge.component import UNET_FOLDERS
+from nemo_edge.errors import BundleError, InputError
+from nemo_edge.files import sha256_file
+from nemo_edge.neurons import NeuronSet
+from nemo_edge.policies import masked_policies
+from nemo_edge.serving.updates import put_policies
+from nemo_edge.serving.versions import DESCRIPTION, MODEL, PIPELINE, describe_engine, read_pipeline
+
+_NEURONS = "neurons.json"
+
+
+class ShippedMasks(BaseModel):
+    """What was put beside the newest pipeline of a repository."""
+
+    model_config = ConfigDict(frozen=True)
+
+    repository: str
+    bundle: str
+    version: int
+    """Version of the pipeline."""
+    update: int
+    """Number of the update among those of that version."""
+    policies: str
+    """Version of the policies, which the server's metrics and log name."""
+    neurons: int
+    """Neurons that the bundle silences."""
+
+
+def ship_masks(bundle: Path, repository: Path) -> ShippedMasks:
+    """Put the policies of a bundle into force in the newest pipeline of a repository whose masked engine is the bundle's.
+
+    Of the bundle only the neurons are compared with their hash. Raises `BundleError` for a bundle that must not be shipped or was
+    changed, `InputError` for a repository without its masked engine.
+    """
+    manifest = check_shippable(bundle)
+    problems = verify(bundle, [_NEURONS]).problems
+    if problems or _NEURONS not in manifest.files:
+        raise BundleError(f"{bundle} was changed since it was built ({_NEURONS}): build it again; nothing was shipped")
+    number = _newest(repository)
+    folder = repository / PIPELINE / str(number)
+    _check_engine(repository / "unet" / str(read_pipeline(folder).number), bundle, manifest)
+    found = NeuronSet.load(bundle / _NEURONS)
+    policies = masked_policies(found, sha256_file(bundle / MANIFEST))
+    update = put_policies(folder, policies)
+    return ShippedMasks(
+        repository=str(repository),
+        bundle=str(bundle),
+        version=number,
+        update=update,
+        policies=policies.version,
+        neurons=len(found),
+    )
+
+
+def _newest(repository: Path) -> int:
+    """The version of the pipeline that was shipped last."""
+    numbers = [int(path.parent.name) for path in (repository / PIPELINE).glob(f"*/{DESCRIPTION}") if path.parent.name.isdigit()]
+    if not numbers:
+        raise InputError(f"{repository} has no pipeline that nemo-edge shipped: ship the bundle without --masks-only first")
+    return max(numbers)
+
+
+def _check_engine(version: Path, bundle: Path, manifest: Manifest) -> None:
+    """Raise `InputError` unless a served UNet is the bundle's masked one, file by file."""
+    served = describe_engine(version)
+    if served.place != UNET_FOLDERS["masked"]:
+        raise InputError(f"{version} is baked, and takes no mask: ship the bundle without --masks-only")
+    if not {digest for name, digest in served.files.items() if name != MODEL} <= {*manifest.files.values()}:
+        raise InputError(f"{version} is not the masked engine of {bundle}: ship the bundle without --masks-only")

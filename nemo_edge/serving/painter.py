@@ -1,0 +1,91 @@
+"""Draws what requests ask for with the models of a server: the library's own loop, whose every call is a call of a served model.
+
+Runs inside the pipeline model; how a model is called is given to it.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Call", "Painter", "Painting"]
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from nemo_edge.backends.triton import Signature, TritonRunner
+from nemo_edge.configuration import Configuration
+from nemo_edge.errors import InputError
+from nemo_edge.policies import Policies, apply
+from nemo_edge.recipe import SamplingSettings
+from nemo_edge.sampling import Pipeline, check_size, generate, make_scheduler
+from nemo_edge.serving.requests import PictureRequest, read_request
+from nemo_edge.serving.updates import PoliciesInForce
+from nemo_edge.serving.versions import PipelineVersion, read_pipeline
+
+LARGEST = 4
+"""Times the size a model was trained on that a request may ask for, in each direction."""
+
+Call = Callable[[str, int, tuple[str, ...], Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+"""Calls a model of the server: its name, version, the outputs wanted, and its inputs."""
+
+
+@dataclass(frozen=True)
+class Painting:
+    """What a request gave: pictures uint8 [B, height, width, 3], the policy's score of each, and the neurons it silenced of each.
+
+    `policies` is the version of the policies that were in force.
+    """
+
+    pictures: np.ndarray
+    score_B: np.ndarray
+    silenced_B: np.ndarray | None
+    request: PictureRequest
+    policies: str
+
+
+class Painter:
+    """A pipeline version of the repository, with the models it calls; `policies` gives those in force when a request comes."""
+
+    def __init__(self, version: PipelineVersion, config: Configuration, policies: Callable[[], Policies], call: Call) -> None:
+        self.version, self.policies = version, policies
+        runners = {name: _runner(name, version.number, signature, call) for name, signature in version.models.items()}
+        texts = tuple(runners[name] for name in config.text_encoder_names)
+        self._pipeline = Pipeline(config, texts, runners["unet"], runners["vae_decoder"])
+
+    @classmethod
+    def open(cls, folder: Path, call: Call, complain: Callable[[str], None] = lambda message: None) -> Self:
+        """Open a version folder of the pipeline model; `complain` gets a line on an update of its policies that cannot be used.
+
+        Raises `BundleError` for files that are not as they were shipped.
+        """
+        version, config = read_pipeline(folder), Configuration.load(folder)
+        make_scheduler(config, version.sampling.scheduler)  # imports diffusers now, and not in the first request
+        return cls(version, config, PoliciesInForce(folder, complain), call)
+
+    def paint(self, tensors: Mapping[str, np.ndarray]) -> Painting:
+        """Draw what a request asks for. Raises `InputError` for one that cannot be drawn, before any model is called."""
+        request = read_request(tensors, self.version.sampling)
+        policies = self.policies()
+        policy = policies.choose(request.policy)
+        self._check_size(request.settings)
+        mask_BN, score_B = apply(policy, len(request.prompts))
+        pictures = generate(self._pipeline, request.prompts, request.seeds, request.settings, mask_BN)
+        silenced_B = None if mask_BN is None else (mask_BN < 1).sum(axis=1)
+        return Painting(pictures, score_B, silenced_B, request, policies.version)
+
+    def _check_size(self, settings: SamplingSettings) -> None:
+        config, dims = self._pipeline.config, self._pipeline.unet.inputs["sample"][2:]
+        asked = (settings.height, settings.width)
+        for name, pixels, own, dim in zip(("height", "width"), asked, config.pixel_size, dims, strict=True):
+            if pixels and isinstance(dim, int) and pixels != dim * config.factor:
+                raise InputError(f"{name} {pixels} is not that of this pipeline's engines: take {dim * config.factor}")
+            if pixels and pixels > LARGEST * own:
+                raise InputError(f"{name} {pixels} is too large: take {LARGEST * own} at the most")
+        check_size(config, settings, [name for name, dim in zip(("height", "width"), dims, strict=True) if isinstance(dim, str)])
+
+
+def _runner(name: str, number: int, signature: Signature, call: Call) -> TritonRunner:
+    return TritonRunner(signature, partial(call, name, number, tuple(signature.outputs)))

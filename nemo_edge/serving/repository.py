@@ -1,0 +1,249 @@
+"""The Triton model repository: a bundle goes in as one more version of each model, whole or not at all.
+
+Copies files and describes them; opens no engine.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Shipped", "ship"]
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from nemo_edge.bundle import check_folder, check_shippable, open_verified, staging
+from nemo_edge.configuration import Configuration
+from nemo_edge.errors import InputError
+from nemo_edge.files import explain, sha256_file, write_atomically
+from nemo_edge.graphs import open_graph
+from nemo_edge.neurons import NeuronSet
+from nemo_edge.policies import baked_policies, masked_policies
+from nemo_edge.progress import Progress
+from nemo_edge.recipe import Recipe
+from nemo_edge.serving.modelconfig import Service, engine_config, pipeline_config, read_config, recorded_version, write_config
+from nemo_edge.serving.shipment import Shipment, choose_backend
+from nemo_edge.serving.updates import POLICIES
+from nemo_edge.serving.versions import DESCRIPTION, MODEL, ONNX, PIPELINE, EngineVersion, PipelineVersion, ServerBackend
+from nemo_edge.studio import choose_variant
+
+_CONFIG = "config.pbtxt"
+_SHIPPED_MODELS = Path(__file__).with_name("models")
+
+
+class Shipped(BaseModel):
+    """What was put into a repository."""
+
+    model_config = ConfigDict(frozen=True)
+
+    repository: str
+    bundle: str
+    version: int
+    """Number of the new version, the same for all models."""
+    variant: str
+    backend: ServerBackend
+    models: tuple[str, ...]
+    """In the order in which a running server loads them: the pipeline is the last."""
+
+
+def ship(
+    bundle: Path,
+    repository: Path,
+    backend: str | None = None,
+    variant: str | None = None,
+    *,
+    instances: int = 2,
+    log_prompts: bool = False,
+    progress: Progress | None = None,
+) -> Shipped:
+    """Put a bundle into a model repository, as the next version of every model of it; return what was put there.
+
+    `backend` is "python" or "native", else what the recipe's engine asks for; `variant` is the masked one where the bundle has it.
+    `instances` pictures are drawn at once; prompts are logged only with `log_prompts`. A server that runs goes on with what it has
+    until it is told to load the models. Raises `BundleError` for a bundle that must not be shipped or was changed, `InputError` for
+    a repository of other models.
+    """
+    check_folder(repository / PIPELINE)
+    check_shippable(bundle)
+    manifest = open_verified(bundle)
+    variant = choose_variant(manifest, variant or ("masked" if "masked" in manifest.variants else None), masked=False)
+    recipe, model = Recipe.model_validate(manifest.recipe), Configuration.load(bundle, tokenizers=False)
+    shipment = Shipment(bundle, manifest, recipe, model, variant, choose_backend(recipe, backend), 0)
+    configs = {name: read_config(repository / name / _CONFIG) for name in _present(repository, [*shipment.places, PIPELINE])}
+    shipment = replace(shipment, number=_next_version(repository, configs))
+    task = (progress or Progress()).task("ship", len(shipment.places) + 1)
+    with _staging(repository, [*shipment.places, PIPELINE], shipment.number) as staged, task as advance:
+        written = {}
+        for name, place in shipment.places.items():
+            written[name] = _stage_engine(shipment, name, place, staged[name])
+            advance(1)
+        written[PIPELINE] = _stage_pipeline(shipment, staged[PIPELINE], instances, log_prompts=log_prompts)
+        for name, config in configs.items():
+            _check_same(repository, name, config, written[name])
+        _put(staged, repository, shipment.number, written)
+        advance(1)
+    return Shipped(
+        repository=str(repository),
+        bundle=str(bundle),
+        version=shipment.number,
+        variant=variant,
+        backend=shipment.backend,
+        models=tuple(written),
+    )
+
+
+def _present(repository: Path, names: list[str]) -> Iterator[str]:
+    for name in names:
+        if (repository / name / _CONFIG).is_file():
+            yield name
+        elif (repository / name).exists():
+            raise InputError(f"{repository / name} is there and is no model of nemo-edge's: ship to a folder of its own")
+
+
+def _next_version(repository: Path, configs: Mapping[str, Any]) -> int:
+    """One more than any number that a model has or had."""
+    numbers = [0, *(recorded_version(config) for config in configs.values())]
+    for name in configs:
+        numbers += [int(path.name) for path in (repository / name).iterdir() if path.name.isdigit()]
+    return max(numbers) + 1
+
+
+def _check_same(repository: Path, name: str, config: Any, new: Any) -> None:
+    """Raise `InputError` where a model of the repository has another interface: its versions share one configuration."""
+    if not recorded_version(config):
+        raise InputError(f"{repository / name} was not shipped by nemo-edge: ship to a folder of its own")
+    for field in ("backend", "max_batch_size", "input", "output"):
+        if getattr(config, field) != getattr(new, field):
+            raise InputError(
+                f"{repository / name} has another {field.replace('_', ' ')} than this bundle's {name}, and versions of a model share "
+                "theirs: ship to a folder of its own"
+            )
+
+
+def _stage_engine(shipment: Shipment, name: str, place: str, folder: Path) -> Any:
+    """Write a component's version into `folder`; return its configuration."""
+    files = {**_graph_files(shipment, place), **_plan_files(shipment, place)}
+    shipped = shipment.copy(files, folder)
+    if shipment.backend == "python":
+        shipped |= _own(folder, "engine.py")
+    version = EngineVersion(
+        bundle=shipment.manifest.name,
+        manifest=shipment.digest,
+        place=place,
+        backend=shipment.backend,
+        engine=shipment.recipe.engine,
+        factor=shipment.model.factor,
+        files=shipped,
+    )
+    write_atomically(folder / DESCRIPTION, version.model_dump_json(indent=1) + "\n")
+    on_gpu = shipment.backend == "tensorrt" or shipment.recipe.engine.device == "cuda"
+    service = Service(name, shipment.backend, on_gpu, shipment.parameters)
+    _, height, width = shipment.model.latent_shape
+    native_plans = shipment.plans(place) if shipment.backend == "tensorrt" else ()
+    return engine_config(service, shipment.signature(place), (height, width), native_plans)
+
+
+def _graph_files(shipment: Shipment, place: str) -> dict[str, str]:
+    """Name in the version → name in the bundle, of an ONNX file and its weights: in a folder, as Triton wants external data."""
+    if shipment.flavour is not None:
+        return {}
+    graph = open_graph(shipment.bundle / place / "model.onnx")
+    folder = Path(ONNX).parent
+    return {str(folder / path.name): f"{place}/{path.name}" for path in (graph.path, *graph.external_files())}
+
+
+def _plan_files(shipment: Shipment, place: str) -> dict[str, str]:
+    """The same of plans: beside their sidecars for our runners, alone for Triton's."""
+    found = {}
+    for plan in shipment.plans(place):
+        name = Path(plan.plan)
+        if shipment.backend == "tensorrt":
+            found[name.name] = plan.plan
+        else:
+            found |= {plan.plan: plan.plan, str(name.with_suffix(".json")): str(name.with_suffix(".json"))}
+    return found
+
+
+def _stage_pipeline(shipment: Shipment, folder: Path, instances: int, *, log_prompts: bool) -> Any:
+    """Write the pipeline's version into `folder`; return its configuration."""
+    shipped = shipment.copy(dict(_model_files(shipment)), folder)
+    found = NeuronSet.load(shipment.bundle / "neurons.json")
+    policies = masked_policies(found, shipment.digest) if shipment.variant == "masked" else baked_policies(shipment.digest)
+    policies.save(folder / POLICIES)
+    shipped |= {POLICIES: sha256_file(folder / POLICIES), **_own(folder, "pipeline.py")}
+    version = PipelineVersion(
+        bundle=shipment.manifest.name,
+        manifest=shipment.digest,
+        number=shipment.number,
+        models={name: shipment.signature(place) for name, place in shipment.places.items()},
+        sampling=shipment.recipe.sampling,
+        files=shipped,
+    )
+    write_atomically(folder / DESCRIPTION, version.model_dump_json(indent=1) + "\n")
+    parameters = {**shipment.parameters, "policies": policies.version, "log_prompts": str(log_prompts).lower()}
+    return pipeline_config(Service(PIPELINE, "python", False, parameters), instances)
+
+
+def _model_files(shipment: Shipment) -> Iterator[tuple[str, str]]:
+    """What the pipeline reads of a bundle: configurations, tokenizers, the noise schedule; no weights."""
+    folders = {**{place: name for name, place in shipment.places.items()}, "scheduler": "scheduler"}
+    folders |= {f: f for f in ("tokenizer", "tokenizer_2") if (shipment.bundle / f).is_dir()}
+    for name in shipment.manifest.files:
+        top, _, rest = name.partition("/")
+        if name == "model_index.json":
+            yield name, name
+        elif top in folders and (top.startswith(("tokenizer", "scheduler")) or rest == "config.json"):
+            yield f"{folders[top]}/{rest}", name
+
+
+def _own(folder: Path, model: str) -> dict[str, str]:
+    """Put one of our models beside what it opens, under the name that Triton wants."""
+    content = (_SHIPPED_MODELS / model).read_bytes()
+    write_atomically(folder / MODEL, content)
+    return {MODEL: sha256_file(folder / MODEL)}
+
+
+@contextmanager
+def _staging(repository: Path, names: Sequence[str], number: int) -> Iterator[dict[str, Path]]:
+    """A temporary folder for each model's version, beside its place, since a repository may be a volume of its own.
+
+    Triton takes no folder for a version whose name is no number. What is left of it, empty folders of models too, is removed.
+    """
+    made = [place for place in (*(repository / name for name in names), repository) if not place.exists()]
+    try:
+        with ExitStack() as stack:
+            yield {name: stack.enter_context(staging(repository / name / str(number))) for name in names}
+    finally:
+        for place in made:
+            with suppress(OSError):
+                place.rmdir()
+
+
+def _put(staged: Mapping[str, Path], repository: Path, number: int, written: Mapping[str, Any]) -> None:
+    """Move every version into its place, the pipeline's last, and write the configurations; all of it or nothing."""
+    configs = {repository / name / _CONFIG: config for name, config in written.items()}
+    former = {path: path.read_bytes() if path.is_file() else None for path in configs}
+    try:
+        for name in written:
+            place = repository / name / str(number)
+            try:
+                os.replace(staged[name], place)
+            except OSError as error:
+                raise explain(error, place) from error
+        for path, config in configs.items():
+            write_config(path, config)
+    except BaseException:
+        for name in written:
+            if not staged[name].exists():
+                shutil.rmtree(repository / name / str(number), ignore_errors=True)
+        for path, content in former.items():
+            if content is None:
+                path.unlink(missing_ok=True)
+            else:
+                write_atomically(path, content)
+        raise

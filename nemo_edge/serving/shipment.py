@@ -1,0 +1,108 @@
+"""What of a bundle is shipped, and as what.
+
+Knows bundles, graphs and plans; nothing of a repository.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Shipment", "choose_backend"]
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemo_edge import __version__
+from nemo_edge.backends.triton import Signature
+from nemo_edge.bundle import MANIFEST, Manifest
+from nemo_edge.component import UNET_FOLDERS
+from nemo_edge.configuration import Configuration
+from nemo_edge.errors import BundleError, InputError
+from nemo_edge.files import explain, sha256_file
+from nemo_edge.graphs import open_graph
+from nemo_edge.plans import PlanFile, Tensor, open_plan_file
+from nemo_edge.recipe import Recipe
+from nemo_edge.serving.modelconfig import engine_signature
+from nemo_edge.serving.versions import ServerBackend
+from nemo_edge.targets import Flavour
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """A bundle that may be shipped, and how its components are to be served."""
+
+    bundle: Path
+    manifest: Manifest
+    recipe: Recipe
+    model: Configuration
+    variant: str
+    backend: ServerBackend
+    number: int
+
+    @property
+    def places(self) -> dict[str, str]:
+        """Name of each component's model → folder of its graph in the bundle."""
+        return {**{n: n for n in self.model.text_encoder_names}, "vae_decoder": "vae_decoder", "unet": UNET_FOLDERS[self.variant]}
+
+    @property
+    def flavour(self) -> Flavour | None:
+        """The product whose plans are shipped; None for ONNX files."""
+        return self.recipe.engine.flavour if self.backend == "python" else "tensorrt" if self.backend == "tensorrt" else None
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """What every configuration says of where its model came from."""
+        return {"bundle": self.manifest.name, "manifest": self.digest, "version": str(self.number), "nemo_edge": __version__}
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the bundle's manifest."""
+        return sha256_file(self.bundle / MANIFEST)
+
+    def plans(self, place: str) -> tuple[PlanFile, ...]:
+        """The sidecars of a component's plans, where plans are shipped. Raises `InputError` where there is none."""
+        if self.flavour is None:
+            return ()
+        found = sorted((self.bundle / "engines").glob(f"{place}.{self.flavour}.*.json"))
+        if not found:
+            table = self.flavour.replace("-", "_")
+            raise InputError(f"the bundle {self.bundle} has no {self.flavour} engine of {place}: build it with [{table}] in the recipe")
+        return tuple(open_plan_file(path) for path in found)
+
+    def copy(self, files: Mapping[str, str], folder: Path) -> dict[str, str]:
+        """Copy files of the bundle, by their names there and here; return the hashes that the manifest has of them.
+
+        Raises `BundleError` for a name that leads out of the bundle or that its manifest does not have.
+        """
+        for target, source in files.items():
+            if source not in self.manifest.files or ".." in (*Path(target).parts, *Path(source).parts):
+                raise BundleError(f"{self.bundle} names {source}, which is no file of its manifest: build it again; nothing was shipped")
+            try:
+                (folder / target).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.bundle / source, folder / target)
+            except OSError as error:
+                raise explain(error, folder / target) from error
+        return {target: self.manifest.files[source] for target, source in files.items()}
+
+    def signature(self, place: str) -> Signature:
+        """What a component is served as: with as many rows as each of its plans takes in one of its profiles."""
+        plans = self.plans(place)
+        ports = open_graph(self.bundle / place / "model.onnx").ports()
+        inputs, outputs = ({n: Tensor(dtype=p.dtype, dims=p.dims) for n, p in group.items()} for group in ports)
+        rows = [max(min(shapes[2][0] for shapes in profile.values()) for profile in plan.profiles) for plan in plans if plan.profiles]
+        return engine_signature(inputs, outputs, self.backend, min(rows, default=None))
+
+
+def choose_backend(recipe: Recipe, asked: str | None) -> ServerBackend:
+    """Return what of Triton runs the components: native backends on GPUs, but TensorRT-RTX's engines, which have none.
+
+    Raises `InputError` for anything but "native" and "python".
+    """
+    engine = recipe.engine
+    if asked is None:
+        asked = "native" if engine.device == "cuda" and engine.flavour != "tensorrt-rtx" else "python"
+    if asked not in ("native", "python"):
+        raise InputError(f"--backend {asked}: take native (Triton's own) or python (nemo-edge's runners)")
+    if asked == "python":
+        return "python"
+    return "tensorrt" if recipe.tensorrt is not None else "onnxruntime"

@@ -1,0 +1,94 @@
+"""New policies for a pipeline that is served: put beside its own, and in force with its next request, without a load.
+
+The pipeline looks for them at each request. `policies.json` is what a version was shipped with; `policies/1.json`, `policies/2.json` …
+came later, and the greatest number that can be used is in force. Numbers only grow; once the newest file is taken away, its predecessor
+is in force again.
+"""
+
+from __future__ import annotations
+
+__all__ = ["POLICIES", "UPDATES", "PoliciesInForce", "put_policies"]
+
+import os
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from nemo_edge.errors import InputError
+from nemo_edge.files import explain
+from nemo_edge.policies import Policies
+
+POLICIES = "policies.json"
+"""Where a pipeline's own policies are, in its version folder."""
+
+UPDATES = "policies"
+"""The folder of those that came later, in the same."""
+
+_Seen = tuple[tuple[int, int, int], ...]
+"""Number, inode and time of each file."""
+
+
+class PoliciesInForce:
+    """The policies of a version folder, read anew when their files change: the newest that can be used.
+
+    `complain` gets a line on each file that cannot be.
+    """
+
+    def __init__(self, folder: Path, complain: Callable[[str], None] = lambda message: None) -> None:
+        self._updates, self._complain = folder / UPDATES, complain
+        self._own = self._policies = Policies.load(folder / POLICIES)
+        self._seen: _Seen = ()
+
+    def __call__(self) -> Policies:
+        """Return what is in force now: a look at a folder, and files are read only where one has changed."""
+        seen = self._look()
+        if seen != self._seen:
+            self._policies, self._seen = self._newest(seen), seen
+        return self._policies
+
+    def _look(self) -> _Seen:
+        try:
+            states = [(number, (self._updates / f"{number}.json").stat()) for number in _numbers(self._updates)]
+        except FileNotFoundError:  # one was taken away at this moment
+            return self._look()
+        return tuple(sorted((number, state.st_ino, state.st_mtime_ns) for number, state in states))
+
+    def _newest(self, seen: _Seen) -> Policies:
+        for number, *_ in reversed(seen):
+            path = self._updates / f"{number}.json"
+            try:
+                found = Policies.load(path)
+                if found.fits(self._own):
+                    return found
+                self._complain(f"{path} has neurons of another model and is passed over")
+            except InputError as error:
+                self._complain(f"{error}; it is passed over")
+        return self._own
+
+
+def put_policies(folder: Path, policies: Policies) -> int:
+    """Put policies beside those of a version folder, whole and under the next number, which is returned.
+
+    Raises `InputError` for those of another model, and where they cannot be written.
+    """
+    if not policies.fits(Policies.load(folder / POLICIES)):
+        raise InputError(f"the neurons are not of the model that {folder} serves: ship the bundle whole, to a folder of its own")
+    updates = folder / UPDATES
+    temporary = updates / f".{secrets.token_hex(4)}"
+    try:
+        updates.mkdir(exist_ok=True)
+        policies.save(temporary)
+        while True:
+            number = max([0, *_numbers(updates)]) + 1
+            with suppress(FileExistsError):  # of another update at this moment, whose place a rename would take
+                os.link(temporary, updates / f"{number}.json")
+                return number
+    except OSError as error:
+        raise explain(error, updates) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _numbers(updates: Path) -> list[int]:
+    return [int(path.stem) for path in updates.glob("*.json") if path.stem.isdigit()]

@@ -1,0 +1,144 @@
+"""What one version folder of a shipped model says of itself, and how it is opened: nothing in it is opened before its hashes are right.
+
+Runs inside the server, and knows nothing of it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "DESCRIPTION",
+    "MODEL",
+    "PIPELINE",
+    "EngineVersion",
+    "PipelineVersion",
+    "describe_engine",
+    "hashes",
+    "open_engine",
+    "read_engine",
+    "read_pipeline",
+]
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nemo_edge.backends import Runner
+from nemo_edge.backends.triton import Signature
+from nemo_edge.errors import BundleError
+from nemo_edge.files import sha256_file
+from nemo_edge.recipe import EngineSettings, SamplingSettings
+
+DESCRIPTION = "version.json"
+"""The file in which a version says what it is."""
+
+ONNX = "model.onnx/model.onnx"
+"""The ONNX file of a version: in a folder of that name, since its weights are in files beside it."""
+
+MODEL = "model.py"
+"""One of our models in a version, under the name that Triton wants."""
+
+PIPELINE = "pipeline"
+"""Name of the model that draws pictures; the others are the components it calls."""
+
+ServerBackend = Literal["python", "onnxruntime", "tensorrt"]
+"""What of Triton runs a component: its Python backend with our runners, or a native one."""
+
+
+class _Version(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    bundle: str
+    """Name of the bundle."""
+    manifest: str
+    """sha256 of the bundle's manifest."""
+    files: dict[str, str]
+    """sha256 of every other file of the version."""
+
+
+class EngineVersion(_Version):
+    """One component: which graph of the bundle it is, and what opens it."""
+
+    place: str
+    """Folder of the graph in the bundle, which is in the names of its engines too."""
+    backend: ServerBackend
+    engine: EngineSettings
+    factor: int
+    """Pixels of a latent."""
+
+
+class PipelineVersion(_Version):
+    """The pipeline: which version of which models it calls, and how pictures are made where a request does not say."""
+
+    number: int
+    """Its own version, and that of the models it calls."""
+    models: dict[str, Signature]
+    """The text encoders in their order, `unet` and `vae_decoder`, as they are served."""
+    sampling: SamplingSettings
+
+
+_Kind = TypeVar("_Kind", bound=_Version)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every file of a version, by its path, but for the description."""
+    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+    return {name: sha256_file(folder / name) for name in names if name != DESCRIPTION}
+
+
+def read_engine(folder: Path) -> EngineVersion:
+    """Read a component's version once its files are those that were shipped. Raises `BundleError` for any other."""
+    return _read(folder, EngineVersion)
+
+
+def read_pipeline(folder: Path) -> PipelineVersion:
+    """Read a pipeline's version, likewise."""
+    return _read(folder, PipelineVersion)
+
+
+def open_engine(folder: Path) -> Runner:
+    """Open the engine of a component's version. Raises `BundleError` for files that are not as they were shipped, `MissingDependency`
+    for an engine that does not run here."""
+    version = read_engine(folder)
+    flavour, engine = version.engine.flavour, version.engine
+    if flavour is not None:
+        from nemo_edge.backends import tensorrt
+
+        return tensorrt.open_engine(folder, version.place, flavour, factor=version.factor)
+    from nemo_edge.backends import onnxruntime
+
+    return onnxruntime.open_runner(folder / ONNX, engine.provider, engine.threads)
+
+
+def describe_engine(folder: Path) -> EngineVersion:
+    """Read what a component's version says of itself; its files, which may be large, are not read. Raises `BundleError` for any other."""
+    return _description(folder, EngineVersion)
+
+
+def _read(folder: Path, kind: type[_Kind]) -> _Kind:
+    version = _description(folder, kind)
+    wrong = _changed(folder, version.files)
+    if wrong:
+        raise BundleError(f"{folder} was changed since it was shipped ({wrong}): ship the bundle again; nothing was opened")
+    return version
+
+
+def _description(folder: Path, kind: type[_Kind]) -> _Kind:
+    try:
+        return kind.model_validate_json((folder / DESCRIPTION).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise BundleError(
+            f"{folder} is not a version that nemo-edge shipped ({DESCRIPTION} cannot be read): ship the bundle again"
+        ) from error
+
+
+def _changed(folder: Path, files: Mapping[str, str]) -> str:
+    """The first file that is missing or changed, and which of both."""
+    for name, digest in files.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if sha256_file(folder / name) != digest:
+            return f"{name} was changed"
+    return ""

@@ -1,0 +1,64 @@
+"""A version folder: opened when it is as it was shipped, and not otherwise."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nemo_edge.backends.onnxruntime import open_runner
+from nemo_edge.errors import BundleError
+from nemo_edge.files import sha256_file
+from nemo_edge.serving.repository import ship
+from nemo_edge.serving.versions import DESCRIPTION, hashes, open_engine, read_engine, read_pipeline
+
+
+@pytest.fixture(scope="module")
+def repository(shippable: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("versions") / "repository"
+    ship(shippable, folder)
+    return folder
+
+
+def test_every_file_is_described_with_its_hash(repository: Path) -> None:
+    for model in ("text_encoder", "unet", "vae_decoder"):
+        assert read_engine(repository / model / "1").files == hashes(repository / model / "1")
+    assert read_pipeline(repository / "pipeline" / "1").files == hashes(repository / "pipeline" / "1")
+
+
+def test_a_version_s_engine_is_the_bundle_s(repository: Path, shippable: Path) -> None:
+    feed = {"latent_sample": np.random.default_rng(0).standard_normal((1, 4, 16, 16), np.float32)}
+    with open_engine(repository / "vae_decoder" / "1") as served, open_runner(shippable / "vae_decoder" / "model.onnx") as own:
+        assert np.array_equal(served(feed)["sample"], own(feed)["sample"])
+
+
+def test_a_version_knows_its_bundle(repository: Path, shippable: Path) -> None:
+    digest = sha256_file(shippable / "manifest.json")
+    assert {read_engine(repository / "unet" / "1").manifest, read_pipeline(repository / "pipeline" / "1").manifest} == {digest}
+    assert read_engine(repository / "unet" / "1").place == "unet_masked"
+
+
+def damage_weights(version: Path) -> None:
+    path = version / "model.onnx" / "model.onnx.data"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (damage_weights, "model.onnx/model.onnx.data was changed"),
+        (lambda version: (version / "model.py").unlink(), "model.py is missing"),
+        (lambda version: (version / DESCRIPTION).unlink(), "is not a version that nemo-edge shipped"),
+        (lambda version: (version / DESCRIPTION).write_text("{}"), "is not a version that nemo-edge shipped"),
+    ],
+)
+def test_a_changed_version_is_not_opened(repository: Path, tmp_path: Path, damage: Callable[[Path], object], said: str) -> None:
+    version = shutil.copytree(repository / "unet" / "1", tmp_path / "1")
+    damage(version)
+    with pytest.raises(BundleError, match=said):
+        open_engine(version)

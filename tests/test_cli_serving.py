@@ -1,0 +1,58 @@
+"""`nemo-edge ship`: what it prints, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_cli import Run, assert_refused, run
+
+pytest.importorskip("tritonclient.grpc")
+
+__all__ = ["run"]
+
+
+def test_ship_says_what_is_in_the_repository_and_how_a_server_takes_it_up(run: Run, shippable: Path, tmp_path: Path) -> None:
+    shown = run("ship", shippable, "--to", tmp_path / "repository")
+    assert shown.code == 0
+    assert "version 1 of text_encoder, vae_decoder, unet, pipeline (masked, backend python)" in shown.out
+    assert "/v2/repository/models/NAME/load" in shown.out
+
+
+def test_json_is_one_object_and_nothing_else(run: Run, shippable: Path, tmp_path: Path) -> None:
+    options = ("--backend", "native", "--variant", "baked", "--instances", 3, "--log-prompts", "--json")
+    shown = run("ship", shippable, "--to", tmp_path / "repository", *options)
+    found = json.loads(shown.out)
+    assert (found["version"], found["variant"], found["backend"]) == (1, "baked", "onnxruntime")
+    written = (tmp_path / "repository" / "pipeline" / "config.pbtxt").read_text()
+    assert "count: 3" in written
+    assert 'key: "log_prompts"\n  value {\n    string_value: "true"' in written
+
+
+def test_a_bundle_that_failed_is_refused_in_one_line(run: Run, tiny_bundle: Path, tmp_path: Path) -> None:
+    assert_refused(run("ship", tiny_bundle, "--to", tmp_path / "repository"), "failed a gate", "and is not shipped")
+    assert not (tmp_path / "repository").exists()
+
+
+def test_a_bundle_that_is_none_is_refused_in_one_line(run: Run, tmp_path: Path) -> None:
+    assert_refused(run("ship", tmp_path / "nothing", "--to", tmp_path / "repository"), "does not exist")
+
+
+def test_masks_only_says_what_is_in_force(run: Run, shippable: Path, tmp_path: Path) -> None:
+    run("ship", shippable, "--to", tmp_path / "repository")
+    shown = run("ship", shippable, "--to", tmp_path / "repository", "--masks-only")
+    assert shown.code == 0
+    assert "repository: update 1 of version 1 of the pipeline, policies " in shown.out
+    assert "silences them from its next request on" in shown.out
+    found = json.loads(run("ship", shippable, "--to", tmp_path / "repository", "--masks-only", "--json").out)
+    assert (found["version"], found["update"]) == (1, 2)
+
+
+def test_masks_only_needs_a_repository(run: Run, shippable: Path, tmp_path: Path) -> None:
+    assert_refused(run("ship", shippable, "--to", tmp_path / "repository", "--masks-only"), "ship the bundle without --masks-only first")
+
+
+def test_masks_only_takes_no_option_of_engines(run: Run, shippable: Path, tmp_path: Path) -> None:
+    options = ("--masks-only", "--variant", "baked")
+    assert_refused(run("ship", shippable, "--to", tmp_path / "repository", *options), "--masks-only ships no engine: leave out --variant")
