@@ -3,7 +3,8 @@
 Gaussian window of 11 taps and σ 1.5, k₁ 0.01, k₂ 0.03, three scales with exponents 0.33, and a data range that is taken of all
 pairs of a call together at every scale: torchmetrics' `multiscale_structural_similarity_index_measure(…, kernel_size=11,
 betas=(0.33, 0.33, 0.33))`, which `tests/test_multiscale.py` compares with. It is written anew because the search spends more time
-in it than in a small UNet: the window is separable, and what belongs to one picture is computed once for all its pairs.
+in it than in a small UNet: the window is separable, what belongs to one picture is computed once for all its pairs, and a picture
+that is enlarged is never written out.
 Shapes: M pictures, P pairs, C channels, H and W of the pictures.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 __all__ = ["ms_ssim", "pairwise_scores"]
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -29,6 +31,9 @@ _SMALLEST = _TAPS * 2 ** (len(_BETAS) - 1)
 _ENLARGED = 64
 """The size of Stable Diffusion's latents, the only one the official code knows, to which smaller ones are enlarged: ours."""
 
+_Pairs = tuple[slice, slice]
+"""Pictures on the left, one or as many as there are on the right."""
+
 
 def ms_ssim(a_PCHW: Tensor, b_PCHW: Tensor) -> Tensor:
     """Return the similarity of each a with the b beside it, [P].
@@ -38,57 +43,67 @@ def ms_ssim(a_PCHW: Tensor, b_PCHW: Tensor) -> Tensor:
     """
     if a_PCHW.shape != b_PCHW.shape:
         raise InputError(f"pictures of {list(a_PCHW.shape)} and {list(b_PCHW.shape)} cannot be compared: they must be of one shape")
-    first = torch.arange(len(a_PCHW), device=a_PCHW.device)
-    return _similarity(torch.cat([a_PCHW, b_PCHW]), first, first + len(a_PCHW))
+    count = len(a_PCHW)
+    return _similarity(torch.cat([a_PCHW, b_PCHW]), [(slice(0, count), slice(count, 2 * count))])
 
 
 def pairwise_scores(delta_SCHW: Tensor) -> Tensor:
     """Return the similarity of all pairs of seeds, [P], in the order of `torch.combinations`."""
-    left_P, right_P = torch.combinations(torch.arange(len(delta_SCHW), device=delta_SCHW.device), r=2).unbind(1)
-    return _similarity(delta_SCHW, left_P, right_P)
+    count = len(delta_SCHW)
+    return _similarity(delta_SCHW, [(slice(i, i + 1), slice(i + 1, count)) for i in range(count - 1)])
 
 
-def _similarity(x_MCHW: Tensor, left_P: Tensor, right_P: Tensor) -> Tensor:
+def _similarity(x_MCHW: Tensor, pairs: Sequence[_Pairs]) -> Tensor:
     size = min(x_MCHW.shape[-2:])
-    if size < _SMALLEST:
-        factor = -(-_ENLARGED // size)
-        x_MCHW = x_MCHW.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    product_P = torch.ones(len(left_P), device=x_MCHW.device)
+    factor = 1 if size >= _SMALLEST else -(-_ENLARGED // size)
+    found: Tensor | float = 1.0
     for scale, beta in enumerate(_BETAS):
-        product_P = product_P * _at_scale(x_MCHW, left_P, right_P, coarsest=scale == len(_BETAS) - 1).relu() ** beta
-        x_MCHW = torch.nn.functional.avg_pool2d(x_MCHW, 2)
-    return product_P
+        found = found * _at_scale(x_MCHW, pairs, factor, coarsest=scale == len(_BETAS) - 1).relu() ** beta
+        if factor % 2 == 0:  # the mean of four copies is the pixel itself
+            factor //= 2
+        else:
+            x_MCHW, factor = torch.nn.functional.avg_pool2d(_enlarged(x_MCHW, factor), 2), 1
+    return torch.as_tensor(found)
 
 
-def _at_scale(x_MCHW: Tensor, left_P: Tensor, right_P: Tensor, coarsest: bool) -> Tensor:
+def _enlarged(x_MCHW: Tensor, factor: int) -> Tensor:
+    return x_MCHW.repeat_interleave(factor, -1).repeat_interleave(factor, -2) if factor > 1 else x_MCHW
+
+
+def _at_scale(x_MCHW: Tensor, pairs: Sequence[_Pairs], factor: int, coarsest: bool) -> Tensor:
     """Contrast and structure over the pixels that have all their neighbours; at the coarsest scale with luminance, over all: [P]."""
-    left, right = x_MCHW[left_P], x_MCHW[right_P]
-    span = torch.maximum(left.max() - left.min(), right.max() - right.min())
+    sides = [x_MCHW[pairs[0][side].start : pairs[-1][side].stop] for side in (0, 1)]
+    span = torch.stack([side.max() - side.min() for side in sides]).max()
     c1, c2 = (_K1 * span) ** 2, (_K2 * span) ** 2
-    mean_M = _window(x_MCHW, coarsest)
-    variance_M = (_window(x_MCHW.square(), coarsest) - mean_M.square()).clamp(min=0)
-    mean_l, mean_r = mean_M[left_P], mean_M[right_P]
-    covariance_P = _window(left * right, coarsest) - mean_l * mean_r
-    similarity = (2 * covariance_P + c2) / (variance_M[left_P] + variance_M[right_P] + c2)
-    if coarsest:
-        similarity = similarity * (2 * mean_l * mean_r + c1) / (mean_l.square() + mean_r.square() + c1)
-    return similarity.mean(dim=(1, 2, 3))
+    mean_M = _window(x_MCHW, factor, coarsest)
+    spread_M = (_window(x_MCHW.square(), factor, coarsest) - mean_M.square()).clamp_(min=0).add_(c2 / 2)
+    found = []
+    for left, right in pairs:  # (2 cov + c₂) / (var + var' + c₂), the window's weights being 1 in all
+        covariance_P = _window((x_MCHW[left] * x_MCHW[right]).add_(c2 / 2), factor, coarsest)
+        similarity = covariance_P.addcmul_(mean_M[left], mean_M[right], value=-1).div_(spread_M[left] + spread_M[right])
+        if coarsest:
+            similarity *= (2 * mean_M[left] * mean_M[right] + c1) / (mean_M[left].square() + mean_M[right].square() + c1)
+        found.append(similarity.mean(dim=(1, 2, 3)))
+    return 2 * torch.cat(found)
 
 
-def _window(x_MCHW: Tensor, everywhere: bool) -> Tensor:
-    """The Gaussian mean around each pixel that has all its neighbours, or around every one."""
-    height, width = (_bands(size, everywhere, x_MCHW.dtype, x_MCHW.device) for size in x_MCHW.shape[-2:])
+def _window(x_MCHW: Tensor, factor: int, everywhere: bool) -> Tensor:
+    """The Gaussian mean around each pixel of the picture enlarged by `factor` that has all its neighbours, or around every one."""
+    height, width = (_bands(size, factor, everywhere, x_MCHW.dtype, x_MCHW.device) for size in x_MCHW.shape[-2:])
     return height @ x_MCHW @ width.T
 
 
 @lru_cache
-def _bands(size: int, everywhere: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The window as a matrix, a row for each place: [size - 10, size], or [size, size] where pixels are reflected at the border."""
-    taps, reach = torch.exp(-0.5 * ((torch.arange(_TAPS) - _TAPS // 2) / _SIGMA) ** 2), _TAPS // 2
-    places = range(size) if everywhere else range(reach, size - reach)
-    rows = torch.zeros(len(places), size)
+def _bands(size: int, factor: int, everywhere: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The window over an enlarged picture as a matrix over the picture itself, a row for each place.
+
+    [size × factor - 10, size], or [size × factor, size] where pixels are reflected at the border.
+    """
+    taps, reach, large = torch.exp(-0.5 * ((torch.arange(_TAPS) - _TAPS // 2) / _SIGMA) ** 2), _TAPS // 2, size * factor
+    places = range(large) if everywhere else range(reach, large - reach)
+    rows = torch.zeros(len(places), large)
     for row, place in enumerate(places):
         for tap, pixel in enumerate(range(place - reach, place + reach + 1)):
-            inside = abs(pixel) if pixel < size else 2 * (size - 1) - pixel
+            inside = abs(pixel) if pixel < large else 2 * (large - 1) - pixel
             rows[row, inside] += taps[tap] / taps.sum()
-    return rows.to(device, dtype)
+    return rows.reshape(len(places), size, factor).sum(dim=-1).to(device, dtype)
