@@ -37,7 +37,7 @@ EARLY = 200
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=2000, help="how many, the demo's memorized captions among them")
+    parser.add_argument("--prompts", type=int, default=10_000, help="how many, the demo's memorized captions among them")
     args = parser.parse_args()
     found: dict[str, Any] = {"machine": machine().model_dump(mode="json"), "threads": torch.get_num_threads()}
     for name, part in (("demo", lambda: of_the_demo(args.prompts)), ("full_size", full_size)):

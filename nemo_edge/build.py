@@ -24,6 +24,7 @@ from nemo_edge import __version__
 from nemo_edge.apart import rest, run_apart
 from nemo_edge.architectures import ARCHITECTURES, configurations, source
 from nemo_edge.bundle import GateResult, Manifest, check_output, copy_tree, open_bundle, publish, staging, verify
+from nemo_edge.configuration import Configuration
 from nemo_edge.errors import BundleError, InputError
 from nemo_edge.files import checkpoint_folder, explain, sha256_file, sha256_json, write_atomically
 from nemo_edge.footprint import Part, check_memory
@@ -152,6 +153,7 @@ def _check_tools(recipe: Recipe, model: Path) -> None:
     """What runs, compiles and times the engines of a model, of which configurations are read."""
     from nemo_edge.readiness import check_compiles, check_runs
 
+    _check_sizes(recipe, model)
     check_runs(recipe)
     check_compiles(recipe, model)
     if recipe.checkpoint.device != "cpu":
@@ -163,6 +165,16 @@ def _check_tools(recipe: Recipe, model: Path) -> None:
             from nemo_edge.compilation import check_compiler
 
             check_compiler(f"{table}.compiled")
+
+
+def _check_sizes(recipe: Recipe, model: Path) -> None:
+    """The sizes of the pictures that are drawn and timed, which the graph must take."""
+    from nemo_edge.sampling import check_size
+
+    config = Configuration.load(model, tokenizers=False)
+    free = [name for name in ("height", "width") if not getattr(recipe.export, name)]
+    for height, width in ((recipe.sampling.height, recipe.sampling.width), *(recipe.latency.sizes if recipe.latency else ())):
+        check_size(config, recipe.sampling.model_copy(update={"height": height, "width": width}), free)
 
 
 def _check_memory(recipe: Recipe, model: Path, found: Sequence[Part] | None = None) -> None:

@@ -125,15 +125,19 @@ class Configuration:
 
     @classmethod
     def load(cls, bundle: Path, *, tokenizers: bool = True) -> Configuration:
-        """Read what `save` writes, the tokenizers only if they are wanted. Raises `BundleError` when a part is missing."""
+        """Read what `save` writes, or a checkpoint's, the tokenizers only if they are wanted.
+
+        Raises `BundleError` when a part is missing.
+        """
         unet = next((f for f in ("unet", "unet_masked") if (bundle / f / "config.json").is_file()), "unet")
+        vae = next((f for f in ("vae_decoder", "vae") if (bundle / f / "config.json").is_file()), "vae_decoder")
         count = 1 + (bundle / "tokenizer_2").is_dir()
         try:
             texts = [_read(bundle / _numbered("text_encoder", i) / "config.json") for i in range(count)]
             return cls(
                 index=_read(bundle / "model_index.json"),
                 unet=_read(bundle / unet / "config.json"),
-                vae=_read(bundle / "vae_decoder" / "config.json"),
+                vae=_read(bundle / vae / "config.json"),
                 scheduler=_read(bundle / "scheduler" / "scheduler_config.json"),
                 text_encoders=tuple(texts),
                 tokenizers=tuple(_load_tokenizer(bundle / _numbered("tokenizer", i)) for i in range(count)) if tokenizers else (),

@@ -203,6 +203,10 @@ def show_times(timed: Any, path: Path) -> None:
     show_paths([path])
 
 
+def _ms(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
+
+
 def _show_latency(out: Console, found: Any) -> None:
     memory = {c.name: c.peak_memory_mib for c in found.contenders}
     for case in found.cases:
@@ -214,8 +218,8 @@ def _show_latency(out: Console, found: Any) -> None:
             table.add_row(
                 timing.contender,
                 str(timing.runs),
-                f"{timing.p50_ms:.4g}",
-                f"{timing.p95_ms:.4g}",
+                _ms(timing.p50_ms),
+                _ms(timing.p95_ms),
                 f"[yellow]{timing.variation:.0%}[/]" if timing.noisy else f"{timing.variation:.0%}",
                 f"{timing.images_per_s:.3g}",
                 f"{ratio.value:.3f} ({ratio.low:.3f}–{ratio.high:.3f})" if ratio else "–",

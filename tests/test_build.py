@@ -190,6 +190,16 @@ def test_a_dry_run_writes_nothing(tiny_recipe: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_says_which_sizes_the_graph_cannot_take(tiny_recipe: Path) -> None:
+    recipe = load_recipe(tiny_recipe)
+    odd = recipe.sampling.model_copy(update={"height": 34})
+    with pytest.raises(InputError, match="height 34 is not a multiple of"):
+        plan(recipe.model_copy(update={"sampling": odd}))
+    with pytest.raises(InputError, match="width 38 is not a multiple of"):
+        plan(recipe.model_copy(update={"latency": LatencySettings().model_copy(update={"sizes": ((32, 38),)})}))
+    plan(recipe.model_copy(update={"sampling": odd, "export": recipe.export.model_copy(update={"height": 34})}))
+
+
 def test_other_contents_of_a_statistics_file_are_another_calibration(tiny_recipe: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     statistics = shutil.copy(tiny_bundle / "calibration.safetensors", tmp_path / "s.safetensors")
     recipe = load_recipe(tiny_recipe)
