@@ -25,6 +25,4 @@ class UNet(MLModel):
             outputs = self._runner({tensor.name: NumpyCodec.decode_input(tensor) for tensor in payload.inputs})
         except InputError as error:
             raise InferenceError(str(error)) from error
-        return InferenceResponse(
-            model_name=self.name, outputs=[NumpyCodec.encode_output(name, array) for name, array in outputs.items()]
-        )
+        return InferenceResponse(model_name=self.name, outputs=[NumpyCodec.encode_output(name, array) for name, array in outputs.items()])

@@ -22,7 +22,7 @@ SCHEMES = ("s3", "gs", "pvc", "https", "hf", "hdfs", "webhdfs", "oci")
 """What KServe gets a repository from; a folder of one machine is not among them."""
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
-_QUANTITY = r"^[0-9]+(\.[0-9]+)?([KMGTPE]i|[mkMGTPE])?$"
+_QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?([KMGTPE]i|[mkMGTPE])?")
 _SHARED_MEMORY = {"name": "shared-memory", "emptyDir": {"medium": "Memory"}}
 _SHARED_MEMORY_AT = {"name": "shared-memory", "mountPath": "/dev/shm"}
 
@@ -39,8 +39,8 @@ class Placement(BaseModel):
     image: str = Field(min_length=1)
     """Of a Triton server whose Python has nemo-edge."""
     namespace: str | None = None
-    cpu: str = Field("4", pattern=_QUANTITY)
-    memory: str = Field("16Gi", pattern=_QUANTITY)
+    cpu: str = "4"
+    memory: str = "16Gi"
     gpus: int | None = Field(None, ge=0)
     """None: one where an engine of the repository runs on a GPU."""
     replicas: int = Field(1, ge=0)
@@ -53,6 +53,13 @@ class Placement(BaseModel):
         if name is not None and not _NAME.fullmatch(name):
             raise ValueError("take lower-case letters, digits and -, at most 63, a letter first")
         return name
+
+    @field_validator("cpu", "memory")
+    @classmethod
+    def _quantity(cls, amount: str) -> str:
+        if not _QUANTITY.fullmatch(amount):
+            raise ValueError("take a quantity of Kubernetes: 4, 500m, 16Gi")
+        return amount
 
     @field_validator("storage")
     @classmethod
@@ -96,5 +103,7 @@ def describe_service(repository: Path, placement: Placement) -> dict[str, Any]:
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
         "metadata": {**metadata, "namespace": placement.namespace} if placement.namespace else metadata,
-        "spec": {"predictor": {"minReplicas": placement.replicas, "maxReplicas": placement.most, "model": model, "volumes": [_SHARED_MEMORY]}},
+        "spec": {
+            "predictor": {"minReplicas": placement.replicas, "maxReplicas": placement.most, "model": model, "volumes": [_SHARED_MEMORY]}
+        },
     }

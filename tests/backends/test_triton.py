@@ -197,5 +197,5 @@ def test_what_another_server_refuses_is_an_input_error_and_it_lives_on(mlserver:
 
 @pytest.mark.mlserver
 def test_a_model_that_declares_nothing_is_refused_with_the_remedy(mlserver: str) -> None:
-    with pytest.raises(InputError, match="silent at .* does not say what it takes and gives: declare its inputs and outputs"):
+    with pytest.raises(InputError, match=r"silent at .* does not say what it takes and gives: declare its inputs and outputs"):
         open_runner(mlserver, "silent")

@@ -17,8 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ray = pytest.importorskip("ray", reason="Ray is not here: pip install 'nemo-edge[ray]'")
-serve = pytest.importorskip("ray.serve", reason="Ray Serve is not here: pip install 'nemo-edge[ray]'")
+pytest.importorskip("tritonclient.grpc")
+pytest.importorskip("ray.serve", reason="Ray Serve is not here: pip install 'nemo-edge[ray]'")
+
+import ray
+from ray import serve
 
 from nemo_edge.errors import InputError
 from nemo_edge.neurons import NeuronSet
@@ -45,9 +48,7 @@ def service(shippable: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with socket.socket() as free:
         free.bind((LOOPBACK, 0))
         port = free.getsockname()[1]
-    ray.init(
-        num_cpus=1, num_gpus=0, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False, _node_ip_address=LOOPBACK
-    )
+    ray.init(num_cpus=1, num_gpus=0, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False, _node_ip_address=LOOPBACK)
     try:
         serve.start(http_options={"host": LOOPBACK, "port": port})
         serve.run(app({"repository": str(repository)}))
