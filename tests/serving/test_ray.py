@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -110,3 +112,10 @@ def test_policies_that_come_later_are_in_force_with_the_next_picture(service: Se
 def test_any_other_argument_is_refused() -> None:
     with pytest.raises(InputError, match="Ray was given bundle: give repository=FOLDER alone"):
         app({"bundle": "/srv/bundle"})
+
+
+def test_without_ray_it_says_what_to_install() -> None:
+    code = "import sys; sys.modules['ray'] = None; import nemo_edge.serving.ray"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "nemo_edge.errors.MissingDependency: Ray Serve is not here: `pip install 'nemo-edge[ray]'`"
