@@ -178,4 +178,5 @@ def _numpy_name(datatype: str) -> str:
     """The protocol's name of a type in numpy's words."""
     from tritonclient.utils import triton_to_np_dtype
 
-    return np.dtype(triton_to_np_dtype(datatype)).name
+    name: str = np.dtype(triton_to_np_dtype(datatype)).name
+    return name

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 
@@ -52,4 +52,4 @@ def app(arguments: Mapping[str, str]) -> Any:
     """What `serve run` builds: the deployment of `repository`. Raises `InputError` for any other argument."""
     if [*arguments] != ["repository"]:
         raise InputError(f"Ray was given {', '.join(arguments) or 'nothing'}: give repository=FOLDER alone, which `nemo-edge ship` made")
-    return Pictures.bind(str(Path(arguments["repository"]).resolve()))
+    return cast(Any, Pictures).bind(str(Path(arguments["repository"]).resolve()))
