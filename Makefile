@@ -5,10 +5,11 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 OPTIMUM = .venv-optimum
 TRITON = .venv-triton
+MLSERVER = .venv-mlserver
 PACKAGES = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 PIP_FLAGS ?=
 
-.PHONY: demo test lint fast optimum triton serve-demo gpu-smoke clean
+.PHONY: demo test lint fast optimum triton mlserver serve-demo gpu-smoke clean
 
 demo: $(STAMP)
 	$(BIN)/nemo-edge build engines/demo.toml
@@ -33,6 +34,9 @@ gpu-smoke: $(STAMP)
 
 triton: $(TRITON)/.installed
 	$(BIN)/python -m pytest -m triton
+
+mlserver: $(MLSERVER)/.installed
+	$(BIN)/python -m pytest -m mlserver
 
 serve-demo: demo $(TRITON)/.installed
 	$(BIN)/python -m nemo_edge.serving.showcase engines/out/demo --environment $(TRITON)
@@ -59,5 +63,13 @@ $(TRITON)/.installed: $(STAMP)
 	$(BIN)/python -m pip --python $(TRITON)/bin/python install --quiet --no-compile --no-deps $(PIP_FLAGS) 'nvidia-pytriton==0.7.0' 'numpy<2'
 	touch $@
 
+# MLServer, another server of the KServe protocol. It pins FastAPI below what Ray needs; all else it sees in $(VENV).
+$(MLSERVER)/.installed: $(STAMP)
+	$(BIN)/python -m venv --clear --without-pip $(MLSERVER)
+	$(BIN)/python $(PACKAGES) > "$$($(MLSERVER)/bin/python $(PACKAGES))/behind.pth"
+	echo '$(CURDIR)' >> "$$($(MLSERVER)/bin/python $(PACKAGES))/behind.pth"
+	$(BIN)/python -m pip --python $(MLSERVER)/bin/python install --quiet --no-compile $(PIP_FLAGS) 'mlserver>=1.7'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(OPTIMUM) $(TRITON) engines/out .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OPTIMUM) $(TRITON) $(MLSERVER) engines/out .mypy_cache .pytest_cache .ruff_cache

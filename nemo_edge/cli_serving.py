@@ -1,11 +1,11 @@
-"""The command that takes a bundle to an inference server.
+"""The commands that take a bundle to an inference server, and its repository to a cluster.
 
-Translates as `cli` does, which puts it among its own; heavy imports are inside the command.
+Translates as `cli` does, which puts them among its own; heavy imports are inside the commands.
 """
 
 from __future__ import annotations
 
-__all__ = ["register", "ship"]
+__all__ = ["kserve", "register", "ship"]
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,8 +16,9 @@ from nemo_edge.options import Bundle, Json, print_result
 
 
 def register(app: typer.Typer) -> None:
-    """Put the command into an app."""
+    """Put the commands into an app."""
     app.command()(ship)
+    app.command()(kserve)
 
 
 def ship(
@@ -42,6 +43,31 @@ def ship(
 
     result = run(bundle, repository, backend, variant, instances=instances, log_prompts=log_prompts, progress=console.Bars())
     print_result(result, as_json, _show)
+
+
+def kserve(
+    repository: Annotated[Path, typer.Argument(help="Model repository, as `nemo-edge ship` makes it.")],
+    name: Annotated[str, typer.Option("--name", help="Of the service.")],
+    storage: Annotated[str, typer.Option("--storage", help="URI where the cluster finds a copy of the repository: s3://…, pvc://….")],
+    image: Annotated[str, typer.Option("--image", help="Of a Triton server whose Python has nemo-edge.")],
+    namespace: Annotated[str | None, typer.Option("--namespace", help="Of the service; else that of `kubectl`.")] = None,
+    cpu: Annotated[str, typer.Option("--cpu", help="Cores of a replica.")] = "4",
+    memory: Annotated[str, typer.Option("--memory", help="Memory of a replica.")] = "16Gi",
+    gpus: Annotated[int | None, typer.Option("--gpus", help="GPUs of a replica; else one where an engine needs it.")] = None,
+    replicas: Annotated[int, typer.Option("--replicas", help="The fewest; 0 lets the service sleep.")] = 1,
+    most: Annotated[int | None, typer.Option("--most-replicas", help="The most; else as many as the fewest.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the InferenceService of a repository, for `kubectl apply -f -`."""
+    import yaml
+
+    from nemo_edge.recipe import from_options
+    from nemo_edge.serving.kserve import Placement, describe_service
+
+    asked = {"name": name, "storage": storage, "image": image, "namespace": namespace, "cpu": cpu, "memory": memory, "gpus": gpus}
+    asked |= {"replicas": replicas, "most": max(replicas, 1) if most is None else most}
+    service = describe_service(repository, from_options(Placement, {}, asked, {"most": "most-replicas"}))
+    print_result(service, as_json, lambda found: print(yaml.safe_dump(found, sort_keys=False), end=""))
 
 
 def _check_alone(options: dict[str, Any]) -> None:

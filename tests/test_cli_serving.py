@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from test_cli import Run, assert_refused, run
 
 pytest.importorskip("tritonclient.grpc")
@@ -56,3 +57,21 @@ def test_masks_only_needs_a_repository(run: Run, shippable: Path, tmp_path: Path
 def test_masks_only_takes_no_option_of_engines(run: Run, shippable: Path, tmp_path: Path) -> None:
     options = ("--masks-only", "--variant", "baked")
     assert_refused(run("ship", shippable, "--to", tmp_path / "repository", *options), "--masks-only ships no engine: leave out --variant")
+
+
+def test_kserve_prints_what_kubectl_takes(run: Run, shippable: Path, tmp_path: Path) -> None:
+    run("ship", shippable, "--to", tmp_path / "repository")
+    options = ("--name", "sd", "--storage", "s3://models/sd", "--image", "registry.example/triton:1", "--most-replicas", 3)
+    shown = run("kserve", tmp_path / "repository", *options)
+    assert (shown.code, shown.err) == (0, "")
+    service = yaml.safe_load(shown.out)
+    assert (service["kind"], service["spec"]["predictor"]["maxReplicas"]) == ("InferenceService", 3)
+    assert "&" not in shown.out  # no anchors, which some tools do not take
+    assert json.loads(run("kserve", tmp_path / "repository", *options, "--json").out) == service
+
+
+def test_kserve_names_the_option_that_is_wrong(run: Run, shippable: Path, tmp_path: Path) -> None:
+    run("ship", shippable, "--to", tmp_path / "repository")
+    options = ("--name", "sd", "--storage", "s3://models/sd", "--image", "registry.example/triton:1", "--replicas", 3, "--most-replicas", 2)
+    assert_refused(run("kserve", tmp_path / "repository", *options), "--most-replicas 2: must not be fewer than the 3")
+    assert_refused(run("kserve", tmp_path / "repository", *options[:3], "/srv", *options[4:6]), "--storage /srv: a cluster sees no folder")

@@ -1,12 +1,14 @@
 """A model on an inference server as a runner: over gRPC with raw contents, or through any call that takes and gives arrays.
 
-Speaks the KServe protocol V2 and asks for nothing that only Triton has, except the model's configuration when it is opened.
+Speaks the KServe protocol V2. What a model takes is read from its configuration, which only Triton has, and on any other server from
+its metadata.
 """
 
 from __future__ import annotations
 
 __all__ = ["Infer", "Signature", "TritonRunner", "open_runner"]
 
+import sys
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +25,8 @@ Infer = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 _INSTALL = "`pip install 'nemo-edge[serve]'`"
 _OF_NO_SERVER = "failed to connect"
+_UNIMPLEMENTED = "UNIMPLEMENTED"
+_ANY_NUMBER = sys.maxsize
 
 
 class Signature(BaseModel):
@@ -95,7 +99,13 @@ def open_runner(url: str, model: str, version: int | None = None, timeout_s: flo
         answer = call(lambda: client.infer(model, inputs, number, client_timeout=timeout_s))
         return {output.name: answer.as_numpy(output.name) for output in answer.get_response().outputs}
 
-    config = call(lambda: client.get_model_config(model, number, client_timeout=timeout_s)).config
+    try:
+        config = client.get_model_config(model, number, client_timeout=timeout_s).config
+    except grpc.InferenceServerException as error:
+        if _UNIMPLEMENTED not in str(error.status()):
+            raise _explain(error, f"{model} at {url}", url) from error
+        signature = _declared(call(lambda: client.get_model_metadata(model, number, client_timeout=timeout_s)), f"{model} at {url}")
+        return TritonRunner(signature, _in_declared_ranks(signature, infer), client.close)
     return TritonRunner(_signature(config), infer, client.close)
 
 
@@ -135,9 +145,38 @@ def _signature(config: Any) -> Signature:
     return Signature(inputs=inputs, outputs=outputs, rows=config.max_batch_size or 1)
 
 
+def _declared(metadata: Any, what: str) -> Signature:
+    """A model's signature from its metadata, in the protocol's own words: the batch is the first dimension of each shape.
+
+    The protocol says nothing of how many rows a request may have. Raises `InputError` for a server that declares nothing.
+    """
+    if not metadata.inputs or not metadata.outputs:
+        raise InputError(f"{what} does not say what it takes and gives: declare its inputs and outputs in the server's settings of it")
+
+    def tensor(port: Any) -> Tensor:
+        dims = tuple(int(size) if size >= 0 else f"dim{axis}" if axis else "batch" for axis, size in enumerate(port.shape))
+        return Tensor(dtype=_numpy_name(port.datatype), dims=dims)
+
+    inputs, outputs = ({port.name: tensor(port) for port in ports} for ports in (metadata.inputs, metadata.outputs))
+    first = next(iter(inputs.values())).dims[0]
+    return Signature(inputs=inputs, outputs=outputs, rows=first if isinstance(first, int) else _ANY_NUMBER)
+
+
+def _in_declared_ranks(signature: Signature, infer: Infer) -> Infer:
+    """Sends one number a row as [B] where the server has declared that; `Signature.request` makes it [B, 1], which Triton needs."""
+    ranks = {name: len(port.dims) for name, port in signature.inputs.items()}
+    return lambda arrays: infer({name: array[:, 0] if array.ndim > ranks[name] else array for name, array in arrays.items()})
+
+
 def _dtype(data_type: int) -> str:
     from tritonclient.grpc.model_config_pb2 import DataType
+
+    return _numpy_name(DataType.Name(data_type).removeprefix("TYPE_").replace("STRING", "BYTES"))
+
+
+def _numpy_name(datatype: str) -> str:
+    """The protocol's name of a type in numpy's words."""
     from tritonclient.utils import triton_to_np_dtype
 
-    name = DataType.Name(data_type).removeprefix("TYPE_")
-    return np.dtype(triton_to_np_dtype(name)).name if name != "STRING" else "object"
+    name: str = np.dtype(triton_to_np_dtype(datatype)).name
+    return name

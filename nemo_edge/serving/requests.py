@@ -5,14 +5,14 @@ No message has the prompt in it, since messages are logged.
 
 from __future__ import annotations
 
-__all__ = ["INPUTS", "LONGEST_PROMPT_BYTES", "MOST_PICTURES", "PictureRequest", "read_request"]
+__all__ = ["INPUTS", "LONGEST_PROMPT_BYTES", "MOST_PICTURES", "PictureRequest", "read_json", "read_request"]
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nemo_edge.errors import InputError
 from nemo_edge.policies import ALWAYS
@@ -44,6 +44,36 @@ class PictureRequest:
     seeds: tuple[int, ...]
     settings: SamplingSettings
     policy: str
+
+
+def read_json(content: bytes) -> dict[str, np.ndarray]:
+    """Return the tensors of a request for one picture in JSON, an object of the names of `INPUTS` with one value each.
+
+    Raises `InputError` for anything else; whether the values are in their range is for `read_request` to say.
+    """
+    try:
+        given = _PlainRequest.model_validate_json(content).model_dump(exclude_none=True)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        what = f"{first['loc'][0]}: " if first["loc"] else ""
+        raise InputError(f"the request cannot be read: {what}{first['msg']}; it may have {', '.join(INPUTS)}") from error
+    return {name: np.array([value], "object" if isinstance(value, str) else None) for name, value in given.items()}
+
+
+_Whole = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+
+
+class _PlainRequest(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    prompt: str
+    negative_prompt: str | None = None
+    steps: _Whole | None = None
+    guidance: float | None = None
+    seed: _Whole | None = None
+    height: _Whole | None = None
+    width: _Whole | None = None
+    policy: str | None = None
 
 
 def read_request(tensors: Mapping[str, np.ndarray], defaults: SamplingSettings) -> PictureRequest:

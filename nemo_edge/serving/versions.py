@@ -12,7 +12,9 @@ __all__ = [
     "EngineVersion",
     "PipelineVersion",
     "describe_engine",
+    "describe_pipeline",
     "hashes",
+    "newest_pipeline",
     "open_engine",
     "read_engine",
     "read_pipeline",
@@ -26,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nemo_edge.backends import Runner
 from nemo_edge.backends.triton import Signature
-from nemo_edge.errors import BundleError
+from nemo_edge.errors import BundleError, InputError
 from nemo_edge.files import sha256_file
 from nemo_edge.recipe import EngineSettings, SamplingSettings
 
@@ -98,6 +100,14 @@ def read_pipeline(folder: Path) -> PipelineVersion:
     return _read(folder, PipelineVersion)
 
 
+def newest_pipeline(repository: Path) -> Path:
+    """Return the version folder of the pipeline that was shipped last. Raises `InputError` for a repository that has none."""
+    numbers = [int(path.parent.name) for path in (repository / PIPELINE).glob(f"*/{DESCRIPTION}") if path.parent.name.isdigit()]
+    if not numbers:
+        raise InputError(f"{repository} has no pipeline that nemo-edge shipped: make it with `nemo-edge ship BUNDLE --to {repository}`")
+    return repository / PIPELINE / str(max(numbers))
+
+
 def open_engine(folder: Path) -> Runner:
     """Open the engine of a component's version. Raises `BundleError` for files that are not as they were shipped, `MissingDependency`
     for an engine that does not run here."""
@@ -110,6 +120,11 @@ def open_engine(folder: Path) -> Runner:
     from nemo_edge.backends import onnxruntime
 
     return onnxruntime.open_runner(folder / ONNX, engine.provider, engine.threads)
+
+
+def describe_pipeline(folder: Path) -> PipelineVersion:
+    """Read what a pipeline's version says of itself; its files are not read. Raises `BundleError` for any other."""
+    return _description(folder, PipelineVersion)
 
 
 def describe_engine(folder: Path) -> EngineVersion:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,3 +111,91 @@ def test_what_the_server_refuses_is_an_input_error(triton: Server) -> None:
         sizes = {name: [d if isinstance(d, int) else 15 for d in dims[1:]] for name, dims in unet.inputs.items()}
         with pytest.raises(InputError, match=r"unet at .*: .*ONNX Runtime cannot run a feed of sample \[1, 4, 15, 15\]"):
             unet({name: np.zeros((1, *size), np.float32) for name, size in sizes.items()})
+
+
+TESTS = Path(__file__).parents[1]
+MLSERVER = TESTS.parent / ".venv-mlserver" / "bin" / "mlserver"
+LOOPBACK = "127.0.0.1"
+
+
+def declared(dims: tuple[int | str | None, ...]) -> list[int]:
+    return [dim if isinstance(dim, int) else -1 for dim in dims]
+
+
+@pytest.fixture(scope="module")
+def mlserver(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The gRPC address of an MLServer on the loopback with the masked UNet, and with one that declares nothing of itself."""
+    client = pytest.importorskip("tritonclient.grpc")
+    if not MLSERVER.is_file():
+        pytest.skip("MLServer needs an environment of its own: make mlserver")
+    folder = tmp_path_factory.mktemp("mlserver")
+    model = tiny_bundle / "unet_masked" / "model.onnx"
+    with onnxruntime.open_runner(model) as own:
+        inputs = [{"name": name, "datatype": "FP32", "shape": declared(dims)} for name, dims in own.inputs.items()]
+    ports = {"inputs": inputs, "outputs": [{"name": "out_sample", "datatype": "FP32", "shape": [-1, 4, -1, -1]}]}
+    settings = {"implementation": "mlserver_unet.UNet", "parameters": {"uri": str(model)}}
+    for name, more in (("unet", ports), ("silent", {})):
+        (folder / name).mkdir()
+        (folder / name / "model-settings.json").write_text(json.dumps({"name": name, **settings, **more}))
+    with socket.socket() as first, socket.socket() as second, socket.socket() as third:
+        for each in (first, second, third):
+            each.bind((LOOPBACK, 0))
+        http, grpc, metrics = (each.getsockname()[1] for each in (first, second, third))
+    own_settings = {"host": LOOPBACK, "http_port": http, "grpc_port": grpc, "metrics_port": metrics, "parallel_workers": 0}
+    (folder / "settings.json").write_text(json.dumps({**own_settings, "debug": False, "metrics_dir": str(folder)}))
+    variables = {**os.environ, "PYTHONPATH": str(TESTS)}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([MLSERVER, "start", folder], stdout=log, stderr=subprocess.STDOUT, env=variables, cwd=folder)
+    try:
+        wait_until_ready(client, f"{LOOPBACK}:{grpc}", process, folder / "log")
+        yield f"{LOOPBACK}:{grpc}"
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def wait_until_ready(client: Any, url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + 180
+    with client.InferenceServerClient(url) as connection:
+        while True:
+            try:
+                if connection.is_model_ready("unet") and connection.is_model_ready("silent"):
+                    return
+            except client.InferenceServerException:
+                pass
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.1)
+
+
+@pytest.mark.mlserver
+def test_another_server_of_the_protocol_answers_as_it_is_done_here(mlserver: str, tiny_bundle: Path) -> None:
+    """MLServer has no configuration of a model, no repository of Triton's and no batching of its own."""
+    rng = np.random.default_rng(0)
+    with onnxruntime.open_runner(tiny_bundle / "unet_masked" / "model.onnx") as own, open_runner(mlserver, "unet") as served:
+        assert served.inputs.keys() == own.inputs.keys()
+        sizes = {name: [d if isinstance(d, int) else 16 for d in dims[1:]] for name, dims in own.inputs.items()}
+        given = {name: rng.standard_normal((3, *size), np.float32) for name, size in sizes.items()}
+        given["value_mask"] = rng.integers(0, 2, given["value_mask"].shape).astype(np.float32)
+        found, expected = served(given)["out_sample"], own(given)["out_sample"]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        kept = served({**given, "value_mask": np.ones_like(given["value_mask"])})["out_sample"]
+        assert np.abs(kept - expected).max() > 1e-4
+
+
+@pytest.mark.mlserver
+def test_what_another_server_refuses_is_an_input_error_and_it_lives_on(mlserver: str) -> None:
+    with open_runner(mlserver, "unet") as served:
+        sizes = {name: [d if isinstance(d, int) else 15 for d in dims[1:]] for name, dims in served.inputs.items()}
+        feed = {name: np.zeros((1, *size), np.float32) for name, size in sizes.items()}
+        with pytest.raises(InputError, match=r"unet at .*: .*ONNX Runtime cannot run a feed of sample \[1, 4, 15, 15\]"):
+            served(feed)
+        assert served({**feed, "sample": np.zeros((1, 4, 16, 16), np.float32)})["out_sample"].shape == (1, 4, 16, 16)
+    with pytest.raises(InputError, match="nobody at "):
+        open_runner(mlserver, "nobody")
+
+
+@pytest.mark.mlserver
+def test_a_model_that_declares_nothing_is_refused_with_the_remedy(mlserver: str) -> None:
+    with pytest.raises(InputError, match=r"silent at .* does not say what it takes and gives: declare its inputs and outputs"):
+        open_runner(mlserver, "silent")

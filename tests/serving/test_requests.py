@@ -8,7 +8,7 @@ import pytest
 from nemo_edge.errors import InputError
 from nemo_edge.recipe import SamplingSettings
 from nemo_edge.serving.golden import request
-from nemo_edge.serving.requests import read_request
+from nemo_edge.serving.requests import read_json, read_request
 
 DEFAULTS = SamplingSettings(steps=7, guidance=3.0, negative_prompt="blurred")
 
@@ -78,3 +78,31 @@ def test_a_setting_has_one_value_and_a_request_a_prompt() -> None:
         read_request({"prompt": np.array([b"a"], object), "steps": np.array([1, 2], np.int32)}, DEFAULTS)
     with pytest.raises(InputError, match="the request has no prompt"):
         read_request({}, DEFAULTS)
+
+
+def test_json_says_what_tensors_say() -> None:
+    content = '{"prompt": "süß", "negative_prompt": "", "steps": 3, "guidance": 2, "seed": 9, "height": 64, "width": null, "policy": "off"}'
+    tensors = request(prompt="süß", negative_prompt="", steps=3, guidance=2.0, seed=9, height=64, policy="off")
+    assert read_request(read_json(content.encode()), DEFAULTS) == read_request(tensors, DEFAULTS)
+    assert read_request(read_json(b'{"prompt": "a"}'), DEFAULTS) == read_request(request(prompt="a"), DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "Invalid JSON"),
+        (b'["a secret pig"]', "should be an object"),
+        (b'{"prompt": "a secret \xff pig"}', "Invalid JSON"),
+        (b'{"seed": 1}', "prompt: Field required"),
+        (b'{"prompt": ["a secret pig"]}', "prompt: Input should be a valid string"),
+        (b'{"prompt": "a secret pig", "steps": 2.5}', "steps: Input should be a valid integer"),
+        (b'{"prompt": "a secret pig", "steps": true}', "steps: Input should be a valid integer"),
+        (b'{"prompt": "a secret pig", "seed": 9223372036854775808}', "seed: Input should be less than 9223372036854775808"),
+        (b'{"prompt": "a secret pig", "scheduler": "x"}', "scheduler: Extra inputs are not permitted; it may have prompt, negative_prompt"),
+        (b'{"prompt": "a secret pig", "guidance": NaN}', "guidance nan is not finite"),
+    ],
+)
+def test_json_that_is_no_request_is_refused(content: bytes, said: str) -> None:
+    with pytest.raises(InputError, match=said) as refused:
+        read_request(read_json(content), DEFAULTS)
+    assert "secret" not in str(refused.value)
