@@ -11,6 +11,7 @@ import argparse
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from nemo_edge.exits import exit_code, stop_on_sigterm
@@ -71,7 +72,8 @@ def _serve(bundle: Path, environment: Path, repository: Path | None, ports: tupl
         golden = make_golden(bundle)
         with serve(place, found, lambda server: check_golden(golden, server.grpc), ports=ports) as server:
             print(words(server, bundle), flush=True)
-            threading.Event().wait()
+            with suppress(KeyboardInterrupt):  # what it told the person to press
+                threading.Event().wait()
 
 
 if __name__ == "__main__":

@@ -46,6 +46,10 @@ def process(triton_environment: Environment, shippable: Path) -> Iterator[subpro
 
 @pytest.fixture(scope="module")
 def words(process: subprocess.Popen[str]) -> str:
+    return until_it_waits(process)
+
+
+def until_it_waits(process: subprocess.Popen[str]) -> str:
     """All that it prints before it waits."""
     assert process.stdout is not None
     lines = []
@@ -87,3 +91,12 @@ def test_sigterm_ends_it_once_the_pictures_that_were_begun_are_drawn(process: su
         pictures = begun.result()["image"]
     assert pictures.shape == (4, *golden.picture.shape[1:])
     assert process.wait(60) == 143
+
+
+@pytest.mark.triton
+def test_ctrl_c_is_its_end(triton_environment: Environment, shippable: Path) -> None:
+    process = start(shippable, "--environment", triton_environment.folder)
+    until_it_waits(process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, [line for line in err.splitlines() if line.startswith("nemo-edge:")]) == (0, [])
