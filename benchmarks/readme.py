@@ -310,6 +310,28 @@ def serving_table(found: Result) -> list[str]:
     ]
 
 
+def policies_table(found: Result) -> list[str]:
+    def row(name: str, trigger: Result) -> str:
+        missed, memorized = len(trigger["missed"]), trigger["memorized_paraphrases"]
+        held = f"{memorized - missed} of {memorized}"
+        return f"| {name} | {held} | {trigger['silenced_general']} of {trigger['general']:,} | {trigger['threshold']:.2f} |"
+
+    embeddings = found["embeddings"]
+    others = ", ".join(f"{value:.3f} of the {name}" for name, value in embeddings.items() if not name.startswith("mean over all"))
+    return [
+        "| the trigger knows | memorized paraphrases whose neurons are silenced | general captions that trigger | threshold |",
+        "|---|---|---|---|",
+        row("the memorized captions", found["triggers"]["without variants"]),
+        row("their memorized variants too", found["triggers"]["with variants"]),
+        "",
+        f"The demo's {found['captions']} captions, those of their {found['paraphrases']} variants that are memorized too (the second line "
+        f"knows these very ones), and general captions that it was not calibrated with. Missed by the first line: "
+        f"{', '.join(found['triggers']['without variants']['missed']) or 'none'}. Paraphrases against general captions, by the cosine "
+        f"to the captions: AUROC {embeddings['mean over all tokens']:.3f}; {others}. Measured on {machine(found)} "
+        "(`benchmarks/results/policies.json`).",
+    ]
+
+
 def _literature(detector: str) -> str:
     if detector.startswith("MS-SSIM"):
         return "0.98 (Hintersdorf et al. 2024, App. B.4)"
@@ -327,6 +349,7 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "detection": detection_table,
     "nvidia-h200": gpu_table,
     "serving": serving_table,
+    "policies": policies_table,
 }
 FIGURES: dict[str, tuple[Path, Callable[[Result], Any]]] = {
     "latency": (ROOT / "docs" / "latency.png", draw_latency),

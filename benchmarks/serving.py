@@ -29,6 +29,7 @@ from nemo_edge.configuration import Configuration
 from nemo_edge.environment import machine
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import open_pipeline
+from nemo_edge.policies import POLICIES, Policies
 from nemo_edge.recipe import Recipe
 from nemo_edge.sampling import generate
 from nemo_edge.serving.golden import LEVELS, Golden, ask, check_golden, make_golden, request
@@ -128,8 +129,13 @@ def together(server: Server, count: int) -> None:
 def update(bundle: Path, folder: Path, environment: Environment) -> dict[str, Any]:
     """Seconds from the start of an update, by the library and by the command, to the first picture that has it."""
     former = shutil.copytree(bundle, folder / "former")
-    layers = NeuronSet.load(former / "neurons.json").layers
-    amend(former, open_bundle(former), lambda staged: NeuronSet.empty(layers).save(staged / "neurons.json"))
+    none, policies = NeuronSet.empty(NeuronSet.load(former / "neurons.json").layers), Policies.load(former / POLICIES)
+
+    def change(staged: Path) -> None:
+        none.save(staged / "neurons.json")
+        policies.of_neurons(none).save(staged / POLICIES)
+
+    amend(former, open_bundle(former), change)
     goldens = [(each, make_golden(each, PROMPT)) for each in (former, bundle)]
     repository = folder / "repository"
     ship(bundle, repository)

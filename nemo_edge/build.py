@@ -240,10 +240,11 @@ class _Build:
         random = self.recipe.random_weights is not None
         calibrated = [] if random else [self._stage("calibrate", self._calibrate)]
         localized = self._stage("localize", self._draw_neurons if random else partial(self._localize, *calibrated))
+        policies = [self._stage("policies", partial(self._make_policies, localized))] if "policies" in self.keys else []
         neurons = NeuronSet.load(localized / "neurons.json")
         exported = self._stage("export", partial(self._export, neurons))
         with staging(self.recipe.output) as staged:
-            for stage in (exported, *calibrated, localized):
+            for stage in (exported, *calibrated, localized, *policies):
                 self._take(stage, staged, leave=("exported.json",))
             files = [OnnxFile(file["model"], file["dtype"]) for file in json.loads((exported / "exported.json").read_text())]
             self._check_compiled(files)
@@ -326,6 +327,12 @@ class _Build:
 
         found = Calibration.load(calibrated / "calibration.safetensors")
         stages.localize_stage(self.checkpoint, found, self.recipe, self.inputs.memorized, folder, self.progress)
+
+    def _make_policies(self, localized: Path, folder: Path) -> None:
+        from nemo_edge.bundlepolicies import policies_stage
+
+        general = [prompt.text for prompt in self.inputs.general]
+        policies_stage(self.checkpoint, self.inputs.memorized, general, localized, folder, self.progress)
 
     def _draw_neurons(self, folder: Path) -> None:
         assert self.recipe.random_weights is not None

@@ -83,6 +83,8 @@ def stage_keys(recipe: Recipe, given: Ingredients) -> dict[str, str]:
         search = {name: value for name, value in method.items() if name not in _NO_MATTER}
         localize = sha256_json([calibrate, memorized, [(p.url, p.cluster) for p in given.memorized], search])
         keys = {"calibrate": calibrate, "localize": localize}
+        if "masked" in recipe.export.variants:
+            keys["policies"] = sha256_json([localize, "policies"])
     export = sha256_json([localize, r["export"]])
     keys["export"] = export
     for table, product in FLAVOUR_OF.items():

@@ -32,6 +32,7 @@ from nemo_edge.files import explain, sha256_file, sha256_json
 from nemo_edge.graphs import open_graph
 from nemo_edge.neurons import NeuronSet, read_neurons
 from nemo_edge.plans import PlanFile, open_plan_file
+from nemo_edge.policies import POLICIES, Policies
 from nemo_edge.progress import Progress
 from nemo_edge.readiness import check_runs
 from nemo_edge.recipe import Recipe
@@ -151,11 +152,14 @@ class _Change:
         baked = self._baked() if "baked" in self.manifest.variants else None
         removed: list[str] = []
         recipe = Recipe.model_validate(self.manifest.recipe)
+        policies = self._policies()
 
         def write(staged: Path) -> dict[str, str]:
             for name in _OF_THE_FORMER_SET:
                 _remove(staged / name)
             self.after.save(staged / _NEURONS)
+            if policies is not None:
+                policies.save(staged / POLICIES)
             hashes = {}
             if baked is not None:
                 hashes = self._write(baked, staged)
@@ -166,6 +170,13 @@ class _Change:
             return amend(self.bundle, self._judged(), write), tuple(removed)
         except OSError as error:
             raise explain(error, Path(error.filename or self.bundle)) from error
+
+    def _policies(self) -> Policies | None:
+        """The bundle's policies with the new set; None where it has none, as those of older versions."""
+        if POLICIES not in self.manifest.files:
+            return None
+        _check(self.bundle, self.manifest, POLICIES)
+        return Policies.load(self.bundle / POLICIES).of_neurons(self.after)
 
     def _judged(self) -> Manifest:
         """The manifest until the bundle is measured again."""

@@ -6,9 +6,9 @@ Shapes: B pictures, R = 2B rows of guidance (unconditional first), C channels, H
 
 from __future__ import annotations
 
-__all__ = ["Pipeline", "Step", "check_size", "denoise", "generate", "initial_noise", "latent_shape", "make_scheduler"]
+__all__ = ["Pipeline", "Step", "check_size", "condition", "denoise", "generate", "initial_noise", "latent_shape", "make_scheduler"]
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,17 +100,33 @@ def check_size(config: Configuration, settings: SamplingSettings, free: Iterable
             )
 
 
+def condition(pipeline: Pipeline, prompts: Sequence[str], settings: SamplingSettings) -> dict[str, np.ndarray]:
+    """Return the UNet's inputs that come from the prompts, each [R, …]: with guidance first the rows of no or the negative prompt.
+
+    Without a negative prompt XL's unconditional rows are zeros where its checkpoint says so, as in diffusers.
+    """
+    batch, guided = len(prompts), settings.guidance != 0
+    _, height, width = latent_shape(pipeline.config, settings)
+    size = (height * pipeline.config.factor, width * pipeline.config.factor)
+    found = pipeline.encode([*([settings.negative_prompt] * batch if guided else []), *prompts], size)
+    if guided and not settings.negative_prompt and pipeline.config.index.get("force_zeros_for_empty_prompt"):
+        for name in found.keys() & {"encoder_hidden_states", "text_embeds"}:
+            found[name] = np.concatenate([np.zeros_like(found[name][:batch]), found[name][batch:]])
+    return found
+
+
 def denoise(
     pipeline: Pipeline,
     prompts: Sequence[str],
     seeds: Sequence[int],
     settings: SamplingSettings,
     mask: np.ndarray | None = None,
+    conditioning: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[Step]:
     """Yield the steps that turn noise into the latents of `prompts`, one picture a prompt and seed.
 
     `mask` is [N] or [B, N] and goes to both rows of guidance, as the official code does. For a masked UNet it defaults
-    to all ones. Without a negative prompt XL's unconditional rows are zeros where its checkpoint says so, as in diffusers.
+    to all ones. `conditioning` is what `condition` gave for these prompts and settings, where it was asked already.
     Raises `InputError` for a mask of the wrong width, for a UNet that takes none, for a size that does not fit, and for more steps
     than the noise schedule has.
     """
@@ -118,17 +134,14 @@ def denoise(
     scheduler = _scheduled(pipeline.config, settings)
     batch, guided = len(prompts), settings.guidance != 0
     shape = latent_shape(pipeline.config, settings)
-    size = (shape[1] * pipeline.config.factor, shape[2] * pipeline.config.factor)
-    rows = [*([settings.negative_prompt] * batch if guided else []), *prompts]
-    feed = pipeline.encode(rows, size) | _mask_feed(pipeline.unet, mask, batch, len(rows))
-    if guided and not settings.negative_prompt and pipeline.config.index.get("force_zeros_for_empty_prompt"):
-        for name in feed.keys() & {"encoder_hidden_states", "text_embeds"}:
-            feed[name] = np.concatenate([np.zeros_like(feed[name][:batch]), feed[name][batch:]])
+    rows = 2 * batch if guided else batch
+    told = condition(pipeline, prompts, settings) if conditioning is None else conditioning
+    feed = {**told, **_mask_feed(pipeline.unet, mask, batch, rows)}
     latents = torch.from_numpy(initial_noise(seeds, shape)) * scheduler.init_noise_sigma
     for index, t in enumerate(scheduler.timesteps):
         scaled = scheduler.scale_model_input(latents, t).numpy()
         sample = np.concatenate([scaled, scaled]) if guided else scaled
-        fed = {**feed, "sample": sample, "timestep": np.full(len(rows), float(t), np.float32)}
+        fed = {**feed, "sample": sample, "timestep": np.full(rows, float(t), np.float32)}
         output = pipeline.unet(fed)["out_sample"]
         prediction = torch.from_numpy(_guided(output, settings.guidance) if guided else output)
         latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
@@ -142,10 +155,11 @@ def generate(
     settings: SamplingSettings,
     mask: np.ndarray | None = None,
     advance: Advance = lambda done: None,
+    conditioning: Mapping[str, np.ndarray] | None = None,
 ) -> np.ndarray:
     """Make one picture a prompt and seed: uint8 [B, height, width, 3]. `advance` is told of every step of every picture."""
     latents = initial_noise(seeds, latent_shape(pipeline.config, settings))
-    for step in denoise(pipeline, prompts, seeds, settings, mask):
+    for step in denoise(pipeline, prompts, seeds, settings, mask, conditioning):
         latents = step.latents_BCHW
         advance(len(prompts))
     return pipeline.decode(latents)

@@ -36,7 +36,7 @@ from nemo_edge.recipe import ExportSettings, FidelitySettings, GateSettings, Lat
 from nemo_edge.review import judge_again, report_again, time_again
 from nemo_edge.targets import ProfileSettings, TensorRtRtxSettings, TensorRtSettings
 
-STAGES = ["calibrate", "localize", "export", "measure"]
+STAGES = ["calibrate", "localize", "policies", "export", "measure"]
 
 
 class Record(Progress):
@@ -142,9 +142,9 @@ def test_the_cache_alone_gives_the_same_bundle(recipe: Recipe, tiny_bundle: Path
 
 def test_another_sampling_measures_again_and_nothing_else(recipe: Recipe) -> None:
     changed = recipe.model_copy(update={"sampling": recipe.sampling.model_copy(update={"steps": 2})})
-    assert plan(changed).done == ("calibrate", "localize", "export")
+    assert plan(changed).done == ("calibrate", "localize", "policies", "export")
     _, record = rebuilt(changed)
-    assert record.skipped == STAGES[:3]
+    assert record.skipped == STAGES[:4]
     assert record.tasks[0] == "pictures: before"
 
 

@@ -30,7 +30,7 @@ from nemo_edge.bundle import amend, open_bundle, verify
 from nemo_edge.neurons import NeuronSet, ValueLayer
 from nemo_edge.recipe import load_recipe
 
-STAGES = ("calibrate", "localize", "export", "measure")
+STAGES = ("calibrate", "localize", "policies", "export", "measure")
 COMMAND = [sys.executable, "-m", "nemo_edge.cli"]
 
 

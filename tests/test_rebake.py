@@ -161,7 +161,7 @@ def test_only_the_value_weights_file_is_written_anew(bundle: Path, saved: Callab
     rebake(bundle, saved(OTHERS))
     after = {p.relative_to(bundle).as_posix(): p.stat().st_ino for p in bundle.rglob("*") if p.is_file()}
     changed = {name for name in after if after[name] != before[name]}
-    assert changed == {MANIFEST, "neurons.json", SILENCED_ROWS, f"unet/{VALUE_DATA}", "unet/model.onnx"}
+    assert changed == {MANIFEST, "neurons.json", "policies.json", SILENCED_ROWS, f"unet/{VALUE_DATA}", "unet/model.onnx"}
     assert {p.stat().st_nlink for p in bundle.rglob("*") if p.is_file()} == {1}
 
 
@@ -256,7 +256,7 @@ def test_a_masked_bundle_gets_another_default_mask_alone(bundle: Path, saved: Ca
     before = hashes(bundle)
     rebake(bundle, saved(OTHERS))
     after = hashes(bundle)
-    assert {name for name in after if after[name] != before[name]} == {MANIFEST, "neurons.json"}
+    assert {name for name in after if after[name] != before[name]} == {MANIFEST, "neurons.json", "policies.json"}
     assert verify(bundle).passed
 
 

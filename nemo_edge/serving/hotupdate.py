@@ -15,12 +15,12 @@ from nemo_edge.bundle import MANIFEST, Manifest, check_shippable, verify
 from nemo_edge.component import UNET_FOLDERS
 from nemo_edge.errors import BundleError, InputError
 from nemo_edge.files import sha256_file
-from nemo_edge.neurons import NeuronSet
-from nemo_edge.policies import masked_policies
+from nemo_edge.policies import ALWAYS, POLICIES, read_policies
 from nemo_edge.serving.updates import put_policies
 from nemo_edge.serving.versions import DESCRIPTION, MODEL, PIPELINE, describe_engine, read_pipeline
 
-_NEURONS = "neurons.json"
+_READ = ("neurons.json", POLICIES)
+"""What is read of a bundle, as far as it has it: one of an older version has no policies of its own."""
 
 
 class ShippedMasks(BaseModel):
@@ -43,18 +43,18 @@ class ShippedMasks(BaseModel):
 def ship_masks(bundle: Path, repository: Path) -> ShippedMasks:
     """Put the policies of a bundle into force in the newest pipeline of a repository whose masked engine is the bundle's.
 
-    Of the bundle only the neurons are compared with their hash. Raises `BundleError` for a bundle that must not be shipped or was
-    changed, `InputError` for a repository without its masked engine.
+    Of the bundle only the neurons and the policies are compared with their hashes. Raises `BundleError` for a bundle that must not be
+    shipped or was changed, `InputError` for a repository without its masked engine.
     """
     manifest = check_shippable(bundle)
-    problems = verify(bundle, [_NEURONS]).problems
-    if problems or _NEURONS not in manifest.files:
-        raise BundleError(f"{bundle} was changed since it was built ({_NEURONS}): build it again; nothing was shipped")
+    problems = verify(bundle, _READ).problems
+    missing = [f"{name} is missing" for name in _READ[:1] if name not in manifest.files]
+    if problems or missing:
+        raise BundleError(f"{bundle} was changed since it was built ({[*problems, *missing][0]}): build it again; nothing was shipped")
     number = _newest(repository)
     folder = repository / PIPELINE / str(number)
     _check_engine(repository / "unet" / str(read_pipeline(folder).number), bundle, manifest)
-    found = NeuronSet.load(bundle / _NEURONS)
-    policies = masked_policies(found, sha256_file(bundle / MANIFEST))
+    policies = read_policies(bundle, manifest.files, sha256_file(bundle / MANIFEST))
     update = put_policies(folder, policies)
     return ShippedMasks(
         repository=str(repository),
@@ -62,7 +62,7 @@ def ship_masks(bundle: Path, repository: Path) -> ShippedMasks:
         version=number,
         update=update,
         policies=policies.version,
-        neurons=len(found),
+        neurons=len(policies.neurons[ALWAYS] or ()),
     )
 
 

@@ -20,7 +20,7 @@ from nemo_edge.configuration import Configuration
 from nemo_edge.errors import InputError
 from nemo_edge.policies import Policies, apply
 from nemo_edge.recipe import SamplingSettings
-from nemo_edge.sampling import Pipeline, check_size, generate, make_scheduler
+from nemo_edge.sampling import Pipeline, check_size, condition, generate, make_scheduler
 from nemo_edge.serving.requests import PictureRequest, read_request
 from nemo_edge.serving.updates import PoliciesInForce
 from nemo_edge.serving.versions import PipelineVersion, read_pipeline
@@ -36,13 +36,14 @@ Call = Callable[[str, int, tuple[str, ...], Mapping[str, np.ndarray]], Mapping[s
 class Painting:
     """What a request gave: pictures uint8 [B, height, width, 3], the policy's score of each, and the neurons it silenced of each.
 
-    `policies` is the version of the policies that were in force.
+    `policy` is the name of the policy that was applied, clusters in the order of the alphabet; `policies` the version of those in force.
     """
 
     pictures: np.ndarray
     score_B: np.ndarray
     silenced_B: np.ndarray | None
     request: PictureRequest
+    policy: str
     policies: str
 
 
@@ -71,10 +72,11 @@ class Painter:
         policies = self.policies()
         policy = policies.choose(request.policy)
         self._check_size(request.settings)
-        mask_BN, score_B = apply(policy, len(request.prompts))
-        pictures = generate(self._pipeline, request.prompts, request.seeds, request.settings, mask_BN)
+        told = condition(self._pipeline, request.prompts, request.settings)
+        mask_BN, score_B = apply(policy, told["encoder_hidden_states"][-len(request.prompts) :])  # behind the unconditional rows
+        pictures = generate(self._pipeline, request.prompts, request.seeds, request.settings, mask_BN, conditioning=told)
         silenced_B = None if mask_BN is None else (mask_BN < 1).sum(axis=1)
-        return Painting(pictures, score_B, silenced_B, request, policies.version)
+        return Painting(pictures, score_B, silenced_B, request, policy.name, policies.version)
 
     def _check_size(self, settings: SamplingSettings) -> None:
         config, dims = self._pipeline.config, self._pipeline.unet.inputs["sample"][2:]

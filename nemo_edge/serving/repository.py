@@ -22,13 +22,11 @@ from nemo_edge.configuration import Configuration
 from nemo_edge.errors import InputError
 from nemo_edge.files import explain, sha256_file, write_atomically
 from nemo_edge.graphs import open_graph
-from nemo_edge.neurons import NeuronSet
-from nemo_edge.policies import baked_policies, masked_policies
+from nemo_edge.policies import POLICIES, baked_policies, read_policies
 from nemo_edge.progress import Progress
 from nemo_edge.recipe import Recipe
 from nemo_edge.serving.modelconfig import Service, engine_config, pipeline_config, read_config, recorded_version, write_config
 from nemo_edge.serving.shipment import Shipment, choose_backend
-from nemo_edge.serving.updates import POLICIES
 from nemo_edge.serving.versions import DESCRIPTION, MODEL, ONNX, PIPELINE, EngineVersion, PipelineVersion, ServerBackend
 from nemo_edge.studio import choose_variant
 
@@ -172,8 +170,8 @@ def _plan_files(shipment: Shipment, place: str) -> dict[str, str]:
 def _stage_pipeline(shipment: Shipment, folder: Path, instances: int, *, log_prompts: bool) -> Any:
     """Write the pipeline's version into `folder`; return its configuration."""
     shipped = shipment.copy(dict(_model_files(shipment)), folder)
-    found = NeuronSet.load(shipment.bundle / "neurons.json")
-    policies = masked_policies(found, shipment.digest) if shipment.variant == "masked" else baked_policies(shipment.digest)
+    masked = shipment.variant == "masked"
+    policies = read_policies(shipment.bundle, shipment.manifest.files, shipment.digest) if masked else baked_policies(shipment.digest)
     policies.save(folder / POLICIES)
     shipped |= {POLICIES: sha256_file(folder / POLICIES), **_own(folder, "pipeline.py")}
     version = PipelineVersion(

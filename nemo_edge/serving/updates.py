@@ -7,7 +7,7 @@ is in force again.
 
 from __future__ import annotations
 
-__all__ = ["POLICIES", "UPDATES", "PoliciesInForce", "put_policies"]
+__all__ = ["UPDATES", "PoliciesInForce", "put_policies"]
 
 import os
 import secrets
@@ -17,13 +17,10 @@ from pathlib import Path
 
 from nemo_edge.errors import InputError
 from nemo_edge.files import explain
-from nemo_edge.policies import Policies
-
-POLICIES = "policies.json"
-"""Where a pipeline's own policies are, in its version folder."""
+from nemo_edge.policies import POLICIES, Policies
 
 UPDATES = "policies"
-"""The folder of those that came later, in the same."""
+"""The folder of a version that holds the policies that came later than its own."""
 
 _Seen = tuple[tuple[int, int, int], ...]
 """Number, inode and time of each file."""

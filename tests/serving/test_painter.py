@@ -16,6 +16,7 @@ from nemo_edge.backends import Runner
 from nemo_edge.configuration import Configuration
 from nemo_edge.errors import BundleError, InputError
 from nemo_edge.neurons import NeuronSet
+from nemo_edge.policies import Policies
 from nemo_edge.serving.golden import LEVELS, Golden, make_golden, request
 from nemo_edge.serving.painter import Call, Painter
 from nemo_edge.serving.repository import ship
@@ -92,6 +93,39 @@ def test_the_policy_decides_what_is_silenced(painter: Painter, shippable: Path) 
     assert found.silenced_B.tolist() == [len(NeuronSet.load(shippable / "neurons.json"))]
     assert (free.silenced_B.tolist(), free.score_B.tolist()) == ([0], [0])
     assert not np.array_equal(found.pictures, free.pictures)
+
+
+def test_triggered_leaves_the_pictures_of_other_prompts_as_they_are(painter: Painter, shippable: Path) -> None:
+    """In one request: of the memorized prompt the neurons of its cluster are silenced, of the other none, bit for bit."""
+    both = {"prompt": np.array([b"a red pig", b"a dog"], object), "seed": np.array([3, 8]), "steps": np.array([2], np.int32)}
+    if list(painter.policies().neurons) == ["always"]:
+        with pytest.raises(InputError, match="unknown policy 'triggered': this pipeline has always, since its neurons are baked"):
+            painter.paint({**both, **request(policy="triggered")})
+        return
+    own = Policies.load(shippable / "policies.json").neurons["cluster:a-red-pig"]
+    assert own is not None
+    found, free, cluster = (painter.paint({**both, **request(policy=name)}) for name in ("triggered", "off", "cluster:a-red-pig"))
+    assert found.silenced_B is not None
+    assert found.silenced_B.tolist() == [len(own), 0]
+    assert found.score_B[0] > 0.999 > found.score_B[1]
+    assert np.array_equal(found.pictures[1], free.pictures[1])
+    assert np.array_equal(found.pictures[0], cluster.pictures[0])
+    assert not np.array_equal(found.pictures[0], free.pictures[0])
+
+
+def test_a_negative_prompt_triggers_nothing(painter: Painter) -> None:
+    if len(painter.policies().neurons) > 1:
+        found = painter.paint(request(prompt="a dog", negative_prompt="a red pig", steps=1, policy="triggered"))
+        assert found.silenced_B is not None
+        assert found.silenced_B.tolist() == [0]
+
+
+def test_merged_clusters_are_all_the_neurons(painter: Painter) -> None:
+    names = [name for name in painter.policies().neurons if name.startswith("cluster:")]
+    if names:
+        merged = painter.paint(request(prompt="a red pig", steps=1, policy=",".join(reversed(names))))
+        assert merged.policy == ",".join(sorted(names))
+        assert np.array_equal(merged.pictures, painter.paint(request(prompt="a red pig", steps=1)).pictures)
 
 
 def test_a_size_of_its_own(painter: Painter) -> None:

@@ -59,33 +59,43 @@ class TritonPythonModel:
         """What the log has of a request that was answered."""
         request = painting.request
         silenced = None if painting.silenced_B is None else painting.silenced_B.tolist()
-        told = {"policy": request.policy, "policies": painting.policies, "score": painting.score_B.tolist(), "silenced": silenced}
+        told = {"policy": painting.policy, "policies": painting.policies, "score": painting.score_B.tolist(), "silenced": silenced}
         told |= {"seeds": request.seeds, "steps": request.settings.steps, "size": painting.pictures.shape[1:3]}
         return {**told, "prompts": request.prompts} if self._log_prompts else told
 
 
 class Metrics:
-    """What the server's metrics say of the pictures, beside Triton's own."""
+    """What the server's metrics say of the pictures, beside Triton's own.
+
+    A label is the name of a policy; all merged clusters have one, since clients could ask for any number of mixtures.
+    """
 
     def __init__(self, version: str) -> None:
         self._version = version
         self._applied = pb.MetricFamily("nemo_edge_policy_applied", "Pictures drawn under a policy", pb.MetricFamily.COUNTER)
+        self._touched = pb.MetricFamily(
+            "nemo_edge_pictures_silenced",
+            "Pictures drawn with neurons silenced; the others are the untouched model's",
+            pb.MetricFamily.COUNTER,
+        )
         self._silenced = pb.MetricFamily(
             "nemo_edge_neurons_silenced", "Neurons that the last picture was drawn without", pb.MetricFamily.GAUGE
         )
         self._score = pb.MetricFamily("nemo_edge_policy_score", "How sure the policy was of each picture", pb.MetricFamily.HISTOGRAM)
-        self._metrics: dict[tuple[str, str], tuple[Any, Any, Any]] = {}
+        self._metrics: dict[tuple[str, str], tuple[Any, Any, Any, Any]] = {}
 
     def count(self, painting: Painting) -> None:
         """Count the pictures of a request."""
-        key = painting.request.policy, painting.policies
+        key = "clusters" if "," in painting.policy else painting.policy, painting.policies
         if key not in self._metrics:  # policies may come while the server runs
             labels = {"policy": key[0], "policies": key[1], "version": self._version}
             score = self._score.Metric(labels=labels, buckets=SCORES)
-            self._metrics[key] = self._applied.Metric(labels=labels), self._silenced.Metric(labels=labels), score
-        applied, silenced, score = self._metrics[key]
+            own = (family.Metric(labels=labels) for family in (self._applied, self._touched, self._silenced))
+            self._metrics[key] = (*own, score)
+        applied, touched, silenced, score = self._metrics[key]
         applied.increment(len(painting.pictures))
         if painting.silenced_B is not None:
+            touched.increment(int((painting.silenced_B > 0).sum()))
             silenced.set(float(painting.silenced_B[-1]))
         for each in painting.score_B.tolist():
             score.observe(each)

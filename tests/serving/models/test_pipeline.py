@@ -56,6 +56,25 @@ def test_the_picture_is_the_library_s_over_grpc_and_http(triton: Server, golden:
     assert answer.as_numpy("score").tolist() == [1]
 
 
+def test_of_one_request_triggered_silences_the_memorized_prompt_s_neurons_and_leaves_the_other_bit_for_bit(triton: Server) -> None:
+    both = {"prompt": np.array([b"a red pig", b"a dog"], object), "seed": np.array([3, 8]), "steps": np.array([2], np.int32)}
+    found, free, cluster = (ask(triton.grpc, {**both, **request(policy=name)}) for name in ("triggered", "off", "cluster:a-red-pig"))
+    assert np.array_equal(found["image"][1], free["image"][1])
+    assert np.array_equal(found["image"][0], cluster["image"][0])
+    assert not np.array_equal(found["image"][0], free["image"][0])
+    assert found["score"][0] > 0.999 > found["score"][1]
+    assert metric(triton, "nemo_edge_policy_applied", "triggered") == 2
+    assert metric(triton, "nemo_edge_pictures_silenced", "triggered") == 1
+    assert logged(triton, event="drawn", policy="triggered")["silenced"][1] == 0
+
+
+def test_clusters_are_merged(triton: Server) -> None:
+    asked = request(prompt="a red pig", steps=2)
+    merged = ask(triton.grpc, {**asked, **request(policy="cluster:script-alert-1-owl,cluster:a-red-pig")})
+    assert levels(merged["image"], ask(triton.grpc, asked)["image"]) <= LEVELS
+    assert logged(triton, event="drawn", policy="cluster:a-red-pig,cluster:script-alert-1-owl")["silenced"][0] > 0
+
+
 @pytest.mark.parametrize("policy", ["always", "off"])
 def test_seed_size_steps_guidance_and_policy_are_those_of_the_request(triton: Server, shippable: Path, tmp_path: Path, policy: str) -> None:
     asked = {"steps": 4, "guidance": 2.5, "height": 64, "width": 48}
@@ -95,6 +114,8 @@ def test_requests_at_the_same_time_do_not_mix(triton: Server) -> None:
         ({"height": 100}, "height 100: input should be a multiple of 8"),
         ({"height": 1 << 24}, "height 16777216 is too large"),
         ({"policy": "nobody"}, "unknown policy 'nobody': this pipeline has always, off"),
+        ({"policy": "cluster:nobody"}, "unknown policy 'cluster:nobody'"),
+        ({"policy": "cluster:a-red-pig,off"}, "merges what cannot be merged"),
         ({"prompt": "secret" * 170_000}, "prompt has 1020000 bytes: give 65536 at the most"),
         ({"seed": -3}, "seed -3 is out of range"),
     ],
@@ -138,7 +159,8 @@ def test_the_log_has_a_line_of_json_for_each_request(triton: Server, shippable: 
     assert "prompts" not in line
     with pytest.raises(NemoEdgeError):
         ask(triton.grpc, request(prompt="mellifluous", policy="nobody"))
-    logged(triton, event="refused", why="unknown policy 'nobody': this pipeline has always, off")
+    names = "always, off, triggered, and cluster:NAME of the 2 clusters in its policies.json"
+    logged(triton, event="refused", why=f"unknown policy 'nobody': this pipeline has {names}")
 
 
 def test_prompts_are_logged_where_that_is_asked_for(triton_environment: Environment, shippable: Path, tmp_path: Path) -> None:

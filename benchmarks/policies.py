@@ -1,0 +1,134 @@
+"""How well the policy `triggered` knows the demo's memorized captions in other words, and leaves other prompts alone.
+
+    python benchmarks/policies.py
+
+Writes `benchmarks/results/policies.json`. The paraphrases are the variants of the captions that the demo has memorized too, found as in
+`paraphrases.py`; the general captions are others than those that the trigger is calibrated with. The trigger is calibrated twice: as a
+build does that tried no variants, and as one does that did (`localization.paraphrases`). Beside the embedding that is used stand two
+others, by the same cosine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nemo_edge import demo
+from nemo_edge.bundlepolicies import make_policies
+from nemo_edge.calibration import calibrate
+from nemo_edge.checkpoint import Checkpoint, open_checkpoint
+from nemo_edge.demo.captions import general_captions
+from nemo_edge.environment import machine
+from nemo_edge.groups import Group, Groups, clusters_of
+from nemo_edge.localization import Localizer
+from nemo_edge.neurons import NeuronSet
+from nemo_edge.policies import TRIGGERED, Policies, apply
+from nemo_edge.prompts import read_prompts
+from nemo_edge.recipe import LocalizationSettings
+from nemo_edge.roc import roc
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "policies.json"
+VARIANTS, HELD_OUT = 12, 4000
+"""Variants asked for a caption, and general captions that the trigger has not seen."""
+
+Embedding = Callable[[np.ndarray, np.ndarray], np.ndarray]
+EMBEDDINGS: dict[str, Embedding] = {
+    "mean over all tokens": lambda text_TD, ids_T: text_TD.mean(axis=0),
+    "mean over the prompt's tokens": lambda text_TD, ids_T: text_TD[1 : int(ids_T.argmax()) + 1].mean(axis=0),
+    "end of text": lambda text_TD, ids_T: text_TD[int(ids_T.argmax())],
+}
+"""The last is the state that CLIP pools; its id is the greatest."""
+
+
+def main() -> None:
+    checkpoint = open_checkpoint(str(demo.CHECKPOINT))
+    general = [p.text for p in read_prompts(ROOT / "calib" / "demo_general.txt")]
+    memorized = read_prompts(demo.PROMPTS / "memorized.csv")
+    calibration = calibrate(checkpoint, general[:100], LocalizationSettings())
+    assert calibration.threshold is not None
+    localizer = Localizer(checkpoint, calibration.statistics, calibration.threshold.value, LocalizationSettings(mode="fast"))
+    own = localizer.localize_all([p.text for p in memorized])
+    groups = Groups(localizer, VARIANTS).make_all(clusters_of(memorized, "prompt"), own)
+    seen = set(general)
+    others = [c.text for c in general_captions(HELD_OUT + len(general), seed=77) if c.text not in seen][:HELD_OUT]
+    policies = {"without variants": make_policies(checkpoint, memorized, own, (), general)}
+    policies["with variants"] = make_policies(checkpoint, memorized, own, groups, general)
+    found = {
+        "machine": machine().model_dump(mode="json"),
+        "threads": torch.get_num_threads(),
+        "captions": len(memorized),
+        "paraphrases": sum(len(group.variants) for group in groups),
+        "embeddings": compare(checkpoint, [p.text for p in memorized], groups, general, others),
+        "triggers": {
+            "without variants": judge(checkpoint, policies["without variants"], groups, [r.refined for r in own], others),
+            "with variants": judge(checkpoint, policies["with variants"], groups, [g.neurons for g in groups], others),
+        },
+    }
+    RESULT.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps({name: found[name] for name in ("embeddings", "triggers")}, indent=1))
+
+
+def judge(
+    checkpoint: Checkpoint, policies: Policies, groups: Sequence[Group], found: Sequence[NeuronSet], others: Sequence[str]
+) -> dict[str, Any]:
+    """What the trigger does with the memorized paraphrases and with general captions, by the factors that it gives.
+
+    A paraphrase is missed unless all neurons are silenced that were `found` for its group.
+    """
+    policy = policies.choose(TRIGGERED)
+    assert policies.trigger is not None
+    variants = [(variant.text, needed) for group, needed in zip(groups, found, strict=True) for variant in group.memorized]
+    near_VN, near_V = apply(policy, states(checkpoint, [text for text, _ in variants]))
+    far_GN, far_G = apply(policy, states(checkpoint, others))
+    assert near_VN is not None
+    assert far_GN is not None
+    return {
+        "threshold": policies.trigger.threshold,
+        "memorized_paraphrases": len(variants),
+        "missed": [text for (text, needed), row_N in zip(variants, near_VN, strict=True) if (row_N > needed.mask()).any()],
+        "general": len(others),
+        "silenced_general": int((far_GN < 1).any(axis=1).sum()),
+        "auroc": roc("trigger", near_V, far_G, 0).auroc,
+        "lowest_paraphrase": float(near_V.min()),
+        "highest_general": float(far_G.max()),
+        "calibrated": None if policies.trigger.rates is None else policies.trigger.rates.model_dump(mode="json"),
+    }
+
+
+def compare(
+    checkpoint: Checkpoint, captions: Sequence[str], groups: Sequence[Group], general: Sequence[str], others: Sequence[str]
+) -> dict[str, float]:
+    """The AUROC of each embedding: cosine to the captions, centred by general prompts."""
+    near = [variant.text for group in groups for variant in group.memorized]
+    found = {}
+    for name, embedding in EMBEDDINGS.items():
+
+        def embedded(texts: Sequence[str], of: Embedding = embedding) -> np.ndarray:
+            ids = checkpoint.config.token_ids(texts)[0]
+            return np.stack([of(text_TD, ids_T) for text_TD, ids_T in zip(states(checkpoint, texts), ids, strict=True)])
+
+        centre_D = embedded(general).mean(axis=0)
+        known, *asked = (unit(embedded(texts) - centre_D) for texts in (captions, near, others))
+        found[name] = roc(name, *((each @ known.T).max(axis=1) for each in asked), 0).auroc
+    return found
+
+
+def states(checkpoint: Checkpoint, texts: Sequence[str]) -> np.ndarray:
+    """What the UNet is told of texts, [B, T, D]."""
+    parts = [checkpoint.encode(texts[i : i + 100])["encoder_hidden_states"].float().cpu().numpy() for i in range(0, len(texts), 100)]
+    return np.concatenate(parts)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    scaled: np.ndarray = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return scaled
+
+
+if __name__ == "__main__":
+    main()
