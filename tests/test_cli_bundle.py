@@ -32,6 +32,7 @@ COMMANDS = [
     "generate",
     "inspect",
     "ship",
+    "kserve",
     "doctor",
 ]
 
