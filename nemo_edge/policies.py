@@ -114,24 +114,23 @@ class Policies(BaseModel):
             )
         if unknown is not None:
             raise InputError(f"unknown policy {unknown[:80]!r}: this pipeline has {self._listed()}")
-        clusters = self._clusters()
-        found = [clusters.get(part.removeprefix(CLUSTER)) if part.startswith(CLUSTER) else self.neurons[part] for part in parts]
+        found = [self._clusters.get(part.removeprefix(CLUSTER)) if part.startswith(CLUSTER) else self.neurons[part] for part in parts]
         chosen = [own for own in found if own is not None]
         return Policy(",".join(parts), reduce(NeuronSet.__or__, chosen).mask() if chosen else None)
 
     def of_neurons(self, found: NeuronSet) -> Policies:
         """The same policies once a bundle silences other neurons; of its own a cluster silences those that are among them."""
-        own = {name.removeprefix(CLUSTER): each for name, each in self.neurons.items() if name.startswith(CLUSTER) and each is not None}
-        return masked_policies(found, self.manifest, own, self.trigger)
+        return _of({**self.neurons, ALWAYS: found}, self.manifest, self.trigger)
 
     @cached_property
     def _triggered(self) -> Policy:
-        clusters, trigger, always = self._clusters(), self.trigger, self.neurons[ALWAYS]
+        clusters, trigger, always = self._clusters, self.trigger, self.neurons[ALWAYS]
         assert trigger is not None
         assert always is not None
         unclaimed = reduce(NeuronSet.__sub__, clusters.values(), always)
         return Policy(TRIGGERED, unclaimed.mask(), trigger, np.stack([clusters[name].mask() for name in trigger.prompts]))
 
+    @cached_property
     def _clusters(self) -> dict[str, NeuronSet]:
         """Of each cluster the neurons that the bundle silences still."""
         always = self.neurons[ALWAYS]
@@ -141,7 +140,7 @@ class Policies(BaseModel):
     def _listed(self) -> str:
         """The names for a message; those of clusters have words of memorized prompts and stay out of it."""
         names = [name for name in self.neurons if not name.startswith(CLUSTER)] + ([TRIGGERED] if self.trigger else [])
-        clusters = len(self._clusters())
+        clusters = len(self._clusters)
         if self.neurons.get(ALWAYS) is None:
             return f"{', '.join(names)}, since its neurons are baked: ship the masked variant for others"
         return ", ".join(names) + (f", and {CLUSTER}NAME of the {clusters} clusters in its {POLICIES}" if clusters else "")
