@@ -34,8 +34,8 @@ from nemo_edge.roc import roc
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "policies.json"
-VARIANTS, HELD_OUT = 12, 4000
-"""Variants asked for a caption, and general captions that the trigger has not seen."""
+VARIANTS, CALIBRATED, HELD_OUT = 12, 100, 4000
+"""Variants asked for a caption; general prompts that a build of the demo calibrates with, and others that the trigger has not seen."""
 
 Embedding = Callable[[np.ndarray, np.ndarray], np.ndarray]
 EMBEDDINGS: dict[str, Embedding] = {
@@ -48,9 +48,9 @@ EMBEDDINGS: dict[str, Embedding] = {
 
 def main() -> None:
     checkpoint = open_checkpoint(str(demo.CHECKPOINT))
-    general = [p.text for p in read_prompts(ROOT / "calib" / "demo_general.txt")]
+    general = [p.text for p in read_prompts(ROOT / "calib" / "demo_general.txt")][:CALIBRATED]
     memorized = read_prompts(demo.PROMPTS / "memorized.csv")
-    calibration = calibrate(checkpoint, general[:100], LocalizationSettings())
+    calibration = calibrate(checkpoint, general, LocalizationSettings())
     assert calibration.threshold is not None
     localizer = Localizer(checkpoint, calibration.statistics, calibration.threshold.value, LocalizationSettings(mode="fast"))
     own = localizer.localize_all([p.text for p in memorized])
