@@ -260,6 +260,7 @@ class _Build:
         from nemo_edge.gates import judge
         from nemo_edge.groups import groups_in
         from nemo_edge.localization import read_results
+        from nemo_edge.policies import policies_in
         from nemo_edge.report import Evidence, write_report
 
         by_prompt = {result.prompt: result for result in read_results(staged / "localization.jsonl")}
@@ -269,7 +270,7 @@ class _Build:
         latency = self._time(staged) if self.recipe.latency is not None else None
         gates = judge(measurement, localizations, self.recipe, latency, groups)
         manifest = self._manifest(staged, neurons, measurement.threshold, gates)
-        write_report(staged / "report", Evidence.of(manifest, measurement, localizations, latency, groups))
+        write_report(staged / "report", Evidence.of(manifest, measurement, localizations, latency, groups, policies_in(staged)))
         return manifest
 
     def _timed(self, staged: Path, neurons: str) -> Manifest:

@@ -16,6 +16,7 @@ __all__ = [
     "apply",
     "baked_policies",
     "masked_policies",
+    "policies_in",
     "read_policies",
 ]
 
@@ -94,6 +95,13 @@ class Policies(BaseModel):
         """Write the policies as JSON, atomically."""
         write_atomically(path, self.model_dump_json(indent=1) + "\n")
 
+    @cached_property
+    def clusters(self) -> dict[str, NeuronSet]:
+        """Of each cluster, by its name, the neurons that the bundle silences still."""
+        always = self.neurons[ALWAYS]
+        named = ((name, found) for name, found in self.neurons.items() if name.startswith(CLUSTER))
+        return {name.removeprefix(CLUSTER): found & always for name, found in named if found is not None and always is not None}
+
     def fits(self, other: Policies) -> bool:
         """Whether a pipeline that takes the masks, and the text states, of the other's policies takes those of these."""
         widths = {policies.trigger.width for policies in (self, other) if policies.trigger is not None}
@@ -114,7 +122,7 @@ class Policies(BaseModel):
             )
         if unknown is not None:
             raise InputError(f"unknown policy {unknown[:80]!r}: this pipeline has {self._listed()}")
-        found = [self._clusters.get(part.removeprefix(CLUSTER)) if part.startswith(CLUSTER) else self.neurons[part] for part in parts]
+        found = [self.clusters.get(part.removeprefix(CLUSTER)) if part.startswith(CLUSTER) else self.neurons[part] for part in parts]
         chosen = [own for own in found if own is not None]
         return Policy(",".join(parts), reduce(NeuronSet.__or__, chosen).mask() if chosen else None)
 
@@ -124,23 +132,16 @@ class Policies(BaseModel):
 
     @cached_property
     def _triggered(self) -> Policy:
-        clusters, trigger, always = self._clusters, self.trigger, self.neurons[ALWAYS]
+        clusters, trigger, always = self.clusters, self.trigger, self.neurons[ALWAYS]
         assert trigger is not None
         assert always is not None
         unclaimed = reduce(NeuronSet.__sub__, clusters.values(), always)
         return Policy(TRIGGERED, unclaimed.mask(), trigger, np.stack([clusters[name].mask() for name in trigger.prompts]))
 
-    @cached_property
-    def _clusters(self) -> dict[str, NeuronSet]:
-        """Of each cluster the neurons that the bundle silences still."""
-        always = self.neurons[ALWAYS]
-        named = ((name, found) for name, found in self.neurons.items() if name.startswith(CLUSTER))
-        return {name.removeprefix(CLUSTER): found & always for name, found in named if found is not None and always is not None}
-
     def _listed(self) -> str:
         """The names for a message; those of clusters have words of memorized prompts and stay out of it."""
         names = [name for name in self.neurons if not name.startswith(CLUSTER)] + ([TRIGGERED] if self.trigger else [])
-        clusters = len(self._clusters)
+        clusters = len(self.clusters)
         if self.neurons.get(ALWAYS) is None:
             return f"{', '.join(names)}, since its neurons are baked: ship the masked variant for others"
         return ", ".join(names) + (f", and {CLUSTER}NAME of the {clusters} clusters in its {POLICIES}" if clusters else "")
@@ -175,6 +176,12 @@ def read_policies(bundle: Path, files: Collection[str], manifest: str) -> Polici
     if own.neurons.get(ALWAYS) != found:
         raise BundleError(f"{bundle}: {POLICIES} is not of the neurons in neurons.json: build the bundle again; nothing was shipped")
     return own.model_copy(update={"manifest": manifest})
+
+
+def policies_in(folder: Path) -> Policies | None:
+    """Read the policies in a folder of results, or a bundle; None where there are none, as without a masked variant."""
+    path = folder / POLICIES
+    return Policies.load(path) if path.is_file() else None
 
 
 def apply(policy: Policy, text_BTD: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:

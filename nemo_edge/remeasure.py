@@ -25,6 +25,7 @@ from nemo_edge.ingredients import Ingredients, ingredients
 from nemo_edge.latency import Latency
 from nemo_edge.localization import read_results
 from nemo_edge.neurons import NeuronSet
+from nemo_edge.policies import policies_in
 from nemo_edge.progress import Progress
 from nemo_edge.recipe import Recipe
 from nemo_edge.report import Evidence, store_pictures, worst_first, write_report
@@ -99,7 +100,7 @@ def measure_again(bundle: Path, sources: Sources, progress: Progress | None = No
             (staged / "measurement.json").unlink(missing_ok=True)
             shutil.copyfile(work / "measurement.json", staged / "measurement.json")
             store_pictures(work / "pictures", staged / "report" / "pictures", worst_first(measurement))
-            write_report(staged / "report", Evidence.of(manifest, measurement, localizations, latency, groups))
+            write_report(staged / "report", Evidence.of(manifest, measurement, localizations, latency, groups, policies_in(staged)))
 
         return amend(bundle, manifest, change)
 

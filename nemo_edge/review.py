@@ -166,7 +166,7 @@ def _judged(manifest: Manifest, recipe: Recipe, evidence: Evidence, latency: Lat
     key = sha256_json([manifest.key, recipe.gates.model_dump(mode="json")]) if other else manifest.key
     changes = {"key": key, "gates": gates, "passed": all(g.passed for g in gates), "recipe": recipe.model_dump(mode="json")}
     again = manifest.model_copy(update={**changes, "created": datetime.now(UTC).isoformat(timespec="seconds")})
-    return again, Evidence.of(again, evidence.measurement, evidence.localizations, latency, evidence.groups)
+    return again, Evidence.of(again, evidence.measurement, evidence.localizations, latency, evidence.groups, evidence.policies)
 
 
 def _put(bundle: Path, manifest: Manifest, evidence: Evidence, files: Mapping[str, str] | None = None) -> None:

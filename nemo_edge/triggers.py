@@ -93,6 +93,11 @@ class Trigger(BaseModel):
         )
         return found
 
+    @property
+    def known(self) -> dict[str, int]:
+        """How many memorized prompts are known of each cluster."""
+        return {name: len(own_PD) for name, own_PD in zip(self.prompts, self._vectors.clusters, strict=True)}
+
     @cached_property
     def _vectors(self) -> _Vectors:
         centre_1D, *clusters = (_unpacked(packed, self.width) for packed in (self.centre, *self.prompts.values()))

@@ -21,6 +21,7 @@ from nemo_edge.groups import Group, groups_in
 from nemo_edge.latency import Latency
 from nemo_edge.localization import Localization, read_results
 from nemo_edge.mitigation import Measurement
+from nemo_edge.policies import Policies, policies_in
 from nemo_edge.recipe import Recipe
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -42,6 +43,8 @@ class Evidence:
     latency: Latency | None = None
     groups: tuple[Group, ...] = ()
     """Prompts that have one set of neurons; none where each has its own."""
+    policies: Policies | None = None
+    """What a server can be asked to silence, where there is a masked engine."""
     facts: dict[str, str] = field(default_factory=dict)
     """Provenance: hashes, versions."""
     machine: Machine | None = None
@@ -57,6 +60,7 @@ class Evidence:
         localizations: Sequence[Localization],
         latency: Latency | None = None,
         groups: Sequence[Group] = (),
+        policies: Policies | None = None,
     ) -> Evidence:
         """The evidence of a bundle of this manifest; the localizations may be in any order, and a prompt in the list twice."""
         by_prompt = {result.prompt: result for result in localizations}
@@ -70,6 +74,7 @@ class Evidence:
             recipe=Recipe.model_validate(manifest.recipe),
             latency=latency,
             groups=tuple(groups),
+            policies=policies,
             facts=facts_of(manifest),
             machine=manifest.machine,
             date=manifest.created,
@@ -86,13 +91,13 @@ class Evidence:
         latency = _model(Latency, bundle / "latency.json") if (bundle / "latency.json").is_file() else None
         try:
             localizations = tuple(read_results(bundle / "localization.jsonl"))
-            groups = groups_in(bundle)
+            groups, policies = groups_in(bundle), policies_in(bundle)
         except (OSError, InputError) as error:
-            raise _unreadable(bundle, "localization.jsonl or groups.jsonl") from error
+            raise _unreadable(bundle, "localization.jsonl, groups.jsonl or policies.json") from error
         measurement = _model(Measurement, bundle / "measurement.json")
         if {m.prompt for v in measurement.variants for m in v.mitigations} - {r.prompt for r in localizations}:
             raise BundleError(f"{bundle}: measurement.json and localization.jsonl are of different prompts: build the bundle again")
-        return cls.of(manifest, measurement, localizations, latency, groups)
+        return cls.of(manifest, measurement, localizations, latency, groups, policies)
 
 
 def facts_of(manifest: Manifest) -> dict[str, str]:

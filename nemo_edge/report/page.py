@@ -22,6 +22,7 @@ from nemo_edge.report.engineplots import agreement_plots, case_words, latency_pl
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.groupplots import group_plots, variant_plots
 from nemo_edge.report.plots import cost_plots, neuron_plots, score_plots
+from nemo_edge.report.record import summarize_policies
 from nemo_edge.report.thumbnails import Gallery, Views, worst_first
 from nemo_edge.report.untested import untested
 from nemo_edge.report.verdict import gate_words, kind_words, leak_of, variant_words, verdict_of
@@ -84,6 +85,7 @@ def page_html(evidence: Evidence, gallery: Gallery) -> str:
         tiles=_tiles(evidence),
         table_length=_TABLE_LENGTH,
         untested=untested(evidence),
+        policies=summarize_policies(evidence),
         facts=_grouped(evidence.facts),
         machine=_machine_rows(evidence.machine),
         recipe=_flat(json.loads(evidence.recipe.model_dump_json())),

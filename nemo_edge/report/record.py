@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["GroupSummary", "LocalizationSummary", "Report", "record"]
+__all__ = ["ClusterSummary", "GroupSummary", "LocalizationSummary", "PoliciesSummary", "Report", "record", "summarize_policies"]
 
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from nemo_edge.localization import Localization
 from nemo_edge.mitigation import Measurement
 from nemo_edge.recipe import Recipe
 from nemo_edge.report.evidence import Evidence
+from nemo_edge.triggers import TriggerRates
 
 _NOT_FINITE = ["NaN", "Infinity", "-Infinity"]
 
@@ -66,6 +67,29 @@ class GroupSummary(BaseModel):
     variants: tuple[Variant, ...]
 
 
+class ClusterSummary(BaseModel):
+    """One cluster of memorized prompts that a server can be asked to silence alone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    neurons: int
+    prompts: int
+    """Memorized prompts that the trigger knows of it; 0 where there is no trigger."""
+
+
+class PoliciesSummary(BaseModel):
+    """What a server can be asked to silence, without indices and embeddings, which are in `policies.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    version: str
+    clusters: tuple[ClusterSummary, ...]
+    threshold: float | None
+    """The least cosine to a memorized prompt at which `triggered` silences its cluster's neurons; None where there is no trigger."""
+    rates: TriggerRates | None
+
+
 class Report(BaseModel):
     """The whole report for machines. NaN and infinity are the strings "NaN", "Infinity" and "-Infinity"."""
 
@@ -79,6 +103,7 @@ class Report(BaseModel):
     measurement: Measurement
     localizations: tuple[LocalizationSummary, ...]
     groups: tuple[GroupSummary, ...] = ()
+    policies: PoliciesSummary | None = None
     latency: Latency | None
     machine: Machine | None
     date: str | None
@@ -108,11 +133,26 @@ def record(evidence: Evidence) -> Report:
         measurement=evidence.measurement,
         localizations=tuple(_summary(found) for found in evidence.localizations),
         groups=tuple(_group(group) for group in evidence.groups),
+        policies=summarize_policies(evidence),
         latency=evidence.latency,
         machine=evidence.machine,
         date=evidence.date,
         recipe=evidence.recipe,
         facts=evidence.facts,
+    )
+
+
+def summarize_policies(evidence: Evidence) -> PoliciesSummary | None:
+    """Return the policies of a bundle in short; None where it has none."""
+    if evidence.policies is None:
+        return None
+    clusters, trigger = evidence.policies.clusters, evidence.policies.trigger
+    known = trigger.known if trigger else {}
+    return PoliciesSummary(
+        version=evidence.policies.version,
+        clusters=tuple(ClusterSummary(name=name, neurons=len(own), prompts=known.get(name, 0)) for name, own in clusters.items()),
+        threshold=trigger.threshold if trigger else None,
+        rates=trigger.rates if trigger else None,
     )
 
 

@@ -28,6 +28,8 @@ def _always(evidence: Evidence) -> Iterator[str]:
         yield "Neurons of the up blocks: only the down and mid blocks were searched, as in the paper."
     if any(found.floor for found in evidence.localizations):
         yield "A full search for every prompt: at least one ended at the schedule's floor with a score above τ."
+    if evidence.policies is not None and evidence.policies.trigger is not None:
+        yield "Pictures under the policy triggered: what was measured is always. A prompt that does not trigger is not mitigated."
     general = len(evidence.measurement.general_prompts)
     yield (
         f"Quality at large (FID, CLIP score, people's judgement): {count(general, 'general prompt')} from "

@@ -19,8 +19,10 @@ from nemo_edge.latency import Case, Contender, Latency, Timing, Visit, ratio_of,
 from nemo_edge.localization import Localization
 from nemo_edge.mitigation import CurvePoint, FoundNeuron, GeneralDrift, Measurement, PromptMitigation, Shown, VariantMeasurement
 from nemo_edge.neurons import NeuronSet, ValueLayer
+from nemo_edge.policies import Policies, masked_policies
 from nemo_edge.recipe import CheckpointSettings, LatencySettings, PromptSettings, Recipe
 from nemo_edge.report.evidence import Evidence, facts_of
+from nemo_edge.triggers import calibrate_trigger
 
 LAYERS = tuple(
     ValueLayer(name=f"{block}.attentions.0.transformer_blocks.0.attn2.to_v", width=8) for block in ("down_blocks.0", "mid_block")
@@ -156,6 +158,14 @@ def evidence(prompts: Sequence[str] = ("first", "second", "third"), memorized: b
     return replace(made, **changes)
 
 
+def policies() -> Policies:
+    """Of two clusters, with a trigger that knows three prompts of the first and one of the second."""
+    clusters = {"first": NeuronSet.from_lists(LAYERS, [[0, 1], [1]]), "second": NeuronSet.from_lists(LAYERS, [[2], []])}
+    axes = np.eye(5, dtype=np.float32)
+    trigger = calibrate_trigger({"first": axes[:3], "second": axes[3:4]}, {"first": axes[:2]}, -axes, known=True)
+    return masked_policies(clusters["first"] | clusters["second"], clusters=clusters, trigger=trigger)
+
+
 def save_pictures(
     folder: Path, prompts: int = 3, seeds: int = 4, edge: int = 16, which: Sequence[str] = ("before", "baked", "masked", "random")
 ) -> None:
@@ -197,14 +207,17 @@ def bundle(folder: Path, made: Evidence) -> Path:
     (staged / "localization.jsonl").write_text("".join(f"{found.model_dump_json()}\n" for found in made.localizations))
     if made.latency:
         (staged / "latency.json").write_text(made.latency.model_dump_json())
+    if made.policies:
+        made.policies.save(staged / "policies.json")
     publish(staged, folder / "bundle", manifest(made))
     return folder / "bundle"
 
 
 @pytest.mark.parametrize("timed", [True, False])
 def test_evidence_comes_back_from_a_bundle(tmp_path: Path, timed: bool) -> None:
-    made = evidence(latency=latency() if timed else None)
+    made = evidence(latency=latency() if timed else None, policies=policies() if timed else None)
     read = Evidence.read(bundle(tmp_path, made))
+    assert read.policies == made.policies
     assert (read.name, read.gates, read.measurement, read.localizations) == (made.name, made.gates, made.measurement, made.localizations)
     assert read.latency == made.latency
     assert read.recipe == made.recipe
@@ -216,7 +229,7 @@ def test_facts_hold_every_hash_and_version() -> None:
     assert {"0123", "ef", "ab", "cd", "2.10"} <= set(facts.values())
 
 
-@pytest.mark.parametrize("name", ["measurement.json", "localization.jsonl", "latency.json", "manifest.json"])
+@pytest.mark.parametrize("name", ["measurement.json", "localization.jsonl", "latency.json", "policies.json", "manifest.json"])
 def test_a_file_of_another_version_is_refused_with_the_remedy(tmp_path: Path, name: str) -> None:
     folder = bundle(tmp_path, evidence())
     (folder / name).write_text('{"schema_version": 99}\n')

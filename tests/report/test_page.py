@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_evidence import evidence, latency, save_pictures
+from test_evidence import evidence, latency, policies, save_pictures
 
 from nemo_edge.bundle import GateResult
 from nemo_edge.report import store_pictures, write_report
@@ -79,6 +79,15 @@ def test_the_verdict_is_in_plain_words() -> None:
     assert "The report holds no pictures" not in page_html(evidence(memorized=False), nothing)
 
 
+def test_the_policies_are_told_where_there_are_any() -> None:
+    nothing = Gallery({}, {}, {})
+    page = re.sub(r"\s+", " ", page_html(evidence(policies=policies()), nothing))
+    assert "from a cosine of" in page
+    assert "100 % of 2 paraphrases that are memorized too triggered, and 0 % of 5 general prompts." in page
+    assert '<tr><td>first</td><td class="n">3</td><td class="n">5</td></tr>' in page
+    assert "can be asked to silence" not in page_html(evidence(), nothing)
+
+
 def test_captions_say_how_many_seeds_are_shown(tmp_path: Path) -> None:
     page = written(tmp_path, evidence())
     assert "4 of 4 seeds shown" in page
@@ -101,7 +110,8 @@ def browser() -> Iterator[Any]:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     prompts = ("a_prompt_without_any_space_" * 12, HOSTILE, "third")
-    written(folder, evidence(prompts=prompts, latency=latency(), facts={"Build key": "0123456789abcdef" * 4, "Checkpoint · unet": "ab"}))
+    facts = {"Build key": "0123456789abcdef" * 4, "Checkpoint · unet": "ab"}
+    written(folder, evidence(prompts=prompts, latency=latency(), policies=policies(), facts=facts))
     return folder / "report" / "index.html"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_evidence import evidence, measurement, mitigation
+from test_evidence import evidence, measurement, mitigation, policies
 
 from nemo_edge.bundle import GateResult
 from nemo_edge.report.evidence import Evidence
@@ -36,7 +36,7 @@ def test_the_published_schema_is_the_models() -> None:
     assert SCHEMA.read_text() == expected, f"write Report.model_json_schema() to {SCHEMA}, indented by 1"
 
 
-@pytest.mark.parametrize("made", [evidence(), evidence(latency=None, machine=None, date=None), not_finite()])
+@pytest.mark.parametrize("made", [evidence(policies=policies()), evidence(latency=None, machine=None, date=None), not_finite()])
 def test_it_is_valid_json_and_fits_the_schema(made: Evidence) -> None:
     jsonschema = pytest.importorskip("jsonschema")
     written: Any = json.loads(record(made).model_dump_json(), parse_constant=refuse)
@@ -49,3 +49,13 @@ def test_it_comes_back() -> None:
     assert made.schema_version == 2
     assert made.localizations[0].refined == 2
     assert made.localizations[0].per_layer == (1, 1)
+
+
+def test_policies_are_told_in_short() -> None:
+    made = record(evidence(policies=policies())).policies
+    assert made is not None
+    assert [(cluster.name, cluster.neurons, cluster.prompts) for cluster in made.clusters] == [("first", 3, 5), ("second", 1, 1)]
+    assert made.threshold is not None
+    assert made.rates is not None
+    assert (made.rates.paraphrases, made.rates.general) == (2, 5)
+    assert record(evidence()).policies is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_evidence import evidence, latency, measurement, mitigation, recipe, shown
+from test_evidence import evidence, latency, measurement, mitigation, policies, recipe, shown
 
 from nemo_edge.recipe import EngineSettings, GateSettings, LatencySettings, LocalizationSettings
 from nemo_edge.report.untested import untested
@@ -22,6 +22,8 @@ def test_the_limits_of_every_build_on_a_cpu(line: str) -> None:
 
 
 def test_what_is_absent_is_named_and_what_is_there_is_not() -> None:
+    assert "under the policy triggered: what was measured is always" in lines(policies=policies())
+    assert "triggered" not in lines()
     assert "no times were taken" in lines(latency=None)
     assert "no times were taken" not in lines(latency=latency())
     assert "text_encoder: masked" in lines(latency=latency())
