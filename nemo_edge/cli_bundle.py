@@ -151,6 +151,7 @@ def generate(
     width: Annotated[int | None, typer.Option("--width", help="Pixels; multiples of 64 suit every model.")] = None,
     variant: Annotated[str | None, typer.Option("--variant", help="baked or masked; else the first of the bundle.")] = None,
     mask: Annotated[Path | None, typer.Option("--mask", help="For masked: neurons.json or .npy to silence; else the bundle's.")] = None,
+    policy: Annotated[str | None, typer.Option("--policy", help="For masked: as a server would: always, triggered, cluster:NAME.")] = None,
     unmitigated: Annotated[bool, typer.Option("--unmitigated", help="For masked: silence nothing.")] = False,
     backend: Annotated[str | None, typer.Option("--backend", help="onnxruntime, tensorrt or tensorrt-rtx; else the recipe's.")] = None,
     as_json: Json = False,
@@ -161,7 +162,7 @@ def generate(
 
     wanted = {"steps": steps, "guidance": guidance, "height": height, "width": width}
     overrides = {name: value for name, value in wanted.items() if value is not None}
-    paths = draw(bundle, Request(prompt, seed, count, overrides, variant, mask, unmitigated, backend), out, console.Bars())
+    paths = draw(bundle, Request(prompt, seed, count, overrides, variant, mask, unmitigated, backend, policy), out, console.Bars())
     print_result({"pictures": [str(p) for p in paths]}, as_json, lambda _: console.show_paths(paths))
 
 

@@ -13,23 +13,25 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nemo_edge.bundle import Manifest, check_file, open_verified
+from nemo_edge.bundle import MANIFEST, Manifest, check_file, open_verified
 from nemo_edge.configuration import Configuration
 from nemo_edge.errors import InputError
-from nemo_edge.files import write_atomically
+from nemo_edge.files import sha256_file, write_atomically
 from nemo_edge.masks import OFF, read_mask
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import open_pipeline
+from nemo_edge.policies import Policy, apply, read_policies
 from nemo_edge.progress import Progress
 from nemo_edge.recipe import EngineSettings, Recipe, SamplingSettings, from_options
-from nemo_edge.sampling import generate
+from nemo_edge.sampling import Pipeline, condition, generate
 
 _BATCH = 8
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to draw. `overrides` are sampling settings other than the recipe's; `mask` and `unmitigated` are for masked engines.
+    """What to draw. `overrides` are sampling settings other than the recipe's; `mask`, `policy` and `unmitigated`, of which one can be
+    given, are for masked engines, and say what is silenced where that is not the bundle's neurons.
 
     `backend` is what runs the bundle where that is not the recipe's.
     """
@@ -42,38 +44,69 @@ class Request:
     mask: Path | None = None
     unmitigated: bool = False
     backend: str | None = None
+    policy: str | None = None
 
 
 def draw(bundle: Path, request: Request, out: Path, progress: Progress | None = None) -> list[Path]:
     """Draw the pictures and write them as PNG; return their paths.
 
     Every file is checked against the manifest before an engine is opened. Raises `BundleError` when one was changed,
-    `InputError` for a size, a variant or a mask that does not fit, `MissingDependency` for engines that do not run here.
+    `InputError` for a size, a variant, a mask or a policy that does not fit, `MissingDependency` for engines that do not run here.
     """
     progress = progress or Progress()
     check_file(out)
     manifest = open_verified(bundle)
     recipe = Recipe.model_validate(manifest.recipe)
-    variant = choose_variant(manifest, request.variant, masked=request.mask is not None or request.unmitigated)
+    variant = choose_variant(manifest, request.variant, masked=_masked(request))
+    policy = None
+    if request.policy is not None:
+        policy = read_policies(bundle, manifest.files, sha256_file(bundle / MANIFEST)).choose(request.policy)
     settings = from_options(SamplingSettings, recipe.sampling.model_dump(), request.overrides)
     engine = from_options(EngineSettings, recipe.engine.model_dump(), {"backend": request.backend} if request.backend else {})
     seeds = range(request.seed, request.seed + request.count)
     with ExitStack() as stack:
         pipeline = open_pipeline(Configuration.load(bundle), bundle, engine, variant, stack)
-        wanted = OFF if request.unmitigated else request.mask
-        mask = read_mask(NeuronSet.load(bundle / "neurons.json"), wanted) if variant == "masked" else None
+        mask: np.ndarray | None = None
+        if policy is not None:
+            mask = _applied(policy, pipeline, request.prompt, settings, progress)
+        elif variant == "masked":
+            mask = read_mask(NeuronSet.load(bundle / "neurons.json"), OFF if request.unmitigated else request.mask)
         parts = [seeds[i : i + _BATCH] for i in range(0, request.count, _BATCH)]
         with progress.task("generate", request.count * settings.steps) as advance:
             made = [generate(pipeline, [request.prompt] * len(part), part, settings, mask, advance) for part in parts]
-        pictures = np.concatenate(made)
-    paths = [out if request.count == 1 else out.with_name(f"{out.stem}-{i:02d}{out.suffix or '.png'}") for i in range(request.count)]
+    paths = _save(np.concatenate(made), out)
+    if manifest.flaw:
+        progress.note(f"this bundle {manifest.flaw}: it must not be shipped")
+    return paths
+
+
+def _save(pictures: np.ndarray, out: Path) -> list[Path]:
+    """Write each picture as PNG; several get numbers behind the name."""
+    several = len(pictures) > 1
+    paths = [out.with_name(f"{out.stem}-{i:02d}{out.suffix or '.png'}") if several else out for i in range(len(pictures))]
     for picture, path in zip(pictures, paths, strict=True):
         encoded = BytesIO()
         Image.fromarray(picture).save(encoded, format="PNG")
         write_atomically(path, encoded.getvalue())
-    if manifest.flaw:
-        progress.note(f"this bundle {manifest.flaw}: it must not be shipped")
     return paths
+
+
+def _masked(request: Request) -> bool:
+    """Whether a masked engine is asked for. Raises `InputError` where more than one option says what it silences."""
+    options = {"--mask": request.mask, "--policy": request.policy, "--unmitigated": request.unmitigated or None}
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} each say what is silenced: give one of them")
+    return bool(given)
+
+
+def _applied(policy: Policy, pipeline: Pipeline, prompt: str, settings: SamplingSettings, progress: Progress) -> np.ndarray:
+    """The factors [N] that a policy gives the prompt, as a server would, and a line that says what they silence."""
+    mask_BN, score_B = apply(policy, condition(pipeline, [prompt], settings)["encoder_hidden_states"][-1:])
+    assert mask_BN is not None  # a masked engine's policies
+    progress.note(f"policy {policy.name}: score {score_B[0]:.3f}, {int((mask_BN < 1).sum())} neurons silenced")
+    mask_N: np.ndarray = mask_BN[0]
+    return mask_N
 
 
 def choose_variant(manifest: Manifest, variant: str | None, *, masked: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image
 
 from nemo_edge.errors import InputError
 from nemo_edge.neurons import NeuronSet
+from nemo_edge.policies import Policies
+from nemo_edge.progress import Progress
 from nemo_edge.studio import Request, draw
 
 
@@ -46,4 +49,49 @@ def test_neurons_of_other_layers_are_refused(tiny_bundle: Path, tmp_path: Path) 
     NeuronSet.empty(found.layers[:1]).save(tmp_path / "other.json")
     with pytest.raises(InputError, match="other value layers"):
         drawn(tiny_bundle, tmp_path, mask=tmp_path / "other.json")
+    assert not (tmp_path / "p.png").exists()
+
+
+class Notes(Progress):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def test_a_policy_silences_what_a_server_would(tiny_bundle: Path, tmp_path: Path) -> None:
+    own = Policies.load(tiny_bundle / "policies.json").neurons["cluster:a-red-pig"]
+    assert own is not None
+    own.save(tmp_path / "own.json")
+    always, off, triggered = (drawn(tiny_bundle, tmp_path, policy=name) for name in ("always", "off", "triggered"))
+    assert np.array_equal(always, drawn(tiny_bundle, tmp_path, variant="masked"))
+    assert np.array_equal(off, drawn(tiny_bundle, tmp_path, unmitigated=True))
+    assert np.array_equal(triggered, drawn(tiny_bundle, tmp_path, mask=tmp_path / "own.json"))
+    assert not np.array_equal(triggered, off)
+
+
+def test_a_prompt_that_does_not_trigger_is_drawn_by_the_model_as_it_was_and_a_line_says_so(tiny_bundle: Path, tmp_path: Path) -> None:
+    notes = Notes()
+    pictures = []
+    for options in ({"policy": "triggered"}, {"unmitigated": True}):
+        (path,) = draw(tiny_bundle, Request("a dog", **options), tmp_path / "p.png", notes)  # type: ignore[arg-type]
+        pictures.append(path.read_bytes())
+    assert pictures[0] == pictures[1]
+    assert re.fullmatch(r"policy triggered: score -?0\.\d{3}, 0 neurons silenced", notes.notes[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"policy": "nobody"}, "unknown policy 'nobody': this pipeline has always, off, triggered, and cluster:NAME of the 2 clusters"),
+        ({"policy": ""}, "unknown policy ''"),
+        ({"policy": "off", "variant": "baked"}, "a baked engine takes no mask"),
+        ({"policy": "off", "unmitigated": True}, "--policy and --unmitigated each say what is silenced: give one of them"),
+        ({"mask": Path("m.npy"), "policy": "off"}, "--mask and --policy each say"),
+    ],
+)
+def test_a_policy_that_cannot_be_applied_is_refused(tiny_bundle: Path, tmp_path: Path, options: dict[str, object], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        drawn(tiny_bundle, tmp_path, **options)
     assert not (tmp_path / "p.png").exists()
