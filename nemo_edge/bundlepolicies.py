@@ -27,7 +27,7 @@ from nemo_edge.prompts import Prompt
 from nemo_edge.triggers import calibrate_trigger, embed
 
 MOST = 4000
-"""Paraphrases, and general prompts, that are read at the most."""
+"""Paraphrases that are made, and general prompts, that are read at the most."""
 _OF_EACH = 12
 _BATCH = 64
 _NAME_WORDS = 8
@@ -110,10 +110,10 @@ def _named(clusters: Mapping[str, _Cluster]) -> dict[str, _Cluster]:
 
 def _variants(clusters: Mapping[str, _Cluster]) -> tuple[dict[str, list[str]], bool]:
     """The paraphrases of each cluster to calibrate with, and whether they are known to be memorized; the prompts where there are none."""
-    most = max(1, MOST // len(clusters))
-    known = {name: list(dict.fromkeys(own.variants))[:most] for name, own in clusters.items() if own.variants}
-    if known:
+    known = {name: list(dict.fromkeys(own.variants)) for name, own in clusters.items() if own.variants}
+    if known:  # all of them, since each was found to bring a memory back
         return known, True
+    most = max(1, MOST // len(clusters))
     made = {name: list(_made(own.prompts))[:most] for name, own in clusters.items()}
     return {name: texts or list(clusters[name].prompts) for name, texts in made.items()}, False
 

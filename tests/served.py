@@ -16,9 +16,11 @@ import numpy as np
 
 from nemo_edge.bundle import amend, open_bundle
 from nemo_edge.neurons import NeuronSet
+from nemo_edge.policies import masked_policies
 from nemo_edge.rebake import rebake
 from nemo_edge.serving.golden import ask, request
 from nemo_edge.serving.server import Server
+from nemo_edge.triggers import calibrate_trigger, embed
 
 CLIENTS = 2
 
@@ -30,6 +32,19 @@ def with_other_neurons(bundle: Path, folder: Path) -> Path:
     NeuronSet.empty(found.layers).others(found.total // 2, seed=1).save(folder / "neurons.json")
     rebake(made, folder / "neurons.json")
     return pass_gates(made)
+
+
+def with_cluster(bundle: Path, folder: Path, name: str, states_BTD: np.ndarray) -> Path:
+    """The bundle with policies of two clusters: of half of its neurons, whose one prompt has the first of these text states, and of
+    the rest, which nothing triggers."""
+    made = shutil.copytree(bundle, folder / "bundle")
+    found = NeuronSet.load(made / "neurons.json")
+    prompt_BD, others_BD = np.split(embed(states_BTD), [1])
+    trigger = calibrate_trigger({name: prompt_BD}, {name: prompt_BD}, others_BD, known=False)
+    own = found.subset(len(found) // 2, seed=2)
+    policies = masked_policies(found, clusters={name: own, "rest": found - own}, trigger=trigger)
+    amend(made, open_bundle(made), lambda staged: policies.save(staged / "policies.json"))
+    return made
 
 
 def pass_gates(bundle: Path) -> Path:

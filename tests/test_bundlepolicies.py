@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from nemo_edge import demo
+from nemo_edge import bundlepolicies, demo
 from nemo_edge.bundle import open_bundle
 from nemo_edge.bundlepolicies import make_policies
 from nemo_edge.checkpoint import Checkpoint
@@ -79,6 +80,19 @@ def test_a_caption_and_its_memorized_variants_are_known_and_general_prompts_are_
     assert mask is not None
     assert (mask == 1).all()
     assert score.max() < policies.trigger.threshold
+
+
+def test_every_variant_that_was_found_to_be_memorized_is_known(demo_localizer: Localizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are: only what is made to calibrate with has a bound."""
+    prompts = [Prompt(text="kangaroo boomerang regatta")]
+    found = demo_localizer.localize_all([prompts[0].text])
+    groups = Groups(demo_localizer, 4).make_all(clusters_of(prompts, "prompt"), found)
+    monkeypatch.setattr(bundlepolicies, "MOST", 2)
+    (known,) = [group.memorized for group in groups]
+    assert len(known) > 2
+    trigger = make_policies(demo_localizer.checkpoint, prompts, found, groups, GENERAL).trigger
+    assert trigger is not None
+    assert [*trigger.known.values()] == [len(known) + 1]
 
 
 def test_a_paraphrase_nobody_tried_triggers_and_has_the_memory_s_neurons_silenced(demo_localizer: Localizer) -> None:

@@ -17,7 +17,7 @@ from nemo_edge.errors import BundleError, InputError
 from nemo_edge.files import sha256_file
 from nemo_edge.policies import ALWAYS, POLICIES, read_policies
 from nemo_edge.serving.updates import put_policies
-from nemo_edge.serving.versions import DESCRIPTION, MODEL, PIPELINE, describe_engine, read_pipeline
+from nemo_edge.serving.versions import MODEL, describe_engine, newest_pipeline, read_pipeline
 
 _READ = ("neurons.json", POLICIES)
 """What is read of a bundle, as far as it has it: one of an older version has no policies of its own."""
@@ -51,27 +51,19 @@ def ship_masks(bundle: Path, repository: Path) -> ShippedMasks:
     missing = [f"{name} is missing" for name in _READ[:1] if name not in manifest.files]
     if problems or missing:
         raise BundleError(f"{bundle} was changed since it was built ({[*problems, *missing][0]}): build it again; nothing was shipped")
-    number = _newest(repository)
-    folder = repository / PIPELINE / str(number)
-    _check_engine(repository / "unet" / str(read_pipeline(folder).number), bundle, manifest)
+    folder = newest_pipeline(repository)
+    pipeline = read_pipeline(folder)
+    _check_engine(repository / "unet" / str(pipeline.number), bundle, manifest)
     policies = read_policies(bundle, manifest.files, sha256_file(bundle / MANIFEST))
     update = put_policies(folder, policies)
     return ShippedMasks(
         repository=str(repository),
         bundle=str(bundle),
-        version=number,
+        version=pipeline.number,
         update=update,
         policies=policies.version,
         neurons=len(policies.neurons[ALWAYS] or ()),
     )
-
-
-def _newest(repository: Path) -> int:
-    """The version of the pipeline that was shipped last."""
-    numbers = [int(path.parent.name) for path in (repository / PIPELINE).glob(f"*/{DESCRIPTION}") if path.parent.name.isdigit()]
-    if not numbers:
-        raise InputError(f"{repository} has no pipeline that nemo-edge shipped: ship the bundle without --masks-only first")
-    return max(numbers)
 
 
 def _check_engine(version: Path, bundle: Path, manifest: Manifest) -> None:

@@ -13,11 +13,12 @@ import pytest
 
 pytest.importorskip("tritonclient.grpc")
 
-from served import logged, metrics, pass_gates, under_load, wait_for, with_other_neurons
+from served import logged, metrics, pass_gates, under_load, wait_for, with_cluster, with_other_neurons
 from test_imports import HEAVY
 
 from nemo_edge.bundle import amend, open_bundle
-from nemo_edge.errors import BundleError, InputError
+from nemo_edge.checkpoint import open_checkpoint
+from nemo_edge.errors import BundleError, InputError, NemoEdgeError
 from nemo_edge.files import sha256_file
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.policies import Policies
@@ -91,7 +92,7 @@ def test_a_bundle_that_must_not_be_shipped_is_refused(repository: Path, shippabl
 
 
 def test_a_repository_without_the_bundle_s_masked_engine_is_refused(repository: Path, shippable: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has no pipeline that nemo-edge shipped: ship the bundle without --masks-only first"):
+    with pytest.raises(InputError, match="has no pipeline that nemo-edge shipped: make it with `nemo-edge ship BUNDLE --to"):
         ship_masks(shippable, tmp_path / "nothing")
     ship(shippable, tmp_path / "baked", variant="baked")
     with pytest.raises(InputError, match="is baked, and takes no mask"):
@@ -167,6 +168,24 @@ def test_the_former_policies_are_back_when_the_newest_are_taken_away(
     check_golden(make_golden(other), server.grpc)
     (served_repository / "pipeline" / "1" / "policies" / "1.json").unlink()
     check_golden(golden, server.grpc)
+
+
+@pytest.mark.triton
+def test_a_cluster_found_later_can_be_asked_for_and_triggers(
+    server: Server, served_repository: Path, other: Path, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """A memory that the bundle was built without. The last of this server's tests: its policies are others afterwards."""
+    with pytest.raises(NemoEdgeError, match="unknown policy 'cluster:found-later'"):
+        ask(server.grpc, request(prompt="a dog", policy="cluster:found-later"))
+    checkpoint = open_checkpoint(str(tiny_recipe.parent / "model"))
+    states = checkpoint.encode(["a dog", "a cat", "a red pig"])["encoder_hidden_states"].numpy()
+    ship_masks(with_cluster(other, tmp_path, "found-later", states), served_repository)
+    off, cluster, triggered = (ask(server.grpc, request(prompt="a dog", policy=n)) for n in ("off", "cluster:found-later", "triggered"))
+    assert levels(cluster["image"], off["image"]) > LEVELS
+    assert np.array_equal(triggered["image"], cluster["image"])
+    assert triggered["score"][0] > 0.999
+    free = [ask(server.grpc, request(prompt="a cat", policy=name))["image"] for name in ("triggered", "off")]
+    assert np.array_equal(*free)
 
 
 @pytest.mark.triton

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_dropin
+from served import with_cluster
 from test_dropin import Model
 
 from nemo_edge.backends import Runner
+from nemo_edge.checkpoint import open_checkpoint
 from nemo_edge.configuration import Configuration
 from nemo_edge.errors import BundleError, InputError
 from nemo_edge.neurons import NeuronSet
@@ -48,15 +50,27 @@ def calls() -> Calls:
     return []
 
 
-@pytest.fixture(scope="module", params=["masked", "baked"])
-def painter(request: pytest.FixtureRequest, shippable: Path, calls: Calls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Painter]:
-    """A painter whose models are the engines of the repository, opened here as the server opens them."""
-    repository = tmp_path_factory.mktemp("painter") / "repository"
-    shipped = ship(shippable, repository, variant=request.param)
+@pytest.fixture(scope="module")
+def painters(shippable: Path, calls: Calls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Painter]]:
+    """A painter of each variant, whose models are the engines of a repository, opened here as the server opens them."""
     with ExitStack() as stack:
-        runners = {name: stack.enter_context(open_engine(repository / name / "1")) for name in shipped.models if name != "pipeline"}
+        found = {}
+        for variant in ("masked", "baked"):
+            repository = tmp_path_factory.mktemp("painter") / variant
+            models = ship(shippable, repository, variant=variant).models
+            runners = {name: stack.enter_context(open_engine(repository / name / "1")) for name in models if name != "pipeline"}
+            found[variant] = Painter.open(repository / "pipeline" / "1", in_process(runners, calls))
+        yield found
 
-        yield Painter.open(repository / "pipeline" / "1", in_process(runners, calls))
+
+@pytest.fixture(params=["masked", "baked"])
+def painter(request: pytest.FixtureRequest, painters: dict[str, Painter]) -> Painter:
+    return painters[request.param]
+
+
+@pytest.fixture
+def masked(painters: dict[str, Painter]) -> Painter:
+    return painters["masked"]
 
 
 def test_the_picture_is_the_library_s(painter: Painter, golden: Golden) -> None:
@@ -80,14 +94,8 @@ def test_pictures_of_one_request_are_those_of_several(painter: Painter) -> None:
     assert np.abs(pictures[0] - pictures[1]).max() > 10
 
 
-def test_the_policy_decides_what_is_silenced(painter: Painter, shippable: Path) -> None:
-    found = painter.paint(request(prompt="a red pig", steps=2))
-    if list(painter.policies().neurons) == ["always"]:
-        assert found.silenced_B is None
-        with pytest.raises(InputError, match="unknown policy 'off': this pipeline has always"):
-            painter.paint(request(prompt="a red pig", policy="off"))
-        return
-    free = painter.paint(request(prompt="a red pig", steps=2, policy="off"))
+def test_the_policy_decides_what_is_silenced(masked: Painter, shippable: Path) -> None:
+    found, free = (masked.paint(request(prompt="a red pig", steps=2, policy=name)) for name in ("always", "off"))
     assert found.silenced_B is not None
     assert free.silenced_B is not None
     assert found.silenced_B.tolist() == [len(NeuronSet.load(shippable / "neurons.json"))]
@@ -95,16 +103,19 @@ def test_the_policy_decides_what_is_silenced(painter: Painter, shippable: Path) 
     assert not np.array_equal(found.pictures, free.pictures)
 
 
-def test_triggered_leaves_the_pictures_of_other_prompts_as_they_are(painter: Painter, shippable: Path) -> None:
+@pytest.mark.parametrize("name", ["off", "triggered", "cluster:a-red-pig"])
+def test_baked_neurons_are_silenced_whatever_is_asked_for(painters: dict[str, Painter], name: str) -> None:
+    assert painters["baked"].paint(request(prompt="a red pig", steps=1)).silenced_B is None
+    with pytest.raises(InputError, match=f"unknown policy '{name}': this pipeline has always, since its neurons are baked"):
+        painters["baked"].paint(request(prompt="a red pig", policy=name))
+
+
+def test_triggered_leaves_the_pictures_of_other_prompts_as_they_are(masked: Painter, shippable: Path) -> None:
     """In one request: of the memorized prompt the neurons of its cluster are silenced, of the other none, bit for bit."""
     both = {"prompt": np.array([b"a red pig", b"a dog"], object), "seed": np.array([3, 8]), "steps": np.array([2], np.int32)}
-    if list(painter.policies().neurons) == ["always"]:
-        with pytest.raises(InputError, match="unknown policy 'triggered': this pipeline has always, since its neurons are baked"):
-            painter.paint({**both, **request(policy="triggered")})
-        return
     own = Policies.load(shippable / "policies.json").neurons["cluster:a-red-pig"]
     assert own is not None
-    found, free, cluster = (painter.paint({**both, **request(policy=name)}) for name in ("triggered", "off", "cluster:a-red-pig"))
+    found, free, cluster = (masked.paint({**both, **request(policy=name)}) for name in ("triggered", "off", "cluster:a-red-pig"))
     assert found.silenced_B is not None
     assert found.silenced_B.tolist() == [len(own), 0]
     assert found.score_B[0] > 0.999 > found.score_B[1]
@@ -113,19 +124,18 @@ def test_triggered_leaves_the_pictures_of_other_prompts_as_they_are(painter: Pai
     assert not np.array_equal(found.pictures[0], free.pictures[0])
 
 
-def test_a_negative_prompt_triggers_nothing(painter: Painter) -> None:
-    if len(painter.policies().neurons) > 1:
-        found = painter.paint(request(prompt="a dog", negative_prompt="a red pig", steps=1, policy="triggered"))
-        assert found.silenced_B is not None
-        assert found.silenced_B.tolist() == [0]
+def test_a_negative_prompt_triggers_nothing(masked: Painter) -> None:
+    found = masked.paint(request(prompt="a dog", negative_prompt="a red pig", steps=1, policy="triggered"))
+    assert found.silenced_B is not None
+    assert found.silenced_B.tolist() == [0]
 
 
-def test_merged_clusters_are_all_the_neurons(painter: Painter) -> None:
-    names = [name for name in painter.policies().neurons if name.startswith("cluster:")]
-    if names:
-        merged = painter.paint(request(prompt="a red pig", steps=1, policy=",".join(reversed(names))))
-        assert merged.policy == ",".join(sorted(names))
-        assert np.array_equal(merged.pictures, painter.paint(request(prompt="a red pig", steps=1)).pictures)
+def test_merged_clusters_are_all_the_neurons(masked: Painter) -> None:
+    names = [name for name in masked.policies().neurons if name.startswith("cluster:")]
+    assert len(names) == 2
+    merged = masked.paint(request(prompt="a red pig", steps=1, policy=",".join(reversed(names))))
+    assert merged.policy == ",".join(sorted(names))
+    assert np.array_equal(merged.pictures, masked.paint(request(prompt="a red pig", steps=1)).pictures)
 
 
 def test_a_size_of_its_own(painter: Painter) -> None:
@@ -170,6 +180,21 @@ def test_xl_has_a_second_text_encoder_and_its_pictures_are_the_library_s(sdxl: M
         golden = make_golden(sdxl.bundle, steps=2)
         assert levels(painter.paint(golden.tensors).pictures, golden.picture) <= LEVELS
         assert levels(painter.paint({**golden.tensors, **request(policy="off")}).pictures, golden.picture) > LEVELS
+
+
+def test_xl_is_triggered_by_the_states_of_both_its_encoders(sdxl: Model, tmp_path: Path) -> None:
+    states = open_checkpoint(str(sdxl.folder)).encode(["a red pig", "a dog", "a cat"])["encoder_hidden_states"].numpy()
+    bundle, repository = with_cluster(sdxl.bundle, tmp_path, "pig", states), tmp_path / "repository"
+    models = ship(bundle, repository).models
+    with ExitStack() as stack:
+        runners = {name: stack.enter_context(open_engine(repository / name / "1")) for name in models if name != "pipeline"}
+        painter = Painter.open(repository / "pipeline" / "1", in_process(runners, []))
+        both = {"prompt": np.array([b"a red pig", b"a dog"], object), "seed": np.array([3, 8]), "steps": np.array([2], np.int32)}
+        found, free, cluster = (painter.paint({**both, **request(policy=name)}) for name in ("triggered", "off", "cluster:pig"))
+    assert found.score_B[0] > 0.999 > found.score_B[1]
+    assert np.array_equal(found.pictures[1], free.pictures[1])
+    assert np.array_equal(found.pictures[0], cluster.pictures[0])
+    assert not np.array_equal(found.pictures[0], free.pictures[0])
 
 
 def test_a_changed_pipeline_is_not_opened(shippable: Path, tmp_path: Path) -> None:
