@@ -104,7 +104,7 @@ def _applied(policy: Policy, pipeline: Pipeline, prompt: str, settings: Sampling
     """The factors [N] that a policy gives the prompt, as a server would, and a line that says what they silence."""
     mask_BN, score_B = apply(policy, condition(pipeline, [prompt], settings)["encoder_hidden_states"][-1:])
     assert mask_BN is not None  # a masked engine's policies
-    progress.note(f"policy {policy.name}: score {score_B[0]:.3f}, {int((mask_BN < 1).sum())} neurons silenced")
+    progress.note(f"policy {policy.name}: score {score_B[0]:.3f}, neurons silenced: {int((mask_BN < 1).sum())}")
     mask_N: np.ndarray = mask_BN[0]
     return mask_N
 

@@ -78,7 +78,7 @@ def test_a_prompt_that_does_not_trigger_is_drawn_by_the_model_as_it_was_and_a_li
         (path,) = draw(tiny_bundle, Request("a dog", **options), tmp_path / "p.png", notes)  # type: ignore[arg-type]
         pictures.append(path.read_bytes())
     assert pictures[0] == pictures[1]
-    assert re.fullmatch(r"policy triggered: score -?0\.\d{3}, 0 neurons silenced", notes.notes[0])
+    assert re.fullmatch(r"policy triggered: score -?0\.\d{3}, neurons silenced: 0", notes.notes[0])
 
 
 @pytest.mark.parametrize(
