@@ -32,6 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from nemo_edge.exits import check_terminated
 from nemo_edge.progress import Advance, Progress
 
 _PICTURES = "report/pictures/"
@@ -67,7 +68,12 @@ class Bars(Progress):
         with Bar(*columns, console=self._console, disable=not self._console.is_terminal) as bar:
             task = bar.add_task(description, total=total, phase="")
             self._phase = lambda name: bar.update(task, phase=escape(name if len(name) <= _PHASE else name[: _PHASE - 1] + "…"))
-            yield lambda done: bar.advance(task, done)
+
+            def advance(done: int) -> None:
+                bar.advance(task, done)
+                check_terminated()
+
+            yield advance
         self._phase = lambda name: None
         seconds = time.monotonic() - started
         if not self._console.is_terminal and seconds > _WORTH_A_LINE_S:

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-__all__ = ["INTERRUPTED", "exit_code", "stop_on_sigterm"]
+__all__ = ["INTERRUPTED", "check_terminated", "exit_code", "stop_on_sigterm"]
 
 import errno
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import typer
@@ -17,6 +18,7 @@ import typer
 INTERRUPTED = 130
 
 _TERMINATED = 143
+_asked = threading.Event()
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR)
 
 
@@ -45,7 +47,14 @@ def exit_code(error: BaseException) -> int:
 
 def stop_on_sigterm() -> None:
     """Turn SIGTERM into an exception, so that contexts are left and temporary files removed."""
+    _asked.clear()
     signal.signal(signal.SIGTERM, _terminated)
+
+
+def check_terminated() -> None:
+    """Raise that exception once more where a library has swallowed it: one that is raised in a destructor, say, goes no further."""
+    if _asked.is_set():
+        raise _Terminated
 
 
 def _say(message: str, code: int) -> int:
@@ -58,5 +67,6 @@ class _Terminated(BaseException):
 
 
 def _terminated(_signal: int, _frame: object) -> None:
+    _asked.set()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would stop the removal of temporary files
     raise _Terminated

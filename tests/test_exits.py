@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 
 import pytest
 import typer
 
 from nemo_edge.errors import BundleError, ExportError, InputError, MissingDependency
-from nemo_edge.exits import INTERRUPTED, exit_code, stop_on_sigterm
+from nemo_edge.exits import INTERRUPTED, check_terminated, exit_code, stop_on_sigterm
 
 
 @pytest.mark.parametrize(
@@ -68,3 +69,26 @@ def test_a_second_sigterm_does_not_stop_the_cleaning_up() -> None:
     finally:
         signal.signal(signal.SIGTERM, former)
     assert (exit_code(stopped.value), cleaned) == (143, [True])
+
+
+def test_a_sigterm_that_a_library_swallows_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    swallowed = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: swallowed.append(told.exc_value))
+
+    class Library:
+        def __del__(self) -> None:  # Python tells of what is raised here, and goes on
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    former = signal.getsignal(signal.SIGTERM)
+    stop_on_sigterm()
+    try:
+        check_terminated()
+        Library()
+        assert len(swallowed) == 1
+        with pytest.raises(type(swallowed[0])) as stopped:
+            check_terminated()
+        assert exit_code(stopped.value) == 143
+    finally:
+        stop_on_sigterm()  # forgets it
+        signal.signal(signal.SIGTERM, former)
+    check_terminated()
