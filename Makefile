@@ -8,6 +8,9 @@ TRITON = .venv-triton
 MLSERVER = .venv-mlserver
 PACKAGES = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 PIP_FLAGS ?=
+# The tests of a file run in one process, of so many at once.
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 .PHONY: demo test lint fast optimum triton mlserver serve-demo gpu-smoke clean
 
@@ -15,7 +18,7 @@ demo: $(STAMP)
 	$(BIN)/nemo-edge build engines/demo.toml
 
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -24,7 +27,7 @@ lint: $(STAMP)
 	$(BIN)/python benchmarks/readme.py --check
 
 fast: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 optimum: $(OPTIMUM)/.installed
 	$(BIN)/python -m pytest -m optimum

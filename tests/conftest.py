@@ -10,6 +10,8 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # two processes of two threads each are far slower than two of one
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
