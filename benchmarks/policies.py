@@ -4,14 +4,14 @@
 
 Writes `benchmarks/results/policies.json`. The paraphrases are the variants of the captions that the demo has memorized too, found as in
 `paraphrases.py`; the general captions are others than those that the trigger is calibrated with. The trigger is calibrated twice: as a
-build does that tried no variants, and as one does that did (`localization.paraphrases`). Beside the embedding that is used stand two
-others, by the same cosine.
+build does that tried no variants, and as one does that did (`localization.paraphrases`). Of each paraphrase the memorization score is taken
+once more with the neurons silenced that a policy silences for it. Beside the embedding that is used stand two others, by the same cosine.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,12 @@ from nemo_edge.environment import machine
 from nemo_edge.groups import Group, Groups, clusters_of
 from nemo_edge.localization import Localizer
 from nemo_edge.neurons import NeuronSet
-from nemo_edge.policies import TRIGGERED, Policies, apply
+from nemo_edge.policies import ALWAYS, TRIGGERED, Policies, apply
 from nemo_edge.prompts import read_prompts
-from nemo_edge.recipe import LocalizationSettings
+from nemo_edge.refinement import firm_score
 from nemo_edge.roc import roc
+from nemo_edge.settings import LocalizationSettings
+from nemo_edge.trials import Trial
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "policies.json"
@@ -66,8 +68,8 @@ def main() -> None:
         "paraphrases": sum(len(group.variants) for group in groups),
         "embeddings": compare(checkpoint, [p.text for p in memorized], groups, general, others),
         "triggers": {
-            "without variants": judge(checkpoint, policies["without variants"], groups, [r.refined for r in own], others),
-            "with variants": judge(checkpoint, policies["with variants"], groups, [g.neurons for g in groups], others),
+            "without variants": judge(localizer, policies["without variants"], groups, [r.refined for r in own], others),
+            "with variants": judge(localizer, policies["with variants"], groups, [g.neurons for g in groups], others),
         },
     }
     RESULT.write_text(json.dumps(found, indent=1) + "\n")
@@ -75,23 +77,29 @@ def main() -> None:
 
 
 def judge(
-    checkpoint: Checkpoint, policies: Policies, groups: Sequence[Group], found: Sequence[NeuronSet], others: Sequence[str]
+    localizer: Localizer, policies: Policies, groups: Sequence[Group], found: Sequence[NeuronSet], others: Sequence[str]
 ) -> dict[str, Any]:
     """What the trigger does with the memorized paraphrases and with general captions, by the factors that it gives.
 
     A paraphrase is missed unless all neurons are silenced that were `found` for its group.
     """
-    policy = policies.choose(TRIGGERED)
+    policy, checkpoint = policies.choose(TRIGGERED), localizer.checkpoint
     assert policies.trigger is not None
     variants = [(variant.text, needed) for group, needed in zip(groups, found, strict=True) for variant in group.memorized]
     near_VN, near_V = apply(policy, states(checkpoint, [text for text, _ in variants]))
     far_GN, far_G = apply(policy, states(checkpoint, others))
+    always_N = policies.choose(ALWAYS).mask_N
     assert near_VN is not None
     assert far_GN is not None
+    assert always_N is not None
+    texts = [text for text, _ in variants]
+    left = {ALWAYS: scores_left(localizer, texts, [always_N] * len(texts)), TRIGGERED: scores_left(localizer, texts, near_VN)}
     return {
         "threshold": policies.trigger.threshold,
         "memorized_paraphrases": len(variants),
         "missed": [text for (text, needed), row_N in zip(variants, near_VN, strict=True) if (row_N > needed.mask()).any()],
+        "leaking": {name: [t for t, s in zip(texts, scores, strict=True) if s > localizer.threshold] for name, scores in left.items()},
+        "highest_score_left": {name: max(scores) for name, scores in left.items()},
         "general": len(others),
         "silenced_general": int((far_GN < 1).any(axis=1).sum()),
         "auroc": roc("trigger", near_V, far_G, 0).auroc,
@@ -99,6 +107,24 @@ def judge(
         "highest_general": float(far_G.max()),
         "calibrated": None if policies.trigger.rates is None else policies.trigger.rates.model_dump(mode="json"),
     }
+
+
+def scores_left(localizer: Localizer, texts: Sequence[str], masks: Iterable[np.ndarray]) -> list[float]:
+    """The memorization score of each text with the neurons silenced that its mask [N] has zeros for."""
+    found = []
+    for text, mask_N in zip(texts, masks, strict=True):
+        examined = localizer.examine(text, 0)
+        localizer.trials.keep(examined.subject, localizer.above(examined.scores_S))
+        neurons = silenced(localizer, mask_N)
+        (scores,) = localizer.trials.scores([Trial(examined.subject, neurons)])
+        found.append(firm_score(examined, neurons, scores, localizer.threshold))
+    return found
+
+
+def silenced(localizer: Localizer, mask_N: np.ndarray) -> NeuronSet:
+    layers = localizer.trials.layers
+    parts = np.split(mask_N, np.cumsum([layer.width for layer in layers])[:-1])
+    return NeuronSet.from_lists(layers, [np.flatnonzero(part < 1).tolist() for part in parts])
 
 
 def compare(

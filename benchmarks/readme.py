@@ -313,21 +313,24 @@ def serving_table(found: Result) -> list[str]:
 def policies_table(found: Result) -> list[str]:
     def row(name: str, trigger: Result) -> str:
         missed, memorized = len(trigger["missed"]), trigger["memorized_paraphrases"]
-        held = f"{memorized - missed} of {memorized}"
-        return f"| {name} | {held} | {trigger['silenced_general']} of {trigger['general']:,} | {trigger['threshold']:.2f} |"
+        held, leaking = f"{memorized - missed} of {memorized}", trigger["leaking"]
+        back = f"{len(leaking['triggered'])}, with `always` {len(leaking['always'])}"
+        return f"| {name} | {held} | {back} | {trigger['silenced_general']} of {trigger['general']:,} | {trigger['threshold']:.2f} |"
 
     embeddings = found["embeddings"]
     others = ", ".join(f"{value:.3f} of the {name}" for name, value in embeddings.items() if not name.startswith("mean over all"))
     return [
-        "| the trigger knows | memorized paraphrases whose neurons are silenced | general captions that trigger | threshold |",
-        "|---|---|---|---|",
+        "| the trigger knows | memorized paraphrases whose neurons are silenced | … that still bring a memory back | "
+        "general captions that trigger | threshold |",
+        "|---|---|---|---|---|",
         row("the memorized captions", found["triggers"]["without variants"]),
         row("their memorized variants too", found["triggers"]["with variants"]),
         "",
         f"The demo's {found['captions']} captions, those of their {found['paraphrases']} variants that are memorized too (the second line "
         f"knows these very ones), and general captions that it was not calibrated with. Missed by the first line: "
-        f"{', '.join(found['triggers']['without variants']['missed']) or 'none'}. Paraphrases against general captions, by the cosine "
-        f"to the captions: AUROC {embeddings['mean over all tokens']:.3f}; {others}. Measured on {machine(found)} "
+        f"{', '.join(found['triggers']['without variants']['missed']) or 'none'}. A memory is back where the memorization score that is "
+        "left is above τ. Paraphrases against general captions, by the cosine to the captions: "
+        f"AUROC {embeddings['mean over all tokens']:.3f}; {others}. Measured on {machine(found)} "
         "(`benchmarks/results/policies.json`).",
     ]
 
