@@ -27,7 +27,7 @@ from nemo_edge.detectors import rocs_of
 from nemo_edge.environment import machine
 from nemo_edge.prompts import Prompt, read_prompts
 from nemo_edge.random_weights import write_random
-from nemo_edge.recipe import LocalizationSettings
+from nemo_edge.settings import LocalizationSettings
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "detection.json"

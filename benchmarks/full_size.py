@@ -53,7 +53,7 @@ from nemo_edge import parts
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.production import PartJob
 from nemo_edge.progress import Progress
-from nemo_edge.recipe import CheckpointSettings, ExportSettings
+from nemo_edge.settings import CheckpointSettings, ExportSettings
 source, out = CheckpointSettings(path=sys.argv[1]), Path(sys.argv[2])
 neurons = NeuronSet.empty(parts.layers_of(source, "paper", Progress()))
 answers = out / "answers"

@@ -22,8 +22,9 @@ from nemo_edge.bench import bench
 from nemo_edge.console import Bars
 from nemo_edge.environment import machine
 from nemo_edge.latency import Latency
-from nemo_edge.recipe import EngineSettings, LatencySettings, SamplingSettings
+from nemo_edge.settings import LatencySettings, SamplingSettings
 from nemo_edge.stand import Runnable
+from nemo_edge.targets import EngineSettings
 
 RESULT = Path(__file__).parent / "results" / "latency.json"
 OPSETS = (18, 23)

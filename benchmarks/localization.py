@@ -30,7 +30,7 @@ from nemo_edge.localization import Localization, Localizer
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.prompts import read_prompts
 from nemo_edge.random_weights import write_random
-from nemo_edge.recipe import LocalizationSettings
+from nemo_edge.settings import LocalizationSettings
 from nemo_edge.trials import Trial, Trials
 
 ROOT = Path(__file__).parents[1]

@@ -27,7 +27,7 @@ from nemo_edge.memorization import NoiseProbe
 from nemo_edge.multiscale import ms_ssim
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.prompts import read_prompts
-from nemo_edge.recipe import LocalizationSettings
+from nemo_edge.settings import LocalizationSettings
 from nemo_edge.surgery import silenced
 
 ROOT = Path(__file__).parents[1]

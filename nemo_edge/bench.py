@@ -25,7 +25,8 @@ from nemo_edge.files import checkpoint_folder
 from nemo_edge.footprint import memory_available
 from nemo_edge.latency import Case, Latency, Ratio, Timing, Visit, ratio_of, timing_of
 from nemo_edge.progress import Progress
-from nemo_edge.recipe import LatencySettings, Recipe, SamplingSettings, Target
+from nemo_edge.recipe import Recipe
+from nemo_edge.settings import LatencySettings, SamplingSettings, Target
 from nemo_edge.stand import Runnable, Setup, Stand
 
 _SHARED: tuple[Target, ...] = ("text_encoder", "vae_decoder")

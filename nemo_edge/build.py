@@ -22,17 +22,15 @@ from pydantic import BaseModel, ConfigDict
 
 from nemo_edge import __version__
 from nemo_edge.apart import rest, run_apart
-from nemo_edge.architectures import ARCHITECTURES, configurations, source
+from nemo_edge.architectures import configurations
 from nemo_edge.bundle import GateResult, Manifest, check_output, copy_tree, open_bundle, publish, staging, verify
-from nemo_edge.configuration import Configuration
 from nemo_edge.errors import BundleError, InputError
-from nemo_edge.files import checkpoint_folder, explain, sha256_file, sha256_json, write_atomically
-from nemo_edge.footprint import Part, check_memory
+from nemo_edge.files import explain, sha256_file, sha256_json, write_atomically
 from nemo_edge.ingredients import Ingredients, bundle_key, ingredients, stage_keys, used_versions
 from nemo_edge.neurons import NeuronSet
+from nemo_edge.preflight import check_unmade, preflight
 from nemo_edge.production import OnnxFile, compile_stage, export_stage, is_large, neurons_stage, plan_stage
 from nemo_edge.progress import Progress
-from nemo_edge.random_weights import is_random
 from nemo_edge.recipe import Recipe
 from nemo_edge.targets import FLAVOUR_OF
 
@@ -71,11 +69,11 @@ def plan(recipe: Recipe) -> Plan:
     """Read the inputs, hash them, and say what would run. Raises `InputError` for what cannot be used."""
     check_output(recipe.output)
     if recipe.random_weights is not None and not weights_folder(recipe).is_dir():
-        _check_unmade(recipe, Progress())
+        check_unmade(recipe, Progress())
         return Plan(name=recipe.name, output=str(recipe.output), key="", up_to_date=False, stages={"random weights": ""}, done=())
     recipe = _with_weights(recipe, Progress())
     inputs = ingredients(recipe)
-    _preflight(recipe, inputs)
+    preflight(recipe, inputs)
     keys = stage_keys(recipe, inputs)
     key = bundle_key(recipe, keys)
     done = tuple(stage for stage, key in keys.items() if (_folder(recipe, stage, key) / "stage.json").is_file())
@@ -104,7 +102,7 @@ def build(recipe: Recipe, progress: Progress | None = None) -> BuildResult:
             keys = stage_keys(recipe, inputs)
             if _up_to_date(recipe, bundle_key(recipe, keys)):
                 return BuildResult(bundle=str(recipe.output), skipped=True, manifest=open_bundle(recipe.output))
-            _preflight(recipe, inputs)
+            preflight(recipe, inputs)
             manifest = _Build(recipe, inputs, keys, progress).run()
     except OSError as error:
         raise explain(error, Path(error.filename or recipe.output)) from error
@@ -125,82 +123,9 @@ def _with_weights(recipe: Recipe, progress: Progress) -> Recipe:
         return recipe
     wanted, folder = recipe.random_weights, weights_folder(recipe)
     if not folder.is_dir():
-        _check_unmade(recipe, progress)
+        check_unmade(recipe, progress)
     run_apart("make random weights", progress, "nemo_edge.random_weights.write_random", wanted.architecture, folder, "fp16", wanted.seed)
     return recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"path": str(folder)})})
-
-
-def _preflight(recipe: Recipe, inputs: Ingredients) -> None:
-    """Find out now, not after hours of work, what the last stages would stumble over."""
-    local = checkpoint_folder(recipe.checkpoint.path)
-    _check_tools(recipe, local)
-    _check_memory(recipe, local)
-    if recipe.random_weights is None:
-        _check_trained(local)
-        _check_evidence(recipe, inputs)
-
-
-def _check_unmade(recipe: Recipe, progress: Progress) -> None:
-    """Find out before gigabytes of random weights are written, which are not needed for that, what `_preflight` would."""
-    assert recipe.random_weights is not None
-    name = recipe.random_weights.architecture
-    _check_tools(recipe, source(name))
-    found = run_apart("count the weights", progress, "nemo_edge.random_weights.parts_of", name)
-    _check_memory(recipe, source(name), found)
-
-
-def _check_tools(recipe: Recipe, model: Path) -> None:
-    """What runs, compiles and times the engines of a model, of which configurations are read."""
-    from nemo_edge.readiness import check_compiles, check_runs
-
-    _check_sizes(recipe, model)
-    check_runs(recipe)
-    check_compiles(recipe, model)
-    if recipe.checkpoint.device != "cpu":
-        from nemo_edge.checkpoint import check_device
-
-        check_device(recipe.checkpoint.device)
-    for table, settings in (("localization", recipe.localization), ("latency", recipe.latency)):
-        if settings is not None and settings.compiled:
-            from nemo_edge.compilation import check_compiler
-
-            check_compiler(f"{table}.compiled")
-
-
-def _check_sizes(recipe: Recipe, model: Path) -> None:
-    """The sizes of the pictures that are drawn and timed, which the graph must take."""
-    from nemo_edge.sampling import check_size
-
-    config = Configuration.load(model, tokenizers=False)
-    free = [name for name in ("height", "width") if not getattr(recipe.export, name)]
-    for height, width in ((recipe.sampling.height, recipe.sampling.width), *(recipe.latency.sizes if recipe.latency else ())):
-        check_size(config, recipe.sampling.model_copy(update={"height": height, "width": width}), free)
-
-
-def _check_memory(recipe: Recipe, model: Path, found: Sequence[Part] | None = None) -> None:
-    compiled = any(getattr(recipe, table) is not None for table in FLAVOUR_OF)
-    check_memory(str(model), recipe.export.dtype, compiled=compiled, found=found)
-
-
-def _check_trained(checkpoint: Path) -> None:
-    """Raise `InputError` for random weights that are taken for a checkpoint's: their bundle would not say what they are."""
-    name = is_random(checkpoint)
-    if name is not None:
-        remedy = f"pass --random-weights {name if name in ARCHITECTURES else checkpoint}"
-        raise InputError(f"checkpoint {checkpoint} carries random weights ({name}), on which nothing is measured: {remedy}")
-
-
-def _check_evidence(recipe: Recipe, inputs: Ingredients) -> None:
-    """What the measurement will be made with: weights, training pictures, the copy detector."""
-    from nemo_edge.checkpoint import check_files
-    from nemo_edge.replication import load_picture, load_sscd
-
-    check_files(recipe.checkpoint.path, allow_pickle=recipe.checkpoint.allow_pickle)
-    for prompt in inputs.memorized:
-        if prompt.image:
-            load_picture(prompt.image, (8, 8))
-    if recipe.fidelity.sscd:
-        load_sscd(recipe.fidelity.sscd)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from nemo_edge.files import sha256_json, write_atomically
 from nemo_edge.memorization import NoiseProbe, Threshold, threshold_of
 from nemo_edge.multiscale import pairwise_scores
 from nemo_edge.neurons import ValueLayer
-from nemo_edge.recipe import LocalizationSettings
+from nemo_edge.settings import LocalizationSettings
 
 _BATCH = 64
 

@@ -1,6 +1,7 @@
 """Opens a diffusers checkpoint and hands out what the rest needs: components, conditioning, value layers.
 
-The only module that knows the attribute names of diffusers' modules. Takes Stable Diffusion 1.x, 2.x, XL and UNets distilled from them.
+With `forwards` the only module that knows the attribute names of diffusers' modules. Takes Stable Diffusion 1.x, 2.x, XL and UNets
+distilled from them.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ from nemo_edge.component import Component, Port
 from nemo_edge.configuration import Configuration, check_pipeline
 from nemo_edge.errors import InputError, MissingDependency, first_line
 from nemo_edge.files import PICKLE_FILES, WEIGHT_FILES, checkpoint_folder, checkpoint_hashes, sha256_json
+from nemo_edge.forwards import DecoderGraph, HiddenTextGraph, TextGraph, UNetGraph
 from nemo_edge.neurons import ValueLayer
-from nemo_edge.recipe import CheckpointSettings
+from nemo_edge.settings import CheckpointSettings
 
 Layers = Literal["paper", "all"]
 
@@ -99,11 +101,11 @@ class Checkpoint:
         high = int(encoder.config.vocab_size)
         ids = Port("input_ids", ("batch", int(tokenizer.model_max_length)), "ids", high)
         if self.config.family == "sd":
-            return Component(name, _TextGraph(encoder), (ids,), ("last_hidden_state", "pooler_output"), {})
+            return Component(name, TextGraph(encoder), (ids,), ("last_hidden_state", "pooler_output"), {})
         depth = int(encoder.config.num_hidden_layers)
         first = ("last_hidden_state", "pooler_output") if index == 0 else ("text_embeds", "last_hidden_state")
         outputs = (*first, *(f"hidden_states.{i}" for i in range(depth + 1)))
-        return Component(name, _HiddenTextGraph(encoder), (ids,), outputs, {})
+        return Component(name, HiddenTextGraph(encoder), (ids,), outputs, {})
 
     def unet_component(self) -> Component:
         """The UNet as a graph: `sample`, `timestep`, conditioning → `out_sample`."""
@@ -120,13 +122,13 @@ class Checkpoint:
                 Port("time_ids", ("batch", 6), "time", 1024),
             ]
         sizes, multiples = {"height": height, "width": width}, dict.fromkeys(("height", "width"), self.config.latent_multiple)
-        return Component("unet", _UNetGraph(self.unet), tuple(inputs), ("out_sample",), sizes, multiples)
+        return Component("unet", UNetGraph(self.unet), tuple(inputs), ("out_sample",), sizes, multiples)
 
     def vae_component(self) -> Component:
         """The VAE's decoder as a graph: `latent_sample` (already divided by the scaling factor) → `sample`."""
         _, height, width = self.config.latent_shape
         latents = Port("latent_sample", ("batch", int(self.config.vae["latent_channels"]), "height", "width"))
-        return Component("vae_decoder", _DecoderGraph(self.vae), (latents,), ("sample",), {"height": height, "width": width})
+        return Component("vae_decoder", DecoderGraph(self.vae), (latents,), ("sample",), {"height": height, "width": width})
 
 
 def conditioning(family: str, outputs: Sequence[dict[str, Any]], pixel_size: tuple[int, int]) -> dict[str, Any]:
@@ -386,53 +388,3 @@ def _quiet() -> Any:
 
 def _int(value: Any) -> int:
     return int(value[0] if isinstance(value, (tuple, list)) else value)
-
-
-class _TextGraph(nn.Module):
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.encoder(input_ids)
-        return out.last_hidden_state, out.pooler_output
-
-
-class _HiddenTextGraph(_TextGraph):
-    """In transformers' order: diffusers takes an encoder's first output for XL's `text_embeds` if it has two dimensions."""
-
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        out = self.encoder(input_ids, output_hidden_states=True)
-        if hasattr(out, "text_embeds"):
-            return (out.text_embeds, out.last_hidden_state, *out.hidden_states)
-        return (out.last_hidden_state, out.pooler_output, *out.hidden_states)
-
-
-class _UNetGraph(nn.Module):
-    def __init__(self, unet: nn.Module) -> None:
-        super().__init__()
-        self.unet: Any = unet
-
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *added: Tensor) -> tuple[Tensor]:
-        out: tuple[Tensor]
-        if not added:
-            out = self.unet(sample, timestep, encoder_hidden_states, return_dict=False)
-            return (out[0],)
-        # XL joins sines in float32 with embeddings of its own type, which PyTorch's exporter writes as it is and ONNX does not allow
-        handle = self.unet.add_time_proj.register_forward_hook(lambda _module, _args, sines: sines.to(sample.dtype))
-        try:
-            conditions = dict(zip(("text_embeds", "time_ids"), added, strict=True))
-            out = self.unet(sample, timestep, encoder_hidden_states, return_dict=False, added_cond_kwargs=conditions)
-        finally:
-            handle.remove()
-        return (out[0],)
-
-
-class _DecoderGraph(nn.Module):
-    def __init__(self, vae: nn.Module) -> None:
-        super().__init__()
-        self.vae: Any = vae
-
-    def forward(self, latent_sample: Tensor) -> tuple[Tensor]:
-        out: tuple[Tensor] = self.vae.decode(latent_sample, return_dict=False)
-        return (out[0],)

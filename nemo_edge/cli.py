@@ -196,7 +196,8 @@ def export(
     """Export a checkpoint to ONNX, checked against eager PyTorch."""
     from nemo_edge import console
     from nemo_edge.production import export_folder
-    from nemo_edge.recipe import CheckpointSettings, ExportSettings, from_options
+    from nemo_edge.recipe import from_options
+    from nemo_edge.settings import CheckpointSettings, ExportSettings
 
     settings = from_options(ExportSettings, {"variants": ["masked" if masked else "baked"]}, {"dtype": dtype, "opset": opset})
     source = CheckpointSettings(path=checkpoint, allow_pickle=allow_pickle)
@@ -247,7 +248,8 @@ def main() -> None:
 
 
 def _localization(all_layers: bool, **options: str | int) -> Any:
-    from nemo_edge.recipe import LocalizationSettings, from_options
+    from nemo_edge.recipe import from_options
+    from nemo_edge.settings import LocalizationSettings
 
     return from_options(LocalizationSettings, {"layers": "all" if all_layers else "paper"}, options, {"group_by": "group-by"})
 

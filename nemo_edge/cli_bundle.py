@@ -191,7 +191,8 @@ def inspect(
 def _latency_settings(bundle: Path, given: dict[str, Any]) -> Any:
     """The bundle's own settings with those given on the command line."""
     from nemo_edge.bundle import open_bundle
-    from nemo_edge.recipe import LatencySettings, from_options
+    from nemo_edge.recipe import from_options
+    from nemo_edge.settings import LatencySettings
 
     names = {"targets": "target", "batches": "batch", "sizes": "size", "compiled": "compile"}
     return from_options(LatencySettings, open_bundle(bundle).recipe.get("latency") or {}, given, names)

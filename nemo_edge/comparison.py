@@ -28,8 +28,9 @@ from nemo_edge.mitigation import Measurement
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import UNMITIGATED, eager_pipeline, has_unmitigated, open_pipeline, original_weights
 from nemo_edge.progress import Progress
-from nemo_edge.recipe import ENGINE_TOLERANCES, Recipe, SamplingSettings
+from nemo_edge.recipe import Recipe
 from nemo_edge.sampling import Pipeline, latent_shape
+from nemo_edge.settings import ENGINE_TOLERANCES, SamplingSettings
 from nemo_edge.surgery import silenced
 
 MITIGATED = "mitigated"

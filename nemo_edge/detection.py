@@ -27,7 +27,7 @@ from nemo_edge.footprint import memory_available, rows_at_once
 from nemo_edge.journal import append, read_lines
 from nemo_edge.memorization import NoiseProbe, scaled, seed_scores
 from nemo_edge.multiscale import pairwise_scores
-from nemo_edge.recipe import LocalizationSettings
+from nemo_edge.settings import LocalizationSettings
 
 _ENCODED = 64
 """Prompts whose text is encoded together."""

@@ -35,7 +35,7 @@ from nemo_edge.errors import ExportError, InputError, first_line
 from nemo_edge.files import explain
 from nemo_edge.graphs import open_graph
 from nemo_edge.neurons import ValueLayer
-from nemo_edge.recipe import ExportSettings
+from nemo_edge.settings import ExportSettings
 from nemo_edge.valueweights import VALUE_DATA, open_value_weights
 from nemo_edge.verification import Reference, answered, first_bad, random_feeds, verify
 

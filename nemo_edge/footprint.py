@@ -34,7 +34,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 
 from nemo_edge.errors import InputError, first_line
-from nemo_edge.recipe import LocalizationSettings
+from nemo_edge.settings import LocalizationSettings
 
 GB = 10**9
 BYTES = {"fp32": 4, "fp16": 2}

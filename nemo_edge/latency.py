@@ -30,7 +30,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge.environment import Gpu, Machine
-from nemo_edge.recipe import LatencySettings
+from nemo_edge.settings import LatencySettings
 
 Clock = Callable[[Callable[[], object]], tuple[float, float | None]]
 """Calls once; returns milliseconds of wall-clock time, and of the device's own where there is one."""

@@ -36,8 +36,8 @@ from nemo_edge.journal import append, read_lines
 from nemo_edge.memorization import NoiseProbe, seed_scores
 from nemo_edge.multiscale import ms_ssim, pairwise_scores
 from nemo_edge.neurons import NeuronSet
-from nemo_edge.recipe import LocalizationSettings
 from nemo_edge.searches import Ask, Lists, Outcome, Search, grouped, highest, published, schedule
+from nemo_edge.settings import LocalizationSettings
 from nemo_edge.surgery import silenced
 from nemo_edge.trials import Subject, Trial, Trials
 

@@ -20,7 +20,7 @@ from nemo_edge.backends import Runner
 from nemo_edge.component import VALUE_MASK
 from nemo_edge.configuration import Configuration
 from nemo_edge.errors import InputError
-from nemo_edge.recipe import LocalizationSettings
+from nemo_edge.settings import LocalizationSettings
 
 
 @dataclass(frozen=True)

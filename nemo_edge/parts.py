@@ -26,7 +26,7 @@ from nemo_edge.export import Disagreement, export_component
 from nemo_edge.neurons import ValueLayer
 from nemo_edge.production import Chosen, PartJob
 from nemo_edge.progress import Progress
-from nemo_edge.recipe import CheckpointSettings
+from nemo_edge.settings import CheckpointSettings
 from nemo_edge.surgery import bake_, gate, silenced, value_rows
 from nemo_edge.valueweights import SILENCED_ROWS, save_rows
 from nemo_edge.verification import (

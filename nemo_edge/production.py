@@ -42,8 +42,8 @@ from nemo_edge.graphs import open_graph
 from nemo_edge.neurons import NeuronSet, ValueLayer, read_neurons
 from nemo_edge.plans import PlanFile
 from nemo_edge.progress import Advance, Progress
-from nemo_edge.recipe import CheckpointSettings, EngineSettings, ExportSettings, RandomSettings
-from nemo_edge.targets import Flavour, PlanSettings, unfit_for_turing
+from nemo_edge.settings import CheckpointSettings, ExportSettings, RandomSettings
+from nemo_edge.targets import EngineSettings, Flavour, PlanSettings, unfit_for_turing
 
 Layers = Literal["paper", "all"]
 _LARGE_BYTES = 5 * 10**8

@@ -1,280 +1,42 @@
-"""The recipe of a build: every setting and every default, from TOML or code.
+"""The recipe of a build, from TOML or code: its tables together, and what does not go together.
 
-Knows names and ranges only; whether a file exists is found out by the stage that opens it.
+What a table may have is in `settings` and `targets`.
 """
 
 from __future__ import annotations
 
-__all__ = [
-    "CalibrationSettings",
-    "CheckpointSettings",
-    "EngineSettings",
-    "ExportSettings",
-    "FidelitySettings",
-    "GateSettings",
-    "LatencySettings",
-    "LocalizationSettings",
-    "PromptSettings",
-    "RandomSettings",
-    "Recipe",
-    "SamplingSettings",
-    "from_options",
-    "load_recipe",
-    "with_random_weights",
-]
+__all__ = ["Recipe", "from_options", "load_recipe", "with_random_weights"]
 
 import difflib
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from math import inf
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, model_validator
 
 from nemo_edge.component import UNET_FOLDERS
 from nemo_edge.errors import InputError
+from nemo_edge.settings import (
+    ENGINE_TOLERANCES,
+    CalibrationSettings,
+    CheckpointSettings,
+    ExportSettings,
+    FidelitySettings,
+    GateSettings,
+    LatencySettings,
+    LocalizationSettings,
+    PromptSettings,
+    RandomSettings,
+    SamplingSettings,
+    Settings,
+)
 from nemo_edge.targets import EngineSettings, TensorRtRtxSettings, TensorRtSettings, uncompiled
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Variant = Literal["baked", "masked"]
-Target = Literal["text_encoder", "unet", "vae_decoder", "pipeline"]
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
 
 _Kind = TypeVar("_Kind", bound=BaseModel)
 
 
-class CheckpointSettings(_Settings):
-    """Which model: a diffusers folder, a hub id, or a single `.safetensors` file."""
-
-    path: str
-    allow_pickle: bool = False
-    """Open pickle weights (.bin, .ckpt), which can run any code when loaded."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """What eager PyTorch runs on: calibration, the search for neurons, and what engines are held against."""
-
-
-class RandomSettings(_Settings):
-    """A model of an exact architecture with random weights, to find out how large and how fast its engines are.
-
-    It remembers nothing, so nothing is calibrated, localized or measured; its bundle can be timed, and never be shipped.
-    """
-
-    architecture: str
-    """One that comes with nemo-edge (sd15, sd21, sdxl, bk-sdm-small), or a folder of configurations (`./mine`)."""
-    seed: int = 0
-    neurons: Path | None = None
-    """What is silenced: neurons.json, or a result file of the official code; a few neurons at random where it is not given."""
-
-
-class PromptSettings(_Settings):
-    """Which prompts: those to examine for memories, and general ones that stand for everybody's use."""
-
-    memorized: Path
-    general: Path
-    limit: int | None = Field(default=None, ge=1)
-    """Use the first so many of the memorized prompts."""
-
-
-class CalibrationSettings(_Settings):
-    """Reference statistics of the value neurons and the threshold τ, both from the general prompts."""
-
-    statistics: Path | None = None
-    """A finished statistics file (our `.safetensors`, or the official `.pt`); nothing is computed then but τ."""
-    threshold: Share | None = None
-    """τ itself, where it is known; the paper's for Stable Diffusion 1.4 is 0.428."""
-    prompts: int = Field(default=300, ge=2)
-    """How many of the general prompts are used."""
-
-
-class LocalizationSettings(_Settings):
-    """The method's settings; the defaults are the official code's."""
-
-    mode: Literal["paper", "fast"] = "paper"
-    """`paper`: the official code's decisions; `fast`: group testing, a set of another choice with the same guarantee."""
-    layers: Literal["paper", "all"] = "paper"
-    """`paper`: down and mid blocks, as paper (§3) and code have it; `all`: the up blocks too, ours."""
-    seed: int = 1
-    """One seed for all latents: the code's (the paper's Alg. 1 seeds each latent with its number)."""
-    samples: int = Field(default=10, ge=2, le=64)
-    """Latents, 10 in paper (§3.1) and code."""
-    steps: int = Field(default=50, ge=2, le=1000)
-    """DDIM steps of the schedule, of which the second is used: the code's (the paper's δ is of the first)."""
-    initial_theta: float = Field(default=5.0, gt=0)
-    """θ at the start, in standard deviations: paper (Alg. 2) and code."""
-    theta_step: float = Field(default=0.25, gt=0)
-    """How much θ falls in a step: paper and code."""
-    min_theta: float = Field(default=1.0, ge=0)
-    """Where θ ends: paper and code; that it is itself never evaluated is the code's."""
-    initial_k: int = Field(default=0, ge=0)
-    """Neurons of highest activation taken from each layer at the start, one more in each step: paper and code."""
-    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """Of the UNet during the search; decisions that are too close for it are made again in fp32."""
-    channels_last: bool = False
-    """Of the UNet's tensors."""
-    compiled: bool = False
-    """Let torch.compile have the UNet's parts, which takes minutes."""
-    group_by: Literal["prompt", "cluster", "list"] = "prompt"
-    """What has one set of neurons, refined together: each prompt, each cluster of near-duplicate prompts, or the whole list."""
-    paraphrases: int = Field(default=0, ge=0, le=1000)
-    """Variants of each memorized prompt that must not bring its memory back."""
-    prompts: int = Field(default=8, ge=1)
-    """Prompts that are searched together and share forwards."""
-    rows: int | None = Field(default=None, ge=1)
-    """Rows of the UNet in one forward; not given: what the memory allows, 64 at most."""
-
-
-class ExportSettings(_Settings):
-    """The ONNX files."""
-
-    variants: tuple[Variant, ...] = Field(default=("baked", "masked"), min_length=1)
-    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
-    fp32: tuple[Literal["text_encoder", "text_encoder_2", "unet", "vae_decoder"], ...] = ()
-    """Components that stay in float32 whatever the `dtype`. The decoder of Stable Diffusion XL does in any case where its
-    checkpoint says so (`force_upcast`), and so does one whose outputs are not finite in `dtype`."""
-    opset: int = Field(default=23, ge=18, le=24)
-    height: int | None = Field(default=None, ge=8, multiple_of=8)
-    """Pin the height of the pictures (pixels); any height where it is not given. The same for width and batch."""
-    width: int | None = Field(default=None, ge=8, multiple_of=8)
-    batch: int | None = Field(default=None, ge=1)
-
-    @field_validator("variants")
-    @classmethod
-    def _check_variants(cls, variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
-        if len(set(variants)) < len(variants):
-            raise ValueError("a variant is named twice")
-        return variants
-
-    def pinned(self, sizes: Iterable[str], factor: int) -> dict[str, int]:
-        """The dimensions that are fixed: those of `sizes` that are, in latents of `factor` pixels, and the batch."""
-        wanted = {"height": self.height, "width": self.width}
-        fixed = {name: pixels // factor for name, pixels in wanted.items() if pixels and name in sizes}
-        return {**fixed, **({"batch": self.batch} if self.batch else {})}
-
-
-class SamplingSettings(_Settings):
-    """How pictures are made."""
-
-    scheduler: Literal["ddim", "euler", "dpmsolver++"] = "ddim"
-    steps: int = Field(default=50, ge=1, le=1000)
-    guidance: float = Field(default=7.0, ge=0)
-    negative_prompt: str = ""
-    height: int | None = Field(default=None, ge=8, multiple_of=8)
-    width: int | None = Field(default=None, ge=8, multiple_of=8)
-
-
-class FidelitySettings(_Settings):
-    """How the finished engines are examined."""
-
-    seeds: int = Field(default=10, ge=1)
-    """Pictures of each memorized prompt, with and without its memory, from the seeds 0 up to this number."""
-    general_prompts: int = Field(default=16, ge=1)
-    """Held-out general prompts whose pictures are compared."""
-    general_seeds: int = Field(default=2, ge=1)
-    """Pictures of each general prompt; their diversity needs two."""
-    agreement_seeds: int = Field(default=1, ge=0)
-    """Pictures of each memorized prompt that eager makes too, with the same neurons silenced, to compare the engines' with."""
-    curve: tuple[Annotated[float, Field(gt=0)], ...] = (0.5, 1, 4, 16)
-    """Sizes of the neuron sets whose effect on general prompts is drawn, relative to the set found: up to 1 a part of it,
-    above it random neurons too."""
-    sscd: Path | None = None
-    """SSCD's TorchScript file, to be measured beside the ℓ2 distance."""
-
-
-def _size(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    height, _, width = value.lower().partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise ValueError("a size is HEIGHTxWIDTH in pixels, like 512x512")
-    return int(height), int(width)
-
-
-class LatencySettings(_Settings):
-    """How times are taken. Eager PyTorch and every engine take turns, each in a process of its own."""
-
-    targets: tuple[Target, ...] = Field(default=("text_encoder", "unet", "vae_decoder", "pipeline"), min_length=1)
-    batches: tuple[int, ...] = Field(default=(1,), min_length=1)
-    """Pictures at once."""
-    sizes: tuple[Annotated[tuple[int, int], BeforeValidator(_size)], ...] = ()
-    """Heights and widths in pixels, "512x768" or [512, 768]; the sampling's where none is given."""
-    steps: int | None = Field(default=None, ge=1, le=1000)
-    """Denoising steps of the whole pipeline; the sampling's where it is not given."""
-    runs: int = Field(default=10, ge=1)
-    """Measured calls, at least; so many rounds in which the contenders take turns."""
-    seconds: float = Field(default=3.0, ge=0)
-    """Time measured for each contender, at least."""
-    warmup_s: float = Field(default=10.0, ge=0)
-    """Longest warm-up of a contender in one case."""
-    stability: float = Field(default=0.05, gt=0)
-    """The warm-up ends when the medians of two windows of three calls differ by no more than this share."""
-    variation: float = Field(default=0.1, gt=0)
-    """Coefficient of variation above which a timing is called noisy."""
-    threads: int | None = Field(default=None, ge=1)
-    """Threads of every contender; the engine's where it is not given."""
-    eager: bool = True
-    """Measure eager PyTorch beside the engines."""
-    compiled: bool = False
-    """Measure `torch.compile` too, which needs a C++ compiler."""
-
-    @field_validator("batches", "sizes", "targets")
-    @classmethod
-    def _check_distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        if len(set(values)) < len(values):
-            raise ValueError("a value is named twice")
-        if any(number < 1 for value in values if not isinstance(value, str) for number in (value if isinstance(value, tuple) else [value])):
-            raise ValueError("batches and sizes are whole numbers from 1 on")
-        if any(number % 8 for value in values if isinstance(value, tuple) for number in value):
-            raise ValueError("sizes are multiples of 8 pixels")
-        return values
-
-
-def _limit(value: object) -> object:
-    if value is False or value is None or (isinstance(value, int | float) and value is not True and 0 <= value < inf):
-        return value
-    raise ValueError("a gate is a number from 0 on, or false, which turns it off; leave the key out for its default")
-
-
-ENGINE_TOLERANCES = {"fp32": 1e-4, "fp16": 0.05, "bf16": 0.2}
-
-Limit = Annotated[float | Literal[False], BeforeValidator(_limit)]
-
-
-class GateSettings(_Settings):
-    """What the bundle must hold to be shipped; a gate set to `false` in TOML is not applied."""
-
-    memorization_score: Limit | None = None
-    """Highest score left on a memorized prompt; τ where it is not given."""
-    schedule_floor: Annotated[int | Literal[False], BeforeValidator(_limit)] = 0
-    """How many prompts may end at the schedule's floor, with a score above τ."""
-    paraphrases: Limit = 0.1
-    """Highest share of the variants that are memorized too which still bring a memory back, where variants were made."""
-    replication: Limit = 0.1
-    """Highest share of the prompts with a training picture of which any seed still returns it."""
-    general_drift: Limit = 0.1
-    """Largest mean drift of general pictures, 1 - SSIM, against the unmitigated model."""
-    latent_drift: Limit = False
-    """Largest mean drift of the general pictures' latents, relative ℓ2 distance."""
-    diversity_loss: Limit = 0.1
-    """Largest share of the diversity of general pictures that may be lost."""
-    engine_error: Limit | None = None
-    """Largest error of engine against eager along the trajectory, relative to the largest value of the tensor; where it is
-    not given, 1e-4 for fp32, 0.05 for fp16, 0.2 for bf16."""
-    mitigation_agreement: Limit | None = None
-    """Largest difference of a prompt's score or copy distance between engine and eager; as for `engine_error`, 1e-3, 0.05, 0.1."""
-    mask_of_ones: Limit | None = None
-    """Largest error of the masked engine with a mask of ones against the unmitigated engine; 0 for fp32, else `engine_error`'s."""
-    slow_down: Limit = 1.05
-    """Highest time of an engine's UNet over that of the unmitigated engine: the lower end of the interval, which noise does not raise."""
-    eager_ratio: Limit = False
-    """Highest time of an engine's UNet over that of eager PyTorch, the lower end of the interval."""
-
-
-class Recipe(_Settings):
+class Recipe(Settings):
     """Everything a build needs to know."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)

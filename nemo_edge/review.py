@@ -20,9 +20,10 @@ from nemo_edge.files import append, checkpoint_hashes, sha256_json, write_atomic
 from nemo_edge.gates import judge
 from nemo_edge.latency import FEWEST_ROUNDS, Latency
 from nemo_edge.progress import Progress
-from nemo_edge.recipe import GateSettings, LatencySettings, Recipe
+from nemo_edge.recipe import Recipe
 from nemo_edge.report import Evidence, summary_markdown, write_report
 from nemo_edge.report.junit import junit_xml
+from nemo_edge.settings import GateSettings, LatencySettings
 
 
 class Verdict(BaseModel):

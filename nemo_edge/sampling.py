@@ -21,7 +21,7 @@ from nemo_edge.component import VALUE_MASK
 from nemo_edge.configuration import Configuration
 from nemo_edge.errors import InputError
 from nemo_edge.progress import Advance
-from nemo_edge.recipe import SamplingSettings
+from nemo_edge.settings import SamplingSettings
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from nemo_edge.memorization import Threshold
 from nemo_edge.neurons import OfficialRow, write_official_csv
 from nemo_edge.progress import Progress
 from nemo_edge.prompts import Prompt
-from nemo_edge.recipe import LocalizationSettings, Recipe
+from nemo_edge.recipe import Recipe
 from nemo_edge.roc import Roc
+from nemo_edge.settings import LocalizationSettings
 
 
 def calibrate_stage(checkpoint: Checkpoint, recipe: Recipe, general: Sequence[Prompt], folder: Path, progress: Progress) -> Calibration:

@@ -22,8 +22,10 @@ from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import open_pipeline
 from nemo_edge.policies import Policy, apply, read_policies
 from nemo_edge.progress import Progress
-from nemo_edge.recipe import EngineSettings, Recipe, SamplingSettings, from_options
+from nemo_edge.recipe import Recipe, from_options
 from nemo_edge.sampling import Pipeline, condition, generate
+from nemo_edge.settings import SamplingSettings
+from nemo_edge.targets import EngineSettings
 
 _BATCH = 8
 

@@ -18,7 +18,7 @@ import pytest
 from nemo_edge.apart import run, run_apart
 from nemo_edge.errors import BundleError, InputError
 from nemo_edge.progress import Advance, Progress
-from nemo_edge.recipe import ExportSettings
+from nemo_edge.settings import ExportSettings
 
 HERE = "test_apart"
 

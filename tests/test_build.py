@@ -2,57 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
-import huggingface_hub
 import numpy as np
 import pytest
 from PIL import Image
-from test_random_weights import small
+from rebuilding import rebuilt
 
-from nemo_edge import datasheet, footprint
 from nemo_edge.backends.onnxruntime import open_runner
-from nemo_edge.build import BuildResult, build, lock, plan, weights_folder
+from nemo_edge.build import build, lock, plan
 from nemo_edge.bundle import MANIFEST, Manifest, open_bundle, verify
-from nemo_edge.comparison import Question, compare
-from nemo_edge.engines import Contents, inspect
-from nemo_edge.engines import verify as verify_engine
-from nemo_edge.environment import gpus
-from nemo_edge.errors import BundleError, InputError, MissingDependency
+from nemo_edge.errors import InputError
 from nemo_edge.files import sha256_file
 from nemo_edge.groups import groups_in
-from nemo_edge.latency import Latency
 from nemo_edge.neurons import NeuronSet
-from nemo_edge.progress import Advance, Progress
-from nemo_edge.random_weights import MARKER, RandomWeights
-from nemo_edge.recipe import ExportSettings, FidelitySettings, GateSettings, LatencySettings, Recipe, load_recipe, with_random_weights
-from nemo_edge.review import judge_again, report_again, time_again
-from nemo_edge.targets import ProfileSettings, TensorRtRtxSettings, TensorRtSettings
+from nemo_edge.recipe import Recipe, load_recipe
+from nemo_edge.review import judge_again
+from nemo_edge.settings import GateSettings
 
 STAGES = ["calibrate", "localize", "policies", "export", "measure"]
-
-
-class Record(Progress):
-    """Keeps which tasks ran and which stages were left out."""
-
-    def __init__(self) -> None:
-        self.tasks: list[str] = []
-        self.skipped: list[str] = []
-
-    @contextmanager
-    def task(self, description: str, total: int) -> Iterator[Advance]:
-        self.tasks.append(description)
-        yield lambda done: None
-
-    def note(self, message: str) -> None:
-        self.skipped.append(message.removesuffix(": nothing has changed"))
 
 
 @pytest.fixture
@@ -60,11 +31,6 @@ def recipe(tiny_recipe: Path, tiny_bundle: Path, tmp_path: Path) -> Recipe:
     """The tiny recipe, its output in the test's folder beside a copy of the stages' cache."""
     shutil.copytree(tiny_bundle.parent / ".out.build", tmp_path / ".out.build")
     return load_recipe(tiny_recipe).model_copy(update={"output": tmp_path / "out"})
-
-
-def rebuilt(recipe: Recipe) -> tuple[BuildResult, Record]:
-    record = Record()
-    return build(recipe, record), record
 
 
 def lasting(manifest: Manifest) -> dict[str, str]:
@@ -190,16 +156,6 @@ def test_a_dry_run_writes_nothing(tiny_recipe: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_says_which_sizes_the_graph_cannot_take(tiny_recipe: Path) -> None:
-    recipe = load_recipe(tiny_recipe)
-    odd = recipe.sampling.model_copy(update={"height": 34})
-    with pytest.raises(InputError, match="height 34 is not a multiple of"):
-        plan(recipe.model_copy(update={"sampling": odd}))
-    with pytest.raises(InputError, match="width 38 is not a multiple of"):
-        plan(recipe.model_copy(update={"latency": LatencySettings().model_copy(update={"sizes": ((32, 38),)})}))
-    plan(recipe.model_copy(update={"sampling": odd, "export": recipe.export.model_copy(update={"height": 34})}))
-
-
 def test_other_contents_of_a_statistics_file_are_another_calibration(tiny_recipe: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     statistics = shutil.copy(tiny_bundle / "calibration.safetensors", tmp_path / "s.safetensors")
     recipe = load_recipe(tiny_recipe)
@@ -222,297 +178,9 @@ def test_files_of_one_name_in_two_folders_are_two_files(tiny_recipe: Path, tmp_p
     assert plan(recipe).key != before
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda r, _: {"checkpoint": r.checkpoint.model_copy(update={"path": "/none"})}, "checkpoint /none does not exist"),
-        (lambda r, f: {"checkpoint": r.checkpoint.model_copy(update={"path": str(f)})}, "holds no files of a model"),
-        (lambda r, f: {"prompts": r.prompts.model_copy(update={"general": f / "none.txt"})}, r"none\.txt does not exist"),
-        (lambda r, f: {"fidelity": FidelitySettings(sscd=f / "sscd.pt")}, r"sscd\.pt, which the recipe names, does not exist"),
-        (lambda r, f: {"output": f / ".."}, "is not empty and not a bundle"),
-    ],
-)
-def test_a_dry_run_finds_what_cannot_be_used(
-    tiny_recipe: Path, tmp_path: Path, change: Callable[[Recipe, Path], dict[str, object]], reason: str
-) -> None:
-    folder = tmp_path / "empty"
-    folder.mkdir()
-    (tmp_path / "mine").write_text("")
-    recipe = load_recipe(tiny_recipe)
-    with pytest.raises(InputError, match=reason):
-        plan(recipe.model_copy(update=change(recipe, folder)))
-
-
-def test_two_general_prompts_are_too_few(tiny_recipe: Path, tmp_path: Path) -> None:
-    (tmp_path / "g.txt").write_text("a\nb\n")
-    recipe = load_recipe(tiny_recipe)
-    with pytest.raises(InputError, match="at least 3 are needed"):
-        plan(recipe.model_copy(update={"prompts": recipe.prompts.model_copy(update={"general": tmp_path / "g.txt"})}))
-
-
-def test_a_size_that_the_graph_cannot_take_is_found_before_the_work(recipe: Recipe) -> None:
-    changed = recipe.model_copy(
-        update={
-            "export": recipe.export.model_copy(update={"height": 24}),
-            "sampling": recipe.sampling.model_copy(update={"height": 24, "width": 34}),
-            "calibration": recipe.calibration.model_copy(update={"prompts": 3}),
-        }
-    )
-    record = Record()
-    with pytest.raises(InputError, match=r"width 34 is not a multiple of 4 pixels.*take 32 or 36"):
-        build(changed, record)
-    assert record.tasks == []
-
-
 def test_a_second_build_at_the_same_time_is_refused(recipe: Recipe) -> None:
     with lock(recipe.output), pytest.raises(InputError, match="another build"):
         build(recipe.model_copy(update={"name": "other"}))
-
-
-def test_a_picture_that_cannot_be_read_is_found_before_the_work(tiny_recipe: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "x"
-    shutil.copytree(tiny_recipe.parent, folder, ignore=shutil.ignore_patterns("out", ".*"))
-    (folder / "memorized.csv").write_text("Caption;image\na red pig;a.png\n")
-    (folder / "a.png").write_text("no picture")
-    for run in (plan, build):
-        with pytest.raises(InputError, match=r"a\.png"):
-            run(load_recipe(folder / "recipe.toml"))
-
-
-def test_the_memory_for_a_checkpoint_of_the_hub_is_judged_where_it_lies(
-    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cached = tmp_path / "models--owner--model"
-    shutil.copytree(tiny_recipe.parent / "model", cached / "snapshots" / ("0" * 40))
-    (cached / "refs").mkdir()
-    (cached / "refs" / "main").write_text("0" * 40)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    recipe = load_recipe(tiny_recipe)
-    checkpoint = recipe.checkpoint.model_copy(update={"path": "owner/model"})
-    recipe = recipe.model_copy(update={"output": tmp_path / "out", "checkpoint": checkpoint})
-    assert plan(recipe).done == ()
-    monkeypatch.setattr(footprint, "memory_available", lambda: 10**8)
-    with pytest.raises(InputError, match=r"exporting this model takes about .* GB of memory, and 0\.1 GB are free"):
-        plan(recipe)
-
-
-RTX = importlib.util.find_spec("tensorrt_rtx") is not None
-
-
-@pytest.fixture(scope="module")
-def random_recipe(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """A recipe for random weights of an architecture of one attention a block, compiled where TensorRT-RTX is installed."""
-    folder = tmp_path_factory.mktemp("random")
-    unet = {
-        "block_out_channels": [8, 8],
-        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-        "layers_per_block": 1,
-    }
-    name = small(folder / "mine", "sd15", **{"unet/config.json": unet})
-    settings = {"output": folder / "out", "export": ExportSettings(dtype="fp16", variants=("baked",))}
-    settings["tensorrt_rtx"] = TensorRtRtxSettings(targets=("sm86",)) if RTX else None
-    return with_random_weights(load_recipe(tiny_recipe).model_copy(update=settings), name)
-
-
-@pytest.fixture(scope="module")
-def random_bundle(random_recipe: Recipe) -> Path:
-    return Path(build(random_recipe).bundle)
-
-
-def test_random_weights_make_a_bundle_that_says_so(random_bundle: Path, random_recipe: Recipe) -> None:
-    assert verify(random_bundle).passed
-    manifest = open_bundle(random_bundle)
-    assert random_recipe.random_weights is not None
-    assert manifest.random_weights == random_recipe.random_weights.architecture
-    assert (manifest.passed, manifest.threshold, manifest.prompts) == (False, None, {})
-    assert [(gate.name, gate.passed) for gate in manifest.gates] == [("random_weights", False)]
-    assert "for measuring, not for shipping" in manifest.gates[0].detail
-    assert len(NeuronSet.load(random_bundle / "neurons.json")) == 16
-    top = {path.name for path in random_bundle.iterdir()}
-    assert not top & {"report", "measurement.json", "localization.jsonl", "calibration.safetensors", "latency.json", "README.md"}
-    assert top >= {"engines", "neurons.json", "silenced_rows.safetensors", "unet", "vae_decoder", "text_encoder", "tokenizer"}
-    assert [p.name for p in random_bundle.parent.iterdir() if p.name.startswith(".out.")] == [".out.build"]
-
-
-def test_inspection_and_verification_say_that_nothing_was_measured(
-    random_bundle: Path, random_recipe: Recipe, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert random_recipe.random_weights is not None
-    said = f"random weights ({random_recipe.random_weights.architecture}): nothing was measured"
-    datasheet.show(inspect(random_bundle))
-    shown = capsys.readouterr().out
-    assert said in shown
-    assert "τ" not in shown
-    datasheet.show_verified(verify_engine(random_bundle))
-    assert said in capsys.readouterr().out
-
-
-def test_a_second_build_of_random_weights_does_nothing(random_bundle: Path, random_recipe: Recipe) -> None:
-    result, record = rebuilt(random_recipe)
-    assert (result.skipped, result.passed, record.tasks) == (True, True, [])
-    assert plan(random_recipe).up_to_date
-
-
-def test_other_random_weights_are_another_bundle(random_bundle: Path, random_recipe: Recipe, tmp_path: Path) -> None:
-    own = NeuronSet.load(random_bundle / "neurons.json")
-    own.others(3, seed=5).save(tmp_path / "neurons.json")
-    drawn = random_recipe.random_weights
-    assert drawn is not None
-    chosen = with_random_weights(random_recipe, None, tmp_path / "neurons.json")
-    assert (plan(chosen).up_to_date, plan(chosen).done) == (False, ())
-    seeded = random_recipe.model_copy(update={"random_weights": drawn.model_copy(update={"seed": 1})})
-    assert (plan(seeded).up_to_date, list(plan(seeded).stages)) == (False, ["random weights"])
-    config = Path(drawn.architecture) / "scheduler/scheduler_config.json"
-    before = config.read_text()
-    try:
-        config.write_text(before.replace("{", '{"note": "another architecture", ', 1))
-        assert list(plan(random_recipe).stages) == ["random weights"]
-    finally:
-        config.write_text(before)
-    assert plan(random_recipe).up_to_date
-    profile = TensorRtRtxSettings(targets=("sm86",), profiles=(ProfileSettings(height=(64, 128, 128)),))
-    assert plan(random_recipe.model_copy(update={"tensorrt_rtx": profile})).done == ("localize", "export")
-
-
-def test_too_little_memory_leaves_the_former_bundle(random_bundle: Path, random_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(footprint, "memory_available", lambda: 10**8)
-    before = (random_bundle / MANIFEST).read_bytes()
-    record = Record()
-    changed = random_recipe.model_copy(update={"export": random_recipe.export.model_copy(update={"opset": 18})})
-    with pytest.raises(InputError, match=r"takes about .* GB of memory, and 0\.1 GB are free: use a larger machine"):
-        build(changed, record)
-    assert record.tasks == []
-    assert (random_bundle / MANIFEST).read_bytes() == before
-    assert verify(random_bundle).passed
-
-
-def test_what_random_weights_would_be_too_large_for_is_found_before_they_are_made(
-    random_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fresh = random_recipe.model_copy(update={"output": tmp_path / "out", "tensorrt_rtx": None})
-    assert list(plan(fresh).stages) == ["random weights"]
-    monkeypatch.setattr(footprint, "memory_available", lambda: 2 * 10**9)
-    assert list(plan(fresh).stages) == ["random weights"]
-    record = Record()
-    for run in (plan, partial(build, progress=record)):
-        with pytest.raises(InputError, match=r"exporting this model takes about 1\d\.\d GB of memory, and 2\.0 GB are free"):
-            run(with_random_weights(fresh, "sdxl"))
-    assert record.tasks == []
-    assert not weights_folder(fresh).exists()
-    assert not weights_folder(with_random_weights(fresh, "sdxl")).exists()
-
-
-@pytest.mark.skipif(bool(gpus()), reason="there is an NVIDIA GPU")
-def test_a_compiler_that_is_not_here_is_found_before_random_weights_are_made(random_recipe: Recipe, tmp_path: Path) -> None:
-    fresh = random_recipe.model_copy(update={"output": tmp_path / "out", "tensorrt": TensorRtSettings()})
-    for run in (plan, build):
-        with pytest.raises(MissingDependency, match="TensorRT builds engines on the GPU they are for"):
-            run(fresh)
-    assert not weights_folder(fresh).exists()
-
-
-@pytest.mark.skipif(bool(gpus()), reason="there is an NVIDIA GPU")
-def test_a_device_that_is_not_here_is_found_before_random_weights_are_made(random_recipe: Recipe, tmp_path: Path) -> None:
-    source = random_recipe.checkpoint.model_copy(update={"device": "cuda"})
-    fresh = random_recipe.model_copy(update={"output": tmp_path / "out", "checkpoint": source})
-    for run in (plan, build):
-        with pytest.raises(MissingDependency, match="device 'cuda' was asked for"):
-            run(fresh)
-    assert not weights_folder(fresh).exists()
-
-
-def test_an_unknown_architecture_is_refused_before_anything_is_written(random_recipe: Recipe, tmp_path: Path) -> None:
-    recipe = with_random_weights(random_recipe.model_copy(update={"output": tmp_path / "x"}), "sd14")
-    for run in (plan, build):
-        with pytest.raises(InputError, match="sd14 is not known: give one of sd15, sd21, sdxl, bk-sdm-small, or a folder"):
-            run(recipe)
-
-
-@pytest.mark.parametrize(("name", "remedy"), [("sd15", "sd15"), ("mine", ".*/model")])
-def test_random_weights_are_no_checkpoint(tiny_recipe: Path, tmp_path: Path, name: str, remedy: str) -> None:
-    model = shutil.copytree(tiny_recipe.parent / "model", tmp_path / "model")
-    marker = RandomWeights(name=name, seed=0, dtype="fp16", architecture="0" * 64, versions={})
-    (model / MARKER).write_text(marker.model_dump_json())
-    recipe = load_recipe(tiny_recipe)
-    checkpoint = recipe.checkpoint.model_copy(update={"path": str(model)})
-    recipe = recipe.model_copy(update={"output": tmp_path / "out", "checkpoint": checkpoint})
-    for run in (plan, build):
-        with pytest.raises(InputError, match=rf"carries random weights \({name}\), .*: pass --random-weights {remedy}$"):
-            run(recipe)
-    assert not recipe.output.exists()
-
-
-def test_what_was_never_measured_is_not_judged(random_bundle: Path) -> None:
-    said = r"out carries random weights \(.*mine\): nothing was measured on it; build it from a checkpoint$"
-    for run in (
-        lambda: judge_again(random_bundle, GateSettings(), write=True),
-        lambda: report_again(random_bundle),
-        lambda: compare(str(random_bundle), str(random_bundle), Question(("a pig",))),
-    ):
-        with pytest.raises(BundleError, match=said):
-            run()
-
-
-@pytest.mark.skipif(not RTX, reason="TensorRT-RTX is not installed: pip install 'nemo-edge[rtx]'")
-def test_every_component_has_a_plan_with_a_sidecar(random_bundle: Path) -> None:
-    found = inspect(random_bundle)
-    assert isinstance(found, Contents)
-    plans = {engine.sidecar.component: engine for engine in found.engines if engine.sidecar}
-    assert plans.keys() == {"text_encoder", "unet", "vae_decoder"}
-    for engine in plans.values():
-        assert engine.sidecar is not None
-        assert (engine.sidecar.targets, engine.sidecar.dtype) == (("sm86",), "fp16")
-        assert engine.header is not None
-        assert engine.header.targets == ("sm86",)
-        assert verify_engine(Path(engine.path)).passed
-    assert verify_engine(random_bundle).passed
-
-
-@pytest.mark.skipif(not RTX, reason="TensorRT-RTX is not installed: pip install 'nemo-edge[rtx]'")
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        (
-            {"components": ("unet", "unet_masked")},
-            r"tensorrt_rtx.components: 'unet_masked' is not exported; there are text_encoder, unet",
-        ),
-        ({"profiles": (ProfileSettings(height=136),)}, r"profiles.height = \[136, 136, 136\]: 136 is not a multiple of 16 pixels"),
-    ],
-)
-def test_plans_that_cannot_be_are_refused_and_the_bundle_stays(
-    random_bundle: Path, random_recipe: Recipe, changes: dict[str, object], said: str
-) -> None:
-    before = (random_bundle / MANIFEST).read_bytes()
-    settings = TensorRtRtxSettings.model_validate({"targets": ("sm86",), **changes})
-    with pytest.raises(InputError, match=said):
-        build(random_recipe.model_copy(update={"tensorrt_rtx": settings}))
-    assert (random_bundle / MANIFEST).read_bytes() == before
-
-
-@pytest.mark.skipif(not RTX, reason="TensorRT-RTX is not installed: pip install 'nemo-edge[rtx]'")
-def test_bf16_is_compiled_without_a_gpu_and_timed_with_one(random_recipe: Recipe, tmp_path: Path) -> None:
-    export = ExportSettings(dtype="bf16", variants=("baked",))
-    recipe = random_recipe.model_copy(update={"output": tmp_path / "out", "export": export})
-    found = inspect(Path(build(recipe).bundle))
-    assert isinstance(found, Contents)
-    assert {engine.sidecar.component: engine.sidecar.dtype for engine in found.engines if engine.sidecar} == dict.fromkeys(
-        ("text_encoder", "unet", "vae_decoder"), "bf16"
-    )
-    with pytest.raises(InputError, match=r"cannot be timed so: export.dtype = 'bf16' cannot run with engine.provider = 'cpu'"):
-        time_again(recipe.output, LatencySettings())
-
-
-def test_random_weights_are_timed_without_a_report(random_bundle: Path, random_recipe: Recipe, tmp_path: Path) -> None:
-    bundle = shutil.copytree(random_bundle, tmp_path / "bundle")
-    timed = time_again(bundle, LatencySettings(targets=("unet",), runs=1, seconds=0, warmup_s=0, threads=1))
-    assert (timed.gates, timed.passed) == ((), True)
-    assert [t.contender for t in timed.latency.cases[0].timings] == ["eager", "baked"]
-    assert Latency.model_validate_json((bundle / "latency.json").read_bytes()) == timed.latency
-    assert verify(bundle).passed
-    assert not (bundle / "report").exists()
-    assert open_bundle(bundle).files.keys() - open_bundle(random_bundle).files.keys() == {"latency.json"}
-    assert plan(random_recipe.model_copy(update={"output": bundle})).stages.keys() == {"random weights"}
 
 
 def test_a_bundle_of_groups_silences_their_neurons_and_is_judged_by_its_variants(recipe: Recipe) -> None:

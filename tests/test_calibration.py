@@ -12,7 +12,7 @@ from nemo_edge.calibration import Calibration, activations, calibrate, load_stat
 from nemo_edge.checkpoint import Checkpoint, value_layers
 from nemo_edge.errors import InputError
 from nemo_edge.neurons import ValueLayer
-from nemo_edge.recipe import LocalizationSettings
+from nemo_edge.settings import LocalizationSettings
 
 SETTINGS = LocalizationSettings(samples=2)
 PROMPTS = [f"a {word}" for word in ("pig", "bus", "owl", "key", "bell")]

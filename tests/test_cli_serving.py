@@ -51,7 +51,10 @@ def test_masks_only_says_what_is_in_force(run: Run, shippable: Path, tmp_path: P
 
 
 def test_masks_only_needs_a_repository(run: Run, shippable: Path, tmp_path: Path) -> None:
-    assert_refused(run("ship", shippable, "--to", tmp_path / "repository", "--masks-only"), "has no pipeline that nemo-edge shipped: make it with `nemo-edge ship BUNDLE --to")
+    assert_refused(
+        run("ship", shippable, "--to", tmp_path / "repository", "--masks-only"),
+        "has no pipeline that nemo-edge shipped: make it with `nemo-edge ship BUNDLE --to",
+    )
 
 
 def test_masks_only_takes_no_option_of_engines(run: Run, shippable: Path, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from nemo_edge.divergence import Divergence
 from nemo_edge.environment import Machine
 from nemo_edge.fidelity import Agreement, StepError
 from nemo_edge.latency import Case, Contender, Latency, Visit, ratio_of, timing_of
-from nemo_edge.recipe import LatencySettings
 from nemo_edge.review import Timed, Verdict
+from nemo_edge.settings import LatencySettings
 
 GATES = (
     GateResult(name="good", limit=1, value=0.5, passed=True),

@@ -15,7 +15,7 @@ from nemo_edge.detection import Detection, Detector, read_detections
 from nemo_edge.errors import InputError
 from nemo_edge.memorization import NoiseProbe, seed_scores
 from nemo_edge.multiscale import pairwise_scores
-from nemo_edge.recipe import LocalizationSettings
+from nemo_edge.settings import LocalizationSettings
 
 SETTINGS = LocalizationSettings(samples=3)
 PROMPTS = ["a pig", "saxophone falafel jubilee", "", "a bus on a red background", "a pig"]

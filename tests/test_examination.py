@@ -20,8 +20,9 @@ from nemo_edge.mitigation import Measurement
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.progress import Advance, Progress
 from nemo_edge.prompts import Prompt
-from nemo_edge.recipe import FidelitySettings, Recipe, load_recipe
+from nemo_edge.recipe import Recipe, load_recipe
 from nemo_edge.replication import load_picture, tiled_distances
+from nemo_edge.settings import FidelitySettings
 
 PROMPTS = ("a red pig", "<script>alert(1)</script> owl")
 GENERAL = ("a tree", "a car")

@@ -17,15 +17,8 @@ from nemo_edge.latency import Case, Latency, Visit, ratio_of, timing_of
 from nemo_edge.localization import Localization
 from nemo_edge.mitigation import GeneralDrift, Measurement, PromptMitigation, Shown, VariantMeasurement
 from nemo_edge.neurons import NeuronSet, ValueLayer
-from nemo_edge.recipe import (
-    CheckpointSettings,
-    ExportSettings,
-    FidelitySettings,
-    GateSettings,
-    LatencySettings,
-    PromptSettings,
-    Recipe,
-)
+from nemo_edge.recipe import Recipe
+from nemo_edge.settings import CheckpointSettings, ExportSettings, FidelitySettings, GateSettings, LatencySettings, PromptSettings
 
 NEURONS = NeuronSet.from_lists([ValueLayer(name="down", width=4)], [[1]])
 OFF = GateSettings.model_validate(dict.fromkeys(GateSettings.model_fields, False))

@@ -11,7 +11,7 @@ import pytest
 
 from nemo_edge.environment import machine
 from nemo_edge.latency import Case, Clock, Contender, Latency, Ratio, Timing, Visit, ratio_of, timing_of, visit, wall_clock, warm_up
-from nemo_edge.recipe import LatencySettings
+from nemo_edge.settings import LatencySettings
 
 SETTINGS = LatencySettings()
 

@@ -16,7 +16,7 @@ from nemo_edge.calibration import Statistics, calibrate
 from nemo_edge.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.errors import InputError
 from nemo_edge.localization import Localization, Localizer, open_localizer, read_results, union
-from nemo_edge.recipe import LocalizationSettings
+from nemo_edge.settings import LocalizationSettings
 
 SAMPLES = 3
 SETTINGS = LocalizationSettings(samples=SAMPLES)

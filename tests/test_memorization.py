@@ -11,7 +11,7 @@ from nemo_edge.backends.torch import open_runner
 from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.errors import InputError
 from nemo_edge.memorization import NoiseProbe, seed_scores, threshold_of
-from nemo_edge.recipe import LocalizationSettings
+from nemo_edge.settings import LocalizationSettings
 
 SETTINGS = LocalizationSettings(samples=3)
 

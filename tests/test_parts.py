@@ -23,7 +23,7 @@ from nemo_edge.neurons import NeuronSet
 from nemo_edge.parts import answer_parts, export_part, layers_of, outline
 from nemo_edge.production import Chosen, PartJob, export_stage
 from nemo_edge.progress import Progress
-from nemo_edge.recipe import CheckpointSettings, ExportSettings
+from nemo_edge.settings import CheckpointSettings, ExportSettings
 from nemo_edge.valueweights import SILENCED_ROWS
 
 FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16

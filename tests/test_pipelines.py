@@ -17,9 +17,10 @@ from nemo_edge.configuration import Configuration
 from nemo_edge.errors import InputError, MissingDependency
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import UNMITIGATED, eager_pipeline, has_unmitigated, open_pipeline, original_weights
-from nemo_edge.recipe import EngineSettings, Recipe, load_recipe
+from nemo_edge.recipe import Recipe, load_recipe
 from nemo_edge.sampling import Pipeline, denoise, generate
 from nemo_edge.surgery import silenced
+from nemo_edge.targets import EngineSettings
 
 PROMPTS, SEEDS = ["a red pig", "a bus"], [0, 1]
 ENGINE = EngineSettings(threads=1)

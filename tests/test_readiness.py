@@ -15,7 +15,8 @@ from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.environment import Gpu
 from nemo_edge.errors import BundleError, InputError, MissingDependency
 from nemo_edge.readiness import check_compiles, check_plans, check_runs
-from nemo_edge.recipe import CheckpointSettings, PromptSettings, Recipe
+from nemo_edge.recipe import Recipe
+from nemo_edge.settings import CheckpointSettings, PromptSettings
 
 PLACES = ("text_encoder", "unet")
 

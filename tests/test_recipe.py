@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from nemo_edge.errors import InputError
-from nemo_edge.recipe import EngineSettings, ExportSettings, LatencySettings, Recipe, load_recipe, with_random_weights
-from nemo_edge.targets import FLAVOUR_OF, ProfileSettings
+from nemo_edge.recipe import Recipe, load_recipe, with_random_weights
+from nemo_edge.settings import LatencySettings
+from nemo_edge.targets import FLAVOUR_OF, EngineSettings, ProfileSettings
 
 Write = Callable[[str, str | bytes], Path]
 
@@ -250,10 +251,3 @@ def test_bf16_is_built_without_a_gpu_where_nothing_is_run(written: Write) -> Non
     for tables in ("", drawn + "[latency]\n"):
         with pytest.raises(InputError, match=r"cannot run with engine.provider = 'cpu': .*; only random weights without \[latency\]"):
             load_recipe(written("r.toml", bf16 + tables))
-
-
-def test_what_is_pinned_is_in_latents_and_only_where_there_are_sizes() -> None:
-    settings = ExportSettings(height=512, width=256, batch=2)
-    assert settings.pinned(("height", "width"), 8) == {"height": 64, "width": 32, "batch": 2}
-    assert settings.pinned((), 8) == {"batch": 2}
-    assert ExportSettings().pinned(("height", "width"), 8) == {}

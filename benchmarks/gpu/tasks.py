@@ -131,7 +131,7 @@ def export(work: Path, smoke: bool, model: str, dtype: str) -> dict[str, Any]:
     from nemo_edge.neurons import NeuronSet
     from nemo_edge.production import PartJob
     from nemo_edge.progress import Progress
-    from nemo_edge.recipe import CheckpointSettings, ExportSettings
+    from nemo_edge.settings import CheckpointSettings, ExportSettings
 
     source = CheckpointSettings(path=str(work / "weights" / model))
     folder, answers, progress = work / f"{model} {dtype}", work / f"answers {model} {dtype}", Progress()
@@ -204,7 +204,7 @@ def localization(work: Path, smoke: bool, model: str) -> dict[str, Any]:
 
     from nemo_edge.backends.torch import DTYPES
     from nemo_edge.neurons import NeuronSet
-    from nemo_edge.recipe import LocalizationSettings
+    from nemo_edge.settings import LocalizationSettings
     from nemo_edge.trials import Trial, Trials
 
     samples, found = 3 if smoke else 10, []
@@ -240,7 +240,7 @@ def decisions(_work: Path, smoke: bool) -> dict[str, Any]:
     from nemo_edge.checkpoint import open_checkpoint
     from nemo_edge.localization import Localizer
     from nemo_edge.prompts import read_prompts
-    from nemo_edge.recipe import LocalizationSettings
+    from nemo_edge.settings import LocalizationSettings
 
     general = [p.text for p in read_prompts(ROOT / "calib" / "demo_general.txt")][: 10 if smoke else 100]
     prompts = [p.text for p in read_prompts(demo.CHECKPOINT.parent / "prompts" / "memorized.csv")][: 2 if smoke else None]

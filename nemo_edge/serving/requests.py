@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nemo_edge.errors import InputError
 from nemo_edge.policies import ALWAYS
-from nemo_edge.recipe import SamplingSettings
+from nemo_edge.settings import SamplingSettings
 
 INPUTS: dict[str, str] = {
     "prompt": "object",

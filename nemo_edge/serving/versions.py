@@ -30,7 +30,8 @@ from nemo_edge.backends import Runner
 from nemo_edge.backends.triton import Signature
 from nemo_edge.errors import BundleError, InputError
 from nemo_edge.files import sha256_file
-from nemo_edge.recipe import EngineSettings, SamplingSettings
+from nemo_edge.settings import SamplingSettings
+from nemo_edge.targets import EngineSettings
 
 DESCRIPTION = "version.json"
 """The file in which a version says what it is."""

@@ -26,7 +26,7 @@ from nemo_edge.graphs import open_graph
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.plans import PlanFile, open_plan_file
 from nemo_edge.readiness import fit_here
-from nemo_edge.recipe import ExportSettings
+from nemo_edge.settings import ExportSettings
 from nemo_edge.surgery import gate
 from nemo_edge.targets import Flavour, ProfileSettings, TensorRtRtxSettings, TensorRtSettings
 

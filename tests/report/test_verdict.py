@@ -8,8 +8,8 @@ from math import nan
 from test_evidence import evidence, measurement, mitigation, shown
 
 from nemo_edge.bundle import GateResult
-from nemo_edge.recipe import GateSettings
 from nemo_edge.report.verdict import GATES, gate_words, kind_words, leak_of, variant_words, verdict_of
+from nemo_edge.settings import GateSettings
 
 
 def test_a_leak_that_is_gone() -> None:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from nemo_edge.errors import InputError
-from nemo_edge.recipe import SamplingSettings
 from nemo_edge.serving.golden import request
 from nemo_edge.serving.requests import read_json, read_request
+from nemo_edge.settings import SamplingSettings
 
 DEFAULTS = SamplingSettings(steps=7, guidance=3.0, negative_prompt="blurred")
 

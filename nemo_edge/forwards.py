@@ -1,0 +1,72 @@
+"""The components of a checkpoint as modules whose `forward` takes and gives plain tensors, as graphs do.
+
+With `checkpoint` the only module that knows the attribute names of diffusers' modules.
+"""
+
+from __future__ import annotations
+
+__all__ = ["DecoderGraph", "HiddenTextGraph", "TextGraph", "UNetGraph"]
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class TextGraph(nn.Module):
+    """A text encoder of Stable Diffusion 1.x or 2.x."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids [B, T] → the last hidden state [B, T, D] and the pooled output [B, D]."""
+        out = self.encoder(input_ids)
+        return out.last_hidden_state, out.pooler_output
+
+
+class HiddenTextGraph(TextGraph):
+    """A text encoder of XL. In transformers' order: diffusers takes a first output of two dimensions for `text_embeds`."""
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Ids [B, T] → the last hidden state and the pooled output, of the second `text_embeds` and that state; then all states."""
+        out = self.encoder(input_ids, output_hidden_states=True)
+        if hasattr(out, "text_embeds"):
+            return (out.text_embeds, out.last_hidden_state, *out.hidden_states)
+        return (out.last_hidden_state, out.pooler_output, *out.hidden_states)
+
+
+class UNetGraph(nn.Module):
+    """A UNet."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet: Any = unet
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *added: Tensor) -> tuple[Tensor]:
+        """`sample` [B, C, H, W], `timestep` [B], the prompt [B, T, D], of XL `text_embeds` and `time_ids` → the prediction [B, C, H, W]."""
+        out: tuple[Tensor]
+        if not added:
+            out = self.unet(sample, timestep, encoder_hidden_states, return_dict=False)
+            return (out[0],)
+        # XL joins sines in float32 with embeddings of its own type, which PyTorch's exporter writes as it is and ONNX does not allow
+        handle = self.unet.add_time_proj.register_forward_hook(lambda _module, _args, sines: sines.to(sample.dtype))
+        try:
+            conditions = dict(zip(("text_embeds", "time_ids"), added, strict=True))
+            out = self.unet(sample, timestep, encoder_hidden_states, return_dict=False, added_cond_kwargs=conditions)
+        finally:
+            handle.remove()
+        return (out[0],)
+
+
+class DecoderGraph(nn.Module):
+    """The decoder of a VAE."""
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.vae: Any = vae
+
+    def forward(self, latent_sample: Tensor) -> tuple[Tensor]:
+        """Latents [B, C, H, W] without their scaling → pictures [B, 3, height, width] from -1 to 1."""
+        out: tuple[Tensor] = self.vae.decode(latent_sample, return_dict=False)
+        return (out[0],)

@@ -1,0 +1,31 @@
+"""What tests of builds have in common: a build again, and what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from nemo_edge.build import BuildResult, build
+from nemo_edge.progress import Advance, Progress
+from nemo_edge.recipe import Recipe
+
+
+class Record(Progress):
+    """Keeps which tasks ran and which stages were left out."""
+
+    def __init__(self) -> None:
+        self.tasks: list[str] = []
+        self.skipped: list[str] = []
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[Advance]:
+        self.tasks.append(description)
+        yield lambda done: None
+
+    def note(self, message: str) -> None:
+        self.skipped.append(message.removesuffix(": nothing has changed"))
+
+
+def rebuilt(recipe: Recipe) -> tuple[BuildResult, Record]:
+    record = Record()
+    return build(recipe, record), record
