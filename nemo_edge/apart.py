@@ -66,6 +66,11 @@ def _started(what: str, progress: Progress, function: str, *arguments: Any, asid
             done, value = _answer(here, progress)
         except EOFError as error:
             process.join()
+            if process.exitcode == 1:  # a signal's is negative: it could not import the program that runs here
+                raise InputError(
+                    f"the process that was to {what} could not begin: a script that calls nemo-edge does so below "
+                    "`if __name__ == '__main__':`, since every process imports it"
+                ) from error
             raise InputError(
                 f"the process that was to {what} was killed (exit code {process.exitcode}): "
                 "is there enough memory? `nemo-edge doctor --model` estimates it"

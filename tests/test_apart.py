@@ -238,3 +238,14 @@ def test_a_run_says_nothing_of_its_own(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     done = subprocess.run([sys.executable, str(tmp_path / "script.py")], env=environment, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+def test_a_script_that_every_process_would_run_again_is_told_what_to_do(tmp_path: Path) -> None:
+    code = "from nemo_edge.apart import run_apart; from nemo_edge.progress import Progress\n"
+    code += "print(run_apart('work', Progress(), 'test_apart.work'))\n"
+    (tmp_path / "script.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    done = subprocess.run([sys.executable, str(tmp_path / "script.py")], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "the process that was to work could not begin: a script that calls nemo-edge does so below `if __name__" in done.stderr
+    assert "was killed" not in done.stderr
