@@ -11,8 +11,8 @@ import pytest
 import torch
 from conftest import save_toy_sd, save_toy_sdxl, toy_unet
 from diffusers import AutoencoderKL
+from rebuilding import Record
 from safetensors.numpy import load_file
-from test_build import Record
 from transformers import CLIPTokenizer
 
 from nemo_edge import parts, production
