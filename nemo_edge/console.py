@@ -309,7 +309,7 @@ def _show_backends(out: Console, probes: Sequence[Any]) -> None:
         name = probe.name + ("" if probe.used_by_build else " *")
         table.add_row(name, probe.version or "–", words[probe.compiles], words[probe.runs], escape(probe.reason))
     out.print(table)
-    out.print("* nemo-edge build does not use it yet", style="dim")
+    out.print("* nemo-edge build does not use it", style="dim")
 
 
 def _show_footprint(out: Console, model: Any) -> None:

@@ -122,7 +122,7 @@ def probe_all(gpus: Sequence[Gpu], versions: Mapping[str, str]) -> tuple[Probe, 
     enterprise = next((n for n in ("tensorrt", "tensorrt-cu13", "tensorrt-cu12") if n in versions), "")
     rows: list[tuple[str, str, str, bool, Callable[[Sequence[Gpu]], _Answer]]] = [
         ("torch", "cpu", "torch", True, _torch_cpu),
-        ("torch", "cuda", "torch", False, _torch_cuda),
+        ("torch", "cuda", "torch", True, _torch_cuda),
         ("torch", "compile", "torch", True, _torch_compile),
         ("onnxruntime", "cpu", runtime, True, _onnxruntime("cpu", runtime)),
         ("onnxruntime", "cuda", runtime, True, _onnxruntime("cuda", runtime)),
