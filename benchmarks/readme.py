@@ -294,7 +294,7 @@ def detection_table(found: Result) -> list[str]:
 
 def serving_table(found: Result) -> list[str]:
     over, update = found["overhead"], found["update"]
-    low, high = over["masked_over_baked_quartiles"]
+    ratio = over["masked_over_baked"]
     put, drawn = ({name: statistics.median(times[i] for times in update[f"{name}_s"]) for name in ("library", "command")} for i in (0, 1))
     return [
         "| clients at once | " + " | ".join(found["clients"]) + " |",
@@ -303,7 +303,7 @@ def serving_table(found: Result) -> list[str]:
         "",
         f"The demo's pictures of {over['steps'][1]} steps through a server on this machine. The library takes {over['library_s']:.2f} s "
         f"a picture, the server {1000 * over['more_per_picture_s']:.0f} ms more, {1000 * over['more_per_step_s']:.1f} ms of it a step. A "
-        f"masked picture takes {over['masked_over_baked']:.3f} times a baked one's time (quartiles {low:.3f}–{high:.3f}). From the start "
+        f"masked picture takes {ratio['value']:.3f} ({ratio['low']:.3f}–{ratio['high']:.3f}) times as long as a baked one. From the start "
         f"of `ship --masks-only` to the first picture with the new neurons: {drawn['command']:.1f} s, of which the command takes "
         f"{put['command']:.1f} s and the picture the rest; the library needs {1000 * put['library']:.0f} ms in its place. Measured on "
         f"{machine(found)} (`benchmarks/results/serving.json`).",

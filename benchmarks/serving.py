@@ -2,8 +2,9 @@
 
     python benchmarks/serving.py [--bundle engines/out/demo] [--environment .venv-triton]
 
-Writes `benchmarks/results/serving.json`. Pictures of the library and of the servers, masked and baked, take turns; nothing else may run.
-`make demo` and `make triton` first.
+Writes `benchmarks/results/serving.json`. Pictures of the library and of the servers, masked and baked, take turns, each as often behind
+each of the others: for some milliseconds after a picture, the threads that drew it still look for work. Nothing else may run, for six
+minutes. `make demo` and `make triton` first.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import cycle, islice, permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ import numpy as np
 from nemo_edge.bundle import amend, open_bundle
 from nemo_edge.configuration import Configuration
 from nemo_edge.environment import machine
+from nemo_edge.latency import Timing, Visit, ratio_of, timing_of
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import open_pipeline
 from nemo_edge.policies import POLICIES, Policies
@@ -36,6 +39,7 @@ from nemo_edge.serving.golden import LEVELS, Golden, ask, check_golden, make_gol
 from nemo_edge.serving.hotupdate import ship_masks
 from nemo_edge.serving.repository import ship
 from nemo_edge.serving.server import Environment, Server, find_environment, serve
+from nemo_edge.settings import LatencySettings
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "serving.json"
@@ -43,7 +47,7 @@ PROMPT = "saxophone falafel jubilee"
 CLIENTS = (1, 2, 4, 8, 16)
 STEPS = (2, 10)
 """The difference of their times is that of their steps."""
-TURNS = 60
+TURNS = 240
 PICTURES = 32
 UPDATES = 6
 
@@ -87,30 +91,32 @@ def overhead(bundle: Path, folder: Path, environment: Environment) -> dict[str, 
         servers = {variant: start(stack, bundle, folder, environment, variant) for variant in ("masked", "baked")}
         ways = {"library": library, **{variant: served(server) for variant, server in servers.items()}}
         seconds: dict[str, dict[int, list[float]]] = {name: {steps: [] for steps in STEPS} for name in ways}
-        for turn in range(TURNS + 1):  # the first warms up
-            for steps in STEPS:
-                for name, draw in ways.items():
-                    took = time_of(lambda draw=draw, steps=steps: draw(steps))
-                    if turn:
-                        seconds[name][steps].append(took)
+        for draw in ways.values():
+            draw(STEPS[0])  # warms up
+        for order in islice(cycle(permutations(ways)), TURNS):
+            for steps, name in product(STEPS, order):
+                seconds[name][steps].append(time_of(lambda draw=ways[name], steps=steps: draw(steps)))
     return {"steps": STEPS, "seconds": seconds, **compared(seconds)}
 
 
-def compared(seconds: dict[str, dict[int, list[float]]]) -> dict[str, float]:
-    """Medians of the differences, and of the ratio, within a turn."""
+def compared(seconds: dict[str, dict[int, list[float]]]) -> dict[str, Any]:
+    """Medians of the differences within a turn, and the ratio of masked to baked with its interval."""
 
     def more(steps: int) -> list[float]:
         return [server - library for server, library in zip(seconds["masked"][steps], seconds["library"][steps], strict=True)]
 
     few, many = STEPS
+
+    def timing(name: str) -> Timing:
+        visits = [Visit((1e3 * each,), 1e3 * each) for each in seconds[name][many]]
+        return timing_of(name, visits, 1, (1, True), LatencySettings())
+
     per_step = [(b - a) / (many - few) for a, b in zip(more(few), more(many), strict=True)]
-    ratios = [a / b for a, b in zip(seconds["masked"][many], seconds["baked"][many], strict=True)]
     return {
         "library_s": statistics.median(seconds["library"][many]),
         "more_per_picture_s": statistics.median(more(many)),
         "more_per_step_s": statistics.median(per_step),
-        "masked_over_baked": statistics.median(ratios),
-        "masked_over_baked_quartiles": statistics.quantiles(ratios, n=4)[::2],
+        "masked_over_baked": ratio_of(timing("masked"), timing("baked")).model_dump(),
     }
 
 
