@@ -13,6 +13,8 @@ import argparse
 import json
 import resource
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=10_000, help="how many, the demo's memorized captions among them")
     args = parser.parse_args()
     found: dict[str, Any] = {"machine": machine().model_dump(mode="json"), "threads": torch.get_num_threads()}
-    for name, part in (("demo", lambda: of_the_demo(args.prompts)), ("full_size", full_size)):
+    parts: dict[str, Callable[[], dict[str, Any]]] = {"demo": partial(of_the_demo, args.prompts), "full_size": full_size}
+    for name, part in parts.items():
         found[name] = part()
         RESULT.write_text(json.dumps(found, indent=1) + "\n")
         print(name, json.dumps(found[name])[:1500], flush=True)

@@ -241,7 +241,7 @@ def size(folder: Path) -> int:
 
 def watched(command: list[str]) -> dict[str, Any]:
     """Run a command; return its seconds, the peak memory of all its processes together and of the largest, and what it printed."""
-    started, peak, largest = time.monotonic(), 0, 0
+    started, peak, largest = time.monotonic(), 0.0, 0.0
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     told: list[tuple[str, str]] = []
     reader = threading.Thread(target=lambda: told.append(process.communicate()))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.patches import Rectangle
 
 sys.path.insert(0, str(Path(__file__).parent / "gpu"))
 from plan import COMPILED, ENGINES, TORCH, Case, full_plan
@@ -50,7 +51,7 @@ class Gpu:
         """The least time that the counted FLOPs and bytes take at the measured rates."""
         model, dtype, batch, latents = column
         need, card = self.results["limits"][Case(model, dtype, batch, latents, ()).key], self.results["card"]
-        return 1e3 * max(float(need["flops"]) / card["flop_per_s"][dtype], need["bytes"] / card["bytes_per_s"])
+        return float(1e3 * max(need["flops"] / card["flop_per_s"][dtype], need["bytes"] / card["bytes_per_s"]))
 
 
 def gpu_table(found: Result) -> list[str]:
@@ -150,7 +151,7 @@ def draw_gpu(found: Result) -> Any:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks([at for at, _ in places], [text for _, text in places], fontsize=7)
     axes[0].invert_yaxis()
-    axes[2].legend([plt.Rectangle((0, 0), 1, 1, color=c) for c in _COLOURS.values()], list(_COLOURS), fontsize=7, frameon=False)
+    axes[2].legend([Rectangle((0, 0), 1, 1, color=c) for c in _COLOURS.values()], list(_COLOURS), fontsize=7, frameon=False)
     figure.suptitle(f"UNet step on an {gpu.name}", fontsize=9)
     figure.tight_layout()
     return figure

@@ -91,7 +91,7 @@ def contenders(checkpoint: str, bundles: dict[int, Path], threads: int, channels
 def group(name: str, those: Sequence[Runnable], sampling: SamplingSettings, settings: LatencySettings) -> dict[str, Any]:
     print(name, flush=True)
     found = bench(those, sampling, settings, Bars())
-    return {"group": name, "threads": those[0].threads, **json.loads(slim(found).model_dump_json())}
+    return {"group": name, "threads": those[0].engine.threads, **json.loads(slim(found).model_dump_json())}
 
 
 def slim(found: Latency) -> Latency:

@@ -71,7 +71,7 @@ def captions(checkpoint: Checkpoint, calibration: Calibration, rounds: int) -> d
     assert calibration.threshold is not None
     measured, tau = calibration.statistics, calibration.threshold.value
 
-    def plainly() -> list[reference.Found]:
+    def plainly() -> list[Any]:
         return [reference.localize(checkpoint, measured, prompt, tau, 10) for prompt in prompts]
 
     def by(mode: str) -> list[Localization]:

@@ -140,8 +140,8 @@ def compare(
             return np.stack([of(text_TD, ids_T) for text_TD, ids_T in zip(states(checkpoint, texts), ids, strict=True)])
 
         centre_D = embedded(general).mean(axis=0)
-        known, *asked = (unit(embedded(texts) - centre_D) for texts in (captions, near, others))
-        found[name] = roc(name, *((each @ known.T).max(axis=1) for each in asked), 0).auroc
+        known_CD, near_VD, other_GD = (unit(embedded(texts) - centre_D) for texts in (captions, near, others))
+        found[name] = roc(name, (near_VD @ known_CD.T).max(axis=1), (other_GD @ known_CD.T).max(axis=1), rows=0).auroc
     return found
 
 

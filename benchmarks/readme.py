@@ -78,11 +78,10 @@ def put(text: str, name: str, lines: list[str]) -> str:
 
 
 def machine(found: Result) -> str:
-    where = found["machine"]
-    return (
-        f"{where['cores']} core{'s' if where['cores'] > 1 else ''} of {where['cpu']}, PyTorch {where['versions']['torch']}, ONNX Runtime "
-        + (where["versions"].get("onnxruntime-gpu") or where["versions"]["onnxruntime"])
-    )
+    cores, versions = found["machine"]["cores"], found["machine"]["versions"]
+    runtime = versions.get("onnxruntime-gpu") or versions["onnxruntime"]
+    where = f"{cores} core{'s' if cores > 1 else ''} of {found['machine']['cpu']}"
+    return f"{where}, PyTorch {versions['torch']}, ONNX Runtime {runtime}"
 
 
 def demo_table(found: Result) -> list[str]:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from itertools import cycle, islice, permutations, product
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def overhead(bundle: Path, folder: Path, environment: Environment) -> dict[str, 
             draw(STEPS[0])  # warms up
         for order in islice(cycle(permutations(ways)), TURNS):
             for steps, name in product(STEPS, order):
-                seconds[name][steps].append(time_of(lambda draw=ways[name], steps=steps: draw(steps)))
+                seconds[name][steps].append(time_of(partial(ways[name], steps)))
     return {"steps": STEPS, "seconds": seconds, **compared(seconds)}
 
 
@@ -124,7 +125,7 @@ def clients(bundle: Path, folder: Path, environment: Environment) -> dict[int, f
     """Pictures a second of the masked server, by the number of clients that ask without a pause."""
     with ExitStack() as stack:
         server = start(stack, bundle, folder, environment, "masked")
-        return {count: PICTURES / time_of(lambda count=count: together(server, count)) for count in CLIENTS}
+        return {count: PICTURES / time_of(partial(together, server, count)) for count in CLIENTS}
 
 
 def together(server: Server, count: int) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +190,12 @@ def eager(work: Path, case: Case, channels_last: bool = True, compiled: str = ""
         mask = torch.ones_like(next(iter(masks.values())))
         _mask(unet, neurons.layers, mask)
         masked = _caller(unet, tensors, compiled)
-        for name, values in masks.items():
-            calls[name] = lambda values=values: (mask.copy_(values), masked())[1]
+
+        def behind(values: Any) -> object:
+            mask.copy_(values)
+            return masked()
+
+        calls |= {name: partial(behind, values) for name, values in masks.items()}
     return calls
 
 
@@ -312,7 +317,7 @@ def _again(runner: Any, feed: dict[str, Any]) -> Call:
     return lambda: runner.again({} if mask is None else {"value_mask": mask})
 
 
-def plan_of(bundle: Path, place: str, model: str, dtype: str, flavour: str, targets: tuple[str, ...] = ()) -> Any:
+def plan_of(bundle: Path, place: str, model: str, dtype: Any, flavour: Any, targets: tuple[str, ...] = ()) -> Any:
     """The plan of an exported UNet for 1 to 4 pictures of the sizes in question, compiled unless it is there."""
     from nemo_edge.backends.profiles import plan_profiles
     from nemo_edge.backends.tensorrt import compile_engine

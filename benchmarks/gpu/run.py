@@ -34,7 +34,7 @@ from plan import REFERENCE, Case, Task, full_plan, smoke_plan  # noqa: E402
 
 from nemo_edge.environment import cores, gpus, machine  # noqa: E402
 from nemo_edge.latency import Timing, Visit, ratio_of, timing_of  # noqa: E402
-from nemo_edge.recipe import LatencySettings  # noqa: E402
+from nemo_edge.settings import LatencySettings  # noqa: E402
 
 ROUNDS, RUNS = 5, 10
 LANES = 2
@@ -149,12 +149,12 @@ class Run:
                 waiting.remove(task)
                 ready.remove(task)
                 self.aside[task.key] = (task, self._start(task, max(1, cores() // (LANES + 1))), time.monotonic())
-            item = next((i for i in ready if not (isinstance(i, Task) and i.aside)), None)
-            if item is None:
+            chosen = next((i for i in ready if not (isinstance(i, Task) and i.aside)), None)
+            if chosen is None:
                 time.sleep(0.2)
                 continue
-            waiting.remove(item)
-            self._keep(item, self._case(item) if isinstance(item, Case) else self._task(item))
+            waiting.remove(chosen)
+            self._keep(chosen, self._case(chosen) if isinstance(chosen, Case) else self._task(chosen))
         while self.aside and time.monotonic() < self.until:
             self._look_aside()
             time.sleep(0.2)
@@ -231,7 +231,9 @@ class Run:
             if name not in self.workers or not self.workers[name].alive:
                 self.workers[name] = Worker(name, self.work, self.smoke)
             self.workers[name].ask("open", case)
-        opened = {n: (False, refused[n]) if n in refused else self.workers[n].answer(limit - time.monotonic()) for n in case.contenders}
+        opened: dict[str, tuple[bool, Any]] = {
+            n: (False, refused[n]) if n in refused else self.workers[n].answer(limit - time.monotonic()) for n in case.contenders
+        }
         failed = {name: answer for name, (done, answer) in opened.items() if not done}
         taking = [name for name in case.contenders if name not in failed]
         visits: dict[tuple[str, str], list[Visit]] = {}
@@ -262,7 +264,7 @@ class Run:
 
     def _refused(self, case: Case) -> dict[str, str]:
         """Contenders that have said already that they do not run on this GPU, and their words."""
-        plans = next((r["plans"] for key, r in self.found.items() if key.startswith("answer") and "plans" in r), {})
+        plans: dict[str, Any] = next((r["plans"] for key, r in self.found.items() if key.startswith("answer") and "plans" in r), {})
         portable = plans.get("portable", {"runs": True})
         return {} if portable["runs"] or "TensorRT-RTX" not in case.contenders else {"TensorRT-RTX": portable["says"]}
 

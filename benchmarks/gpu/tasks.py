@@ -9,11 +9,11 @@ import argparse
 import json
 import resource
 import shutil
-import sys
 import time
 import tomllib
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def card(_work: Path, smoke: bool) -> dict[str, Any]:
     for name, dtype in {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}.items():
         a, b = (torch.randn(size, size, device=where).to(dtype) for _ in range(2))
         out = torch.empty_like(a)
-        times = sorted(timed(lambda a=a, b=b, out=out: torch.matmul(a, b, out=out), 3 if smoke else 20))
+        times = sorted(timed(partial(torch.matmul, a, b, out=out), 3 if smoke else 20))
         rates[name] = 2 * size**3 / (times[len(times) // 2] / 1e3)
     source = torch.randn(1 << (16 if smoke else 29), device=where)
     target = torch.empty_like(source)
@@ -66,7 +66,8 @@ def limits(_work: Path, smoke: bool) -> dict[str, Any]:
 
     from nemo_edge.architectures import modules
 
-    found, unets = {}, {}
+    found: dict[str, dict[str, int]] = {}
+    unets: dict[str, Any] = {}
     for case in smoke_plan() if smoke else full_plan():
         if not isinstance(case, Case):
             continue
@@ -325,7 +326,7 @@ def profile(work: Path, smoke: bool, model: str) -> dict[str, Any]:
     names: dict[str, float] = defaultdict(float)
     for event in found.key_averages():
         spent = event.self_device_time_total if gpu else event.self_cpu_time_total
-        if spent > 0 and not (gpu and event.device_type != torch.autograd.DeviceType.CUDA):
+        if spent > 0 and not (gpu and event.device_type.name != "CUDA"):
             kinds[kind_of(event.key)] += spent / 1e3
             names[event.key[:120]] += spent / 1e3
     longest = dict(sorted(names.items(), key=lambda item: -item[1])[:15])
@@ -355,4 +356,4 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
