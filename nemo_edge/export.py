@@ -73,14 +73,9 @@ def export_component(
         path, started = staged / "model.onnx", time.monotonic()
         try:
             _write(component, path, settings, provenance, factor)
-            if separate:
-                with suppress(InputError):  # such a bundle takes no other neurons, which `nemo-edge rebake` says
-                    open_value_weights(open_graph(path), separate).separate(VALUE_DATA)
-            onnx.checker.check_model(str(path), full_check=False)
+            _finish(component, path, separate)
         except OSError as error:
             raise explain(error, folder) from error
-        except onnx.checker.ValidationError as error:
-            raise ExportError(f"the ONNX checker refuses {component.name}: {error}") from error
         written = time.monotonic()
         if reference is not None:
             _give_up(component.module)
@@ -98,6 +93,17 @@ def export_component(
         write_s=round(written - started, 2),
         verify_s=round(time.monotonic() - written, 2),
     )
+
+
+def _finish(component: Component, path: Path, separate: Sequence[ValueLayer]) -> None:
+    """Give the weights of some layers their own file, and have the whole checked."""
+    if separate:
+        with suppress(InputError):  # such a bundle takes no other neurons, which `nemo-edge rebake` says
+            open_value_weights(open_graph(path), separate).separate(VALUE_DATA)
+    try:
+        onnx.checker.check_model(str(path), full_check=False)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"the ONNX checker refuses {component.name}: {error}") from error
 
 
 def _give_up(module: nn.Module) -> None:

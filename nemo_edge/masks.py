@@ -46,8 +46,7 @@ def read_mask(own: NeuronSet, given: Mask | None = None) -> np.ndarray:
 
 
 def _of_neurons(chosen: NeuronSet, what: str, own: NeuronSet) -> np.ndarray:
-    if chosen.layers != own.layers:
-        raise InputError(f"{what} has neurons of other value layers than this bundle: it belongs to another model")
+    chosen.check_layers(own.layers, what)
     return chosen.mask()
 
 

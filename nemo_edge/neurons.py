@@ -96,6 +96,11 @@ class NeuronSet(BaseModel):
         """Return the sha256 of the set's canonical JSON."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
+    def check_layers(self, layers: Sequence[ValueLayer], what: str) -> None:
+        """Raise `InputError` unless this set, which the message calls `what`, is of a bundle's `layers`."""
+        if self.layers != tuple(layers):
+            raise InputError(f"{what} has neurons of other value layers than this bundle: it belongs to another model")
+
     def mask(self) -> np.ndarray:
         """Return the factor of each neuron over all layers, float32 [N]: 1 keeps, 0 silences."""
         mask_N = np.ones(self.total, np.float32)

@@ -89,8 +89,7 @@ def rebake(
     _check(bundle, manifest, _NEURONS)
     before = NeuronSet.load(bundle / _NEURONS)
     after = read_neurons(neurons, before.layers)
-    if after.layers != before.layers:
-        raise InputError(f"{neurons} has neurons of other value layers than this bundle: it belongs to another model")
+    after.check_layers(before.layers, str(neurons))
     sources = None
     if measure:
         from nemo_edge.remeasure import measure_again, open_sources

@@ -197,15 +197,8 @@ def _session(
 ) -> ort.InferenceSession:
     check_provider(provider)
     wanted = PROVIDERS[provider]
-    options = ort.SessionOptions()
-    options.log_severity_level = _SILENT
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or 0
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent))
-    if not optimized:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.enable_cpu_mem_arena = False
+    options = _options(model, provider, threads, optimized)
     if provider != "cpu":
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         ort.set_default_logger_severity(_SILENT)  # a provider's library that is missing is told by the error below
     try:
         with redirect_stdout(StringIO()):  # where it tells that it falls back to another provider, which is refused below
@@ -231,6 +224,19 @@ def _session(
             "or take a newer onnxruntime-gpu"
         )
     return session
+
+
+def _options(model: Path, provider: str, threads: int | None, optimized: bool) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = _SILENT
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or 0
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent))
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.enable_cpu_mem_arena = False
+    if provider != "cpu":
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return options
 
 
 def _with_weights(model: Path, graph: bytes | None, weights: Mapping[str, np.ndarray]) -> bytes:

@@ -50,18 +50,19 @@ def service(shippable: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with socket.socket() as free:
         free.bind((LOOPBACK, 0))
         port = free.getsockname()[1]
-    patience = pytest.MonkeyPatch()
-    patience.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "45")  # beside other tests, its start takes longer than the 5 s it has
-    ray.init(num_cpus=1, num_gpus=0, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False, _node_ip_address=LOOPBACK)
-    try:
-        serve.start(http_options={"host": LOOPBACK, "port": port})
-        serve.run(app({"repository": str(repository)}))
-        yield Service(f"http://{LOOPBACK}:{port}/", repository)
-    finally:
-        with suppress(Exception):  # whatever it says, Ray ends
-            serve.shutdown()
-        ray.shutdown()
-        patience.undo()
+    with pytest.MonkeyPatch.context() as patience:
+        patience.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "45")  # beside other tests, its start takes longer than the 5 s it has
+        ray.init(
+            num_cpus=1, num_gpus=0, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False, _node_ip_address=LOOPBACK
+        )
+        try:
+            serve.start(http_options={"host": LOOPBACK, "port": port})
+            serve.run(app({"repository": str(repository)}))
+            yield Service(f"http://{LOOPBACK}:{port}/", repository)
+        finally:
+            with suppress(Exception):  # whatever it says, Ray ends
+                serve.shutdown()
+            ray.shutdown()
 
 
 def post(service: Service, content: bytes) -> tuple[int, bytes]:
