@@ -33,6 +33,10 @@ _WHERE = (
 )
 _POLL_S = 0.1
 _FAILED = "failed to load"
+_STARTS = 3
+"""Before 25.08 (python_backend's pull request 408) Triton gives up on a model's process that shows no life for a second while it
+loads, as on a busy machine, and then aborts or waits for ever; the wheel has 24.10."""
+_LOST = "it did not load its models in time, and does not say why: close what keeps this machine busy"
 
 
 @dataclass(frozen=True)
@@ -127,23 +131,39 @@ def serve(
 ) -> Iterator[Server]:
     """Run a server on the loopback with all models of a repository, until the context is left; then it is drained and ended.
 
-    It counts as ready once Triton says so and `check` has passed: readiness alone is no proof that its answers are right. `ports` are
-    those of HTTP, gRPC and metrics, free ones where they are not given. Raises `NemoEdgeError` with the last line of its log where
-    it does not get ready.
+    It counts as ready once Triton says so and `check` has passed: readiness alone is no proof that its answers are right. One that is
+    aborted, or not ready within `timeout_s`, is started again, up to three starts in all. `ports` are those of HTTP, gRPC and metrics,
+    free ones where they are not given. Raises `NemoEdgeError` with the last line of its log where it does not get ready.
     """
     with tempfile.TemporaryDirectory(prefix="nemo-edge-triton-") as scratch:
-        log, chosen = Path(scratch) / "log", ports or _free_ports()
+        chosen = ports or _free_ports()
         command = _command(repository, environment, Path(scratch), chosen)
-        with log.open("wb") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=_variables(environment), start_new_session=True)
-        http, grpc, metrics = (f"{_LOOPBACK}:{port}" for port in chosen)
-        server = Server(http, grpc, metrics, process, log)
+        server = _ready(command, _variables(environment), Path(scratch) / "log", chosen, timeout_s)
         try:
-            _wait(server, timeout_s)
             check(server)
             yield server
         finally:
             server.stop()
+
+
+def _ready(command: list[str], variables: dict[str, str], log: Path, ports: tuple[int, int, int], timeout_s: float) -> Server:
+    """A server that says it is ready; none is left where it does not get so."""
+    http, grpc, metrics = (f"{_LOOPBACK}:{port}" for port in ports)
+    for _ in range(_STARTS):
+        with log.open("wb") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=variables, start_new_session=True)
+        server = Server(http, grpc, metrics, process, log)
+        try:
+            if _wait(server, timeout_s):
+                return server
+            lost = process.poll() in (None, -signal.SIGABRT)
+        except BaseException:
+            server.stop()
+            raise
+        server.stop()
+        if not lost:
+            break
+    raise NemoEdgeError(f"the Triton server is not ready: {_LOST if lost else _last_words(log)}")
 
 
 def _command(repository: Path, environment: Environment, scratch: Path, ports: tuple[int, int, int]) -> list[str]:
@@ -175,15 +195,16 @@ def _variables(environment: Environment) -> dict[str, str]:
     return {**{name: value for name, value in os.environ.items() if name != "PYTHONPATH"}, **own}
 
 
-def _wait(server: Server, timeout_s: float) -> None:
+def _wait(server: Server, timeout_s: float) -> bool:
+    """Whether the server got ready, before it ended and in time."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end and server.process.poll() is None:
         try:
             with urllib.request.urlopen(f"http://{server.http}/v2/health/ready", timeout=5):
-                return
+                return True
         except OSError:
             time.sleep(_POLL_S)
-    raise NemoEdgeError(f"the Triton server is not ready: {_last_words(server.log)}")
+    return False
 
 
 def _last_words(log: Path) -> str:

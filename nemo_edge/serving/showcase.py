@@ -71,8 +71,8 @@ def _serve(bundle: Path, environment: Path, repository: Path | None, ports: tupl
         ship(bundle, place)
         golden = make_golden(bundle)
         with serve(place, found, lambda server: check_golden(golden, server.grpc), ports=ports) as server:
-            print(words(server, bundle), flush=True)
-            with suppress(KeyboardInterrupt):  # what it told the person to press
+            with suppress(KeyboardInterrupt):  # what it tells the person to press
+                print(words(server, bundle), flush=True)
                 threading.Event().wait()
 
 

@@ -152,3 +152,57 @@ def test_a_server_that_draws_something_else_does_not_get_ready(triton_environmen
         with serve(repository, triton_environment, check):
             raise AssertionError("it counts as ready")
     assert ran[0].process.poll() is not None
+
+
+STALLED = """
+import os, pathlib, signal, subprocess
+import triton_python_backend_utils as pb
+
+class TritonPythonModel:
+    def initialize(self, args):
+        starts = pathlib.Path(args["model_repository"]) / "starts"
+        with starts.open("a") as file:
+            file.write("x")
+        if len(starts.read_text()) <= {stalled}:
+            subprocess.Popen(["sh", "-c", f"sleep 5; kill -CONT {{os.getpid()}}"])
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    def execute(self, requests):
+        return [pb.InferenceResponse([pb.Tensor("out", pb.get_input_tensor_by_name(r, "in").as_numpy())]) for r in requests]
+"""
+CONFIG = """
+backend: "python"
+input { name: "in" data_type: TYPE_FP32 dims: 1 }
+output { name: "out" data_type: TYPE_FP32 dims: 1 }
+instance_group { kind: KIND_CPU }
+"""
+
+
+def stalled(folder: Path, starts: int) -> Path:
+    """A repository whose one model stands still for five seconds in so many first starts, as a process on a busy machine may."""
+    (folder / "model" / "1").mkdir(parents=True)
+    (folder / "model" / "1" / "model.py").write_text(STALLED.format(stalled=starts))
+    (folder / "model" / "config.pbtxt").write_text(CONFIG)
+    return folder
+
+
+@pytest.mark.triton
+def test_a_server_that_lost_a_model_while_it_loaded_is_started_again(triton_environment: Environment, tmp_path: Path) -> None:
+    folder = stalled(tmp_path, 1)
+    with serve(folder, triton_environment, timeout_s=20) as server, grpc.InferenceServerClient(server.grpc) as client:
+        given = grpc.InferInput("in", [1], "FP32").set_data_from_numpy(np.float32([7]))
+        assert client.infer("model", [given]).as_numpy("out").tolist() == [7]
+    assert (folder / "model" / "starts").read_text() == "xx"
+
+
+@pytest.mark.triton
+def test_a_server_that_does_not_get_ready_however_often_it_is_started_is_told_in_one_line(
+    triton_environment: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nemo_edge.serving.server._STARTS", 2)
+    folder = stalled(tmp_path, 9)
+    with pytest.raises(NemoEdgeError, match="is not ready: it did not load its models in time") as refused:
+        with serve(folder, triton_environment, timeout_s=8):
+            pass
+    assert "\n" not in str(refused.value)
+    assert (folder / "model" / "starts").read_text() == "xx"
