@@ -10,7 +10,7 @@ __all__ = ["main", "words"]
 import argparse
 import sys
 import tempfile
-import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -73,7 +73,8 @@ def _serve(bundle: Path, environment: Path, repository: Path | None, ports: tupl
         with serve(place, found, lambda server: check_golden(golden, server.grpc), ports=ports) as server:
             with suppress(KeyboardInterrupt):  # what it tells the person to press
                 print(words(server, bundle), flush=True)
-                threading.Event().wait()
+                while True:  # a wait without an end can miss a signal that comes just before it
+                    time.sleep(0.2)
 
 
 if __name__ == "__main__":
