@@ -8,26 +8,28 @@ from __future__ import annotations
 __all__ = ["load_pipeline", "load_unet"]
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NoReturn, Self, cast
+from typing import Any, cast
 
 import diffusers
 
 from nemo_edge.backends import Runner
-from nemo_edge.bundle import open_verified
+from nemo_edge.bundle import MANIFEST, open_verified
 from nemo_edge.configuration import Configuration
+from nemo_edge.enginepipeline import EnginePipeline
 from nemo_edge.errors import BundleError, InputError
+from nemo_edge.files import sha256_file
 from nemo_edge.masks import Mask
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import open_engines
+from nemo_edge.policies import Policies, baked_policies, read_policies
 from nemo_edge.recipe import Recipe, from_options
 from nemo_edge.studio import choose_variant
-from nemo_edge.substitutes import EngineDecoder, EngineTextEncoder, EngineUNet, refusal
+from nemo_edge.substitutes import EngineDecoder, EngineTextEncoder, EngineUNet
 from nemo_edge.targets import EngineSettings
 
 
@@ -39,20 +41,32 @@ def load_unet(bundle: str | PathLike[str], variant: str | None = None, mask: Mas
     leaving its context, frees the engine. Warns of a bundle that must not be shipped. Raises `BundleError` for one that was changed,
     `InputError` for a variant or a mask that does not fit, `MissingDependency` for engines that do not run here.
     """
-    source = _verified(Path(bundle), variant, mask, backend)
+    source = _verified(Path(bundle), variant, backend, masked=mask is not None)
     with ExitStack() as stack:
         unet = source.unet(source.open(stack, ["unet"]), mask)
         stack.pop_all()  # from here on the UNet owns its engine
     return unet
 
 
-def load_pipeline(bundle: str | PathLike[str], variant: str | None = None, mask: Mask | None = None, backend: str | None = None) -> Any:
+def load_pipeline(
+    bundle: str | PathLike[str],
+    variant: str | None = None,
+    mask: Mask | None = None,
+    backend: str | None = None,
+    policy: str | None = None,
+) -> Any:
     """Open a bundle as diffusers' own `StableDiffusionPipeline` or `StableDiffusionXLPipeline`, all of whose parts are engines.
 
-    Tokenizers and scheduler are the bundle's; there is no safety checker and no watermark. Arguments, warnings and errors are those
-    of `load_unet`; the pipeline's `close`, or leaving its context, frees the engines.
+    Tokenizers and scheduler are the bundle's; there is no safety checker and no watermark. `policy` is for the masked variant, in place
+    of a mask: the name of one of the bundle's policies, by which each picture's prompt decides what is silenced, as on a server; it
+    can be set later (the pipeline's `policy`). All else, with warnings and errors, is as in `load_unet`; the pipeline's `close`, or
+    leaving its context, frees the engines.
     """
-    source = _verified(Path(bundle), variant, mask, backend, tokenizers=True)
+    if mask is not None and policy is not None:
+        raise InputError("mask and policy each say what is silenced: give one of them")
+    source = _verified(Path(bundle), variant, backend, masked=mask is not None or policy is not None, tokenizers=True)
+    policies = source.policies()
+    chosen = None if policy is None else policies.choose(policy)
     model = source.model
     with ExitStack() as stack:
         runners = source.open(stack, [*model.text_encoder_names, "unet", "vae_decoder"])
@@ -61,7 +75,7 @@ def load_pipeline(bundle: str | PathLike[str], variant: str | None = None, mask:
         parts = {**engines, **_numbered("tokenizer", model.tokenizers), "scheduler": _scheduler(model)}
         pipeline = _pipeline_class(model)(**parts, **_options(model))
         stack.pop_all()
-    pipeline._engines = tuple(engines.values())
+    pipeline._engines, pipeline._policies, pipeline._policy = tuple(engines.values()), policies, chosen
     return pipeline
 
 
@@ -73,6 +87,7 @@ class _Source:
     model: Configuration
     engine: EngineSettings
     variant: str
+    files: Collection[str]
 
     def open(self, stack: ExitStack, names: Sequence[str]) -> dict[str, Runner]:
         return open_engines(self.model, self.bundle, self.engine, self.variant, stack, names)
@@ -80,15 +95,20 @@ class _Source:
     def unet(self, runners: Mapping[str, Runner], mask: Mask | None) -> EngineUNet:
         return EngineUNet(runners["unet"], self.model, NeuronSet.load(self.bundle / "neurons.json"), mask)
 
+    def policies(self) -> Policies:
+        if self.variant == "baked":
+            return baked_policies()
+        return read_policies(self.bundle, self.files, sha256_file(self.bundle / MANIFEST))
 
-def _verified(bundle: Path, variant: str | None, mask: Mask | None, backend: str | None, *, tokenizers: bool = False) -> _Source:
+
+def _verified(bundle: Path, variant: str | None, backend: str | None, *, masked: bool, tokenizers: bool = False) -> _Source:
     manifest = open_verified(bundle)
     recipe = Recipe.model_validate(manifest.recipe)
     engine = from_options(EngineSettings, recipe.engine.model_dump(), {"backend": backend} if backend else {})
-    chosen = choose_variant(manifest, variant, masked=mask is not None)
+    chosen = choose_variant(manifest, variant, masked=masked)
     if manifest.flaw:
         warnings.warn(f"the bundle {bundle} {manifest.flaw}: it must not be shipped", stacklevel=3)
-    return _Source(bundle, Configuration.load(bundle, tokenizers=tokenizers), engine, chosen)
+    return _Source(bundle, Configuration.load(bundle, tokenizers=tokenizers), engine, chosen, manifest.files)
 
 
 def _numbered(name: str, parts: Sequence[Any]) -> dict[str, Any]:
@@ -113,44 +133,4 @@ def _options(model: Configuration) -> dict[str, Any]:
 def _pipeline_class(model: Configuration) -> Any:
     """diffusers' own class with ours before it, of the same name, by which diffusers finds its kin (`AutoPipelineForImage2Image`)."""
     own = getattr(diffusers, model.index["_class_name"])
-    return type(own.__name__, (_EnginePipeline, own), {"__module__": own.__module__, "__doc__": own.__doc__})
-
-
-def _refused(part: str, name: str) -> Any:
-    def method(self: Any, *_: Any, **__: Any) -> NoReturn:
-        raise InputError(refusal(part, name))
-
-    return method
-
-
-class _EnginePipeline:
-    """What a pipeline of engines has before the methods of diffusers' class: an end, and a line for what engines do not do."""
-
-    _engines: tuple[Any, ...] = ()
-
-    def close(self) -> None:
-        """Free the engines."""
-        for engine in self._engines:
-            engine.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def encode_prompt(self, *args: Any, lora_scale: float | None = None, **kwargs: Any) -> Any:
-        """As diffusers' own, but for LoRA, which it would look for in the text encoder."""
-        if lora_scale is not None:
-            raise InputError(refusal("UNet", "scale"))
-        return super().encode_prompt(*args, **kwargs)  # type: ignore[misc]
-
-    def save_pretrained(self, *_: Any, **__: Any) -> NoReturn:
-        """Raises `InputError`: there are no weights to save."""
-        raise InputError("save_pretrained: this pipeline's engines have no weights to save: copy the folder of the bundle")
-
-    load_lora_weights = _refused("UNet", "load_lora_weights")
-    fuse_lora = _refused("UNet", "fuse_lora")
-    set_adapters = _refused("UNet", "set_adapters")
-    load_ip_adapter = _refused("UNet", "load_ip_adapter")
-    load_textual_inversion = _refused("text encoder", "load_textual_inversion")
+    return type(own.__name__, (EnginePipeline, own), {"__module__": own.__module__, "__doc__": own.__doc__})

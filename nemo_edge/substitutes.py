@@ -152,8 +152,9 @@ class EngineUNet(_EngineModule):
 
     @property
     def mask(self) -> np.ndarray | None:
-        """The factor of each neuron, float32 [N], for all rows of the calls to come; None where the engine is baked.
+        """The factor of each neuron, float32 [N], in the calls to come, or of each picture of theirs, [B, N]; None where it is baked.
 
+        Of a call with guidance, whose rows are the unconditional ones and then the others, each picture's two have the same.
         Set it to what `read_mask` takes: neurons, a file, an array, "off", or None for the bundle's own neurons.
         """
         return self._mask
@@ -165,10 +166,7 @@ class EngineUNet(_EngineModule):
                 raise InputError("this UNet is baked and takes no mask: load the masked variant of the bundle (variant='masked')")
             self._mask = None
             return
-        mask = read_mask(self._neurons, given)
-        if mask.ndim != 1:
-            raise InputError(f"the mask has shape {list(mask.shape)}, expected [{len(mask.T)}]: it is for all pictures of a call")
-        self._mask = mask.astype(np.float32)
+        self._mask = read_mask(self._neurons, given).astype(np.float32)
 
     @torch.compiler.disable(reason=_COMPILED)  # type: ignore[untyped-decorator]
     def forward(
@@ -197,7 +195,7 @@ class EngineUNet(_EngineModule):
             **{name: _array(value) for name, value in added.items()},
         }
         if self._mask is not None:
-            feed[VALUE_MASK] = np.broadcast_to(self._mask, (rows, len(self._mask)))
+            feed[VALUE_MASK] = _repeated(np.atleast_2d(self._mask), rows)
         out = torch.from_numpy(self._runner(feed)["out_sample"]).to(sample)
         return UNet2DConditionOutput(sample=out) if return_dict else (out,)
 
@@ -268,6 +266,14 @@ class EngineDecoder(_EngineModule):
     def disable_slicing(self) -> None:
         """Decode the pictures of a batch at once."""
         self.use_slicing = False
+
+
+def _repeated(mask_BN: np.ndarray, rows: int) -> np.ndarray:
+    if rows % len(mask_BN):
+        raise InputError(
+            f"the mask is of {len(mask_BN)} pictures, and the UNet was called with {rows} rows: set a mask of as many, or of [N]"
+        )
+    return np.tile(mask_BN, (rows // len(mask_BN), 1))
 
 
 def _array(value: Tensor | float) -> np.ndarray:

@@ -94,6 +94,7 @@ LAYERS = {
     "bundlepolicies": 10,
     "serving": 12,
     "dropin": 12,
+    "enginepipeline": 6,
     "review": 11,
     "preflight": 10,
     "build": 11,

@@ -72,14 +72,15 @@ def test_the_masked_unet_silences_the_bundle_s_neurons_in_all_rows_until_it_is_t
         assert torch.equal(unet(**call)[0], expected)
 
 
-def test_masks_that_do_not_fit_are_refused_and_change_nothing(toy: Checkpoint) -> None:
+def test_masks_that_do_not_fit_are_refused(toy: Checkpoint) -> None:
     unet = unet_of(toy)
     total = some(toy).total
     with pytest.raises(InputError, match=rf"the mask has shape \[79\], expected \[{total}\]"):
         unet.mask = np.ones(79)
-    with pytest.raises(InputError, match=rf"the mask has shape \[2, 80\], expected \[{total}\]: it is for all pictures"):
-        unet.mask = np.ones((2, 80))
     assert np.array_equal(unet.mask, some(toy).mask())
+    unet.mask = np.ones((2, total))
+    with pytest.raises(InputError, match="the mask is of 2 pictures, and the UNet was called with 3 rows: set a mask of as many"):
+        unet(timestep=5, **arguments(toy, rows=3))
     baked = unet_of(toy, masked=False)
     assert baked.mask is None
     with pytest.raises(InputError, match=r"this UNet is baked and takes no mask: load the masked variant of the bundle"):

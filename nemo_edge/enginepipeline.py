@@ -1,0 +1,87 @@
+"""What a pipeline of engines has before diffusers' own class: an end, policies, and a line for what engines do not do."""
+
+from __future__ import annotations
+
+__all__ = ["EnginePipeline"]
+
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import torch
+
+from nemo_edge.errors import InputError
+from nemo_edge.policies import Policies, Policy, apply
+from nemo_edge.substitutes import refusal
+
+
+def _refused(part: str, name: str) -> Any:
+    def method(self: Any, *_: Any, **__: Any) -> NoReturn:
+        raise InputError(refusal(part, name))
+
+    return method
+
+
+class EnginePipeline:
+    """The first base of such a pipeline, whose other is diffusers' class. Who makes one sets its engines and policies."""
+
+    unet: Any
+    _engines: tuple[Any, ...] = ()
+    _policies: Policies
+    _policy: Policy | None = None
+    _drawing = False
+
+    @property
+    def policy(self) -> str | None:
+        """The policy that pictures are drawn under; None where the UNet's mask says what is silenced. Set it to the name of another.
+
+        Raises `InputError` for one that the bundle does not have.
+        """
+        return None if self._policy is None else self._policy.name
+
+    @policy.setter
+    def policy(self, name: str | None) -> None:
+        self._policy = None if name is None else self._policies.choose(name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As diffusers' own, under the policy; the UNet's mask is afterwards what it was."""
+        if self._policy is None:
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        former, self._drawing = self.unet.mask, True
+        try:
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.unet.mask, self._drawing = former, False
+
+    def close(self) -> None:
+        """Free the engines."""
+        for engine in self._engines:
+            engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def encode_prompt(self, *args: Any, lora_scale: float | None = None, **kwargs: Any) -> Any:
+        """As diffusers' own, but for LoRA, which it would look for in the text encoder; a call's policy is told what the UNet will be."""
+        if lora_scale is not None:
+            raise InputError(refusal("UNet", "scale"))
+        found = super().encode_prompt(*args, **kwargs)  # type: ignore[misc]
+        if self._policy is not None and self._drawing:
+            if self._policy.trigger is not None and kwargs.get("clip_skip") is not None:
+                raise InputError(
+                    f"clip_skip gives states that policy {self._policy.name} does not know: leave it out, or take another policy"
+                )
+            self.unet.mask, _ = apply(self._policy, found[0].detach().to("cpu", torch.float32).numpy())
+        return found
+
+    def save_pretrained(self, *_: Any, **__: Any) -> NoReturn:
+        """Raises `InputError`: there are no weights to save."""
+        raise InputError("save_pretrained: this pipeline's engines have no weights to save: copy the folder of the bundle")
+
+    load_lora_weights = _refused("UNet", "load_lora_weights")
+    fuse_lora = _refused("UNet", "fuse_lora")
+    set_adapters = _refused("UNet", "set_adapters")
+    load_ip_adapter = _refused("UNet", "load_ip_adapter")
+    load_textual_inversion = _refused("text encoder", "load_textual_inversion")
