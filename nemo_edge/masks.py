@@ -53,7 +53,7 @@ def _of_neurons(chosen: NeuronSet, what: str, own: NeuronSet) -> np.ndarray:
 def _checked(array: np.ndarray, what: str, total: int) -> np.ndarray:
     if array.dtype.kind not in "biuf":
         raise InputError(f"{what} is not a mask (.npy, float, [{total}]): it holds {array.dtype}")
-    if array.ndim not in (1, 2) or array.shape[-1] != total:
+    if array.ndim not in (1, 2) or array.shape[-1] != total or not len(array):
         raise InputError(f"the mask has shape {list(array.shape)}, expected [{total}] (value neurons), or one such row a picture")
     if not ((array >= 0) & (array <= 1)).all():
         raise InputError(f"{what} must hold factors from 0 to 1, but has NaN or values outside: check how it was made")

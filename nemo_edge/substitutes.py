@@ -152,7 +152,7 @@ class EngineUNet(_EngineModule):
 
     @property
     def mask(self) -> np.ndarray | None:
-        """The factor of each neuron, float32 [N], in the calls to come, or of each picture of theirs, [B, N]; None where it is baked.
+        """The factor of each neuron, float32 [N], in the calls to come, or [B, N] of their pictures; None where the engine is baked.
 
         Of a call with guidance, whose rows are the unconditional ones and then the others, each picture's two have the same.
         Set it to what `read_mask` takes: neurons, a file, an array, "off", or None for the bundle's own neurons.

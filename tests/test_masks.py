@@ -59,6 +59,7 @@ def test_neurons_of_another_model_are_refused(tmp_path: Path, form: str) -> None
         (np.ones(6), r"the mask has shape \[6\], expected \[7\] \(value neurons\)"),
         (np.ones((1, 1, 7)), r"the mask has shape \[1, 1, 7\]"),
         (np.float32(1), r"the mask has shape \[\]"),
+        (np.ones((0, 7)), r"the mask has shape \[0, 7\]"),
         (np.full(7, 1.5), "factors from 0 to 1"),
         (np.r_[np.ones(6), np.nan], "factors from 0 to 1"),
         (np.array(["1"] * 7), "it holds <U1"),
