@@ -133,7 +133,8 @@ def test_a_repository_that_does_not_load_is_told_in_one_line(triton_environment:
     broken = shutil.copytree(repository, tmp_path / "repository")
     newest = max((broken / "unet").glob("[0-9]*"), key=lambda version: int(version.name))
     (newest / "model.py").write_text((newest / "model.py").read_text() + "# changed\n")
-    with pytest.raises(NemoEdgeError, match=r"is not ready: failed to load 'unet' version 4: Internal: .*model.py was changed") as refused:
+    why = rf"is not ready: failed to load 'unet' version {newest.name}: Internal: .*model.py was changed"
+    with pytest.raises(NemoEdgeError, match=why) as refused:
         with serve(broken, triton_environment):
             pass
     assert "\n" not in str(refused.value)
