@@ -195,7 +195,7 @@ class EngineUNet(_EngineModule):
             **{name: _array(value) for name, value in added.items()},
         }
         if self._mask is not None:
-            feed[VALUE_MASK] = _repeated(np.atleast_2d(self._mask), rows)
+            feed[VALUE_MASK] = _rows_of(self._mask, rows)
         out = torch.from_numpy(self._runner(feed)["out_sample"]).to(sample)
         return UNet2DConditionOutput(sample=out) if return_dict else (out,)
 
@@ -268,12 +268,13 @@ class EngineDecoder(_EngineModule):
         self.use_slicing = False
 
 
-def _repeated(mask_BN: np.ndarray, rows: int) -> np.ndarray:
-    if rows % len(mask_BN):
-        raise InputError(
-            f"the mask is of {len(mask_BN)} pictures, and the UNet was called with {rows} rows: set a mask of as many, or of [N]"
-        )
-    return np.tile(mask_BN, (rows // len(mask_BN), 1))
+def _rows_of(mask: np.ndarray, rows: int) -> np.ndarray:
+    """A mask [N], or [B, N] of a call's pictures, for each of its rows, [R, N]."""
+    if mask.ndim == 1:
+        return np.broadcast_to(mask, (rows, len(mask)))
+    if rows not in (len(mask), 2 * len(mask)):
+        raise InputError(f"the mask is of {len(mask)} pictures, and the UNet was called with {rows} rows: set a mask of as many, or of [N]")
+    return np.tile(mask, (rows // len(mask), 1))
 
 
 def _array(value: Tensor | float) -> np.ndarray:

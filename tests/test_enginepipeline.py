@@ -99,12 +99,11 @@ def test_a_pipeline_made_of_it_keeps_to_the_mask(pipeline: Any) -> None:
     assert torch.equal(latents(other, prompt=[MEMORIZED, OTHER]), own)
 
 
-def test_a_policy_given_at_the_start_takes_the_masked_variant(clustered: Clustered) -> None:
+def test_a_policy_given_at_the_start_takes_the_masked_variant(clustered: Clustered, pipeline: Any) -> None:
     with load_pipeline(clustered.bundle, policy="triggered") as own:
         own.set_progress_bar_config(disable=True)
         assert own.policy == "triggered"
-        assert torch.equal(latents(own, prompt=[MEMORIZED, OTHER]), under(clustered.pipeline, "triggered"))
-    clustered.pipeline.policy = None
+        assert torch.equal(latents(own, prompt=[MEMORIZED, OTHER]), under(pipeline, "triggered"))
 
 
 def test_states_that_the_trigger_does_not_know_are_refused(pipeline: Any) -> None:

@@ -133,7 +133,7 @@ def serve(
 
     It counts as ready once Triton says so and `check` has passed: readiness alone is no proof that its answers are right. One that is
     aborted, or not ready within `timeout_s`, is started again, up to three starts in all. `ports` are those of HTTP, gRPC and metrics,
-    free ones where they are not given. Raises `NemoEdgeError` with the last line of its log where it does not get ready.
+    free ones where they are not given. Raises `NemoEdgeError` with the reason in its log where it does not get ready.
     """
     with tempfile.TemporaryDirectory(prefix="nemo-edge-triton-") as scratch:
         chosen = ports or _free_ports()
