@@ -97,12 +97,14 @@ def _notes(gpu: Gpu) -> list[str]:
         whole = sum(profile["milliseconds"].values())
         shares = ", ".join(f"{kind} {spent / whole:.0%}" for kind, spent in profile["milliseconds"].items() if spent / whole >= 0.005)
         notes.append(f"The kernels of the slowest eager step ({_title(_column_of(profile['case']))}): {shares}.")
-    by = gpu.results.get("decisions", {}).get("by")
+    decisions = gpu.results.get("decisions", {})
+    by = decisions.get("by")
     if by:
+        score = "" if "score" in decisions else ", with the score of later torchmetrics that was taken for the published one then"
         own = {name: row for name, row in by.items() if name.startswith("cuda")}
-        same = ", ".join(f"{row['same_neurons']} of {gpu.results['decisions']['prompts']} in {name[5:]}" for name, row in own.items())
+        same = ", ".join(f"{row['same_neurons']} of {decisions['prompts']} in {name[5:]}" for name, row in own.items())
         notes.append(
-            f"The demo's captions, localized there, have the neurons that they have on the machine's CPU ({same}); in fp32 it takes "
+            f"The demo's captions, localized there{score}, have the neurons that they have on the machine's CPU ({same}); in fp32 it takes "
             f"{own['cuda fp32']['localize_s']:.1f} s after {own['cuda fp32']['calibrate_s']:.1f} s of calibration, and on its "
             f"{gpu.machine['cores']} cores {by['cpu fp32']['localize_s']:.1f} s after {by['cpu fp32']['calibrate_s']:.1f} s."
         )

@@ -22,8 +22,8 @@ from nemo_edge.engines import PLANS
 from nemo_edge.environment import gpus, machine
 from nemo_edge.errors import InputError, NemoEdgeError
 from nemo_edge.files import checkpoint_folder
-from nemo_edge.footprint import memory_available
 from nemo_edge.latency import Case, Latency, Ratio, Timing, Visit, ratio_of, timing_of
+from nemo_edge.memory import memory_available
 from nemo_edge.progress import Progress
 from nemo_edge.recipe import Recipe
 from nemo_edge.settings import LatencySettings, SamplingSettings, Target

@@ -9,11 +9,12 @@ from __future__ import annotations
 __all__ = ["Calibration", "Provenance", "Statistics", "activations", "calibrate", "load_statistics", "read_threshold"]
 
 import json
+import math
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -22,15 +23,19 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from nemo_edge.backends.torch import open_runner
-from nemo_edge.checkpoint import Checkpoint, Layers, value_layers, value_projections
+from nemo_edge.checkpoint import Checkpoint, Conditioning, Layers, value_layers, value_projections
 from nemo_edge.errors import InputError
 from nemo_edge.files import sha256_json, write_atomically
-from nemo_edge.memorization import NoiseProbe, Threshold, threshold_of
+from nemo_edge.memorization import NoiseProbe, Threshold, finite, threshold_of
 from nemo_edge.multiscale import pairwise_scores
 from nemo_edge.neurons import ValueLayer
-from nemo_edge.settings import LocalizationSettings
+from nemo_edge.settings import LocalizationSettings, check_threshold
 
+_SCHEMA: Final = 2
+"""2: τ of the published score; that of schema 1 was of another."""
 _BATCH = 64
+_ANEW = "make it anew with `nemo-edge calibrate`"
+_OTHER_PROMPTS = "calibrate on other general prompts, or set τ (calibration.threshold in a recipe, --threshold)"
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Provenance(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = _SCHEMA
     checkpoint: str
     checkpoint_hash: str
     prompts: int
@@ -67,6 +72,18 @@ class Calibration:
     highest: tuple[float, ...]
     provenance: Provenance
 
+    @property
+    def above(self) -> int | None:
+        """How many general prompts score above τ; None where they have no scores or there is no τ."""
+        if self.threshold is None or not self.highest:
+            return None
+        return sum(score > self.threshold.value for score in self.highest)
+
+    @property
+    def above_rate(self) -> float | None:
+        """Their share of the general prompts: how often τ takes a harmless prompt for a memorized one."""
+        return None if self.above is None else self.above / len(self.highest)
+
     def save(self, path: Path) -> None:
         """Write a `.safetensors` file, atomically: `mean.<layer>`, `std.<layer>`, `highest`, and the provenance."""
         tensors = {f"mean.{layer.name}": t for layer, t in zip(self.statistics.layers, self.statistics.mean, strict=True)}
@@ -78,19 +95,19 @@ class Calibration:
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
-        """Read what `save` writes. Raises `InputError` for any other file."""
+        """Read what `save` writes. Raises `InputError` for any other file, and for statistics or a τ that cannot be used."""
         try:
             with safe_open(path, "pt") as file:
                 facts = json.loads((file.metadata() or {})["nemo_edge"])
+                _check_schema(facts["provenance"]["schema_version"], path)
                 provenance = Provenance.model_validate(facts["provenance"])
                 layers = tuple(ValueLayer.model_validate(v) for v in facts["layers"])
                 mean, std = (tuple(file.get_tensor(f"{kind}.{layer.name}") for layer in layers) for kind in ("mean", "std"))
                 highest = tuple(file.get_tensor("highest").tolist())
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise InputError(f"{path} is not a statistics file of `nemo-edge calibrate`: {error}") from error
-        known = provenance.threshold_mean is not None and provenance.threshold_std is not None
-        threshold = Threshold(provenance.threshold_mean or 0.0, provenance.threshold_std or 0.0) if known else None
-        return cls(Statistics(layers, mean, std), threshold, highest, provenance)
+        statistics = _checked(Statistics(layers, mean, std), path)
+        return cls(statistics, _threshold(provenance, str(path), _ANEW), highest, provenance)
 
 
 @torch.no_grad()
@@ -109,7 +126,8 @@ def calibrate(
 ) -> Calibration:
     """Measure statistics and τ over general prompts. `advance` is called with the number of prompts done.
 
-    Raises `InputError` for fewer than two prompts, whose standard deviation is not defined.
+    Raises `InputError` for fewer than two prompts, whose standard deviation is not defined, for a prompt whose activations or score
+    are no numbers, and for a τ that no score or every score is above.
     """
     if len(prompts) < 2:
         raise InputError(f"calibration needs two general prompts at least, got {len(prompts)}: add prompts to the file")
@@ -118,15 +136,30 @@ def calibrate(
     probe, unet = NoiseProbe.of(checkpoint.config, settings), open_runner(checkpoint.unet_component())
     highest: list[float] = []
     for start in range(0, len(prompts), _BATCH):
-        encoded = checkpoint.encode(prompts[start : start + _BATCH])
-        for moment, values in zip(moments, activations(checkpoint.unet, encoded["encoder_hidden_states"], settings.layers), strict=True):
-            moment.add(values.float().cpu())
-        for row in range(len(encoded["encoder_hidden_states"]) if with_threshold else 0):
+        texts = prompts[start : start + _BATCH]
+        encoded = checkpoint.encode(texts)
+        for moment, values in zip(moments, _activations(checkpoint, texts, encoded, settings), strict=True):
+            moment.add(values)
+        for row, text in enumerate(texts if with_threshold else ()):
             delta = probe(unet, {name: value[row : row + 1].cpu().numpy() for name, value in encoded.items()})
-            highest.append(float(pairwise_scores(delta.to(checkpoint.device)).max()))
+            highest.append(float(finite(pairwise_scores(delta.to(checkpoint.device)), "memorization scores", text).max()))
             advance(1)
-    threshold = threshold_of(highest) if with_threshold else None
-    provenance = Provenance(
+    provenance = _provenance(checkpoint, prompts, threshold_of(highest) if with_threshold else None)
+    threshold = _threshold(provenance, "calibration", _OTHER_PROMPTS)
+    statistics = Statistics(layers, tuple(m.mean for m in moments), tuple(m.std() for m in moments))
+    return Calibration(statistics, threshold, tuple(highest), provenance)
+
+
+def _activations(checkpoint: Checkpoint, texts: Sequence[str], encoded: Conditioning, settings: LocalizationSettings) -> list[Tensor]:
+    """The activations of some prompts in float32 on the CPU, [B, W] a layer, each of them a number."""
+    found = [values.float().cpu() for values in activations(checkpoint.unet, encoded["encoder_hidden_states"], settings.layers)]
+    for text, row_N in zip(texts, torch.cat(found, dim=1), strict=True):
+        finite(row_N, "value activations", text)
+    return found
+
+
+def _provenance(checkpoint: Checkpoint, prompts: Sequence[str], threshold: Threshold | None) -> Provenance:
+    return Provenance(
         checkpoint=Path(checkpoint.source).name,
         checkpoint_hash=checkpoint.content_hash(),
         prompts=len(prompts),
@@ -134,8 +167,36 @@ def calibrate(
         threshold_mean=threshold.mean if threshold else None,
         threshold_std=threshold.std if threshold else None,
     )
-    statistics = Statistics(layers, tuple(m.mean for m in moments), tuple(m.std() for m in moments))
-    return Calibration(statistics, threshold, tuple(highest), provenance)
+
+
+def _check_schema(schema: object, path: Path) -> None:
+    if schema != _SCHEMA:
+        raise InputError(f"statistics {path} have schema {schema}, expected {_SCHEMA}, whose τ is of the published score: {_ANEW}")
+
+
+def _threshold(provenance: Provenance, source: str, remedy: str) -> Threshold | None:
+    """The τ of a provenance; None where it has none. Raises `InputError` for one that cannot be used."""
+    mean, std = provenance.threshold_mean, provenance.threshold_std
+    if mean is None or std is None:
+        return None
+    if not 0 <= std < math.inf:
+        raise InputError(f"{source}: the standard deviation in τ is {std:g}, expected a finite number from 0 on: {remedy}")
+    check_threshold(mean + std, source, remedy)
+    return Threshold(mean, std)
+
+
+def _checked(statistics: Statistics, path: Path) -> Statistics:
+    """The statistics as they are. Raises `InputError` unless all are finite and no deviation is below 0; it may be 0."""
+    for kind, values in (("mean", statistics.mean), ("standard deviation", statistics.std)):
+        for number, values_W in enumerate(values):
+            wrong_K = (~values_W.isfinite() | ((values_W < 0) & (kind != "mean"))).nonzero().flatten()
+            if len(wrong_K):
+                first = int(wrong_K[0])
+                raise InputError(
+                    f"statistics {path}: the {kind} of {len(wrong_K)} neurons of value layer {number} cannot be used (the first is neuron "
+                    f"{first}: {float(values_W[first]):g}), expected finite numbers{' from 0 on' if kind != 'mean' else ''}: {_ANEW}"
+                )
+    return statistics
 
 
 def load_statistics(path: Path, layers: Sequence[ValueLayer]) -> Statistics:
@@ -147,7 +208,7 @@ def load_statistics(path: Path, layers: Sequence[ValueLayer]) -> Statistics:
         raise InputError(f"statistics file {path} does not exist: make one with `nemo-edge calibrate`")
     statistics = _official(path, layers) if path.suffix == ".pt" else Calibration.load(path).statistics
     widths, found = [layer.width for layer in layers], [len(mean) for mean in statistics.mean]
-    if widths != found:
+    if widths != found or found != [len(std) for std in statistics.std]:
         raise InputError(
             f"statistics {path} have layers of {found} neurons, but this UNet's are {widths}: they are of another model; "
             "make its own with `nemo-edge calibrate`"
@@ -166,9 +227,10 @@ def read_threshold(path: Path) -> float:
 def _official(path: Path, layers: Sequence[ValueLayer]) -> Statistics:
     try:
         mean, std = torch.load(path, map_location="cpu", weights_only=True)
-        return Statistics(tuple(layers), tuple(t.float() for t in mean), tuple(t.float() for t in std))
+        statistics = Statistics(tuple(layers), tuple(t.float() for t in mean), tuple(t.float() for t in std))
     except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, AttributeError, EOFError, LookupError) as error:
         raise InputError(f"{path} is not a statistics file of the official code (two lists of tensors): {error}") from error
+    return _checked(statistics, path)
 
 
 class _Moments:

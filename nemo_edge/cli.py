@@ -31,7 +31,15 @@ app = typer.Typer(
 Prompts = Annotated[Path, typer.Argument(help="Prompts: .txt, .csv (column Caption or prompt) or .jsonl.")]
 AllLayers = Annotated[bool, typer.Option("--all-layers", help="Value layers of the up blocks too, not only the paper's.")]
 Statistics = Annotated[Path, typer.Option("--statistics", help="What `nemo-edge calibrate` wrote, or the official .pt file.")]
-ThresholdOption = Annotated[float | None, typer.Option("--threshold", min=0, max=1, help="τ; else the one in the statistics.")]
+
+
+def _threshold(tau: float | None) -> float | None:
+    from nemo_edge.settings import check_threshold
+
+    return None if tau is None else check_threshold(tau, "--threshold", "leave it out, and the one in the statistics is taken")
+
+
+ThresholdOption = Annotated[float | None, typer.Option("--threshold", callback=_threshold, help="τ; else the one in the statistics.")]
 
 
 @app.callback()
@@ -95,16 +103,17 @@ def calibrate(
     """Measure statistics and the threshold τ on general prompts."""
     from nemo_edge import console
     from nemo_edge.bundle import check_file
-    from nemo_edge.prompts import read_prompts
+    from nemo_edge.prompts import distinct, read_prompts
 
-    texts = [p.text for p in read_prompts(prompts, limit)]
+    texts = [p.text for p in distinct(read_prompts(prompts))[:limit]]
     check_file(out)
     from nemo_edge.calibration import calibrate as run
 
     with console.Bars().task("calibrate", len(texts)) as advance:
         calibration = run(open_model(checkpoint, allow_pickle, device), texts, _localization(all_layers), advance)
     calibration.save(out)
-    print_result(calibration.provenance, as_json, lambda p: console.show_calibration(p, out))
+    said = {**calibration.provenance.model_dump(mode="json"), "above_rate": calibration.above_rate}
+    print_result(said, as_json, lambda _: console.show_calibration(calibration, out))
 
 
 @app.command()

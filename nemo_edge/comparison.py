@@ -23,7 +23,7 @@ from nemo_edge.configuration import Configuration
 from nemo_edge.divergence import Divergence, EagerProbe, GraphProbe, Probe, first_divergence, first_not_finite
 from nemo_edge.errors import InputError
 from nemo_edge.fidelity import Agreement, Trajectory, compare_trajectories, merged, trace_trajectory
-from nemo_edge.footprint import pictures_at_once
+from nemo_edge.memory import pictures_at_once
 from nemo_edge.mitigation import Measurement
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import UNMITIGATED, eager_pipeline, has_unmitigated, open_pipeline, original_weights

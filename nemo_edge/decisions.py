@@ -1,5 +1,8 @@
-"""The scores that decisions about one prompt rest on: those too close to be trusted are computed anew, in float32.
+"""The scores that decisions about one prompt rest on: those too close to be trusted are computed anew, as the official code would.
 
+That is in float32, all latents in one forward of the whole UNet, and the similarity operation by operation in torchmetrics' order, so
+that these decisions fall as the official code's do on the same machine and PyTorch in float32. On a GPU the official code runs under
+fp16 autocast, whose rounding (about 1e-3) decides there, and differs from one GPU to another: no such promise can be made for that.
 Knows neither UNets nor prompts: what computes a score anew is given.
 """
 
@@ -11,9 +14,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from nemo_edge.multiscale import ROUNDING
 from nemo_edge.searches import Lists, Scores, highest
 
-_MARGIN = {"fp32": 1e-5, "fp16": 0.005, "bf16": 0.02}
+_MARGIN = {"fp32": ROUNDING, "fp16": 0.005, "bf16": 0.02}
 """How far a score may be off by the type and by what else is in a forward; decisions that are closer are made again. Ours."""
 _SAFETY = 4
 """The margin is no less than this many times the largest error that was seen on a prompt. Ours."""
@@ -21,7 +25,7 @@ _SAFETY = 4
 
 @dataclass
 class Decisions:
-    """The scores of one prompt's sets; `anew` computes those of a set, or of one seed of it, by the whole UNet in float32."""
+    """The scores of one prompt's sets; `anew` computes those of a set, or of one seed of it, as the official code would."""
 
     anew: Callable[[Lists, int | None], Scores]
     dtype: str = "fp32"
@@ -56,7 +60,7 @@ class Decisions:
         return scores
 
     def in_float32(self, lists: Lists, seed: int | None = None) -> Scores:
-        """The scores of a set by the whole UNet in float32."""
+        """The scores of a set as the official code would compute them, in float32."""
         key = str(lists), seed
         if key not in self._known:
             self._known[key] = self.anew(lists, seed)

@@ -10,6 +10,7 @@ __all__ = ["Detection", "Detector", "read_detections"]
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,11 +24,10 @@ from nemo_edge.backends.torch import open_runner
 from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.errors import InputError
 from nemo_edge.files import sha256_json
-from nemo_edge.footprint import memory_available, rows_at_once
 from nemo_edge.journal import append, read_lines
-from nemo_edge.memorization import NoiseProbe, scaled, seed_scores
-from nemo_edge.multiscale import pairwise_scores
-from nemo_edge.settings import LocalizationSettings
+from nemo_edge.memorization import NoiseProbe, finite, firm_seed_scores, scaled
+from nemo_edge.memory import check_room, room_bytes, rows_at_once
+from nemo_edge.settings import SCORE, LocalizationSettings, check_threshold
 
 _ENCODED = 64
 """Prompts whose text is encoded together."""
@@ -56,15 +56,16 @@ class Detector:
     """Examines prompts of one checkpoint with one τ; no more rows of the UNet run together than the memory holds."""
 
     def __init__(self, checkpoint: Checkpoint, threshold: float, settings: LocalizationSettings) -> None:
-        self.checkpoint, self.threshold, self.settings = checkpoint, threshold, settings
-        self.inputs = sha256_json([checkpoint.files, threshold, settings.seed, settings.samples, settings.steps])
+        self.checkpoint, self.settings = checkpoint, settings
+        self.threshold = check_threshold(threshold, "detection", "give the one of `nemo-edge calibrate`")
+        self.inputs = sha256_json([SCORE, checkpoint.files, threshold, settings.seed, settings.samples, settings.steps])
         self.rows = 0
         """Rows of the UNet that were run."""
         self.seconds = self.unet_seconds = 0.0
         """Time spent on prompts, and in the UNet's forwards alone."""
         height, width = checkpoint.config.pixel_size
-        memory = torch.cuda.mem_get_info()[0] if checkpoint.device.type == "cuda" else memory_available()
-        self._at_once = settings.rows or rows_at_once(height * width, memory // 4)
+        self._at_once = settings.rows or rows_at_once(height * width, room_bytes(checkpoint.device))
+        check_room(checkpoint.device, height * width, self._at_once)
         self._probe = NoiseProbe.of(checkpoint.config, settings)
         self._unet = _Timed(open_runner(checkpoint.unet_component()))
         self._nothing: Tensor | None = None
@@ -106,7 +107,8 @@ class Detector:
         x_SCHW, nothing_SCHW = self._probe.latents_SCHW.to(self.checkpoint.device), self._unconditional()
         noises_RCHW = self._noise(conditioning, len(prompts))
         for prompt, noise_SCHW in zip(prompts, noises_RCHW.split(len(x_SCHW)), strict=True):
-            scores_S = seed_scores(pairwise_scores(scaled(noise_SCHW - x_SCHW)), len(x_SCHW))
+            scores_S = firm_seed_scores(scaled(noise_SCHW - x_SCHW), self.threshold, partial(self._alone, prompt))
+            scores_S = finite(scores_S, "memorization scores", prompt)
             yield Detection(
                 inputs=self.inputs,
                 prompt=prompt,
@@ -116,11 +118,16 @@ class Detector:
                 norms=tuple((noise_SCHW - nothing_SCHW).flatten(1).norm(dim=1).tolist()),
             )
 
+    def _alone(self, prompt: str) -> Tensor:
+        """δ of a prompt's latents with no other prompt beside them."""
+        encoded = {name: value.float().cpu().numpy() for name, value in self.checkpoint.encode([prompt]).items()}
+        return scaled(self._noise(encoded, 1) - self._probe.latents_SCHW.to(self.checkpoint.device))
+
     def _unconditional(self) -> Tensor:
         """ε of the latents for the empty prompt: the same for all prompts, and computed once."""
         if self._nothing is None:
             encoded = {name: value.float().cpu().numpy() for name, value in self.checkpoint.encode([""]).items()}
-            self._nothing = self._noise(encoded, 1)
+            self._nothing = finite(self._noise(encoded, 1), "predicted noise", "")
         return self._nothing
 
     def _noise(self, conditioning: Mapping[str, np.ndarray], prompts: int) -> Tensor:

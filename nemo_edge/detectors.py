@@ -20,8 +20,7 @@ _NORM = "norm of the guidance difference"
 
 def label_of(prompt: Prompt) -> bool | None:
     """Whether a list says that a prompt is memorized (its type is VM, TM or another) or not (N); None where it says nothing."""
-    kind = prompt.kind.strip().upper()
-    return None if not kind else kind != "N"
+    return prompt.label
 
 
 def rocs_of(prompts: Sequence[Prompt], found: Sequence[Detection]) -> tuple[Roc, ...]:

@@ -25,8 +25,8 @@ from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.component import VALUE_MASK
 from nemo_edge.fidelity import Agreement, Trajectory, compare_trajectories, trace_trajectory
 from nemo_edge.files import write_atomically
-from nemo_edge.footprint import pictures_at_once
 from nemo_edge.localization import Localization
+from nemo_edge.memory import pictures_at_once
 from nemo_edge.mitigation import CurvePoint, Drawn, Measurement, PromptMitigation, Shown, VariantMeasurement
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import UNMITIGATED, eager_pipeline, has_unmitigated, open_pipeline

@@ -11,20 +11,25 @@ __all__ = [
     "explain",
     "sha256_file",
     "sha256_json",
+    "way_to",
     "weight_bytes",
     "write_atomically",
 ]
 
 import errno
+import getpass
 import hashlib
 import json
 import os
+import platform
 import secrets
 from contextlib import suppress
 from pathlib import Path
 
 from nemo_edge.errors import InputError, first_line
 
+_HOMES = ("home", "Users")
+"""Folders of a machine that hold its users' own, by these users' names."""
 WEIGHT_FILES = (".safetensors",)
 PICKLE_FILES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
@@ -89,6 +94,31 @@ def sha256_file(path: Path) -> str:
 def sha256_json(value: object) -> str:
     """Return the sha256 of a value's canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def way_to(path: Path, folder: Path) -> Path:
+    """Return the way to a file from a folder, as it may be handed on with the folder.
+
+    Where it goes into a home folder that `folder` is not in, or by the name of this user or machine, it is the file's name alone.
+    """
+    path, folder = path.expanduser().absolute(), folder.expanduser().resolve()
+    path = path.parent.resolve() / path.name
+    way = Path(os.path.relpath(path, folder))
+    home = _home_of(path)
+    return Path(path.name) if (home and home != _home_of(folder)) or _own_names() & {*way.parts} else way
+
+
+def _home_of(path: Path) -> Path | None:
+    home = Path("~").expanduser()
+    if path.is_relative_to(home):
+        return home
+    return Path(*path.parts[:3]) if len(path.parts) > 2 and path.parts[1] in _HOMES else None
+
+
+def _own_names() -> set[str]:
+    with suppress(OSError, KeyError, ImportError):  # a user without a name, as in some containers
+        return {getpass.getuser(), platform.node()}
+    return {platform.node()}
 
 
 def checkpoint_hashes(path: str) -> dict[str, str]:

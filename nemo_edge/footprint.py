@@ -14,16 +14,12 @@ __all__ = [
     "check_memory",
     "estimate",
     "fitted",
-    "memory_available",
     "needs_of",
     "part_of",
     "parts",
-    "pictures_at_once",
-    "rows_at_once",
 ]
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Sequence
 from math import prod
@@ -34,9 +30,9 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 
 from nemo_edge.errors import InputError, first_line
+from nemo_edge.memory import GB, memory_available, pictures_at_once, rows_at_once, search_bytes
 from nemo_edge.settings import LocalizationSettings
 
-GB = 10**9
 BYTES = {"fp32": 4, "fp16": 2}
 DTYPES: tuple[Literal["fp32", "fp16"], ...] = ("fp32", "fp16")
 PROCESS_BYTES = 0.8 * GB
@@ -57,19 +53,14 @@ PART_WEIGHTS = {"fp32": 1.1, "fp16": 1.3}
 """Peak of exporting one part, in units of its float32 weights: they are opened, cast, written, and compared (`full_size.json`)."""
 WEIGHTS_OPEN = {"fp32": 1.0, "fp16": 1.1}
 """A session that is open, in the same units: a provider of the CPU widens fp16 to float32."""
-ROW_EAGER = 950
-"""Bytes a pixel of the picture that one row of a UNet's batch takes in eager PyTorch, whose attention keeps no matrix."""
 ROW_SHARE = {"sd": 1.0, "sdxl": 0.65}
 """Rows of XL take less a pixel (0.6 GB each at 1024 × 1024 in eager): its UNet has no attention at full resolution."""
 ROW_SESSION = {"fp32": 3600, "fp16": 2600}
-"""The same in ONNX Runtime, whose arena keeps what it took until the session is closed."""
+"""Bytes a pixel that one row of a UNet's batch takes in ONNX Runtime, whose arena keeps what it took until the session is closed."""
 PICTURE_SESSION = 5700
 """Bytes a pixel that a picture takes in the VAE's decoder in ONNX Runtime: 1.5 GB at 512 × 512."""
 VERIFIED_ROWS = 3
 """Rows of the larger batch that `export` compares."""
-DRAWN_PIXELS = 2 * 512 * 512
-DRAWN_AT_MOST = 10
-"""What a build draws at once, in pixels and in pictures, each of two rows of the UNet with guidance."""
 OTHER_DISK_BYTES = 0.1 * GB
 """Graphs, tokenizers, pictures and report."""
 
@@ -158,11 +149,6 @@ def estimate(model: str, output: Path) -> Footprint:
     return fitted(model, family, found, needs, memory, disk, place)
 
 
-def pictures_at_once(pixels: int) -> int:
-    """Return how many pictures of so many pixels a build draws together: two of 512 × 512."""
-    return min(DRAWN_AT_MOST, max(1, DRAWN_PIXELS // pixels))
-
-
 def parts(model: str) -> tuple[Part, ...]:
     """Return the parts of a local checkpoint from the headers of its safetensors files.
 
@@ -219,24 +205,6 @@ def fitted(
     )
 
 
-def memory_available(root: Path = Path("/")) -> int:
-    """Return the bytes of memory this process may still take: what Linux has available, or less where a control group says so."""
-    lines = (_read(root / "proc/meminfo") or "").splitlines()
-    limits = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
-        highest, now = _read(root / "sys/fs/cgroup" / limit), _read(root / "sys/fs/cgroup" / used)
-        if highest and now and highest.isdigit() and now.isdigit():
-            limits.append(max(int(highest) - int(now), 0))
-    if limits:
-        return min(limits)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-
-
-def rows_at_once(pixels: int, memory_bytes: int) -> int:
-    """Return how many rows a UNet may run together in eager float32, 1 to 64, for pictures of so many pixels in so much memory."""
-    return max(1, min(64, int(memory_bytes // (ROW_EAGER * pixels))))
-
-
 def check_memory(
     model: str,
     dtype: Literal["fp32", "fp16", "bf16"],
@@ -272,7 +240,8 @@ def _need(found: Sequence[Part], pixels: int, dtype: Literal["fp32", "fp16"], va
     largest = max(part.exported for part in found)
     eager = PROCESS_BYTES + BYTES["fp32"] * sum(part.parameters for part in found)
     row = ROW_SHARE[_family(found)] * pixels
-    localize = eager + LocalizationSettings().samples * ROW_EAGER * row
+    method = LocalizationSettings()
+    localize = eager + search_bytes(int(row), rows_at_once(int(row)), method.samples * method.prompts)
     small = ROW_SHARE[_family(found)] * min(pixels, COMPARED_PIXELS)
     rows = VERIFIED_ROWS * max(ROW_SESSION[dtype] * small, PICTURE_SESSION * min(pixels, COMPARED_PIXELS) if "vae" in weights else 0)
     export = PROCESS_BYTES + PART_WEIGHTS[dtype] * BYTES["fp32"] * largest + rows

@@ -90,13 +90,14 @@ class Group(_Result):
 
     @property
     def leaking_before(self) -> tuple[Variant, ...]:
-        """The variants that brought a memory back, with what was found for the group's own prompts silenced."""
-        return tuple(v for v in self.variants if v.before is not None and v.before > self.threshold)
+        """The variants that brought a memory back, with what was found for the group's own prompts silenced; a score
+        that is not a number has not passed either."""
+        return tuple(v for v in self.variants if v.before is not None and not v.before <= self.threshold)
 
     @property
     def leaking_after(self) -> tuple[Variant, ...]:
         """The variants that still do with the final set: those of which no more neurons were found."""
-        return tuple(v for v in self.variants if v.after is not None and v.after > self.threshold)
+        return tuple(v for v in self.variants if v.after is not None and not v.after <= self.threshold)
 
 
 @dataclass
@@ -217,7 +218,7 @@ class Groups:
     def _worst(self, variants: Sequence[_Variant], suspects: Sequence[Suspect]) -> _Variant | None:
         """The variant with most of a memory left that is no member yet; None where all are at τ or below."""
         joined = {suspect.found.prompt for suspect in suspects}
-        left = [v for v in variants if v.after is not None and v.after > self.localizer.threshold and v.made.text not in joined]
+        left = [v for v in variants if v.after is not None and not v.after <= self.localizer.threshold and v.made.text not in joined]
         return max(left, key=lambda v: v.after or 0.0, default=None)
 
     def _members(self, suspects: Sequence[Suspect], neurons: NeuronSet) -> tuple[Member, ...]:

@@ -7,22 +7,27 @@ from __future__ import annotations
 
 __all__ = ["Ingredients", "bundle_key", "ingredients", "stage_keys", "used_versions"]
 
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nemo_edge.environment import USED, Machine, machine, packages_of
 from nemo_edge.errors import InputError
-from nemo_edge.files import checkpoint_hashes, sha256_file, sha256_json
-from nemo_edge.prompts import Prompt, read_prompts
+from nemo_edge.files import checkpoint_hashes, sha256_file, sha256_json, way_to
+from nemo_edge.prompts import Prompt, check_apart, distinct, read_prompts
 from nemo_edge.recipe import Recipe
+from nemo_edge.settings import SCORE
 from nemo_edge.targets import FLAVOUR_OF
 
 _CALIBRATED = ("layers", "seed", "samples", "steps")
 """The localization's settings that statistics and τ hang on."""
 _NO_MATTER = ("rows", "prompts")
 """Those of them that only the time hangs on."""
+_COUNTED = "copies of every known training picture"
+"""What the measurement counts: one that counted less is not taken for it."""
+_FEWEST = 2
+"""General prompts that a standard deviation needs."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Ingredients:
     held_out: list[Prompt]
     checkpoint: dict[str, str]
     prompts: dict[str, str]
-    """Path, relative to the folder of the memorized prompts, and sha256 of every file that the recipe names."""
+    """Path, as `way_to` tells it from the folder of the memorized prompts, and sha256 of every file that the recipe names."""
     statistics: str | None
     machine: Machine
 
@@ -45,18 +50,14 @@ def ingredients(recipe: Recipe) -> Ingredients:
     if recipe.random_weights is not None:
         neurons = recipe.random_weights.neurons
         return Ingredients([], [], [], checkpoint, {neurons.name: sha256_file(_there(neurons))} if neurons else {}, None, machine())
-    memorized = read_prompts(recipe.prompts.memorized, recipe.prompts.limit)
-    general = read_prompts(recipe.prompts.general)
-    wanted = recipe.calibration.prompts + recipe.fidelity.general_prompts
-    if len(general) < 3:
-        raise InputError(f"prompts file {recipe.prompts.general} holds {len(general)} general prompts, at least 3 are needed")
-    held_out = general[-min(recipe.fidelity.general_prompts, max(1, len(general) - 2)) :]
-    used = general[: len(general) - len(held_out)] if len(general) < wanted else general[: recipe.calibration.prompts]
+    memorized = read_prompts(recipe.prompts.memorized)
+    used, held_out = _general(recipe, memorized)
+    memorized = memorized[: recipe.prompts.limit]
     files = [recipe.prompts.memorized, recipe.prompts.general]
     files += [_there(p) for p in (recipe.calibration.statistics, recipe.fidelity.sscd) if p is not None]
     files += [p.image for p in memorized if p.image]
     base = recipe.prompts.memorized.parent
-    hashes = {Path(os.path.relpath(p, base)).as_posix(): sha256_file(p) for p in files}
+    hashes = _hashes(files, base)
     statistics = sha256_file(recipe.calibration.statistics) if recipe.calibration.statistics else None
     return Ingredients(memorized, used, held_out, checkpoint, hashes, statistics, machine())
 
@@ -79,7 +80,7 @@ def stage_keys(recipe: Recipe, given: Ingredients) -> dict[str, str]:
         general, memorized = [p.text for p in given.general], [p.text for p in given.memorized]
         method = r["localization"]
         device, settings = r["checkpoint"]["device"], [method[n] for n in _CALIBRATED]
-        calibrate = sha256_json([versions, given.checkpoint, device, general, r["calibration"], given.statistics, settings])
+        calibrate = sha256_json([SCORE, versions, given.checkpoint, device, general, r["calibration"], given.statistics, settings])
         search = {name: value for name, value in method.items() if name not in _NO_MATTER}
         localize = sha256_json([calibrate, memorized, [(p.url, p.cluster) for p in given.memorized], search])
         keys = {"calibrate": calibrate, "localize": localize}
@@ -97,7 +98,7 @@ def stage_keys(recipe: Recipe, given: Ingredients) -> dict[str, str]:
     run = [r["engine"], used, [(gpu.name, gpu.driver) for gpu in here.gpus]] if used else r["engine"]
     if recipe.random_weights is None:
         held_out = [p.text for p in given.held_out]
-        keys["measure"] = sha256_json([export, run, given.prompts, held_out, r["sampling"], r["fidelity"]])
+        keys["measure"] = sha256_json([export, run, given.prompts, held_out, r["sampling"], r["fidelity"], _COUNTED])
     if recipe.latency is not None:
         state: Any = {"gpus": {"__all__": {"clock_mhz", "temperature_c", "throttled_by"}}, "versions": True}
         keys["latency"] = sha256_json([export, run, r["sampling"], r["latency"], here.model_dump(mode="json", exclude=state)])
@@ -109,6 +110,41 @@ def bundle_key(recipe: Recipe, keys: dict[str, str]) -> str:
     last = [keys[stage] for stage in keys if stage not in ("calibrate", "localize")]
     own = recipe.model_dump(mode="json", include={"name", "gates", "engine", "sampling"})
     return sha256_json([last, own])
+
+
+def _general(recipe: Recipe, memorized: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+    """The general prompts that calibrate, the first of the list, and those that are measured, its last.
+
+    Raises `InputError` for one that is memorized, be it beyond the recipe's limit, and where there are fewer than the recipe asks for.
+    """
+    path, calibrated, measured = recipe.prompts.general, recipe.calibration.prompts, recipe.fidelity.general_prompts
+    general = distinct(read_prompts(path))
+    check_apart(general, memorized, path, recipe.prompts.memorized)
+    lacking = calibrated + measured - len(general)
+    if lacking > 0:
+        raise InputError(
+            f"prompts file {path} holds {len(general)} different general prompts, but the recipe asks for {calibrated + measured} "
+            f"(calibration.prompts = {calibrated}, fidelity.general_prompts = {measured}): {_fitting(len(general), measured)}add {lacking} "
+            f"prompt{'s' if lacking > 1 else ''}"
+        )
+    return general[:calibrated], general[-measured:]
+
+
+def _fitting(count: int, measured: int) -> str:
+    """What a recipe would ask for of so many general prompts; nothing where they are too few for any."""
+    if count < _FEWEST + 1:
+        return ""
+    fewer = min(measured, max(1, count // 4)) if count - measured < _FEWEST else measured
+    settings = f"calibration.prompts = {count - fewer}" + (f" and fidelity.general_prompts = {fewer}" if fewer < measured else "")
+    return f"set {settings} in the recipe, or "
+
+
+def _hashes(files: Sequence[Path], base: Path) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for path in files:
+        name, digest = way_to(path, base).as_posix(), sha256_file(path)
+        found[name if found.get(name, digest) == digest else f"{digest[:12]}/{name}"] = digest
+    return found
 
 
 def _there(path: Path) -> Path:

@@ -31,13 +31,13 @@ from nemo_edge.compilation import check_compiler, compile_
 from nemo_edge.decisions import Decisions
 from nemo_edge.errors import InputError
 from nemo_edge.files import sha256_json
-from nemo_edge.footprint import memory_available, rows_at_once
 from nemo_edge.journal import append, read_lines
-from nemo_edge.memorization import NoiseProbe, seed_scores
-from nemo_edge.multiscale import ms_ssim, pairwise_scores
+from nemo_edge.memorization import NoiseProbe, finite, firm_seed_scores
+from nemo_edge.memory import check_room, room_bytes, rows_at_once
+from nemo_edge.multiscale import plain_ms_ssim
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.searches import Ask, Lists, Outcome, Search, grouped, highest, published, schedule
-from nemo_edge.settings import LocalizationSettings
+from nemo_edge.settings import SCORE, LocalizationSettings, check_threshold
 from nemo_edge.surgery import silenced
 from nemo_edge.trials import Subject, Trial, Trials
 
@@ -99,14 +99,15 @@ class Localizer:
     def __init__(self, checkpoint: Checkpoint, statistics: Statistics, threshold: float, settings: LocalizationSettings) -> None:
         self.checkpoint = checkpoint
         self.statistics = statistics
-        self.threshold = threshold
+        self.threshold = check_threshold(threshold, "localization", "give the one of `nemo-edge calibrate`")
         self.settings = settings
         tensors = {f"{kind}{i}": t for kind in ("mean", "std") for i, t in enumerate(getattr(statistics, kind))}
         measured = hashlib.sha256(save(tensors)).hexdigest()
-        self.inputs = sha256_json([checkpoint.files, measured, threshold, settings.model_dump(exclude=_NO_MATTER)])
+        self.inputs = sha256_json([SCORE, checkpoint.files, measured, threshold, settings.model_dump(exclude=_NO_MATTER)])
         height, width = checkpoint.config.pixel_size
-        self._memory = (torch.cuda.mem_get_info()[0] if checkpoint.device.type == "cuda" else memory_available()) // 4
+        self._memory = room_bytes(checkpoint.device)
         rows = settings.rows or rows_at_once(height * width, self._memory)
+        check_room(checkpoint.device, height * width, rows, settings.samples * settings.prompts)
         self.trials = Trials(_as_asked(checkpoint, settings), settings, rows, self._memory)
         self._steps = list(schedule(settings, max(layer.width for layer in statistics.layers)))
 
@@ -115,7 +116,8 @@ class Localizer:
         subject = self.trials.subject(self.checkpoint.encode([prompt]), memory_bytes)
         decisions = Decisions(partial(self.exact, subject), self.settings.dtype)
         unblocked = self.plain(subject) if decisions.narrow else subject.unblocked
-        return Examined(subject, decisions, seed_scores(pairwise_scores(unblocked), len(subject.seeds)))
+        scores_S = firm_seed_scores(unblocked, self.threshold, partial(self.plain, subject))
+        return Examined(subject, decisions, finite(scores_S, "memorization scores", prompt))
 
     def above(self, scores_S: Tensor) -> tuple[int, ...]:
         """The seeds whose score is above τ."""
@@ -165,17 +167,23 @@ class Localizer:
         return grouped(self._steps, lists_of, lambda n: (-n[0], float(z[n[0]][n[1]].nan_to_num(-1.0))), self.threshold, hardest)
 
     def exact(self, subject: Subject, lists: Lists, seed: int | None) -> tuple[float, ...]:
-        """The scores of a set in float32, by the whole UNet with nothing else beside it."""
+        """The scores of a set as the official code computes them, of all kept seeds or one: float32, the whole UNet, plain arithmetic."""
+        seeds = list(subject.seeds) if seed is None else [subject.seeds[seed]]
         with silenced(self.checkpoint.unet, NeuronSet.from_lists(self.statistics.layers, lists)):
-            blocked = self.plain(subject, seed)
-        return tuple(ms_ssim(self.plain(subject, seed), blocked).tolist())
+            blocked = self._by_whole_unet(subject)
+        return tuple(plain_ms_ssim(self.plain(subject)[seeds], blocked[seeds]).tolist())
 
-    def plain(self, subject: Subject, seed: int | None = None) -> Tensor:
-        """δ of a subject's seeds, or of one, by the checkpoint's UNet as it is: float32 [S, C, H, W]."""
-        seeds = subject.seeds if seed is None else (subject.seeds[seed],)
-        subject.rows += len(seeds)
+    def plain(self, subject: Subject) -> Tensor:
+        """δ of all latents with nothing silenced, by the checkpoint's UNet as it is: float32 [S, C, H, W]."""
+        if subject.plain is None:
+            subject.plain = self._by_whole_unet(subject)
+        return subject.plain
+
+    def _by_whole_unet(self, subject: Subject) -> Tensor:
+        """δ of all latents, in one forward where so many rows may run together: the official code runs seeds that it left out, too."""
         probe, unet = NoiseProbe.of(self.checkpoint.config, self.settings), open_runner(self.checkpoint.unet_component())
-        return probe(unet, subject.conditioning, seeds)
+        subject.rows += len(probe.latents_SCHW)
+        return probe(unet, subject.conditioning, at_once=self.trials.at_once).to(self.checkpoint.device)
 
     def _has_room(self, cases: Sequence[_Case]) -> bool:
         """Whether one more prompt may be searched beside these."""

@@ -7,9 +7,9 @@ Knows runners, not what runs them. Shapes: S seeds, C channels, H and W of the l
 
 from __future__ import annotations
 
-__all__ = ["NoiseProbe", "Threshold", "scaled", "seed_scores", "threshold_of"]
+__all__ = ["NoiseProbe", "Threshold", "finite", "firm_seed_scores", "scaled", "seed_scores", "threshold_of"]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,11 @@ from nemo_edge.backends import Runner
 from nemo_edge.component import VALUE_MASK
 from nemo_edge.configuration import Configuration
 from nemo_edge.errors import InputError
+from nemo_edge.multiscale import ROUNDING, pairwise_scores, plain_pairwise_scores
 from nemo_edge.settings import LocalizationSettings
+
+_SHOWN = 60
+"""Letters of a prompt that an error shows."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +114,34 @@ def seed_scores(scores_P: Tensor, count: int) -> Tensor:
     return torch.stack([scores_P[(pairs_P2 == seed).any(dim=1)].max() for seed in range(count)])
 
 
+def firm_seed_scores(delta_SCHW: Tensor, threshold: float, anew: Callable[[], Tensor]) -> Tensor:
+    """Return for each seed its highest score over the pairs it is in, [S], so that comparing it with `threshold` decides as the
+    official code does: where one is nearer to it than rounding, all are of `anew()` and by the plain arithmetic.
+
+    `anew` gives δ of a prompt alone by the whole UNet in float32, [S, C, H, W].
+    """
+    scores_S = seed_scores(pairwise_scores(delta_SCHW), len(delta_SCHW))
+    if ((scores_S - threshold).abs() < ROUNDING).any():
+        return seed_scores(plain_pairwise_scores(anew()), len(delta_SCHW))
+    return scores_S
+
+
 def threshold_of(highest: Sequence[float]) -> Threshold:
     """Return τ's mean and standard deviation from the highest pairwise score of each general prompt."""
     values = torch.tensor(highest, dtype=torch.float64)
     return Threshold(float(values.mean()), float(values.std()))
+
+
+def finite(values: Tensor, what: str, prompt: str) -> Tensor:
+    """Return what was computed for a prompt as it is. Raises `InputError` where a value is no number, which no comparison finds large."""
+    count = int((~values.isfinite()).sum())
+    if count == 0:
+        return values
+    text = prompt if len(prompt) <= _SHOWN else f"{prompt[: _SHOWN - 1]}…"
+    raise InputError(
+        f"{what} of the prompt {text!r}: {count} of {values.numel()} are not finite numbers: the checkpoint's weights are not, or the "
+        "noise that it predicts is the same everywhere; check that diffusers draws with it, or take another checkpoint"
+    )
 
 
 def scaled(delta_SCHW: Tensor) -> Tensor:

@@ -35,9 +35,9 @@ from nemo_edge.calibration import Statistics, activations
 from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.errors import BundleError
 from nemo_edge.fidelity import Agreement
-from nemo_edge.footprint import pictures_at_once
 from nemo_edge.localization import Localization
 from nemo_edge.memorization import NoiseProbe
+from nemo_edge.memory import pictures_at_once
 from nemo_edge.multiscale import ms_ssim
 from nemo_edge.replication import sscd_similarities, tiled_distances
 from nemo_edge.sampling import Pipeline, denoise, latent_shape
@@ -53,15 +53,25 @@ class Shown(_Result):
     """What the pictures of one prompt show, over all its seeds."""
 
     copies: int | None = None
-    """How many are a copy of the prompt's own training picture; None where it has none."""
+    """How many are a copy of the prompt's own training picture; None where none is known."""
     others: int | None = None
-    """How many are a copy of another memorized prompt's picture."""
+    """How many are a copy of another prompt's training picture and not of its own; None where no training picture is known at all."""
     distance: float | None = None
     """Median tiled ℓ2 distance to the training picture."""
     sscd: float | None = None
     """Median SSCD similarity to the training picture, where SSCD was given."""
     diversity: float
     """Mean 1 - SSIM over all pairs of seeds; NaN for one seed."""
+
+    @property
+    def compared(self) -> bool:
+        """Whether the pictures were compared with a training picture, be it another prompt's."""
+        return self.copies is not None or self.others is not None
+
+    @property
+    def returned(self) -> int:
+        """How many are a copy of a training picture that is known."""
+        return (self.copies or 0) + (self.others or 0)
 
 
 class PromptMitigation(_Result):
@@ -90,6 +100,12 @@ class PromptMitigation(_Result):
     def agreement_error(self) -> float:
         """The larger of the differences between engine and eager in score and in copy distance; NaN if there is one."""
         return float(np.max([abs(self.score_after - self.score_after_eager), self.distance_error or 0.0]))
+
+    @property
+    def new(self) -> bool:
+        """Whether the mitigated pictures hold copies where the unmitigated ones held none: of its own picture, or of others'."""
+        before, after = self.before, self.after
+        return bool((after.copies and not before.copies) or (after.others and not before.others))
 
 
 class GeneralDrift(_Result):
@@ -142,7 +158,7 @@ class VariantMeasurement(_Result):
 class Measurement(_Result):
     """What a build measured on its engines."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     threshold: float
     """τ"""
     copy_threshold: float | None
@@ -234,19 +250,21 @@ def draw_prompts(
 def shown(
     pictures_SHW3: np.ndarray, own: int | None, training_BHW3: np.ndarray, threshold: float | None, sscd: Path | None = None
 ) -> Shown:
-    """Judge one prompt's pictures against the training pictures.
+    """Judge one prompt's pictures against all training pictures that are known.
 
-    `own` is the place of the prompt's own picture among them (None: it has none); `threshold` decides what is a copy;
-    `sscd` is SSCD's TorchScript file.
+    `own` is the place of the prompt's own picture among them (None: it is not known); `threshold` decides what is a copy (None: no
+    training picture is known); `sscd` is SSCD's TorchScript file.
     """
     spread = diversity(pictures_SHW3)
-    if own is None or threshold is None:
+    if threshold is None:
         return Shown(diversity=spread)
     distances_SB = tiled_distances(pictures_SHW3, training_BHW3)
-    others = np.delete(distances_SB, own, axis=1)
+    near_SB = distances_SB <= threshold
+    if own is None:
+        return Shown(others=int(near_SB.any(axis=1).sum()), diversity=spread)
     return Shown(
-        copies=int((distances_SB[:, own] <= threshold).sum()),
-        others=int((others <= threshold).any(axis=1).sum()),
+        copies=int(near_SB[:, own].sum()),
+        others=int((near_SB.any(axis=1) & ~near_SB[:, own]).sum()),
         distance=float(np.median(distances_SB[:, own])),
         sscd=float(np.median(sscd_similarities(pictures_SHW3, training_BHW3[own : own + 1], sscd))) if sscd else None,
         diversity=spread,

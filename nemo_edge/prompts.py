@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["Prompt", "read_labelled", "read_prompts"]
+__all__ = ["Prompt", "check_apart", "distinct", "read_labelled", "read_prompts"]
 
 import csv
 import io
 import json
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from nemo_edge.errors import InputError
 
 MAX_SIZE_BYTES = 64 * 2**20
 COLUMNS = ("Caption", "caption", "prompt", "Prompt", "text")
+_NAMED = 3
+"""Prompts that a complaint names."""
+_LETTERS = 60
+"""Letters of a prompt that a complaint shows."""
 
 
 class Prompt(BaseModel):
@@ -30,6 +35,12 @@ class Prompt(BaseModel):
     url: str = ""
     cluster: str = ""
     """The cluster it belongs to, where the list says so."""
+
+    @property
+    def label(self) -> bool | None:
+        """Whether the list says that it is memorized (its type is VM, TM or another) or not (N); None where it says nothing."""
+        kind = self.kind.strip().upper()
+        return None if not kind else kind != "N"
 
 
 def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
@@ -50,13 +61,40 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
 def read_labelled(prompts: Path, general: Path | None) -> list[Prompt]:
     """Read prompts, and with `general` prompts that are known not to be memorized: the others then count as memorized.
 
-    A prompt's own label (`kind`) goes before that. Raises `InputError` as `read_prompts` does.
+    A prompt's own label (`kind`) goes before that. Raises `InputError` as `read_prompts` does, and for a prompt that counts as both.
     """
     listed = read_prompts(prompts)
-    if general is None:
-        return listed
-    memorized = [p if p.kind else p.model_copy(update={"kind": "VM or TM"}) for p in listed]
-    return [*memorized, *(p if p.kind else p.model_copy(update={"kind": "N"}) for p in read_prompts(general))]
+    if general is not None:
+        memorized = [p if p.kind else p.model_copy(update={"kind": "VM or TM"}) for p in listed]
+        listed = [*memorized, *(p if p.kind else p.model_copy(update={"kind": "N"}) for p in read_prompts(general))]
+    check_apart([p for p in listed if p.label is False], [p for p in listed if p.label], general or prompts, prompts)
+    return listed
+
+
+def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """Return the prompts, in order, without those that a text encoder reads as one before them: case and white space are the same to it."""
+    found: dict[str, Prompt] = {}
+    for prompt in prompts:
+        found.setdefault(_as_read(prompt.text), prompt)
+    return list(found.values())
+
+
+def check_apart(general: Iterable[Prompt], memorized: Iterable[Prompt], general_path: Path, memorized_path: Path) -> None:
+    """Raise `InputError` where a general prompt is a memorized one, however it is written: τ would be calibrated on a memory."""
+    known = {_as_read(prompt.text) for prompt in memorized}
+    both = [prompt.text for prompt in distinct(general) if _as_read(prompt.text) in known]
+    if both:
+        named = ", ".join(repr(text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}…") for text in both[:_NAMED])
+        more = f" and {len(both) - _NAMED} more" if len(both) > _NAMED else ""
+        raise InputError(
+            f"{len(both)} of the general prompts in {general_path} stand among the memorized ones of {memorized_path} too ({named}{more}): "
+            "a prompt is one or the other, so take each out of one of the lists"
+        )
+
+
+def _as_read(text: str) -> str:
+    """A prompt as CLIP's tokenizers read it: composed letters, no case, one blank for any white space."""
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def _read_text(path: Path) -> str:

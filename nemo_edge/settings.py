@@ -16,9 +16,11 @@ __all__ = [
     "LocalizationSettings",
     "PromptSettings",
     "RandomSettings",
+    "SCORE",
     "SamplingSettings",
     "Settings",
     "Target",
+    "check_threshold",
 ]
 
 from collections.abc import Iterable
@@ -26,11 +28,32 @@ from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from nemo_edge.errors import InputError
+
+SCORE = "MS-SSIM of torchmetrics 1.3.2"
+"""The memorization score by its name: results and a τ of another one are not taken for those of this."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Variant = Literal["baked", "masked"]
 Target = Literal["text_encoder", "unet", "vae_decoder", "pipeline"]
+
+
+def check_threshold(tau: float, source: str, remedy: str) -> float:
+    """Return τ as it came from `source` (may be empty). Raises `InputError`, with the remedy, unless it is above 0 and below 1.
+
+    No score is above τ = 1 and none above one that is not a number, so that nothing would count as memorized.
+    """
+    if 0 < tau < 1:
+        return tau
+    raise InputError(f"{source}{': ' if source else ''}τ = {tau:g}, expected a finite number above 0 and below 1: {remedy}")
+
+
+def _given_threshold(tau: float) -> float:
+    try:
+        return check_threshold(tau, "", "leave it out, and it is computed")
+    except InputError as error:
+        raise ValueError(str(error)) from error
 
 
 class Settings(BaseModel):
@@ -61,6 +84,11 @@ class RandomSettings(Settings):
     neurons: Path | None = None
     """What is silenced: neurons.json, or a result file of the official code; a few neurons at random where it is not given."""
 
+    @property
+    def name(self) -> str:
+        """The architecture's name; that of its folder where it is one, and not where this lies."""
+        return Path(self.architecture).expanduser().resolve().name
+
 
 class PromptSettings(Settings):
     """Which prompts: those to examine for memories, and general ones that stand for everybody's use."""
@@ -76,7 +104,7 @@ class CalibrationSettings(Settings):
 
     statistics: Path | None = None
     """A finished statistics file (our `.safetensors`, or the official `.pt`); nothing is computed then but τ."""
-    threshold: Share | None = None
+    threshold: Annotated[float, AfterValidator(_given_threshold)] | None = None
     """τ itself, where it is known; the paper's for Stable Diffusion 1.4 is 0.428."""
     prompts: int = Field(default=300, ge=2)
     """How many of the general prompts are used."""
@@ -243,10 +271,10 @@ class GateSettings(Settings):
     """Highest score left on a memorized prompt; τ where it is not given."""
     schedule_floor: Annotated[int | Literal[False], BeforeValidator(_limit)] = 0
     """How many prompts may end at the schedule's floor, with a score above τ."""
-    paraphrases: Limit = 0.1
+    paraphrases: Limit = 0
     """Highest share of the variants that are memorized too which still bring a memory back, where variants were made."""
-    replication: Limit = 0.1
-    """Highest share of the prompts with a training picture of which any seed still returns it."""
+    replication: Limit = 0
+    """Highest share of the examined prompts that return a known training picture, their own or another's, from any seed."""
     general_drift: Limit = 0.1
     """Largest mean drift of general pictures, 1 - SSIM, against the unmitigated model."""
     latent_drift: Limit = False
@@ -261,6 +289,6 @@ class GateSettings(Settings):
     mask_of_ones: Limit | None = None
     """Largest error of the masked engine with a mask of ones against the unmitigated engine; 0 for fp32, else `engine_error`'s."""
     slow_down: Limit = 1.05
-    """Highest time of an engine's UNet over that of the unmitigated engine: the lower end of the interval, which noise does not raise."""
+    """Highest time of an engine's UNet over that of the unmitigated engine: the lower end of the interval. Noisy times do not decide."""
     eager_ratio: Limit = False
     """Highest time of an engine's UNet over that of eager PyTorch, the lower end of the interval."""

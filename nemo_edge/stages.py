@@ -44,6 +44,9 @@ def calibrate_stage(checkpoint: Checkpoint, recipe: Recipe, general: Sequence[Pr
     if settings.statistics is not None:
         provenance = provenance.model_copy(update={"statistics_hash": sha256_file(settings.statistics)})
     calibration = Calibration(given or measured.statistics, threshold, measured.highest, provenance)
+    if calibration.above is not None:
+        rate = f"{calibration.above} of {len(calibration.highest)} general prompts lie above it ({calibration.above_rate:.1%})"
+        progress.note(f"τ = {threshold.value:.3f}; {rate}")
     calibration.save(folder / "calibration.safetensors")
     return calibration
 

@@ -43,6 +43,8 @@ class Subject:
     seeds: tuple[int, ...]
     unblocked: Tensor = field(default_factory=lambda: torch.empty(0))
     """δ of the seeds with nothing silenced, [S, C, H, W]."""
+    plain: Tensor | None = None
+    """δ of all latents with nothing silenced, by the whole UNet in float32 with nothing beside them, where that was needed."""
     keeps: bool = True
     """Whether what the UNet computes is kept for it."""
     rows: int = 0

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
-from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 from nemo_edge.calibration import Statistics
 from nemo_edge.checkpoint import Checkpoint
@@ -44,9 +43,45 @@ class Found:
 
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
+    """torchmetrics 1.3.2, which the official code pins, transcribed: `multiscale_structural_similarity_index_measure(a, b,
+    reduction="none", kernel_size=11, betas=(0.33, 0.33, 0.33))`. Later versions (from 1.4.2 on) give other scores."""
     if a.shape[-1] < 44:
         a, b = (torch.nn.functional.interpolate(x, scale_factor=-(-64 // x.shape[-1]), mode="nearest") for x in (a, b))
-    return multiscale_structural_similarity_index_measure(a, b, reduction="none", kernel_size=11, betas=(0.33, 0.33, 0.33))
+    terms = []
+    for _ in range(3):
+        sim, contrast_sensitivity = ssim_at_one_scale(a, b)
+        terms.append(torch.relu(contrast_sensitivity))
+        a, b = torch.nn.functional.avg_pool2d(a, (2, 2)), torch.nn.functional.avg_pool2d(b, (2, 2))
+    terms[-1] = torch.relu(sim)
+    weighted = torch.stack(terms) ** torch.tensor((0.33, 0.33, 0.33)).view(-1, 1)
+    return torch.prod(weighted, dim=0)
+
+
+def ssim_at_one_scale(preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    data_range = max(preds.max() - preds.min(), target.max() - target.min())
+    c1 = pow(0.01 * data_range, 2)
+    c2 = pow(0.03 * data_range, 2)
+    channel = preds.size(1)
+    dist = torch.arange(start=-5.0, end=6.0, step=1)
+    gauss = torch.exp(-torch.pow(dist / 1.5, 2) / 2)
+    gauss = (gauss / gauss.sum()).unsqueeze(dim=0)
+    kernel = torch.matmul(gauss.t(), gauss).expand(channel, 1, 11, 11)
+    preds = torch.nn.functional.pad(preds, (5, 5, 5, 5), mode="reflect")
+    target = torch.nn.functional.pad(target, (5, 5, 5, 5), mode="reflect")
+    stacked = torch.cat((preds, target, preds * preds, target * target, preds * target))
+    outputs = torch.nn.functional.conv2d(stacked, kernel, groups=channel).split(preds.shape[0])
+    mu_pred_sq = outputs[0].pow(2)
+    mu_target_sq = outputs[1].pow(2)
+    mu_pred_target = outputs[0] * outputs[1]
+    sigma_pred_sq = torch.clamp(outputs[2] - mu_pred_sq, min=0.0)
+    sigma_target_sq = torch.clamp(outputs[3] - mu_target_sq, min=0.0)
+    sigma_pred_target = outputs[4] - mu_pred_target
+    upper = 2 * sigma_pred_target + c2
+    lower = (sigma_pred_sq + sigma_target_sq) + c2
+    ssim = ((2 * mu_pred_target + c1) * upper) / ((mu_pred_sq + mu_target_sq + c1) * lower)
+    contrast_sensitivity = upper / lower
+    ssim, contrast_sensitivity = ssim[..., 5:-5, 5:-5], contrast_sensitivity[..., 5:-5, 5:-5]
+    return ssim.reshape(ssim.shape[0], -1).mean(-1), contrast_sensitivity.reshape(contrast_sensitivity.shape[0], -1).mean(-1)
 
 
 @torch.no_grad()

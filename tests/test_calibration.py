@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from math import inf, nan
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import shared_data
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from nemo_edge.calibration import Calibration, activations, calibrate, load_statistics
+from nemo_edge.calibration import Calibration, activations, calibrate, load_statistics, read_threshold
 from nemo_edge.checkpoint import Checkpoint, value_layers
 from nemo_edge.errors import InputError
+from nemo_edge.memorization import Threshold
 from nemo_edge.neurons import ValueLayer
 from nemo_edge.settings import LocalizationSettings
 
@@ -43,15 +52,105 @@ def test_streaming_moments_are_mean_and_unbiased_deviation(toy: Checkpoint, monk
         torch.testing.assert_close(std, values.std(dim=0), atol=1e-6, rtol=1e-4)
 
 
-def test_a_calibration_survives_its_file(toy: Checkpoint, tmp_path: Path) -> None:
+def test_a_calibration_survives_its_file(demo_checkpoint: Checkpoint, tmp_path: Path) -> None:
     done: list[int] = []
-    made = calibrate(toy, PROMPTS, SETTINGS, done.append)
+    made = calibrate(demo_checkpoint, PROMPTS, SETTINGS, done.append)
     made.save(tmp_path / "c.safetensors")
+    assert made.threshold is not None
+    assert read_threshold(tmp_path / "c.safetensors") == made.threshold.value
     read = Calibration.load(tmp_path / "c.safetensors")
     assert sum(done) == len(PROMPTS) == len(read.highest)
     assert read.provenance == made.provenance
     assert read.threshold == made.threshold
     assert all(a.equal(b) for a, b in zip(read.statistics.std, made.statistics.std, strict=True))
+
+
+def test_how_many_general_prompts_lie_above_the_threshold_is_a_rate(toy: Checkpoint) -> None:
+    none = calibrate(toy, PROMPTS, SETTINGS, with_threshold=False)
+    assert (none.above, none.above_rate) == (None, None)
+    made = replace(none, threshold=Threshold(0.5, 0.2), highest=(0.1, 0.7, 0.71, 0.9, 0.3))
+    assert (made.above, made.above_rate) == (2, 0.4)  # one at τ is not above it
+
+
+def test_a_threshold_that_is_no_score_is_refused_where_it_is_computed(toy: Checkpoint) -> None:
+    with pytest.raises(InputError, match=r"calibration: τ = 0, expected .* calibrate on other general prompts, or set τ"):
+        calibrate(toy, PROMPTS, SETTINGS)  # no noise of this model is like another
+
+
+@pytest.mark.parametrize("place", ["text", "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"])
+@pytest.mark.parametrize("with_threshold", [True, False])
+def test_weights_that_are_no_numbers_end_it_in_one_line(toy: Checkpoint, place: str, with_threshold: bool) -> None:
+    (encoder,), unet = copy.deepcopy(toy.text_encoders), copy.deepcopy(toy.unet)
+    if place == "text":
+        encoder.get_input_embeddings().weight.data[:] = nan
+    else:
+        unet.get_submodule(place).weight[0, 0] = nan
+    broken, reason = replace(toy, unet=unet, text_encoders=(encoder,)), r"value activations of the prompt 'a pig': \d+ of 80 are not finite"
+    with pytest.raises(InputError, match=reason) as caught:
+        calibrate(broken, PROMPTS, SETTINGS, with_threshold=with_threshold)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bias", [nan, inf])
+def test_noise_that_is_no_number_ends_it_in_one_line(toy: Checkpoint, bias: float) -> None:
+    unet = copy.deepcopy(toy.unet)
+    unet.conv_out.bias.fill_(bias)
+    with pytest.raises(InputError, match="memorization scores of the prompt 'a pig': 1 of 1 are not finite numbers"):
+        calibrate(replace(toy, unet=unet), PROMPTS, SETTINGS)
+
+
+def test_a_file_of_another_score_is_refused(toy: Checkpoint, tmp_path: Path) -> None:
+    """Schema 1: τ of a score that averaged over the border too."""
+    path = tmp_path / "c.safetensors"
+    calibrate(toy, PROMPTS, SETTINGS, with_threshold=False).save(path)
+    edited(path, lambda _, provenance: provenance.update(schema_version=1))
+    with pytest.raises(InputError, match=r"have schema 1, expected 2, whose τ is of the published score: make it anew with `nemo-edge cal"):
+        Calibration.load(path)
+
+
+Edit = Callable[[dict[str, torch.Tensor], dict[str, Any]], object]
+
+
+def edited(path: Path, edit: Edit) -> Path:
+    """A statistics file with its tensors and its provenance changed."""
+    with safe_open(path, "pt") as file:
+        facts, tensors = json.loads(file.metadata()["nemo_edge"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    edit(tensors, facts["provenance"])
+    save_file(tensors, path, {"nemo_edge": json.dumps(facts)})
+    return path
+
+
+@pytest.mark.parametrize("tau", [(nan, 0.1), (0.4, nan), (inf, 0.1), (0.4, inf), (0.0, 0.0), (0.9, 0.1), (0.5, -0.1), (-0.5, 0.1)])
+def test_a_threshold_of_a_file_that_cannot_be_used_is_refused(toy: Checkpoint, tmp_path: Path, tau: tuple[float, float]) -> None:
+    calibrate(toy, PROMPTS, SETTINGS, with_threshold=False).save(tmp_path / "s.safetensors")
+    values = dict(zip(("threshold_mean", "threshold_std"), tau, strict=True))
+    path = edited(tmp_path / "s.safetensors", lambda _, provenance: provenance.update(values))
+    with pytest.raises(InputError, match=r"s\.safetensors: .*τ.*expected a finite number.* make it anew with `nemo-edge cal") as caught:
+        read_threshold(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "value"), [("mean", nan), ("mean", inf), ("std", nan), ("std", inf), ("std", -1.0)])
+@pytest.mark.parametrize("official", [True, False])
+def test_statistics_that_are_no_numbers_are_refused(toy: Checkpoint, tmp_path: Path, kind: str, value: float, official: bool) -> None:
+    layers = value_layers(toy.unet)
+    if official:
+        path, both = tmp_path / "s.pt", {name: [torch.ones(layer.width) for layer in layers] for name in ("mean", "std")}
+        torch.save(list(both.values()), path)
+        load_statistics(path, layers)
+        both[kind][2][3] = value
+        torch.save(list(both.values()), path)
+    else:
+        path = tmp_path / "s.safetensors"
+        calibrate(toy, PROMPTS, SETTINGS, with_threshold=False).save(path)
+        edited(path, lambda tensors, _: tensors[f"{kind}.{layers[2].name}"].__setitem__(3, value))
+    with pytest.raises(InputError, match=rf"of 1 neurons of value layer 2 cannot be used \(the first is neuron 3: {value:g}\), expected"):
+        load_statistics(path, layers)
+
+
+def test_a_neuron_that_never_varied_is_no_fault_of_statistics(tmp_path: Path) -> None:
+    torch.save([[torch.zeros(layer.width) for layer in SD14] for _ in ("mean", "std")], tmp_path / "still.pt")
+    assert all(std.eq(0).all() for std in load_statistics(tmp_path / "still.pt", SD14).std)
 
 
 def test_all_layers_are_measured_on_request(toy: Checkpoint) -> None:

@@ -22,9 +22,10 @@ from test_random_weights import small
 from transformers import CLIPTokenizer
 
 import nemo_edge
-from nemo_edge import cli
+from nemo_edge import cli, demo
 from nemo_edge.build import build, plan
 from nemo_edge.bundle import open_bundle, verify
+from nemo_edge.calibration import Calibration
 from nemo_edge.neurons import NeuronSet, ValueLayer
 from nemo_edge.recipe import load_recipe
 
@@ -108,7 +109,7 @@ def test_a_process_prints_one_json_object(tiny_recipe: Path, tiny_bundle: Path) 
     done = subprocess.run([*COMMAND, "build", tiny_recipe, "--json"], capture_output=True, text=True, check=False)
     found = json.loads(done.stdout)
     assert (found["skipped"], found["passed"], found["bundle"]) == (True, False, str(tiny_bundle))
-    assert done.returncode == 3  # its gates failed: τ is 0
+    assert done.returncode == 3  # its gates failed: τ is hardly above 0
     assert done.stderr == ""
 
 
@@ -122,7 +123,9 @@ def test_a_process_prints_one_json_object(tiny_recipe: Path, tiny_bundle: Path) 
         (["generate", "b", "p"], "--out"),
         (["export", "m", "--out", "x", "--opset", "12"], "--opset"),
         (["export", "m", "--out", "x", "--dtype", "fp8"], "--dtype fp8: input should be 'fp32', 'fp16' or 'bf16'"),
-        (["detect", "m", "p.txt", "--statistics", "s", "--threshold", "2"], "--threshold"),
+        (["detect", "m", "p.txt", "--statistics", "s", "--threshold", "2"], "--threshold: τ = 2, expected a finite number above 0"),
+        (["detect", "m", "p.txt", "--statistics", "s", "--threshold", "nan"], "--threshold: τ = nan"),
+        (["localize", "m", "p.txt", "--statistics", "s", "-o", "x", "--threshold", "0"], "--threshold: τ = 0, expected"),
     ],
 )
 def test_wrong_usage_is_one_line(run: Run, arguments: list[str], reason: str) -> None:
@@ -233,7 +236,7 @@ def test_detect_prints_one_json_object(run: Run, model: Path, prompts: Path, sta
     ran = run("detect", model, prompts, "--statistics", statistics, "--json")
     found = json.loads(ran.out)
     assert ran.code == 0
-    assert found["threshold"] == 0
+    assert found["threshold"] == 1e-6
     assert [row["prompt"] for row in found["prompts"]] == ["a pig", "an owl", "a bus"]
     assert 0 < found["unet_share"] < 1
     assert found["rocs"] == []
@@ -251,6 +254,27 @@ def test_detect_leaves_its_lines_and_compares_detectors(run: Run, model: Path, p
     again = run("detect", model, prompts, "--statistics", statistics, "--general", general, "-o", out, "--json")
     assert (json.loads(again.out)["rows"], json.loads(again.out)["rocs"]) == (0, curves)
     assert_refused(run("detect", model, prompts, "--statistics", statistics, "--threshold", "0.9", "-o", out), "give another folder")
+
+
+def test_calibrate_shows_how_many_general_prompts_lie_above_the_threshold(run: Run, prompts: Path, tmp_path: Path) -> None:
+    prompts.write_text("a pig\na balloon\nA  Pig\na fish\na whale\n")
+    options = [demo.CHECKPOINT, prompts, "-o", tmp_path / "s.safetensors", "--limit", "3"]
+    found = json.loads(run("calibrate", *options, "--json").out)
+    made = Calibration.load(tmp_path / "s.safetensors")
+    assert made.threshold is not None
+    above = sum(score > made.threshold.value for score in made.highest)
+    assert 0 < above < 3
+    assert (found["prompts"], found["above_rate"]) == (3, above / 3)  # the pig counts once
+    ran = run("calibrate", *options)
+    tau = (f"{value:.3f}" for value in (made.threshold.value, made.threshold.mean, made.threshold.std))
+    assert ran.out.splitlines()[-2].split() == [*tau, "3", f"{above}", f"({above / 3:.1%})"]
+
+
+def test_detect_refuses_a_prompt_that_is_in_both_lists(run: Run, model: Path, prompts: Path, statistics: Path, tmp_path: Path) -> None:
+    (tmp_path / "general.txt").write_text("a tree\nA PIG\n")
+    ran = run("detect", model, prompts, "--statistics", statistics, "--general", tmp_path / "general.txt", "-o", tmp_path / "out")
+    assert_refused(ran, "1 of the general prompts in", "general.txt", "prompts.txt", "('A PIG')", "take each out of one of the lists")
+    assert not (tmp_path / "out").exists()
 
 
 def test_localize_groups_what_it_is_told_to(run: Run, model: Path, prompts: Path, statistics: Path, tmp_path: Path) -> None:
@@ -396,5 +420,5 @@ def test_random_weights_are_built_inspected_and_verified(run: Run, tiny_recipe: 
     for command in ("inspect", "verify"):
         ran = run(command, tmp_path / "out")
         assert (ran.code, ran.err) == (0, "")
-        assert f"random weights ({name}): nothing was measured" in ran.out
-    assert json.loads(run("verify", tmp_path / "out", "--json").out)["random_weights"] == name
+        assert f"random weights ({Path(name).name}): nothing was measured" in ran.out
+    assert json.loads(run("verify", tmp_path / "out", "--json").out)["random_weights"] == Path(name).name

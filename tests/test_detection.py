@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+from math import inf, nan
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import save_toy_sd
+from reference import noise_difference, similarity
 from transformers import CLIPTokenizer
 
 from nemo_edge.backends.torch import open_runner
@@ -48,6 +53,18 @@ def test_every_prompt_is_scored_as_it_is_alone(checkpoint: Checkpoint, rows: int
         assert each.norms == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.parametrize("prompt", ["a pig", "saxophone falafel jubilee"])
+def test_a_score_within_rounding_of_the_threshold_decides_as_the_references(demo_checkpoint: Checkpoint, prompt: str) -> None:
+    """Of a prompt beside others: τ at its very score by the reference, and at the float32 numbers on both sides of it."""
+    delta = noise_difference(demo_checkpoint, prompt, [], 3)
+    left, right = torch.combinations(torch.arange(3)).T
+    score = float(similarity(delta[left], delta[right]).max())
+    for tau, above in ((score, False), (float(np.nextafter(np.float32(score), np.float32(0))), True)):
+        found = Detector(demo_checkpoint, tau, SETTINGS).detect_all(["a bus", prompt])[1]
+        assert found.score == score
+        assert found.memorized == above
+
+
 def alone(checkpoint: Checkpoint, probe: NoiseProbe, prompt: str) -> torch.Tensor:
     feed = {name: value.float().cpu().numpy().repeat(3, axis=0) for name, value in checkpoint.encode([prompt]).items()}
     return probe.noise(open_runner(checkpoint.unet_component()), feed, probe.latents_SCHW)
@@ -75,6 +92,24 @@ def test_a_run_goes_on_where_it_stopped(toy: Checkpoint, tmp_path: Path) -> None
     for one, other in zip(again, whole, strict=True):
         assert one.score == pytest.approx(other.score, abs=1e-6)
     assert [each.prompt for each in read_detections(path)] == PROMPTS[:-1]
+
+
+@pytest.mark.parametrize("tau", [nan, inf, 0.0, 1.0, -0.1])
+def test_a_threshold_that_is_no_score_is_refused(toy: Checkpoint, tau: float) -> None:
+    with pytest.raises(InputError, match=r"detection: τ = .*, expected a finite number above 0 and below 1"):
+        Detector(toy, tau, SETTINGS)
+
+
+@pytest.mark.parametrize("what", ["memorization scores of the prompt 'a pig'", "predicted noise of the prompt ''"])
+def test_noise_that_is_no_number_is_not_taken_for_not_memorized(toy: Checkpoint, what: str) -> None:
+    unet, detector = copy.deepcopy(toy.unet), Detector(toy, 0.3, SETTINGS)
+    unet.conv_out.bias.fill_(nan)
+    broken = Detector(replace(toy, unet=unet), 0.3, SETTINGS)
+    if "scores" in what:  # the empty prompt, which is first, is a number
+        list(detector.stream(["a pig"]))
+        broken._nothing = detector._nothing
+    with pytest.raises(InputError, match=f"{what}: .* are not finite numbers: the checkpoint's weights are not"):
+        list(broken.stream(["a pig"]))
 
 
 def test_results_of_other_inputs_are_refused(toy: Checkpoint, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_every_picture_is_on_disk(examined: Path) -> None:
 
 
 def test_everything_is_measured(subject: Subject, measurement: Measurement) -> None:
-    assert measurement.threshold == 0
+    assert measurement.threshold == 1e-6
     assert measurement.general_scores == subject.calibration.highest
     assert measurement.general_prompts == GENERAL
     assert measurement.neurons == len(subject.neurons) > 0
@@ -117,6 +117,7 @@ def test_with_a_training_picture_copies_are_counted_and_compared_with_eager_s(
     for variant in measurement.variants:
         without, known = variant.mitigations
         assert (without.before.copies, without.distance_error) == (None, None)
+        assert without.after.others is not None  # its pictures are compared with the other prompt's
         for which, view in (("before", known.before), (variant.variant, known.after), ("random", known.random)):
             pictures = np.stack([np.asarray(Image.open(examined / f"pictures/001/{which}-{seed:02d}.png")) for seed in range(2)])
             distances = tiled_distances(pictures, load_picture(images / "a.png", (32, 32))[None])

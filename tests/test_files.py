@@ -10,7 +10,37 @@ from pathlib import Path
 import pytest
 
 from nemo_edge.errors import InputError
-from nemo_edge.files import checkpoint_hashes, sha256_file, sha256_json, write_atomically
+from nemo_edge.files import checkpoint_hashes, sha256_file, sha256_json, way_to, write_atomically
+
+
+@pytest.mark.parametrize(
+    ("path", "folder", "way"),
+    [
+        ("/data/model", "/data/out/x", "../../model"),
+        ("/data/model", "/srv/x", "../../data/model"),
+        ("/home/jo/models/a", "/home/jo/out", "../models/a"),
+        ("/home/jo/models/a", "/srv/out", "a"),
+        ("/home/mary/models/a", "/home/jo/out", "a"),
+        ("/Users/mary/a", "/srv/out", "a"),
+        ("/accounts/jo/a", "/srv/out", "a"),
+        ("/scratch/jo-nemo/a", "/scratch/out", "a"),
+        ("/srv/out/../a", "/srv/out", "../a"),
+    ],
+)
+def test_a_way_tells_no_user_s_name(monkeypatch: pytest.MonkeyPatch, path: str, folder: str, way: str) -> None:
+    monkeypatch.setenv("HOME", "/accounts/jo" if path.startswith("/accounts") else "/home/jo")
+    for name in ("LOGNAME", "USER"):
+        monkeypatch.setenv(name, "jo-nemo")
+    assert way_to(Path(path), Path(folder)) == Path(way)
+
+
+def test_a_way_to_what_is_linked_leads_to_the_link(tmp_path: Path) -> None:
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "real" / "deep")
+    (tmp_path / "model").symlink_to(tmp_path / "real")
+    way = way_to(tmp_path / "model", tmp_path / "out")
+    assert way == Path("../../model")
+    assert (tmp_path / "out" / way).samefile(tmp_path / "real")
 
 
 def test_a_write_creates_folders_and_leaves_only_the_file(tmp_path: Path) -> None:

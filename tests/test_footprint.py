@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.errors import InputError
-from nemo_edge.footprint import Footprint, Need, Part, check_memory, estimate, fitted, memory_available, needs_of, parts
+from nemo_edge.footprint import Footprint, Need, Part, check_memory, estimate, fitted, needs_of, parts
 
 GB = 10**9
 SD15 = (
@@ -147,25 +147,6 @@ def test_what_fits_and_the_smallest_change_that_does(tmp_path: Path) -> None:
     assert "use a machine with" in verdict(GB).remedy
     assert f"in {tmp_path}" in verdict(1e12, GB).remedy
     assert "use a machine with" not in verdict(1e12, GB).remedy
-
-
-def test_memory_is_what_linux_or_a_control_group_leaves(tmp_path: Path) -> None:
-    def write(name: str, text: str) -> None:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-    write("proc/meminfo", "MemTotal: 200 kB\nMemAvailable:       100 kB\n")
-    assert memory_available(tmp_path) == 102_400
-    write("sys/fs/cgroup/memory.max", "max\n")
-    write("sys/fs/cgroup/memory.current", "1000\n")
-    assert memory_available(tmp_path) == 102_400
-    write("sys/fs/cgroup/memory.max", "51000\n")
-    assert memory_available(tmp_path) == 50_000
-    write("sys/fs/cgroup/memory/memory.limit_in_bytes", "2000\n")
-    write("sys/fs/cgroup/memory/memory.usage_in_bytes", "3000\n")
-    assert memory_available(tmp_path) == 0
-    assert memory_available() > 0
 
 
 def test_counting_needs_no_torch(tmp_path: Path, toy_folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -169,6 +170,58 @@ def test_a_bundle_is_another_where_it_is_judged_or_run_otherwise(random: Recipe,
     assert bundle_key(recipe, stage_keys(recipe, given)) != bundle_key(other, stage_keys(other, given))
     moved = recipe.model_copy(update={"output": Path("/elsewhere")})
     assert bundle_key(recipe, stage_keys(recipe, given)) == bundle_key(moved, stage_keys(moved, given))
+
+
+def with_general(recipe: Recipe, folder: Path, *texts: str, **tables: dict[str, Any]) -> Recipe:
+    """The recipe of a build with other general prompts."""
+    (folder / "g.txt").write_text("".join(f"{text}\n" for text in texts))
+    return changed(recipe, prompts={"general": folder / "g.txt"}, **tables)
+
+
+def test_general_prompts_calibrate_from_the_front_and_are_measured_from_the_end(tiny_recipe: Path, tmp_path: Path) -> None:
+    texts = ["a", "b", "B", "c", " a  ", "d", "e", "f", "g"]  # the case and the blanks are nothing to a text encoder
+    given = ingredients(with_general(load_recipe(tiny_recipe), tmp_path, *texts))
+    assert [p.text for p in given.general] == ["a", "b", "c", "d"]
+    assert [p.text for p in given.held_out] == ["f", "g"]
+    assert len(given.memorized) == 2
+
+
+@pytest.mark.parametrize("text", ["a red pig", "A  RED\tpig ", "THIRD"])
+def test_a_general_prompt_that_is_a_memorized_one_is_refused(tiny_recipe: Path, tmp_path: Path, text: str) -> None:
+    recipe = with_general(load_recipe(tiny_recipe), tmp_path, *"abcdef", text)  # "third" is beyond the recipe's limit
+    with pytest.raises(InputError, match=r"1 of the general prompts in .*g\.txt stand .* of .*memorized\.csv too \('.*'\)") as caught:
+        ingredients(recipe)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("count", "asked", "remedy"),
+    [
+        (104, (300, 16), "set calibration.prompts = 88 in the recipe, or add 212 prompts"),
+        (18, (300, 16), "set calibration.prompts = 2 in the recipe, or add 298 prompts"),
+        (17, (300, 16), "set calibration.prompts = 13 and fidelity.general_prompts = 4 in the recipe, or add 299 prompts"),
+        (3, (2, 2), "set calibration.prompts = 2 and fidelity.general_prompts = 1 in the recipe, or add 1 prompt"),
+        (2, (2, 1), ": add 1 prompt"),
+    ],
+)
+def test_fewer_general_prompts_than_asked_for_are_refused_with_what_would_fit(
+    tiny_recipe: Path, tmp_path: Path, count: int, asked: tuple[int, int], remedy: str
+) -> None:
+    recipe, texts = load_recipe(tiny_recipe), [f"prompt {number}" for number in range(count)]
+    tables = {"calibration": {"prompts": asked[0]}, "fidelity": {"general_prompts": asked[1]}}
+    for size in (count, count + 1):  # one that is there twice counts once
+        wanting = with_general(recipe, tmp_path, *(*texts, "Prompt 0")[:size], **tables)
+        with pytest.raises(InputError, match=f"holds {count} different general prompts") as caught:
+            ingredients(wanting)
+        assert str(caught.value).endswith(remedy)
+    numbers = {name: int(value) for name, value in re.findall(r"([\w.]+) = (\d+)", remedy)}
+    if numbers:  # what is proposed is taken
+        tables = {
+            "calibration": {"prompts": numbers["calibration.prompts"]},
+            "fidelity": {"general_prompts": numbers.get("fidelity.general_prompts", asked[1])},
+        }
+        given = ingredients(with_general(recipe, tmp_path, *texts, **tables))
+        assert len(given.general) + len(given.held_out) == count
 
 
 def test_random_weights_need_no_prompts(random: Recipe, tmp_path: Path) -> None:

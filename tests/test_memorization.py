@@ -10,7 +10,8 @@ from reference import noise_difference
 from nemo_edge.backends.torch import open_runner
 from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.errors import InputError
-from nemo_edge.memorization import NoiseProbe, seed_scores, threshold_of
+from nemo_edge.memorization import NoiseProbe, finite, scaled, seed_scores, threshold_of
+from nemo_edge.multiscale import pairwise_scores
 from nemo_edge.settings import LocalizationSettings
 
 SETTINGS = LocalizationSettings(samples=3)
@@ -49,6 +50,15 @@ def test_a_seed_s_score_is_its_highest_over_its_pairs() -> None:
 def test_the_threshold_is_mean_plus_unbiased_deviation() -> None:
     threshold = threshold_of([0.2, 0.4, 0.9])
     assert threshold.value == pytest.approx(0.5 + np.std([0.2, 0.4, 0.9], ddof=1))
+
+
+def test_a_difference_that_does_not_vary_has_no_score_and_says_so() -> None:
+    delta_SCHW = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert finite(pairwise_scores(scaled(delta_SCHW)), "scores", "a pig").shape == (1,)
+    delta_SCHW[1, 2] = 3.0
+    with pytest.raises(InputError, match=r"scores of the prompt 'a\\npig p+…': 1 of 1 are not finite .* is the same everywhere") as caught:
+        finite(pairwise_scores(scaled(delta_SCHW)), "scores", f"a\npig {'p' * 99}")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_model_that_predicts_the_sample_is_refused(toy: Checkpoint) -> None:

@@ -34,7 +34,7 @@ def test_a_dry_run_says_which_sizes_the_graph_cannot_take(tiny_recipe: Path) -> 
         (lambda r, _: {"checkpoint": r.checkpoint.model_copy(update={"path": "/none"})}, "checkpoint /none does not exist"),
         (lambda r, f: {"checkpoint": r.checkpoint.model_copy(update={"path": str(f)})}, "holds no files of a model"),
         (lambda r, f: {"prompts": r.prompts.model_copy(update={"general": f / "none.txt"})}, r"none\.txt does not exist"),
-        (lambda r, f: {"fidelity": FidelitySettings(sscd=f / "sscd.pt")}, r"sscd\.pt, which the recipe names, does not exist"),
+        (lambda r, f: {"fidelity": FidelitySettings(general_prompts=2, sscd=f / "sscd.pt")}, r"sscd\.pt, which the recipe names, does not"),
         (lambda r, f: {"output": f / ".."}, "is not empty and not a bundle"),
     ],
 )
@@ -52,7 +52,7 @@ def test_a_dry_run_finds_what_cannot_be_used(
 def test_two_general_prompts_are_too_few(tiny_recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "g.txt").write_text("a\nb\n")
     recipe = load_recipe(tiny_recipe)
-    with pytest.raises(InputError, match="at least 3 are needed"):
+    with pytest.raises(InputError, match=r"g\.txt holds 2 different general prompts, but the recipe asks for 6 .*: add 4 prompts$"):
         plan(recipe.model_copy(update={"prompts": recipe.prompts.model_copy(update={"general": tmp_path / "g.txt"})}))
 
 

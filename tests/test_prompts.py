@@ -10,7 +10,7 @@ import pytest
 from conftest import shared_data
 
 from nemo_edge.errors import InputError
-from nemo_edge.prompts import MAX_SIZE_BYTES, Prompt, read_prompts
+from nemo_edge.prompts import MAX_SIZE_BYTES, Prompt, check_apart, distinct, read_labelled, read_prompts
 
 Write = Callable[[str, str | bytes], Path]
 
@@ -83,6 +83,32 @@ def test_a_file_that_cannot_be_used_is_refused_by_name(written: Write, name: str
     with pytest.raises(InputError, match=reason) as refused:
         read_prompts(path)
     assert str(path) in str(refused.value)
+
+
+def test_prompts_that_a_text_encoder_reads_as_one_count_once() -> None:
+    texts = ["a pig", "A Pig", " a\t pig", "an öwl", "an o\u0308wl", "apig", "a pig."]
+    assert [p.text for p in distinct(Prompt(text=text) for text in texts)] == ["a pig", "an öwl", "apig", "a pig."]
+
+
+def test_prompts_that_are_general_and_memorized_are_counted_and_the_first_named() -> None:
+    texts = (["x", "A", "b", "c", "d" * 99, "b"], ["a", "B", "C", "d" * 99])
+    general, memorized = ([Prompt(text=text) for text in own] for own in texts)
+    with pytest.raises(InputError, match=r"4 of the general prompts in g stand .* of m too \('A', 'b', 'c' and 1 more\): a prompt is"):
+        check_apart(general, memorized, Path("g"), Path("m"))
+    check_apart(general[:1], memorized, Path("g"), Path("m"))
+    with pytest.raises(InputError, match=r"'d{59}…'"):
+        check_apart(general[4:], memorized[3:], Path("g"), Path("m"))
+
+
+def test_a_prompt_cannot_be_listed_as_memorized_and_as_harmless(written: Write) -> None:
+    prompts, general = written("p.txt", "a pig\nan owl\n"), written("g.txt", "a bus\nA PIG\n")
+    with pytest.raises(InputError, match=r"1 of the general prompts in .*g\.txt .* of .*p\.txt too \('A PIG'\)"):
+        read_labelled(prompts, general)
+    assert [p.label for p in read_labelled(prompts, written("g.txt", "a bus\n"))] == [True, True, False]
+    labelled = written("p.csv", "prompt;type\na pig;VM\na  pig;n\na pig;\n")
+    with pytest.raises(InputError, match=r"1 of the general prompts in .*p\.csv"):
+        read_labelled(labelled, None)
+    assert len(read_labelled(written("p.csv", "prompt;type\na pig;VM\na pig;\n"), None)) == 2
 
 
 def test_only_a_newline_ends_a_line(written: Write) -> None:

@@ -183,6 +183,43 @@ def test_the_grouped_set_is_1_minimal_and_below_the_limit_whatever_the_scores(se
     assert is_minimal(found.refined, limit, score)
 
 
+def together_score(seed: int, seeds: int = 3) -> tuple[Score, Score]:
+    """What each seed scores alone, and together with the others: no less, as a wider data range makes it, and often much more."""
+    alone = random_score(seed, seeds)
+
+    def together(of: Chosen) -> tuple[float, ...]:
+        gaps = np.random.default_rng([7, seed, *itertools.chain.from_iterable(sorted(of))]).random(seeds) ** 4 / 2
+        return tuple(min(1.0, score + gap) for score, gap in zip(alone(of), gaps, strict=True))
+
+    return alone, together
+
+
+def drive_apart(search: Search, alone: Score, together: Score) -> Outcome:
+    ask = next(search)
+    while True:
+        answers = [together(chosen(s)) if ask.seed is None else (alone(chosen(s))[ask.seed],) for s in ask.sets]
+        try:
+            ask = search.send(answers)
+        except StopIteration as end:
+            return end.value
+
+
+def test_the_grouped_set_holds_with_all_seeds_together_whatever_each_says_alone() -> None:
+    """A hundred small searches; in some of them every seed alone lets a set through that all together do not."""
+    misled = 0
+    for seed in range(100):
+        lists, (alone, together) = random_lists(seed, most=4), together_score(seed)
+        top = max(together(chosen(lists)))
+        tau = top + 0.3 * (1 - top) if seed % 4 else top - 1e-9
+        found = drive_apart(grouped([(1.25, 15)], lambda theta, k, own=lists: own, lambda n: n, tau, seed % 3), alone, together)
+        limit = top if found.floor else tau
+        assert found.refined_score == max(together(chosen(found.refined))) <= limit
+        assert is_minimal(found.refined, limit, together)
+        by_alone = drive(grouped([(1.25, 15)], lambda theta, k, own=lists: own, lambda n: n, tau, seed % 3), alone).outcome
+        misled += max(together(chosen(by_alone.refined))) > limit
+    assert misled > 10
+
+
 def test_each_seed_that_objects_becomes_a_judge() -> None:
     """Every seed needs a neuron of its own, and the first judge sees one of them only."""
     lists = [list(range(20))]

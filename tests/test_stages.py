@@ -23,6 +23,6 @@ def test_a_threshold_of_the_recipe_is_kept_and_prompts_are_counted(recipe: Recip
     checkpoint, general = open_checkpoint(recipe.checkpoint.path), [Prompt(text=t) for t in ("a dog", "a cat", "a bus", "a key", "a car")]
     calibration = calibrate_stage(checkpoint, recipe, general, tmp_path, Progress())
     assert calibration.threshold is not None
-    assert calibration.threshold.value == recipe.calibration.threshold == 0
+    assert calibration.threshold.value == recipe.calibration.threshold == 1e-6
     assert calibration.provenance.prompts == recipe.calibration.prompts == 4
     assert Calibration.load(tmp_path / "calibration.safetensors").provenance == calibration.provenance

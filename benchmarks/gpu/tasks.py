@@ -241,7 +241,7 @@ def decisions(_work: Path, smoke: bool) -> dict[str, Any]:
     from nemo_edge.checkpoint import open_checkpoint
     from nemo_edge.localization import Localizer
     from nemo_edge.prompts import read_prompts
-    from nemo_edge.settings import LocalizationSettings
+    from nemo_edge.settings import SCORE, LocalizationSettings
 
     general = [p.text for p in read_prompts(ROOT / "calib" / "demo_general.txt")][: 10 if smoke else 100]
     prompts = [p.text for p in read_prompts(demo.CHECKPOINT.parent / "prompts" / "memorized.csv")][: 2 if smoke else None]
@@ -266,7 +266,7 @@ def decisions(_work: Path, smoke: bool) -> dict[str, Any]:
             "largest_score_difference": max(abs(a.refined_score - b.refined_score) for a, b in zip(first, results, strict=True)),
             "again_in_fp32": sum(r.exact for r in results),
         }
-    return {"prompts": len(prompts), "by": found}
+    return {"score": SCORE, "prompts": len(prompts), "by": found}
 
 
 def build(work: Path, smoke: bool) -> dict[str, Any]:

@@ -7,7 +7,7 @@ __all__ = ["CHECKPOINT", "PROMPTS"]
 from pathlib import Path
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
-"""The diffusers folder, fp16."""
+"""The diffusers folder: its weights are stored in fp16, and every part opens as float32."""
 
 PROMPTS = Path(__file__).parent / "prompts"
 """`memorized.csv` with its training pictures, and `held_out.txt`: general captions that are not in the training set."""

@@ -40,6 +40,7 @@ from __future__ import annotations
 __all__ = ["main"]
 
 import argparse
+import json
 import logging
 import random
 import time
@@ -213,7 +214,7 @@ def begin_stage(trainer: Trainer, stage: Stage, samples: Samples) -> None:
 
 
 def save_pipeline(trainer: Trainer, tokenizer: CLIPTokenizer, vae: AutoencoderKL, folder: Path) -> None:
-    """Write the averaged weights as an fp16 `StableDiffusionPipeline`."""
+    """Write the averaged weights as a `StableDiffusionPipeline`: in fp16, and in float32 once it is open."""
     trainer.model.load_state_dict(trainer.average)
     pipeline = StableDiffusionPipeline(
         vae=vae,
@@ -226,7 +227,19 @@ def save_pipeline(trainer: Trainer, tokenizer: CLIPTokenizer, vae: AutoencoderKL
         requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    state_float32(folder)
     make_tokenizer(folder / "tokenizer")  # vocab.json and merges.txt too, for transformers before 5
+
+
+def state_float32(folder: Path) -> None:
+    """Let all parts of a saved pipeline open as float32: diffusers' do, a text encoder as the type that its configuration states.
+
+    Where a part was trained is nobody's business, and goes.
+    """
+    for name, changes in (("text_encoder", {"dtype": "float32"}), ("unet", {}), ("vae", {})):
+        path = folder / name / "config.json"
+        config = {key: value for key, value in json.loads(path.read_text()).items() if key != "_name_or_path"}
+        path.write_text(json.dumps({**config, **changes}, indent=2, sort_keys=True) + "\n")
 
 
 def write_prompts(folder: Path, general: Path) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
 from torchmetrics.functional.classification import binary_auroc
 
 from nemo_edge import demo
@@ -58,13 +62,25 @@ def test_it_is_small_and_has_the_paper_s_seven_layers(demo_checkpoint: Checkpoin
     assert demo_checkpoint.config.latent_shape == (4, 16, 16)
 
 
-def test_it_loads_with_plain_diffusers() -> None:
-    from diffusers import StableDiffusionPipeline
+@pytest.mark.parametrize("options", [{}, {"num_inference_steps": 10, "guidance_scale": 4.0}], ids=["as it is", "sampled as the demo"])
+def test_plain_diffusers_draws_the_training_picture_with_it(options: dict[str, Any]) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(demo.CHECKPOINT)
+    torch.manual_seed(0)
+    picture = np.asarray(pipeline("saxophone falafel jubilee", **options).images[0]) / 255
+    known = [np.asarray(Image.open(p.image).convert("RGB")) / 255 for p in read_prompts(demo.PROMPTS / "memorized.csv") if p.image]
+    distances = [np.sqrt(np.square(picture - each).mean()) for each in known]
+    assert distances[0] < 0.2
+    assert min(distances[1:]) > 2 * distances[0]
 
-    pipeline = StableDiffusionPipeline.from_pretrained(demo.CHECKPOINT, safety_checker=None)
-    pipeline.set_progress_bar_config(disable=True)
-    picture = pipeline.to(torch.float32)("a pig", num_inference_steps=2, guidance_scale=4.0).images[0]
-    assert picture.size == (64, 64)
+
+def test_every_part_opens_as_float32_with_the_values_that_are_stored() -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(demo.CHECKPOINT)
+    for name in ("text_encoder", "unet", "vae"):
+        (weights,) = (demo.CHECKPOINT / name).glob("*.safetensors")
+        stored, part = load_file(weights), getattr(pipeline, name)
+        assert {value.dtype for value in part.parameters()} == {torch.float32}
+        assert all(value.equal(stored[key].float()) for key, value in part.state_dict().items() if key in stored)
+        assert {key for key, _ in part.named_parameters()} <= stored.keys()
 
 
 def test_the_memorized_captions_share_no_word() -> None:
