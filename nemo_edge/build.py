@@ -31,7 +31,7 @@ from nemo_edge.neurons import NeuronSet
 from nemo_edge.preflight import check_unmade, preflight
 from nemo_edge.production import OnnxFile, compile_stage, export_stage, is_large, neurons_stage, plan_stage
 from nemo_edge.progress import Progress
-from nemo_edge.recipe import Recipe
+from nemo_edge.recipe import Recipe, portable
 from nemo_edge.targets import FLAVOUR_OF
 
 
@@ -203,7 +203,7 @@ class _Build:
         if self.recipe.latency is not None:
             self._time(staged)
         assert self.recipe.random_weights is not None
-        detail = f"{self.recipe.random_weights.architecture} with random weights: for measuring, not for shipping"
+        detail = f"{self.recipe.random_weights.name} with random weights: for measuring, not for shipping"
         gate = GateResult(name="random_weights", limit=0, value=1, passed=False, detail=detail)
         return self._manifest(staged, neurons, None, [gate])
 
@@ -328,9 +328,9 @@ class _Build:
             key=bundle_key(recipe, self.keys),
             variants=recipe.export.variants,
             checkpoint=inputs.checkpoint,
-            random_weights=recipe.random_weights.architecture if recipe.random_weights else None,
+            random_weights=recipe.random_weights.name if recipe.random_weights else None,
             prompts=inputs.prompts,
-            recipe=recipe.model_dump(mode="json"),
+            recipe=portable(recipe).model_dump(mode="json"),
             versions=used_versions(inputs.machine, recipe),
             machine=inputs.machine,
             created=datetime.now(UTC).isoformat(timespec="seconds"),

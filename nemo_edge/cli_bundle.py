@@ -26,13 +26,17 @@ def rebake(
     neurons: Annotated[Path, typer.Option("--neurons", help="neurons.json or the official .csv.")],
     measure: Annotated[bool, typer.Option("--measure", help="Examine the bundle with its new neurons, and judge it.")] = False,
     checkpoint: Annotated[str | None, typer.Option("--checkpoint", help="Where its weights are; else the recipe's.")] = None,
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="What it was built by, if its prompts or weights moved.")] = None,
     as_json: Json = False,
 ) -> None:
     """Put another neuron set into a bundle, without an export. With --measure, exit code 3 when a gate fails."""
     from nemo_edge import console
+    from nemo_edge.recipe import load_recipe
+
+    places = load_recipe(recipe) if recipe else None
     from nemo_edge.rebake import rebake as run
 
-    result = run(bundle, neurons, measure=measure, checkpoint=checkpoint, progress=console.Bars())
+    result = run(bundle, neurons, measure=measure, checkpoint=checkpoint, places=places, progress=console.Bars())
     print_result(result, as_json, console.show_rebaked)
     if measure and not result.passed:
         raise typer.Exit(3)

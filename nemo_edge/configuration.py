@@ -18,6 +18,9 @@ from nemo_edge.errors import BundleError, InputError
 
 Family = Literal["sd", "sdxl"]
 
+_PLACES = ("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file")
+"""Keys under which diffusers and transformers note where a part was read from, on whatever machine."""
+
 PIPELINES: dict[str, Family] = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}
 
 
@@ -110,7 +113,7 @@ class Configuration:
         ]
 
     def save(self, folder: Path, unets: Sequence[str]) -> None:
-        """Write the configurations into a bundle's layout; `unets` are the folders of its UNets."""
+        """Write the configurations into a bundle's layout, without the places they were read from; `unets` are its UNets' folders."""
         parts = {
             "scheduler/scheduler_config.json": self.scheduler,
             **{f"{u}/config.json": self.unet for u in unets},
@@ -119,7 +122,7 @@ class Configuration:
         parts |= {f"{name}/config.json": config for name, config in zip(self.text_encoder_names, self.text_encoders, strict=True)}
         for name, config in {"model_index.json": self.index, **parts}.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(json.dumps(dict(config), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            _write(folder / name, config)
         for i, tokenizer in enumerate(self.tokenizers):
             _save_tokenizer(tokenizer, folder / _numbered("tokenizer", i))
 
@@ -173,6 +176,7 @@ def _load_tokenizer(folder: Path) -> Any:
 def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Write a tokenizer with `vocab.json` and `merges.txt` beside `tokenizer.json`, for readers older than transformers 5."""
     tokenizer.save_pretrained(folder)
+    _write(folder / "tokenizer_config.json", _read(folder / "tokenizer_config.json"))
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or (folder / "vocab.json").is_file():
         return
@@ -184,6 +188,11 @@ def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 def _numbered(name: str, index: int) -> str:
     return name if index == 0 else f"{name}_{index + 1}"
+
+
+def _write(path: Path, config: Mapping[str, Any]) -> None:
+    kept = {key: value for key, value in config.items() if key not in _PLACES}
+    path.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from nemo_edge.bundle import staging
 from nemo_edge.component import Component
 from nemo_edge.errors import ExportError, InputError, first_line
 from nemo_edge.files import explain
-from nemo_edge.graphs import open_graph
+from nemo_edge.graphs import SCOPES, open_graph
 from nemo_edge.neurons import ValueLayer
 from nemo_edge.settings import ExportSettings
 from nemo_edge.valueweights import VALUE_DATA, open_value_weights
@@ -41,8 +41,6 @@ from nemo_edge.verification import Reference, answered, first_bad, random_feeds,
 
 _LARGEST_TRACED = 63
 """From 64 rows on diffusers' Upsample2D changes the memory layout: a branch of eager's, not of the graph, which takes any batch."""
-_UNORDERED = "pkg.torch.export.ExportedProgram.range_constraints"
-"""A note of the exporter's that lists a set, in an order that is another in every process."""
 
 
 class Disagreement(ExportError):
@@ -156,12 +154,36 @@ def _write(component: Component, path: Path, settings: ExportSettings, provenanc
     assert program is not None
     if "batch" not in pinned:
         _broadcast(program.model.graph, component)
-    program.model.graph.metadata_props.pop(_UNORDERED, None)
+    _strip_(program.model)
     program.model.metadata_props.update({f"nemo_edge.{key}": value for key, value in provenance.items()})
     program.model.producer_name = "nemo-edge"
     program.save(str(path), external_data=True)
     for value in program.model.graph.initializers.values():
         value.const_value = None  # as `_give_up` says; these are the weights that were transposed
+
+
+def _strip_(model: ir.Model) -> None:
+    """Take out what the exporter notes, in functions and subgraphs too, but for `SCOPES`.
+
+    Its notes are paths of this machine, the code that was traced, and sets in an order that is another in every process.
+    """
+    functions = tuple(model.functions.values())
+    graphs = (*model.graphs(), *(f.graph for f in functions), *(inner for f in functions for inner in f.subgraphs()))
+    for graph in graphs:
+        for node in graph:
+            scopes = node.metadata_props.get(SCOPES)
+            _forget_(node, *node.outputs)
+            if scopes is not None:
+                node.metadata_props[SCOPES] = scopes
+        weights = graph.initializers.values()
+        _forget_(graph, *graph.inputs, *graph.outputs, *weights, *(w.const_value for w in weights if w.const_value is not None))
+    _forget_(model, *functions)
+
+
+def _forget_(*things: Any) -> None:
+    for thing in things:
+        thing.metadata_props.clear()
+        thing.doc_string = None
 
 
 def _broadcast(graph: ir.Graph, component: Component) -> None:

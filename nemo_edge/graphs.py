@@ -5,7 +5,7 @@ Reads graphs, never runs them. The exporter writes the path of the PyTorch modul
 
 from __future__ import annotations
 
-__all__ = ["Graph", "Place", "Port", "module_path", "open_graph"]
+__all__ = ["SCOPES", "Graph", "Place", "Port", "module_path", "open_graph"]
 
 import ast
 from collections.abc import Collection, Sequence
@@ -20,7 +20,8 @@ from onnx.external_data_helper import load_external_data_for_tensor
 from nemo_edge.errors import InputError, first_line
 from nemo_edge.files import sha256_file, sha256_json
 
-_SCOPES = "pkg.torch.onnx.name_scopes"
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where an operator says in which modules it is: the one note of the exporter's that a file of ours keeps."""
 _NO_SCOPE = "_empty_nn_module_stack_from_metadata_hook"
 """What torch.export names the scope of a node that is inside of no module."""
 _WRAPPERS = (("module",), ("graph",), ("unet", "encoder", "vae"))
@@ -187,7 +188,7 @@ def _port(value: onnx.ValueInfoProto) -> Port:
 
 def _paths(node: onnx.NodeProto) -> tuple[str, ...]:
     """The paths, in the checkpoint's module, of the modules a node is inside of; the empty path is the module itself."""
-    scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), None)
+    scopes = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), None)
     if scopes is None:
         return ()
     inside = ast.literal_eval(scopes)[:-1]  # the last one is the name of the operation itself

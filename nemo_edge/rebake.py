@@ -75,15 +75,22 @@ class Rebaked(BaseModel):
 
 
 def rebake(
-    bundle: Path, neurons: Path, *, measure: bool = False, checkpoint: str | None = None, progress: Progress | None = None
+    bundle: Path,
+    neurons: Path,
+    *,
+    measure: bool = False,
+    checkpoint: str | None = None,
+    places: Recipe | None = None,
+    progress: Progress | None = None,
 ) -> Rebaked:
     """Put a set, `neurons.json` or the official `.csv`, in the place of a bundle's own; with `measure`, examine the bundle with it.
 
     Only the files that are read, all that an engine is compiled from among them, are compared with their hashes in the manifest; where
-    the bundle does not keep the rows that come back, they are `checkpoint`'s. Raises `InputError` for a set of other layers,
-    `BundleError` for a file that was changed.
+    the bundle does not keep the rows that come back, they are `checkpoint`'s. `places`, the recipe it was built by, says where what
+    it was made from is now, where that is not where it was from the bundle. Raises `InputError` for a set of other layers, `BundleError`
+    for a file that was changed.
     """
-    started = time.perf_counter()
+    started, checkpoint = time.perf_counter(), checkpoint or (places.checkpoint.path if places else None)
     check_output(bundle)
     manifest = open_bundle(bundle)
     _check(bundle, manifest, _NEURONS)
@@ -94,7 +101,7 @@ def rebake(
     if measure:
         from nemo_edge.remeasure import measure_again, open_sources
 
-        sources = open_sources(manifest, checkpoint)  # what is not there is found before the bundle is changed
+        sources = open_sources(bundle, manifest, checkpoint, places)  # what is not there is found before the bundle is changed
         check_runs(sources.recipe)
     removed: tuple[str, ...] = ()
     if after != before:

@@ -5,11 +5,11 @@ What a table may have is in `settings` and `targets`.
 
 from __future__ import annotations
 
-__all__ = ["Recipe", "from_options", "load_recipe", "with_random_weights"]
+__all__ = ["Recipe", "anchored", "from_options", "load_recipe", "portable", "with_places", "with_random_weights"]
 
 import difflib
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, model_va
 
 from nemo_edge.component import UNET_FOLDERS
 from nemo_edge.errors import InputError
+from nemo_edge.files import way_to
 from nemo_edge.settings import (
     ENGINE_TOLERANCES,
     CalibrationSettings,
@@ -146,7 +147,42 @@ def load_recipe(path: Path, *, random: bool = False) -> Recipe:
         recipe = Recipe.model_validate(values, context={"random": random})
     except ValidationError as error:
         raise InputError(f"recipe {path}: {_complaint(error)}") from error
-    return _anchored(recipe, path.parent)
+    return anchored(recipe, path.parent)
+
+
+def anchored(recipe: Recipe, folder: Path) -> Recipe:
+    """Return the recipe with its relative paths made relative to `folder`."""
+    checkpoint, own = recipe.checkpoint.path, recipe.random_weights
+    local = folder / Path(checkpoint).expanduser()
+    if local.exists() or checkpoint.startswith((".", "/", "~")):
+        checkpoint = str(local)
+    architecture = own.architecture if own else None
+    if architecture and "/" in architecture:  # a folder; one beside the recipe that is called "sd15" is not meant by this name
+        architecture = str(folder / Path(architecture).expanduser())
+    return _from(_placed(recipe, lambda path: folder / path.expanduser()), checkpoint, architecture)
+
+
+def portable(recipe: Recipe) -> Recipe:
+    """Return the recipe as its bundle keeps it: with the ways from the bundle to its files, as `way_to` tells them.
+
+    `anchored` at the bundle, it finds them again as long as they lie together.
+    """
+    checkpoint, own = recipe.checkpoint.path, recipe.random_weights
+    if Path(checkpoint).expanduser().exists():
+        checkpoint = _written(Path(checkpoint), recipe.output)
+    architecture = own.architecture if own else None
+    if architecture and "/" in architecture:
+        architecture = _written(Path(architecture), recipe.output)
+    return _from(_placed(recipe, lambda path: way_to(path, recipe.output)), checkpoint, architecture)
+
+
+def with_places(recipe: Recipe, places: Recipe) -> Recipe:
+    """Return the recipe with its files where those of another, of the same build, are."""
+    prompts = places.prompts.model_copy(update={"limit": recipe.prompts.limit})
+    calibration = recipe.calibration.model_copy(update={"statistics": places.calibration.statistics})
+    fidelity = recipe.fidelity.model_copy(update={"sscd": places.fidelity.sscd})
+    checkpoint = recipe.checkpoint.model_copy(update={"path": places.checkpoint.path})
+    return recipe.model_copy(update={"prompts": prompts, "calibration": calibration, "fidelity": fidelity, "checkpoint": checkpoint})
 
 
 def with_random_weights(recipe: Recipe, architecture: str | None, neurons: Path | None = None) -> Recipe:
@@ -212,23 +248,29 @@ def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
-def _anchored(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with its relative paths made relative to `folder`."""
+def _written(path: Path, folder: Path) -> str:
+    """A way that `anchored` takes for one, and not for the name of something on the hub."""
+    way = way_to(path, folder).as_posix()
+    return way if way.startswith(".") or "/" not in way else f"./{way}"
 
-    def anchor(value: Any) -> Any:
+
+def _placed(recipe: Recipe, place: Callable[[Path], Path]) -> Recipe:
+    """The recipe with other paths in its tables; the checkpoint and the architecture, which may be no paths, stay."""
+
+    def other(value: Any) -> Any:
         if isinstance(value, Path):
-            return folder / value.expanduser()
+            return place(value)
         if isinstance(value, BaseModel):
-            return value.model_copy(update={name: anchor(getattr(value, name)) for name in type(value).model_fields})
+            return value.model_copy(update={name: other(getattr(value, name)) for name in type(value).model_fields})
         return value
 
-    anchored: Recipe = anchor(recipe)
-    local = folder / Path(recipe.checkpoint.path).expanduser()
-    if local.exists() or recipe.checkpoint.path.startswith((".", "/", "~")):
-        settings = recipe.checkpoint.model_copy(update={"path": str(local)})
-        anchored = anchored.model_copy(update={"checkpoint": settings})
-    own = anchored.random_weights
-    if own is not None and "/" in own.architecture:  # a folder; one beside the recipe that is called "sd15" is not meant by this name
-        own = own.model_copy(update={"architecture": str(folder / Path(own.architecture).expanduser())})
-        anchored = anchored.model_copy(update={"random_weights": own})
-    return anchored
+    placed: Recipe = other(recipe)
+    return placed
+
+
+def _from(recipe: Recipe, checkpoint: str, architecture: str | None) -> Recipe:
+    """The recipe with another place of its weights, or of the architecture of its random ones."""
+    changes: dict[str, Any] = {"checkpoint": recipe.checkpoint.model_copy(update={"path": checkpoint})}
+    if recipe.random_weights is not None:
+        changes["random_weights"] = recipe.random_weights.model_copy(update={"architecture": architecture})
+    return recipe.model_copy(update=changes)

@@ -18,7 +18,7 @@ from nemo_edge.calibration import Calibration
 from nemo_edge.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.errors import BundleError, InputError
 from nemo_edge.examination import Subject, examine
-from nemo_edge.files import checkpoint_hashes
+from nemo_edge.files import checkpoint_folder, checkpoint_hashes
 from nemo_edge.gates import judge
 from nemo_edge.groups import all_neurons, groups_in
 from nemo_edge.ingredients import Ingredients, ingredients
@@ -27,7 +27,7 @@ from nemo_edge.localization import read_results
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.policies import policies_in
 from nemo_edge.progress import Progress
-from nemo_edge.recipe import Recipe
+from nemo_edge.recipe import Recipe, anchored, with_places
 from nemo_edge.report import Evidence, store_pictures, worst_first, write_report
 from nemo_edge.surgery import value_rows
 from nemo_edge.valueweights import Rows
@@ -47,14 +47,19 @@ class Sources:
         return open_checkpoint(source.path, allow_pickle=source.allow_pickle, device=source.device)
 
 
-def open_sources(manifest: Manifest, checkpoint: str | None = None) -> Sources:
-    """Find what a bundle was made from. Raises `InputError` where a file is missing or has changed since."""
+def open_sources(bundle: Path, manifest: Manifest, checkpoint: str | None = None, places: Recipe | None = None) -> Sources:
+    """Find what a bundle was made from: where it says, from its own place, or where the recipe it was built by says, `places`.
+
+    Raises `InputError` where a file is missing or has changed since.
+    """
     if manifest.random_weights is not None:
         raise InputError("a bundle of random weights holds no memories, so that there is nothing to measure: leave --measure out")
-    recipe = _recipe(manifest, checkpoint)
+    own = anchored(Recipe.model_validate(manifest.recipe), bundle)
+    recipe = _from(with_places(own, places) if places else own, checkpoint)
+    _check_there(recipe)
     inputs = ingredients(recipe)
     _check_weights(manifest, recipe.checkpoint.path, inputs.checkpoint)
-    changed = sorted(name for name, digest in manifest.prompts.items() if inputs.prompts.get(name) != digest)
+    changed = sorted(name for name, digest in manifest.prompts.items() if digest not in inputs.prompts.values())
     if changed:
         raise InputError(f"{changed[0]}, which the bundle was made from, has changed since: build the bundle again")
     return Sources(recipe, inputs)
@@ -65,7 +70,7 @@ def original_rows(manifest: Manifest, neurons: NeuronSet, checkpoint: str) -> Ro
 
     Raises `InputError` for a checkpoint that the bundle is not made from.
     """
-    recipe = _recipe(manifest, checkpoint)
+    recipe = _from(Recipe.model_validate(manifest.recipe), checkpoint)
     _check_weights(manifest, checkpoint, checkpoint_hashes(checkpoint))
     opened = open_checkpoint(checkpoint, allow_pickle=recipe.checkpoint.allow_pickle)
     return value_rows(opened.unet, neurons, DTYPES[recipe.export.dtype])
@@ -105,8 +110,19 @@ def measure_again(bundle: Path, sources: Sources, progress: Progress | None = No
         return amend(bundle, manifest, change)
 
 
-def _recipe(manifest: Manifest, checkpoint: str | None) -> Recipe:
-    recipe = Recipe.model_validate(manifest.recipe)
+def _check_there(recipe: Recipe) -> None:
+    """Raise `InputError` for a source that does not lie where it is looked for."""
+    remedy = "pass --recipe, the recipe that the bundle was built by"
+    try:
+        checkpoint_folder(recipe.checkpoint.path)
+    except InputError as error:
+        raise InputError(f"{error}; pass --checkpoint, or {remedy.removeprefix('pass ')}") from error
+    for path in (recipe.prompts.memorized, recipe.prompts.general, recipe.calibration.statistics, recipe.fidelity.sscd):
+        if path is not None and not path.is_file():
+            raise InputError(f"{path}, which the bundle was made from, does not exist: {remedy}")
+
+
+def _from(recipe: Recipe, checkpoint: str | None) -> Recipe:
     if checkpoint is None:
         return recipe
     return recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"path": checkpoint})})

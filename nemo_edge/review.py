@@ -20,7 +20,7 @@ from nemo_edge.files import append, checkpoint_hashes, sha256_json, write_atomic
 from nemo_edge.gates import judge
 from nemo_edge.latency import FEWEST_ROUNDS, Latency
 from nemo_edge.progress import Progress
-from nemo_edge.recipe import Recipe
+from nemo_edge.recipe import Recipe, anchored
 from nemo_edge.report import Evidence, summary_markdown, write_report
 from nemo_edge.report.junit import junit_xml
 from nemo_edge.settings import GateSettings, LatencySettings
@@ -104,7 +104,7 @@ def time_again(
     if judged and ("unet" not in wanted.targets or wanted.runs < FEWEST_ROUNDS):
         raise InputError(f"a bundle is judged by {FEWEST_ROUNDS} rounds of its UNet or more: pass --out to keep these times elsewhere")
     evidence = Evidence.read(bundle) if judged else None  # a bundle that holds none is refused before the work
-    weights = _weights(manifest, recipe, checkpoint) if wanted.eager or wanted.compiled else None
+    weights = _weights(manifest, checkpoint or anchored(recipe, bundle).checkpoint.path) if wanted.eager or wanted.compiled else None
     found = bench(runnables(bundle, recipe, wanted, weights), recipe.sampling, wanted, progress)
     content = found.model_dump_json(indent=1) + "\n"
     if out is not None:
@@ -148,9 +148,8 @@ def check_outputs(bundle: Path, *paths: Path | None) -> None:
             raise InputError(f"the output {path} lies in the bundle, whose files are all in its manifest: give another path")
 
 
-def _weights(manifest: Manifest, recipe: Recipe, checkpoint: str | None) -> str:
-    """Where the weights are that the bundle was made from."""
-    path = checkpoint or recipe.checkpoint.path
+def _weights(manifest: Manifest, path: str) -> str:
+    """Where the weights are, if the bundle was made from them."""
     try:
         found = checkpoint_hashes(path)
     except InputError as error:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from traces import traces
 
-from nemo_edge.checkpoint import Checkpoint
+from nemo_edge.checkpoint import Checkpoint, open_parts
 from nemo_edge.configuration import Configuration, check_pipeline
 from nemo_edge.errors import BundleError, InputError
+from nemo_edge.settings import CheckpointSettings
 
 
 def test_sizes_follow_from_the_blocks(toy: Checkpoint, toy_sdxl: Checkpoint, demo_checkpoint: Checkpoint) -> None:
@@ -28,6 +32,17 @@ def test_what_is_saved_is_read_again(toy: Checkpoint, toy_sdxl: Checkpoint, tmp_
     for ours, theirs in zip(again.token_ids(["a pig", ""]), config.token_ids(["a pig", ""]), strict=True):
         assert ours.shape == (2, 16)
         assert np.array_equal(ours, theirs)
+
+
+def test_where_the_parts_were_read_from_is_not_saved(toy_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(toy_folder, tmp_path / "model")
+    noted = {"_name_or_path": "/home/jo/lab", "name_or_path": "/home/jo/t", "special_tokens_map_file": "/root/.cache/t.json"}
+    for path in folder.rglob("*.json"):
+        if "config" in path.name or path.name == "model_index.json":
+            path.write_text(json.dumps({**json.loads(path.read_text()), **noted}))
+    open_parts(CheckpointSettings(path=str(folder))).config.save(tmp_path / "bundle", ["unet", "unet_masked"])
+    assert len(list((tmp_path / "bundle").rglob("*config.json"))) == 6
+    assert list(traces(tmp_path / "bundle", tmp_path)) == []
 
 
 def test_a_missing_part_is_named(toy: Checkpoint, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rebuilding import Record, rebuilt
 from test_random_weights import small
+from traces import traces
 
 from nemo_edge import datasheet, footprint
 from nemo_edge.build import build, plan, weights_folder
@@ -54,7 +55,7 @@ def test_random_weights_make_a_bundle_that_says_so(random_bundle: Path, random_r
     assert verify(random_bundle).passed
     manifest = open_bundle(random_bundle)
     assert random_recipe.random_weights is not None
-    assert manifest.random_weights == random_recipe.random_weights.architecture
+    assert manifest.random_weights == Path(random_recipe.random_weights.architecture).name == "mine"
     assert (manifest.passed, manifest.threshold, manifest.prompts) == (False, None, {})
     assert [(gate.name, gate.passed) for gate in manifest.gates] == [("random_weights", False)]
     assert "for measuring, not for shipping" in manifest.gates[0].detail
@@ -65,11 +66,16 @@ def test_random_weights_make_a_bundle_that_says_so(random_bundle: Path, random_r
     assert [p.name for p in random_bundle.parent.iterdir() if p.name.startswith(".out.")] == [".out.build"]
 
 
+def test_no_file_tells_where_it_was_made_plans_among_them(random_bundle: Path, tiny_recipe: Path) -> None:
+    assert len(list(random_bundle.rglob("*.engine"))) == (3 if RTX else 0)
+    assert list(traces(random_bundle, random_bundle.parent, tiny_recipe.parent)) == []
+
+
 def test_inspection_and_verification_say_that_nothing_was_measured(
     random_bundle: Path, random_recipe: Recipe, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert random_recipe.random_weights is not None
-    said = f"random weights ({random_recipe.random_weights.architecture}): nothing was measured"
+    said = f"random weights ({random_recipe.random_weights.name}): nothing was measured"
     datasheet.show(inspect(random_bundle))
     shown = capsys.readouterr().out
     assert said in shown

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nemo_edge.errors import InputError
-from nemo_edge.recipe import Recipe, load_recipe, with_random_weights
+from nemo_edge.recipe import Recipe, anchored, load_recipe, portable, with_random_weights
 from nemo_edge.settings import LatencySettings
 from nemo_edge.targets import FLAVOUR_OF, EngineSettings, ProfileSettings
 
@@ -44,6 +44,35 @@ def test_a_hub_id_stays_one_unless_there_is_such_a_folder(written: Write, tmp_pa
     assert load_recipe(path).checkpoint.path == "owner/model"
     (tmp_path / "owner/model").mkdir(parents=True)
     assert load_recipe(path).checkpoint.path == str(tmp_path / "owner/model")
+
+
+def test_a_bundle_s_recipe_finds_its_files_from_the_bundle(written: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/jo")
+    content = HEAD + TABLES.replace("/data/g.txt", "/home/jo/g.txt") + '[random_weights]\narchitecture = "./mine"\n'
+    recipe = load_recipe(written("r/recipe.toml", content))
+    (tmp_path / "r" / "model").mkdir()
+    kept = portable(recipe)
+    assert kept.random_weights is not None
+    assert kept.random_weights.architecture == "../../mine"
+    assert (kept.output, kept.checkpoint.path, kept.prompts.memorized) == (Path(), "../../model", Path("../../m.csv"))
+    assert kept.prompts.general == Path("g.txt")  # the way to it has a user's name
+    again = anchored(kept, tmp_path / "r/out/x")
+    assert Path(again.checkpoint.path).resolve() == tmp_path / "r/model"
+    assert again.prompts.memorized.resolve() == tmp_path / "r/m.csv"
+    assert Recipe.model_validate_json(kept.model_dump_json()) == kept
+
+
+def test_a_hub_id_and_an_architecture_s_name_are_no_places(written: Write) -> None:
+    content = HEAD + TABLES.replace("./model", "owner/model") + '[random_weights]\narchitecture = "sd15"\n'
+    kept = portable(load_recipe(written("r.toml", content)))
+    assert kept.random_weights is not None
+    assert (kept.checkpoint.path, kept.random_weights.architecture) == ("owner/model", "sd15")
+
+
+def test_a_checkpoint_below_the_bundle_is_not_taken_for_a_hub_id(written: Write, tmp_path: Path) -> None:
+    recipe = load_recipe(written("r.toml", HEAD + TABLES.replace("./model", "./out/x/owner/model")))
+    (tmp_path / "out/x/owner/model").mkdir(parents=True)
+    assert portable(recipe).checkpoint.path == "./owner/model"
 
 
 def test_a_recipe_survives_its_json(written: Write) -> None:
@@ -88,8 +117,13 @@ def test_a_recipe_survives_its_json(written: Write) -> None:
         (b"name = '\xff'\n", "is not valid TOML"),
         (HEAD + TABLES + "[sampling]\nsteps = 0\n", "sampling.steps: Input should be greater than or equal to 1 (got 0)"),
         (HEAD + TABLES + "[sampling]\nheight = 100\n", "sampling.height: Input should be a multiple of 8 (got 100)"),
-        (HEAD + TABLES + "[calibration]\nthreshold = 1.5\n", "calibration.threshold: Input should be less than or equal to 1 (got 1.5)"),
-        (HEAD + TABLES + "[calibration]\nthreshold = nan\n", "calibration.threshold: "),
+        (
+            HEAD + TABLES + "[calibration]\nthreshold = 1.5\n",
+            "calibration.threshold: τ = 1.5, expected a finite number above 0 and below 1: leave it out",
+        ),
+        (HEAD + TABLES + "[calibration]\nthreshold = nan\n", "calibration.threshold: τ = nan"),
+        (HEAD + TABLES + "[calibration]\nthreshold = 0\n", "calibration.threshold: τ = 0, expected"),
+        (HEAD + TABLES + "[calibration]\nthreshold = 1.0\n", "calibration.threshold: τ = 1, expected"),
         (HEAD + TABLES + "[export]\ndtype = 'fp8'\n", "export.dtype: Input should be 'fp32', 'fp16' or 'bf16'"),
         (HEAD + TABLES + "[export]\nvariants = []\n", "export.variants: "),
         (HEAD + TABLES + "[export]\nvariants = ['baked', 'baked']\n", "export.variants: "),

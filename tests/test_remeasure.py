@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from traces import traces
 
 from nemo_edge import console
 from nemo_edge.bundle import open_bundle, open_verified
@@ -15,6 +16,7 @@ from nemo_edge.files import sha256_file
 from nemo_edge.mitigation import Measurement
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.rebake import rebake
+from nemo_edge.recipe import load_recipe
 from nemo_edge.remeasure import open_sources
 from nemo_edge.review import report_again
 
@@ -41,29 +43,49 @@ def hashes(folder: Path) -> dict[str, str]:
     return {p.relative_to(folder).as_posix(): sha256_file(p) for p in folder.rglob("*") if p.is_file()}
 
 
-def test_prompts_that_have_changed_are_not_those_of_the_bundle(bundle: Path) -> None:
-    manifest = open_bundle(bundle)
+def test_prompts_that_have_changed_are_not_those_of_the_bundle(tiny_bundle: Path) -> None:
+    manifest = open_bundle(tiny_bundle)
     name = next(iter(manifest.prompts))
     with pytest.raises(InputError, match="has changed since: build the bundle again"):
-        open_sources(manifest.model_copy(update={"prompts": {**manifest.prompts, name: "0" * 64}}))
+        open_sources(tiny_bundle, manifest.model_copy(update={"prompts": {**manifest.prompts, name: "0" * 64}}))
 
 
 def test_random_weights_have_nothing_to_measure(bundle: Path) -> None:
     with pytest.raises(InputError, match="nothing to measure: leave --measure out"):
-        open_sources(open_bundle(bundle).model_copy(update={"random_weights": "sd15"}))
+        open_sources(bundle, open_bundle(bundle).model_copy(update={"random_weights": "sd15"}))
+
+
+def test_what_a_bundle_was_made_from_moves_with_it(tiny_bundle: Path, tiny_recipe: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_recipe.parent, tmp_path / "elsewhere", ignore=shutil.ignore_patterns(".out.build"))
+    moved = tmp_path / "elsewhere" / "out"
+    recipe = open_sources(moved, open_bundle(moved)).recipe
+    found = (Path(recipe.checkpoint.path), recipe.prompts.memorized, recipe.prompts.general)
+    assert [p.resolve() for p in found] == [moved.parent / name for name in ("model", "memorized.csv", "general.txt")]
+
+
+def test_a_bundle_that_moved_alone_is_told_where_its_sources_are(bundle: Path, tiny_recipe: Path) -> None:
+    manifest, recipe = open_bundle(bundle), load_recipe(tiny_recipe)
+    with pytest.raises(InputError, match=r"checkpoint .*model does not exist.*; pass --checkpoint, or --recipe, the recipe that"):
+        open_sources(bundle, manifest)
+    with pytest.raises(InputError, match=r"memorized\.csv, which the bundle was made from, does not exist: pass --recipe, the recipe that"):
+        open_sources(bundle, manifest, recipe.checkpoint.path)
+    beyond = recipe.model_copy(update={"prompts": recipe.prompts.model_copy(update={"limit": 1})})
+    found = open_sources(bundle, manifest, places=beyond)
+    assert found.recipe.checkpoint.path == recipe.checkpoint.path
+    assert len(found.inputs.memorized) == 2  # as many as the bundle was built with
 
 
 def test_measured_again_the_bundle_says_what_its_new_neurons_do(
-    bundle: Path, saved: Callable[..., Path], toy_folder: Path, capsys: pytest.CaptureFixture[str]
+    bundle: Path, saved: Callable[..., Path], toy_folder: Path, tiny_recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = hashes(bundle)
+    before, places = hashes(bundle), load_recipe(tiny_recipe)
     with pytest.raises(InputError, match="is not the checkpoint that this bundle was made from"):
-        rebake(bundle, saved(OTHERS), measure=True, checkpoint=str(toy_folder))
+        rebake(bundle, saved(OTHERS), measure=True, checkpoint=str(toy_folder), places=places)
     assert hashes(bundle) == before
     unmeasured = rebake(bundle, saved(OTHERS))
     console.show_rebaked(unmeasured)
     assert max(map(len, capsys.readouterr().out.splitlines()[:6])) <= 80
-    found = rebake(bundle, bundle / "neurons.json", measure=True)
+    found = rebake(bundle, bundle / "neurons.json", measure=True, places=places)
     assert (found.changed, found.measured) == (False, True)
     manifest, measurement = open_verified(bundle), Measurement.read(bundle)
     assert (manifest.measured, manifest.gates, measurement.neurons) == (True, found.gates, 5)
@@ -71,3 +93,4 @@ def test_measured_again_the_bundle_says_what_its_new_neurons_do(
     assert "but others were chosen: 5 neurons are silenced" in (bundle / "report" / "index.html").read_text()
     assert max(v.trajectory.largest_error for v in measurement.variants) < 1e-4
     assert report_again(bundle).is_file()
+    assert list(traces(bundle, bundle.parent, tiny_recipe.parent)) == []

@@ -30,10 +30,10 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def timed(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def timed(tiny_bundle: Path, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the tiny bundle with times of its own checkpoint and engines."""
     folder = shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("timed") / "bundle")
-    time_again(folder, QUICK.model_copy(update={"eager": True}))
+    time_again(folder, QUICK.model_copy(update={"eager": True}), str(tiny_recipe.parent / "model"))
     return folder
 
 
