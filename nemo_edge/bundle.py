@@ -21,6 +21,7 @@ __all__ = [
     "open_verified",
     "publish",
     "staging",
+    "unjudged",
     "verify",
 ]
 
@@ -42,16 +43,20 @@ from nemo_edge.errors import BundleError, InputError
 from nemo_edge.files import explain, sha256_file, write_atomically
 
 MANIFEST = "manifest.json"
-SCHEMA: Literal[2] = 2
+SCHEMA: Literal[3] = 3
+"""3: judged by the published score, and by gates that count every copy; what was judged before is built again."""
 
 MEASURED = "measured"
 """Name of the one gate of a bundle whose neurons are others than those that were measured; it fails."""
+
+COPIES = "replication"
+"""Name of the gates, one a variant, that ask for copies of training pictures."""
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 class GateResult(BaseModel):
-    """One gate: what was measured against what limit. Without a value there was nothing to measure, and it passes."""
+    """One gate: what was measured against what limit. Without a value there was nothing to measure, and it does not fail."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
@@ -59,7 +64,10 @@ class GateResult(BaseModel):
     limit: float
     value: float | None
     passed: bool
+    """Whether it did not fail."""
     detail: str = ""
+    gap: str = ""
+    """What too little is known for, so that no verdict may say that all was measured; empty where enough is."""
 
 
 class Manifest(BaseModel):
@@ -67,7 +75,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
-    schema_version: Literal[2] = SCHEMA
+    schema_version: Literal[3] = SCHEMA
     name: str
     family: str
     key: str
@@ -122,6 +130,15 @@ class Verification(BaseModel):
     def passed(self) -> bool:
         """Whether no file is missing, changed or added."""
         return not self.problems
+
+
+def unjudged(gates: Sequence[GateResult]) -> str:
+    """Say why gates that all hold do not mean that no training picture is given back; empty where they do, for what was drawn."""
+    asked = [gate for gate in gates if gate.name.partition(".")[0] == COPIES]
+    if not asked:
+        return f"Copies were not judged: the gate {COPIES} is off"
+    gap = next(filter(None, (gate.gap or (gate.detail if gate.value is None else "") for gate in asked)), "")
+    return f"Copies were not measured: {gap}" if gap else ""
 
 
 def check_output(folder: Path) -> None:

@@ -137,13 +137,13 @@ def show_rebaked(result: Any) -> None:
     out.print(f"{bundle}: {_verdict(result)}", soft_wrap=True)
 
 
-def show_calibration(provenance: Any, path: Path) -> None:
-    """τ and where the statistics are."""
-    mean, std = provenance.threshold_mean, provenance.threshold_std
-    Console().print(
-        f"τ = {mean + std:.3f} (mean {mean:.3f} + std {std:.3f} over {provenance.prompts} prompts), written to {escape(str(path))}",
-        soft_wrap=True,
-    )
+def show_calibration(calibration: Any, path: Path) -> None:
+    """τ, how many general prompts lie above it, and where the statistics are."""
+    table, tau = table_of("τ", "Mean", "Std", "Prompts", "Above τ"), calibration.threshold
+    numbers = (f"{tau.value:.3f}", f"{tau.mean:.3f}", f"{tau.std:.3f}", str(calibration.provenance.prompts))
+    table.add_row(*numbers, f"{calibration.above} ({calibration.above_rate:.1%})")
+    Console().print(table)
+    Console().print(f"written to {escape(str(path))}", soft_wrap=True)
 
 
 def show_export(exported: Sequence[Any], out: Path) -> None:
@@ -354,6 +354,10 @@ def _random(architecture: str) -> str:
 
 
 def _verdict(judged: Any) -> str:
+    from nemo_edge.bundle import unjudged
+
+    if judged.passed and (gap := unjudged(judged.gates)):
+        return f"[yellow]{escape(gap)}[/]; no gate failed"
     return "[green]every gate passed[/]" if judged.passed else "[red]a gate failed: this bundle must not be shipped[/]"
 
 
@@ -378,14 +382,8 @@ def _show_mitigations(out: Console, bundle: Path) -> None:
             copies = f"{m.before.copies} → {m.after.copies}" if m.before.copies is not None else "–"
             others = str(m.after.others) if m.after.others is not None else "–"
             random = str(m.random.copies) if m.random.copies is not None else "–"
-            table.add_row(
-                escape(m.prompt),
-                str(m.neurons),
-                f"{m.score_before:.2f}" + (f" → {m.score_after:.2f}" if m.neurons else ""),
-                copies,
-                others,
-                random,
-            )
+            score = f"{m.score_before:.2f}" + (f" → {m.score_after:.2f}" if m.neurons else "")
+            table.add_row(escape(m.prompt), str(m.neurons), score, copies, others, random)
         out.print(table)
 
 

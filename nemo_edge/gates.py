@@ -7,12 +7,16 @@ __all__ = ["judge"]
 from collections.abc import Iterator, Mapping, Sequence, Set
 from math import inf, isnan
 
-from nemo_edge.bundle import GateResult
+from nemo_edge.bounds import at_most
+from nemo_edge.bundle import COPIES, GateResult
 from nemo_edge.groups import Group
 from nemo_edge.latency import Latency, Ratio
 from nemo_edge.localization import Localization
 from nemo_edge.mitigation import Measurement, VariantMeasurement
 from nemo_edge.recipe import Recipe
+
+_MOST_UNKNOWN = 0.2
+"""Largest share of the examined prompts without a known training picture at which copies count as measured."""
 
 
 def judge(
@@ -64,15 +68,23 @@ def _of_memories(variant: VariantMeasurement, measurement: Measurement, recipe: 
             yield _gate(f"memorization_score.{name}", limit, worst.score_after, worst.prompt)
         else:
             yield _gate(f"memorization_score.{name}", limit, None, "no prompt of the list is memorized")
-    copied = [m for m in variant.mitigations if m.before.copies]
-    if gates.replication is not False and not copied:
-        known = any(m.before.copies is not None for m in variant.mitigations)
-        why = "no prompt gave back its training picture" if known else "no training picture is known"
-        yield _gate(f"replication.{name}", gates.replication, None, why)
-    elif gates.replication is not False:
-        still = [m.prompt for m in copied if m.after.copies or m.after.others]
-        detail = f"of {len(copied)} prompts" + (f": {', '.join(still)}" if still else "")
-        yield _gate(f"replication.{name}", gates.replication, len(still) / len(copied), detail)
+    if gates.replication is not False:
+        yield _of_copies(variant, gates.replication)
+
+
+def _of_copies(variant: VariantMeasurement, limit: float) -> GateResult:
+    """Which prompts give back a training picture, their own or another's, and what the number of pictures says of those that do not."""
+    name, judged = f"{COPIES}.{variant.variant}", variant.mitigations
+    compared, unknown = [m for m in judged if m.after.compared], sum(m.after.copies is None for m in judged)
+    without = f"{unknown} of {len(judged)} examined prompts {'has' if unknown == 1 else 'have'} no known training picture"
+    gap = without if unknown > _MOST_UNKNOWN * len(judged) else ""
+    if not compared:
+        return _gate(name, limit, None, "no training picture is known", gap)
+    leaking, fewest = [m for m in compared if m.after.returned], min(m.seeds for m in compared)
+    said = [", ".join(m.prompt + (" (new)" if m.new else "") for m in leaking)] if leaking else []
+    said += [f"0 of {fewest} means {at_most(0, fewest)} of a prompt's pictures"] + ([without] if unknown else [])
+    detail = f"of {len(compared)} prompts, {fewest} pictures each: {'; '.join(said)}"
+    return _gate(name, limit, len(leaking) / len(compared), detail, gap)
 
 
 def _of_others(variant: VariantMeasurement, recipe: Recipe) -> Iterator[GateResult]:
@@ -106,22 +118,25 @@ def _of_latency(variant: str, latency: Latency | None, recipe: Recipe) -> Iterat
     for name, limit, reference in (("slow_down", gates.slow_down, "unmitigated"), ("eager_ratio", gates.eager_ratio, "eager")):
         if limit is not False:
             found = latency.ratios("unet", variant, reference) if latency else {}
+            noise = latency.noise("unet", variant, reference) if latency else {}
             why = f"the UNet's time beside {reference} was not taken" if latency else "no times were taken: `nemo-edge bench`"
-            yield _of_ratios(f"{name}.{variant}", limit, found, why)
+            yield _of_ratios(f"{name}.{variant}", limit, found, noise, why)
 
 
-def _of_ratios(name: str, limit: float, found: Mapping[str, Ratio], why: str) -> GateResult:
-    """The case that is slow beyond doubt, or one that is uncertain, or else the slowest of all."""
+def _of_ratios(name: str, limit: float, found: Mapping[str, Ratio], noise: Mapping[str, str], why: str) -> GateResult:
+    """The case that is slow beyond doubt, or one that is uncertain or noisy, or else the slowest of all."""
     if not found:
         return _gate(name, limit, None, why)
-    sure = {case: ratio for case, ratio in found.items() if not ratio.problem(limit)}
-    doubts = [f"{case}: {problem}" for case, ratio in found.items() if (problem := ratio.problem(limit))]
+    problems = {case: noise.get(case) or ratio.problem(limit) for case, ratio in found.items()}
+    sure = {case: ratio for case, ratio in found.items() if not problems[case]}
+    doubts = [f"{case}: {problem}" for case, problem in problems.items() if problem]
     case, ratio = max(sure.items(), key=lambda item: item[1].low, default=("", None))
     if ratio is None or (doubts and ratio.low <= limit):
         return _gate(name, limit, None, doubts[0])
     return _gate(name, limit, ratio.low, f"{ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f}), {case}")
 
 
-def _gate(name: str, limit: float, value: float | None, detail: str = "") -> GateResult:
+def _gate(name: str, limit: float, value: float | None, detail: str = "", gap: str = "") -> GateResult:
     passed = value is None or bool(value <= limit)
-    return GateResult(name=name, limit=float(limit), value=None if value is None else float(value), passed=passed, detail=detail)
+    number = None if value is None else float(value)
+    return GateResult(name=name, limit=float(limit), value=number, passed=passed, detail=detail, gap=gap)

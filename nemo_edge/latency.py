@@ -163,6 +163,16 @@ class Latency(_Result):
             if (case.target, ratio.contender, ratio.reference) == (target, contender, reference)
         }
 
+    def noise(self, target: str, contender: str, reference: str) -> dict[str, str]:
+        """Say which of two contenders' timings are noisy in each case of a target where one is, by the case in words."""
+        found = {}
+        for case in self.cases:
+            loud = [t for t in case.timings if t.noisy and case.target == target and t.contender in (contender, reference)]
+            if loud:
+                whose = " and ".join(f"{t.contender} ({100 * t.variation:.0f} %)" for t in loud)
+                found[case.words] = f"the times of {whose} vary too much: time it again on a quiet machine"
+        return found
+
     def ratio(self, target: str, contender: str, reference: str) -> Ratio | None:
         """Return the ratio of two contenders in the first case of a target, or None when it was not measured."""
         return next(iter(self.ratios(target, contender, reference).values()), None)

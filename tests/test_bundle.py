@@ -176,10 +176,10 @@ def test_a_folder_without_a_manifest_is_not_a_bundle(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ('{"name": "a web app"}', "is of schema None, and this nemo-edge reads schema 2: build the bundle again with this version"),
-        ('{"schema_version": 1, "name": "x"}', "is of schema 1, and this nemo-edge reads schema 2"),
-        ('{"schema_version": 3}', "is of schema 3, and this nemo-edge reads schema 2"),
-        ('{"schema_version": 2}', "is not a manifest of schema 2, as it says"),
+        ('{"name": "a web app"}', "is of schema None, and this nemo-edge reads schema 3: build the bundle again with this version"),
+        ('{"schema_version": 2, "name": "x"}', "is of schema 2, and this nemo-edge reads schema 3"),
+        ('{"schema_version": 4}', "is of schema 4, and this nemo-edge reads schema 3"),
+        ('{"schema_version": 3}', "is not a manifest of schema 3, as it says"),
         ("[]", "is not a manifest: build the bundle again"),
         ("{", "is not a manifest: build the bundle again"),
         ("", "is not a manifest: build the bundle again"),
@@ -198,7 +198,7 @@ def test_a_manifest_with_unknown_fields_is_refused(tmp_path: Path) -> None:
     folder = published(tmp_path / "out")
     content = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps({**content, "colour": 1}))
-    with pytest.raises(BundleError, match="not a manifest of schema 2, as it says"):
+    with pytest.raises(BundleError, match="not a manifest of schema 3, as it says"):
         open_bundle(folder)
 
 

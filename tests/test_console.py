@@ -20,6 +20,7 @@ from nemo_edge.latency import Case, Contender, Latency, Visit, ratio_of, timing_
 from nemo_edge.review import Timed, Verdict
 from nemo_edge.settings import LatencySettings
 
+ASKED = GateResult(name="replication.baked", limit=0, value=0, passed=True)
 GATES = (
     GateResult(name="good", limit=1, value=0.5, passed=True),
     GateResult(name="bad", limit=1, value=2, passed=False),
@@ -143,8 +144,25 @@ def test_times_stand_side_by_side_and_noise_is_named(capsys: pytest.CaptureFixtu
 def test_a_verdict_says_whether_it_is_in_the_bundle(capsys: pytest.CaptureFixture[str]) -> None:
     out = shown(capsys, console.show_verdict, Verdict(bundle="b", gates=GATES, written=False))
     assert "b: a gate failed: this bundle must not be shipped; the bundle was left as it is" in out
-    out = shown(capsys, console.show_verdict, Verdict(bundle="b", gates=GATES[:1], written=True))
+    out = shown(capsys, console.show_verdict, Verdict(bundle="b", gates=(GATES[0], ASKED), written=True))
     assert "b: every gate passed\n" in out
+
+
+@pytest.mark.parametrize(
+    ("gate", "why"),
+    [
+        (ASKED.model_copy(update={"gap": "4 of 16 examined prompts have no known training picture"}), "measured: 4 of 16 examined prompts"),
+        (ASKED.model_copy(update={"value": None, "detail": "no training picture is known"}), "measured: no training picture is known"),
+        (GATES[0], "judged: the gate replication is off"),
+    ],
+)
+def test_what_was_not_measured_is_no_pass(capsys: pytest.CaptureFixture[str], tiny_bundle: Any, gate: GateResult, why: str) -> None:
+    console.show_verdict(Verdict(bundle="b", gates=(gate,), written=True))
+    console.show_manifest(open_bundle(tiny_bundle).model_copy(update={"gates": (gate,), "passed": True}))
+    out = capsys.readouterr().out
+    assert out.count(f"Copies were not {why}") == 2
+    assert out.count("; no gate failed\n") == 2
+    assert "every gate passed" not in out
 
 
 def test_a_build_shows_what_became_of_every_memory(capsys: pytest.CaptureFixture[str], tiny_bundle: Any) -> None:

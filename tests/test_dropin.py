@@ -365,21 +365,6 @@ def test_a_scheduler_that_this_diffusers_lacks_is_named(sdxl: Model, tmp_path: P
         load_pipeline(tmp_path / "new")
 
 
-def test_the_readme_s_lines_run_as_they_are(sd: Model) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    (section,) = re.findall(r"### In your own diffusers pipeline\n(.*?)\n###", readme, re.DOTALL)
-    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    for written, here in {"engines/out/demo": sd.bundle, "nemo_edge/demo/checkpoint": sd.folder}.items():
-        assert written in code
-        code = code.replace(written, str(here))
-    names: dict[str, Any] = {}
-    torch.manual_seed(0)
-    exec(code, names)
-    assert {names[name].size for name in ("after", "before", "picture")} == {(32, 32)}
-    with pytest.raises(InputError, match="this runner is closed"):
-        latents(names["own"])
-
-
 def test_the_package_hands_out_both() -> None:
     assert (nemo_edge.load_unet, nemo_edge.load_pipeline) == (load_unet, load_pipeline)
     with pytest.raises(AttributeError, match="has no attribute 'load_vae'"):

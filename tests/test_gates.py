@@ -48,14 +48,15 @@ def localization(floor: bool = False) -> Localization:
 
 
 def shown(copies: int | None = 0, others: int | None = 0) -> Shown:
-    return Shown(copies=copies, others=None if copies is None else others, distance=0.5, diversity=0.5)
+    return Shown(copies=copies, others=others, distance=0.5, diversity=0.5)
 
 
 def mitigation(
     prompt: str = "p", before: int | None = 4, after: int | None = 0, others: int | None = 0, **changes: Any
 ) -> PromptMitigation:
     values = {"prompt": prompt, "kind": "VM", "neurons": 1, "seeds": 4, "score_before": 0.9, "score_after": 0.4, "score_after_eager": 0.4}
-    views = {"before": shown(before), "after": shown(None if before is None else after, others), "random": shown(before)}
+    views = {"before": shown(before, None if others is None else 0), "after": shown(None if before is None else after, others)}
+    views["random"] = views["before"]
     return PromptMitigation.model_validate({**values, **views, "distance_error": 0.0, **changes})
 
 
@@ -89,9 +90,18 @@ def measurement(
     )
 
 
-def latency(ratio: float = 1.0, rounds: int = 6, target: str = "unet", references: tuple[str, ...] = ("unmitigated", "eager")) -> Latency:
+def latency(
+    ratio: float = 1.0,
+    rounds: int = 6,
+    target: str = "unet",
+    references: tuple[str, ...] = ("unmitigated", "eager"),
+    spread: dict[str, float] | None = None,
+) -> Latency:
+    """Times of 8 ms, each visit with one faster and one slower call where a contender has a spread: the ratio stays, the noise grows."""
+
     def timed(contender: str, middle: float) -> Any:
-        return timing_of(contender, [Visit((middle, middle), 2 * middle)] * rounds, 1, (6, True), LatencySettings())
+        off = middle * (spread or {}).get(contender, 0.0)
+        return timing_of(contender, [Visit((middle - off, middle + off), 2 * middle)] * rounds, 1, (6, True), LatencySettings())
 
     timings = (*(timed(name, 8.0) for name in references), timed("baked", 8.0 * ratio))
     ratios = tuple(ratio_of(timings[-1], reference) for reference in timings[:-1])
@@ -184,18 +194,60 @@ def test_paraphrases_are_a_share_of_the_variants_that_are_memorized() -> None:
         assert "paraphrases" not in others
 
 
-def test_replication_is_a_share_of_the_prompts_that_were_copied() -> None:
-    rows = [mitigation(f"p{i}") for i in range(8)] + [mitigation("never", before=0, others=1)]
-    judged = {g.name: g for g in judge(measurement(mitigations=(*rows, mitigation("still", after=1))), [localization()], recipe())}
-    gate = judged["replication.baked"]
-    assert (gate.value, gate.passed, gate.detail) == (1 / 9, False, "of 9 prompts: still")
+def replication(*rows: PromptMitigation, **gates: Any) -> GateResult:
+    judged = judge(measurement(mitigations=rows), [localization()], recipe(GateSettings(**gates)))
+    return next(g for g in judged if g.name == "replication.baked")
+
+
+QUIET = tuple(mitigation(f"p{i}") for i in range(14))
+BOUND = "0 of 4 means at most 53 % of a prompt's pictures"
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        (mitigation("still", after=4), "still"),  # from every seed
+        (mitigation("swap", others=1), "swap (new)"),  # another's picture in the place of its own
+        (mitigation("only after", before=0, after=1), "only after (new)"),
+        (mitigation("no own", before=None, others=1), "no own (new)"),
+    ],
+)
+def test_one_prompt_of_fifteen_with_a_copy_fails(row: PromptMitigation, named: str) -> None:
+    gate = replication(*QUIET, row)
+    assert (gate.value, gate.passed) == (1 / 15, False)
+    assert gate.detail.startswith(f"of 15 prompts, 4 pictures each: {named}; {BOUND}")
+    assert not replication(row, *QUIET).passed
+    assert replication(*QUIET, row, replication=0.1).passed  # in the open
+
+
+def test_a_copy_on_one_variant_fails_that_variant() -> None:
+    baked, leaking = (measurement(mitigations=(row,)).variants[0] for row in (mitigation(), mitigation(others=1)))
+    both = measurement().model_copy(update={"variants": (baked, leaking.model_copy(update={"variant": "masked"}))})
+    assert failed(both, GateSettings(mask_of_ones=False)) == ["replication.masked"]
+
+
+def test_replication_says_how_much_its_pictures_can_show() -> None:
+    gate = replication(*QUIET)
+    assert (gate.value, gate.limit, gate.passed, gate.gap) == (0, 0, True, "")
+    assert gate.detail == f"of 14 prompts, 4 pictures each: {BOUND}"
+    assert "10 pictures each: 0 of 10 means at most 26 %" in replication(mitigation(seeds=10)).detail
+
+
+@pytest.mark.parametrize(("unknown", "gap"), [(3, ""), (4, "4 of 18 examined prompts have no known training picture")])
+def test_more_than_one_prompt_in_five_without_its_picture_leaves_a_gap(unknown: int, gap: str) -> None:
+    gate = replication(*QUIET, *(mitigation(f"u{i}", before=None) for i in range(unknown)))
+    assert (gate.value, gate.passed, gate.gap) == (0, True, gap)
+    said = f"{unknown} of {14 + unknown} examined prompts have no known training picture"
+    assert gate.detail == f"of {14 + unknown} prompts, 4 pictures each: {BOUND}; {said}"
+    five = [mitigation(f"q{i}") for i in range(4)]
+    assert replication(*five, mitigation("u", before=None)).gap == ""  # one in five is not more
+    assert "1 of 5 examined prompts has no known" in replication(*five, mitigation("u", before=None)).detail
 
 
 @pytest.mark.parametrize(
     ("changes", "gate", "why"),
     [
-        ({"before": 0}, "replication.baked", "no prompt gave back its training picture"),
-        ({"before": None}, "replication.baked", "no training picture is known"),
+        ({"before": None, "others": None}, "replication.baked", "no training picture is known"),
         ({"general": {"diversity_before": 0.0}}, "diversity_loss.baked", "needs fidelity.general_seeds = 2 or more"),
     ],
 )
@@ -281,6 +333,25 @@ def test_an_engine_may_be_asked_to_beat_eager() -> None:
 def test_a_time_that_cannot_be_judged_is_said_and_does_not_fail(timed: Latency | None, why: str) -> None:
     gate = slow_down(timed)
     assert (gate.value, gate.passed, gate.detail) == (None, True, why)
+
+
+@pytest.mark.parametrize("whose", ["baked", "unmitigated"])
+@pytest.mark.parametrize("ratio", [1.0, 9.0])
+def test_a_noisy_time_decides_nothing(whose: str, ratio: float) -> None:
+    """The interval lies on one side of the limit as a whole, and still says nothing."""
+    noisy = latency(ratio, spread={whose: 0.3})
+    assert noisy.cases[0].ratios[0].low == noisy.cases[0].ratios[0].high == pytest.approx(ratio)
+    gate = slow_down(noisy)
+    assert (gate.value, gate.passed) == (None, True)
+    assert gate.detail == f"unet, batch 1, 8 × 8: the times of {whose} (31 %) vary too much: time it again on a quiet machine"
+    assert slow_down(latency(ratio, spread={whose: 0.05})).value == pytest.approx(ratio)
+
+
+def test_noise_of_others_does_not_hide_a_slow_down() -> None:
+    assert not slow_down(latency(9.0, spread={"eager": 0.3})).passed
+    slow, loud = latency(9.0), latency(9.0, spread={"baked": 0.3}).cases[0].model_copy(update={"batch": 4})
+    gate = slow_down(slow.model_copy(update={"cases": (loud, *slow.cases)}))
+    assert (gate.passed, gate.detail) == (False, "9.000 (9.000 to 9.000), unet, batch 1, 8 × 8")
 
 
 def test_every_case_is_judged() -> None:

@@ -135,10 +135,34 @@ def test_the_distance_is_the_median_of_the_seeds() -> None:
     assert judged.distance == pytest.approx(0.4)
 
 
-@pytest.mark.parametrize(("own", "threshold"), [(None, 0.1), (0, None)])
-def test_a_prompt_without_a_training_picture_has_no_counts(own: int | None, threshold: float | None) -> None:
-    judged = shown(noise(1), own, noise(1), threshold)
-    assert (judged.copies, judged.others, judged.distance) == (None, None, None)
+def test_a_picture_that_two_prompts_share_is_one_copy_of_each() -> None:
+    training = np.repeat(noise(1), 2, axis=0)
+    judged = shown(np.stack([training[0], noise(1, seed=1)[0]]), 0, training, 0.1)
+    assert (judged.copies, judged.others, judged.returned) == (1, 0, 1)
+
+
+def test_pictures_of_a_prompt_without_its_own_are_compared_with_all_others() -> None:
+    training, other = noise(2), noise(1, seed=1)
+    judged = shown(np.stack([training[0], other[0], training[1]]), None, training, 0.1)
+    assert (judged.copies, judged.others, judged.distance, judged.sscd) == (None, 2, None, None)
+    assert (judged.compared, judged.returned) == (True, 2)
+
+
+def test_a_copy_where_there_was_none_of_its_kind_is_new() -> None:
+    def seen(copies: int | None, others: int | None) -> Shown:
+        return Shown(copies=copies, others=others, diversity=0.5)
+
+    assert not mitigation(before=seen(3, 1), after=seen(1, 2)).new
+    assert not mitigation(before=seen(0, 0), after=seen(0, 0)).new
+    assert mitigation(before=seen(0, 0), after=seen(1, 0)).new
+    assert mitigation(before=seen(3, 0), after=seen(0, 1)).new
+    assert mitigation(before=seen(None, 0), after=seen(None, 1)).new
+
+
+@pytest.mark.parametrize("own", [None, 0])
+def test_where_no_training_picture_is_known_nothing_is_counted(own: int | None) -> None:
+    judged = shown(noise(1), own, noise(1), None)
+    assert (judged.copies, judged.others, judged.distance, judged.compared) == (None, None, None, False)
     assert isnan(judged.diversity)  # of one seed
     assert isnan(Shown.model_validate_json(judged.model_dump_json()).diversity)
 
@@ -234,7 +258,7 @@ def test_a_z_score_by_hand(toy: Checkpoint) -> None:
     assert got.z == pytest.approx((a_W[3] - 1) / 2, abs=1e-5)
 
 
-@pytest.mark.parametrize("content", [None, "{", '{"schema_version": 1, "variants": []}', '{"schema_version": 99}'])
+@pytest.mark.parametrize("content", [None, "{", '{"schema_version": 2, "variants": []}', '{"schema_version": 99}'])
 def test_a_measurement_of_another_schema_is_refused(tmp_path: Path, written: Callable[[str, str], Path], content: str | None) -> None:
     if content is not None:
         written("measurement.json", content)

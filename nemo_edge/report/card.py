@@ -47,13 +47,13 @@ def base_model(checkpoint: str) -> str | None:
 
 def _intro(evidence: Evidence) -> str:
     variants = {
-        "baked": "In `unet/` the neurons' weights are zero: nothing at run time can bring them back.",
+        "baked": "In `unet/` the neurons' weights are zero: no input of the graph gives them back.",
         "masked": "`unet_masked/` takes one more input, `value_mask`, a factor per neuron and sample that decides what is silenced.",
     }
     source = base_model(evidence.recipe.checkpoint.path) or Path(evidence.recipe.checkpoint.path).name
     text = (
-        f"ONNX engines of {escape(source)} ({escape(evidence.family)}, {evidence.recipe.export.dtype}), whose memories of training "
-        "pictures were taken out neuron by neuron with NeMo (Hintersdorf et al. 2024). `report/index.html` shows the evidence."
+        f"ONNX engines of {escape(source)} ({escape(evidence.family)}, {evidence.recipe.export.dtype}) without the value neurons in which "
+        "NeMo (Hintersdorf et al. 2024) found memories of training pictures. `report/index.html` shows what was drawn and measured."
     )
     return " ".join([text, *(variants[v.variant] for v in evidence.measurement.variants if v.variant in variants)])
 

@@ -33,7 +33,7 @@ def gates_table(evidence: Evidence) -> str:
         (
             f"`{gate.name}`",
             "➖ not measured" if gate.value is None else marks[gate.passed],
-            escape(f"{gate_words(gate.name)}{'; ' if gate.detail and gate_words(gate.name) else ''}{gate.detail}", 160),
+            escape(f"{gate_words(gate.name)}{'; ' if gate.detail and gate_words(gate.name) else ''}{gate.detail}", 320),
             number(gate.value),
             number(gate.limit),
         )
@@ -49,7 +49,7 @@ def mitigation_table(evidence: Evidence) -> str:
     rows = [_mitigation_row("before", first, "before", "score_before", None)]
     rows += [_mitigation_row(v.variant, v.mitigations, "after", "score_after", v.general.mean) for v in measured.variants]
     rows.append(_mitigation_row("random", first, "random", None, None))
-    return table(("Pictures", "Prompts that leak", "Copies", "Highest score", "Change of general pictures"), rows)
+    return table(("Pictures", "Prompts that leak", "Copies (95 % bound)", "Highest score", "Change of general pictures"), rows)
 
 
 def _mitigation_row(
@@ -58,8 +58,9 @@ def _mitigation_row(
     leak, memorized = leak_of(mitigations, view), [m for m in mitigations if m.neurons]
     scores = [float(getattr(m, score)) for m in memorized] if score else []
     highest = next((s for s in scores if s != s), max(scores, default=None))  # a score that is not a number is the news
-    prompts = f"{leak.leaking} of {leak.of}" if leak.of else "–"
-    copies = f"{leak.pictures + leak.others} of {count(leak.total, 'picture')}" if leak.of else "–"
+    prompts = f"{leak.leaking} of {leak.compared}" if leak.of else "–"
+    copies = f"{leak.copies} of {count(leak.drawn, 'picture')}" if leak.of else "–"
+    copies += f" ({leak.bound} of a prompt's)" if leak.of and leak.bound else ""
     return variant_words(which), prompts, copies, number(highest), number(drift, 2)
 
 

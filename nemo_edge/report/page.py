@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from nemo_edge.bounds import at_most
 from nemo_edge.environment import Machine
 from nemo_edge.latency import Latency
 from nemo_edge.localization import Localization
@@ -25,7 +26,7 @@ from nemo_edge.report.plots import cost_plots, neuron_plots, score_plots
 from nemo_edge.report.record import summarize_policies
 from nemo_edge.report.thumbnails import Gallery, Views, worst_first
 from nemo_edge.report.untested import untested
-from nemo_edge.report.verdict import gate_words, kind_words, leak_of, variant_words, verdict_of
+from nemo_edge.report.verdict import above_words, gate_words, kind_words, leak_of, variant_words, verdict_of
 
 _PROMPT_LENGTH = 300
 _TABLE_LENGTH = 90
@@ -74,6 +75,7 @@ def page_html(evidence: Evidence, gallery: Gallery) -> str:
         "moment": numbers.moment,
         "gate_words": gate_words,
         "variant_words": variant_words,
+        "bound": _bound,
         "case_words": case_words,
         "kind_words": kind_words,
     }
@@ -83,6 +85,7 @@ def page_html(evidence: Evidence, gallery: Gallery) -> str:
         variants=[v.variant for v in evidence.measurement.variants],
         verdict=verdict_of(evidence),
         tiles=_tiles(evidence),
+        above=above_words(evidence.measurement),
         table_length=_TABLE_LENGTH,
         untested=untested(evidence),
         policies=summarize_policies(evidence),
@@ -153,10 +156,19 @@ def _strip(which: str, judged: PromptMitigation, pictures: Sequence[str]) -> _St
     facts = [f"{'score' if which == 'before' else 'score left'} {numbers.number(score)}"] if score is not None else []
     facts += [f"distance {numbers.number(shown.distance)}"] if shown.distance is not None else []
     facts += [f"SSCD {numbers.number(shown.sscd)}"] if shown.sscd is not None else []
-    words = "" if shown.copies is None else f"{shown.copies} of {judged.seeds} copies"
-    words += f", {shown.others} of another picture" if shown.others else ""
-    tone = "" if shown.copies is None else "bad" if shown.copies or shown.others else "good"
+    own, others = shown.copies is not None, shown.others or 0
+    said = [f"{shown.copies} of {judged.seeds} copies"] if own else []
+    said += [f"{others} of another picture" if own else f"{others} of {judged.seeds} copies of another picture"] if others else []
+    words = ", ".join(said)
+    bound = _bound(shown, judged.seeds)
+    words += f" ({bound})" if bound else ""
+    tone = "bad" if shown.returned else "good" if own else ""
     return _Strip(which, variant_words(which), tone, words, " · ".join(facts), pictures)
+
+
+def _bound(shown: Shown, seeds: int) -> str:
+    """How many of a prompt's pictures are copies at the most; empty where its own picture is not known, or all are."""
+    return "" if shown.copies is None or shown.returned >= seeds else at_most(shown.returned, seeds)
 
 
 def _tiles(evidence: Evidence) -> list[tuple[str, str, str]]:
@@ -164,14 +176,13 @@ def _tiles(evidence: Evidence) -> list[tuple[str, str, str]]:
     measured = evidence.measurement
     leaks = [leak_of(v.mitigations, "after") for v in measured.variants]
     before = leak_of(measured.variants[0].mitigations, "before")
-    worst = max(leaks, key=lambda leak: leak.pictures + leak.others)
+    worst = max(leaks, key=lambda leak: leak.copies)
     found = sum(found.memorized for found in evidence.localizations)
     tiles = [("Memorized prompts", f"{found} of {len(evidence.localizations)}", numbers.count(measured.neurons, "neuron") + " silenced")]
     if before.of:
-        tiles += [
-            ("Copies before", f"{before.pictures + before.others} of {before.total}", f"from {numbers.count(before.leaking, 'prompt')}"),
-            ("Copies after", f"{worst.pictures + worst.others} of {worst.total}", f"from {numbers.count(worst.leaking, 'prompt')}"),
-        ]
+        for when, leak in (("before", before), ("after", worst)):
+            bound = f"; {leak.bound} of a prompt's" if leak.bound else ""
+            tiles.append((f"Copies {when}", f"{leak.copies} of {leak.drawn}", f"from {numbers.count(leak.leaking, 'prompt')}{bound}"))
     drift = max(measured.variants, key=lambda v: v.general.mean).general
     tiles.append(("Change of other pictures", numbers.number(drift.mean, 2), "1 − SSIM, 0 is none"))
     for target, words in (("pipeline", "whole pipeline"), ("unet", "UNet")):

@@ -21,6 +21,7 @@ from nemo_edge.mitigation import CurvePoint, FoundNeuron, Measurement
 from nemo_edge.report.canvas import INK, LIMIT, LINE, SERIES, SOFT, Plot, draw
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.numbers import clipped, count, number
+from nemo_edge.report.verdict import above_words
 
 _SHOWN = 40
 """Prompts that one plot has room for."""
@@ -56,7 +57,8 @@ def score_plots(evidence: Evidence) -> tuple[Plot, ...]:
     sets = {"general prompts": general, "memorized prompts before": before, "memorized prompts after": after}
     said = "; ".join(f"{name} {_range(values)}" for name, values in sets.items() if len(values))
     rows = tuple((name, str(len(v)), *(number(x) for x in np.percentile(v, [0, 50, 100]))) for name, v in sets.items() if len(v))
-    caption = f"A prompt above τ = {number(measured.threshold)} counts as memorized. After: the highest of all variants' engines."
+    above = f"; {above_words(measured)}" if measured.general_scores else ""
+    caption = f"A prompt above τ = {number(measured.threshold)} counts as memorized{above}. After: the highest of all variants' engines."
     label = f"Histogram of memorization scores: {said}; τ is {number(measured.threshold)}."
     svg = draw("scores", label, paint, height=3.7, panels=2)
     return (Plot("scores", "Memorization scores", svg, caption, label, ("Prompts", "Number", "Lowest", "Median", "Highest"), rows),)

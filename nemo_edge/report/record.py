@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["ClusterSummary", "GroupSummary", "LocalizationSummary", "PoliciesSummary", "Report", "record", "summarize_policies"]
+__all__ = [
+    "ClusterSummary",
+    "CopiesSummary",
+    "GroupSummary",
+    "LocalizationSummary",
+    "PoliciesSummary",
+    "Report",
+    "record",
+    "summarize_policies",
+]
 
 from typing import Any, Literal
 
@@ -10,14 +19,16 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.json_schema import DEFAULT_REF_TEMPLATE, GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
 from pydantic_core import core_schema
 
+from nemo_edge.bounds import upper_bound
 from nemo_edge.bundle import GateResult
 from nemo_edge.environment import Machine
 from nemo_edge.groups import Group, Member, Variant
 from nemo_edge.latency import Latency
 from nemo_edge.localization import Localization
-from nemo_edge.mitigation import Measurement
+from nemo_edge.mitigation import Measurement, VariantMeasurement
 from nemo_edge.recipe import Recipe
 from nemo_edge.report.evidence import Evidence
+from nemo_edge.report.verdict import leak_of, verdict_of
 from nemo_edge.triggers import TriggerRates
 
 _NOT_FINITE = ["NaN", "Infinity", "-Infinity"]
@@ -52,6 +63,26 @@ class LocalizationSummary(BaseModel):
     k: int
     evaluations: int
     seconds: float
+
+
+class CopiesSummary(BaseModel):
+    """Copies of training pictures among one variant's pictures, as the verdict tells them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    variant: str
+    prompts: int
+    """Prompts whose pictures were compared with a training picture."""
+    known: int
+    """Of these, how many have a known training picture of their own."""
+    leaking: int
+    """Of these, how many give back a training picture, their own or another's."""
+    pictures: int
+    """Pictures that were compared."""
+    copies: int
+    """Of these, how many are a copy of a training picture."""
+    bound: float
+    """The most of any prompt's pictures that are copies: a one-sided 95 % bound."""
 
 
 class GroupSummary(BaseModel):
@@ -95,10 +126,16 @@ class Report(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", title="nemo-edge report")
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     name: str
     family: str
     passed: bool
+    """Whether no gate failed."""
+    verdict: Literal["passed", "failed", "unmeasured"]
+    """Unmeasured: no gate failed, but whether pictures are copies is not known of enough prompts."""
+    headline: str
+    copies: tuple[CopiesSummary, ...]
+    """One for each variant."""
     gates: tuple[GateResult, ...]
     measurement: Measurement
     localizations: tuple[LocalizationSummary, ...]
@@ -125,10 +162,14 @@ class Report(BaseModel):
 
 def record(evidence: Evidence) -> Report:
     """Return the report of a bundle as a value."""
+    verdict = verdict_of(evidence)
     return Report(
         name=evidence.name,
         family=evidence.family,
         passed=evidence.passed,
+        verdict=verdict.state,
+        headline=verdict.headline,
+        copies=tuple(_copies(variant) for variant in evidence.measurement.variants),
         gates=evidence.gates,
         measurement=evidence.measurement,
         localizations=tuple(_summary(found) for found in evidence.localizations),
@@ -153,6 +194,19 @@ def summarize_policies(evidence: Evidence) -> PoliciesSummary | None:
         clusters=tuple(ClusterSummary(name=name, neurons=len(own), prompts=known.get(name, 0)) for name, own in clusters.items()),
         threshold=trigger.threshold if trigger else None,
         rates=trigger.rates if trigger else None,
+    )
+
+
+def _copies(variant: VariantMeasurement) -> CopiesSummary:
+    leak = leak_of(variant.mitigations, "after")
+    return CopiesSummary(
+        variant=variant.variant,
+        prompts=leak.compared,
+        known=leak.of,
+        leaking=leak.leaking,
+        pictures=leak.drawn,
+        copies=leak.copies,
+        bound=upper_bound(leak.most, leak.seeds),
     )
 
 

@@ -9,6 +9,7 @@ from nemo_edge.report.markdown import escape, gates_table, latency_table, mitiga
 from nemo_edge.report.untested import untested
 from nemo_edge.report.verdict import verdict_of
 
+_MARKS = {"passed": "✅", "failed": "❌", "unmeasured": "➖"}
 _UNTESTED = 6
 _TARGETS = ("unet", "pipeline")
 
@@ -16,7 +17,7 @@ _TARGETS = ("unet", "pipeline")
 def summary_markdown(evidence: Evidence) -> str:
     """Return verdict, gates, mitigation and times as GitHub's Markdown. Prompts in it are escaped."""
     verdict = verdict_of(evidence)
-    parts = [f"## {'✅' if evidence.passed else '❌'} {escape(evidence.name)}: {verdict.headline}"]
+    parts = [f"## {_MARKS[verdict.state]} {escape(evidence.name)}: {verdict.headline}"]
     parts.append("\n".join(f"- {line}" for line in verdict.lines))
     parts += [f"### Gates\n\n{gates_table(evidence)}", f"### Mitigation\n\n{mitigation_table(evidence)}"]
     if evidence.latency is not None:

@@ -81,7 +81,7 @@ def worst_first(measurement: Measurement) -> Order:
     """Return the prompts that leaked or were found memorized, what is left of the memory most first; general prompts by drift."""
     variants = measurement.variants
     views = list(zip(*(v.mitigations for v in variants), strict=True))
-    telling = [i for i, judged in enumerate(views) if any(m.neurons or m.before.copies for m in judged)]
+    telling = [i for i, judged in enumerate(views) if any(m.neurons or m.before.returned or m.after.returned for m in judged)]
     drifts = list(zip(*(v.general.per_prompt for v in variants), strict=True))
     return Order(
         sorted(telling, key=lambda i: max(_badness(m) for m in views[i]), reverse=True),
@@ -90,8 +90,7 @@ def worst_first(measurement: Measurement) -> Order:
 
 
 def _badness(judged: PromptMitigation) -> tuple[float, float, float]:
-    left = (judged.after.copies or 0) + (judged.after.others or 0)
-    return left, _number(judged.score_after), judged.before.copies or 0
+    return judged.after.returned, _number(judged.score_after), judged.before.returned
 
 
 def _number(value: float) -> float:

@@ -22,8 +22,11 @@ def _always(evidence: Evidence) -> Iterator[str]:
     recipe, examined = evidence.recipe, len(evidence.localizations)
     limited = f", the first {recipe.prompts.limit} of the list at most" if recipe.prompts.limit else ""
     were = f"{count(examined, 'prompt')} {'was' if examined == 1 else 'were'} examined{limited}"
-    yield f"Prompts that are not on the list: {were}. Other memories stay."
-    yield "Attacks: prompts and embeddings that are searched for so as to bring a memory back."
+    yield f"Text that people may send, prompts that are not on the list: {were}. Other memories stay."
+    yield (
+        "Attacks: prompts that are searched for so as to bring a memory back, and weights in an attacker's hands, where an optimised "
+        "embedding brings memories back (Finding Dori, arXiv 2507.16880)."
+    )
     yield f"Other seeds: each prompt was drawn from {count(recipe.fidelity.seeds, 'seed')} with one scheduler and guidance."
     if recipe.localization.layers == "paper":
         yield "Neurons of the up blocks: only the down and mid blocks were searched, as in the paper."
@@ -44,7 +47,11 @@ def _pictures(evidence: Evidence) -> Iterator[str]:
     if unknown == len(judged):
         yield "Whether pictures are copies: no training picture is known, so only memorization scores speak for the mitigation."
     elif unknown:
-        yield f"Whether {count(unknown, 'prompt')} give{'s' if unknown == 1 else ''} copies: no training picture is known there."
+        which = f"{count(unknown, 'prompt')} give{'s' if unknown == 1 else ''} copies of {'its' if unknown == 1 else 'their'} own"
+        yield f"Whether {which} training picture: it is not known."
+    if unknown < len(judged):
+        known = len(judged) - unknown
+        yield f"Copies of training pictures that are not known: pictures were compared with the {count(known, 'known one')}."
     if all(m.after.sscd is None for m in judged) and unknown < len(judged):
         yield "Copies by meaning (SSCD): only the tiled ℓ2 distance was taken, which does not see copies that are shifted or mirrored."
 

@@ -5,23 +5,26 @@ Knows the measured values; nothing of HTML or Markdown.
 
 from __future__ import annotations
 
-__all__ = ["GATES", "Leak", "Verdict", "gate_words", "kind_words", "leak_of", "variant_words", "verdict_of"]
+__all__ = ["GATES", "Leak", "Verdict", "above_words", "gate_words", "kind_words", "leak_of", "variant_words", "verdict_of"]
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from nemo_edge.bounds import CONFIDENCE, at_most, upper_bound
+from nemo_edge.bundle import unjudged
 from nemo_edge.groups import all_neurons
 from nemo_edge.mitigation import GeneralDrift, Measurement, PromptMitigation, Shown
 from nemo_edge.report.evidence import Evidence
-from nemo_edge.report.numbers import count, joined, number, ratio
+from nemo_edge.report.numbers import count, joined, number, ratio, share
 
 GATES = {
     "schedule_floor": "Prompts whose memory could not be brought below τ",
     "memorization_score": "Most of a memory that is left, as a memorization score",
     "paraphrases": "Share of the prompts' memorized variants that still bring a memory back",
-    "replication": "Share of the leaking prompts that still give back a training picture",
+    "replication": "Share of the examined prompts that give back a training picture, their own or another's",
     "general_drift": "Mean change of general prompts' pictures, 1 − SSIM",
     "latent_drift": "Mean change of general prompts' latents, relative",
     "diversity_loss": "Share of the general pictures' diversity that is lost",
@@ -46,24 +49,44 @@ class Leak:
 
     prompts: int
     """Prompts that give back their own training picture."""
-    leaking: int
-    """Prompts that give back any training picture."""
     of: int
     """Prompts with a known training picture."""
     pictures: int
     """Pictures that are copies of the prompt's own training picture."""
-    others: int
-    """Copies of another prompt's."""
     total: int
     """Pictures of the prompts with a known training picture: the same for every set."""
+    leaking: int
+    """Prompts that give back any training picture."""
+    compared: int
+    """Prompts whose pictures were compared with any training picture."""
+    others: int
+    """Pictures that are copies of another prompt's training picture."""
+    drawn: int
+    """Pictures that were compared with any."""
+    most: int
+    """Copies among the pictures of the prompt with most."""
+    seeds: int
+    """Pictures of that prompt."""
+
+    @property
+    def copies(self) -> int:
+        """Pictures that are copies of any training picture."""
+        return self.pictures + self.others
+
+    @property
+    def bound(self) -> str:
+        """The most that any prompt's pictures hold in copies, as "at most 26 %"; empty where nothing is left to be bound."""
+        return at_most(self.most, self.seeds) if self.most < self.seeds else ""
 
 
 @dataclass(frozen=True)
 class Verdict:
     """The sentences a reader needs first; one that does not apply is empty."""
 
-    passed: bool
+    state: Literal["passed", "failed", "unmeasured"]
+    """Unmeasured: no gate failed, but whether pictures are copies is not known of enough prompts."""
     headline: str
+    scope: str
     found: str
     before: str
     after: str
@@ -75,7 +98,7 @@ class Verdict:
     @property
     def lines(self) -> tuple[str, ...]:
         """The sentences that apply, in order, without the headline."""
-        return tuple(filter(None, (self.found, self.before, self.after, self.control, self.variants, self.cost, self.speed)))
+        return tuple(filter(None, (self.found, self.scope, self.before, self.after, self.control, self.variants, self.cost, self.speed)))
 
 
 def verdict_of(evidence: Evidence) -> Verdict:
@@ -85,8 +108,9 @@ def verdict_of(evidence: Evidence) -> Verdict:
     known = measured.copy_threshold is not None and any(m.before.copies is not None for m in first)
     leaks = _leaks if known else _scores
     return Verdict(
-        passed=evidence.passed,
+        state="failed" if not evidence.passed else "unmeasured" if unjudged(evidence.gates) else "passed",
         headline=_headline(evidence),
+        scope=_scope(evidence),
         found=_found(evidence),
         before=leaks(measured, "before"),
         after=leaks(measured, "after"),
@@ -120,26 +144,60 @@ def variant_words(which: str) -> str:
 
 def leak_of(mitigations: Sequence[PromptMitigation], which: str) -> Leak:
     """Count the copies among the pictures of `which`: "before", "after" or "random"."""
-    known = [m for m in mitigations if m.before.copies is not None]
-    views: list[Shown] = [getattr(m, which) for m in known]
+    pairs: list[tuple[Shown, int]] = [(getattr(m, which), m.seeds) for m in mitigations if m.before.compared]
+    known = [(view, seeds) for view, seeds in pairs if view.copies is not None]
+    most = max(((view.returned, seeds) for view, seeds in pairs), key=lambda pair: upper_bound(*pair), default=(0, 0))
     return Leak(
-        prompts=sum(bool(view.copies) for view in views),
-        leaking=sum(bool(view.copies or view.others) for view in views),
+        prompts=sum(bool(view.copies) for view, _ in known),
         of=len(known),
-        pictures=sum(view.copies or 0 for view in views),
-        others=sum(view.others or 0 for view in views),
-        total=sum(m.seeds for m in known),
+        pictures=sum(view.copies or 0 for view, _ in known),
+        total=sum(seeds for _, seeds in known),
+        leaking=sum(bool(view.returned) for view, _ in pairs),
+        compared=len(pairs),
+        others=sum(view.others or 0 for view, _ in pairs),
+        drawn=sum(seeds for _, seeds in pairs),
+        most=most[0],
+        seeds=most[1],
     )
+
+
+def above_words(measured: Measurement) -> str:
+    """Say how many general prompts lie above τ; empty where their scores are not known."""
+    scores = measured.general_scores
+    above = sum(score > measured.threshold for score in scores)
+    lie = "lies above τ itself" if above == 1 else "lie above τ themselves"
+    return f"{above} of {count(len(scores), 'general prompt')} ({share(above / len(scores))}) {lie}" if scores else ""
 
 
 def _headline(evidence: Evidence) -> str:
     if evidence.passed:
-        idle = sum(gate.value is None for gate in evidence.gates)
+        idle, gap = sum(gate.value is None for gate in evidence.gates), unjudged(evidence.gates)
         rest = f" {count(idle, 'gate').capitalize()} had nothing to judge." if idle else ""
-        return f"Every gate passed. This bundle can be shipped.{rest}"
+        return f"{gap}. No gate failed.{rest}" if gap else f"Every gate passed: {_copies(evidence.measurement)}.{rest}"
     failed = sum(not gate.passed for gate in evidence.gates)
     return (
         f"{count(failed, 'gate').capitalize()} failed. This bundle must not be shipped." if failed else "This bundle must not be shipped."
+    )
+
+
+def _copies(measured: Measurement) -> str:
+    """How many copies there were in how many pictures, on the variant with most."""
+    leak = max((leak_of(v.mitigations, "after") for v in measured.variants), key=lambda each: each.copies)
+    if not leak.copies:
+        return f"no copy of a training picture in {count(leak.total, 'picture')} of {count(leak.of, 'prompt')}"
+    found = count(leak.copies, "copy of a training picture", "copies of training pictures")
+    return f"{found} in {count(leak.drawn, 'picture')} of {count(leak.compared, 'prompt')}"
+
+
+def _scope(evidence: Evidence) -> str:
+    """What was measured, and what no number here speaks for."""
+    prompts, seeds = len(evidence.localizations), evidence.recipe.fidelity.seeds
+    given = "the one prompt that was given" if prompts == 1 else f"the {prompts} prompts that were given"
+    tried = sum(len(group.variants) for group in evidence.groups)
+    also = f", and the scores of {count(tried, 'variant')}" if tried else ""
+    return (
+        f"Measured: {given}, {count(seeds, 'seed')} each{also}. Not measured: other text that people may send, and what somebody who has "
+        "the weights can do."
     )
 
 
@@ -159,8 +217,7 @@ def _silenced(evidence: Evidence) -> str:
     """How many neurons are silenced: those that were found, unless the bundle was given others."""
     neurons, found = evidence.measurement.neurons, all_neurons(evidence.groups, evidence.localizations)
     if evidence.facts.get("Neurons", found.content_hash()) == found.content_hash():
-        holds = "holds" if neurons == 1 else "hold"
-        return f"{neurons} of {found.total} value neurons {holds} the memories and {_are(neurons)} silenced."
+        return f"{neurons} of {found.total} value neurons {_were(neurons)} found to hold the memories and {_are(neurons)} silenced."
     return (
         f"{len(found)} of {found.total} value neurons were found to hold the memories, but others were chosen: "
         f"{count(neurons, 'neuron')} {_are(neurons)} silenced."
@@ -206,10 +263,18 @@ def _leak_words(leak: Leak, still: str) -> str:
         verb = f"{still}{gives}" if still else "gave"
         where = f"in {leak.pictures} of {count(leak.total, 'picture')}"
         text = f"{leak.prompts} of {count(leak.of, 'prompt')} {verb} back {whose} training picture, {where}"
-        return text + (f"; {count(leak.others, 'picture')} {_are(leak.others)} a copy of another prompt's" if leak.others else "")
-    verb = "gives" if still else "gave"
-    text = f"none of {count(leak.of, 'prompt')} {verb} back its training picture, in any of {count(leak.total, 'picture')}"
-    return text + (f", but {leak.others} {_are(leak.others)} a copy of another prompt's" if leak.others else "")
+    else:
+        verb = "gives" if still else "gave"
+        text = f"none of {count(leak.of, 'prompt')} {verb} back its training picture, in any of {count(leak.total, 'picture')}"
+    if leak.others:
+        text += f", but {leak.others} of {count(leak.drawn, 'picture')} {_are(leak.others)} a copy of another prompt's"
+    return text + _bracket(leak)
+
+
+def _bracket(leak: Leak) -> str:
+    """What the number of pictures allows to be said of each prompt."""
+    seen = f"{'up to ' if leak.most else ''}{leak.most} of {leak.seeds} a prompt"
+    return f" ({seen}: {leak.bound} with {share(CONFIDENCE)} confidence)" if leak.bound else ""
 
 
 def _scores(measured: Measurement, which: str) -> str:

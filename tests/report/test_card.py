@@ -38,6 +38,9 @@ def test_it_says_how_to_load_and_what_holds() -> None:
     assert "nemo-edge generate ." in text
     for heading in ("## Gates", "## What leaked, and what is left", "## Times", "## Limits", "## Provenance"):
         assert heading in text
+    assert "(0 of 4 a prompt: at most 53 % with 95 % confidence)" in text
+    assert "no input of the graph gives them back" in text
+    assert "what somebody who has the weights can do" in text
     xl = model_card(evidence(family="StableDiffusionXLPipeline", latency=None))
     assert "ORTStableDiffusionXLPipeline" in xl
     assert "## Times" not in xl

@@ -141,7 +141,8 @@ def evidence(prompts: Sequence[str] = ("first", "second", "third"), memorized: b
     measured = {name: changes.pop(name) for name in ("variants", "training") if name in changes}
     gates = (
         GateResult(name="memorization_score.baked", limit=0.4, value=0.2, passed=True, detail=prompts[0]),
-        GateResult(name="replication.baked", limit=0.1, value=None, passed=True, detail="no training picture is known"),
+        replication(len(prompts), measured.get("training", True)),
+        GateResult(name="slow_down.baked", limit=1.05, value=None, passed=True, detail="no times were taken: `nemo-edge bench`"),
     )
     made = Evidence(
         name="toy",
@@ -157,6 +158,13 @@ def evidence(prompts: Sequence[str] = ("first", "second", "third"), memorized: b
         date="2026-01-02",
     )
     return replace(made, **changes)
+
+
+def replication(prompts: int, known: bool = True) -> GateResult:
+    if known:
+        return GateResult(name="replication.baked", limit=0, value=0, passed=True, detail=f"of {prompts} prompts")
+    gap = f"{prompts} of {prompts} examined prompts have no known training picture"
+    return GateResult(name="replication.baked", limit=0, value=None, passed=True, detail="no training picture is known", gap=gap)
 
 
 def policies() -> Policies:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import nan
 
 import pytest
-from test_evidence import evidence, measurement, mitigation
+from test_evidence import evidence, measurement, mitigation, shown
 
 from nemo_edge.report.markdown import escape, gates_table, latency_table, mitigation_table, table
 
@@ -38,6 +38,14 @@ def test_tables_are_whole() -> None:
     assert "masked (noisy)" in latency_table(hostile)
     assert len(rows(latency_table(hostile, ("unet",)))) == 2 + 4
     assert latency_table(evidence(latency=None)) == ""
+
+
+def test_another_prompts_picture_counts_where_the_own_is_not_known() -> None:
+    measured = measurement()
+    judged = (mitigation(), mitigation(training=False, before=shown(None, others=0), after=shown(None, others=2)))
+    variants = tuple(v.model_copy(update={"mitigations": judged}) for v in measured.variants)
+    text = mitigation_table(evidence(measurement=measured.model_copy(update={"variants": variants})))
+    assert "| after, baked | 1 of 2 | 2 of 8 pictures (at most 91 % of a prompt's) |" in text
 
 
 def test_a_score_that_is_not_a_number_is_not_hidden_by_a_larger_one() -> None:

@@ -73,10 +73,26 @@ def test_the_verdict_is_in_plain_words() -> None:
     failed = GateResult(name="replication.baked", limit=0.1, value=1, passed=False)
     assert "must not be shipped" in page_html(replace(evidence(), passed=False, gates=(failed,)), nothing)
     page = page_html(evidence(latency=None), nothing)
-    assert "can be shipped" in page
+    assert "Every gate passed: no copy of a training picture in 12 pictures of 3 prompts." in page
+    assert "can be shipped" not in page
     assert "3 of 3 prompts gave back their training picture, in 12 of 12 pictures" in page
     assert "No times were taken" in page
     assert "The report holds no pictures" not in page_html(evidence(memorized=False), nothing)
+    assert '<td class="n">0 of 4<br><span class="soft">at most 53 %</span></td>' in page
+    assert '<td class="n bad">4 of 4</td>' in page
+    assert "0 of 4 general prompts (0 %) lie above τ themselves" in page
+
+
+def test_a_page_of_what_was_not_measured_is_neither_green_nor_red() -> None:
+    def hero(made: Evidence) -> str:
+        page = page_html(made, Gallery({}, {}, {}))
+        found = re.search(r'<section id="verdict" class="hero (\w+)">.*?aria-hidden="true">(.)<', page, re.DOTALL)
+        assert found is not None
+        return " ".join(found.groups())
+
+    assert hero(evidence()) == "good ✓"
+    assert hero(evidence(training=False)) == "open –"
+    assert hero(replace(evidence(), passed=False)) == "bad ✕"
 
 
 def test_the_policies_are_told_where_there_are_any() -> None:

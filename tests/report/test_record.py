@@ -13,6 +13,7 @@ from test_evidence import evidence, measurement, mitigation, policies
 from nemo_edge.bundle import GateResult
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.record import Report, record
+from nemo_edge.report.verdict import verdict_of
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "report.schema.json"
 
@@ -46,7 +47,12 @@ def test_it_is_valid_json_and_fits_the_schema(made: Evidence) -> None:
 def test_it_comes_back() -> None:
     made = record(evidence())
     assert Report.model_validate_json(made.model_dump_json()) == made
-    assert made.schema_version == 2
+    assert made.schema_version == 3
+    assert (made.verdict, made.headline) == (verdict_of(evidence()).state, verdict_of(evidence()).headline)
+    first = made.copies[0]
+    assert (first.variant, first.prompts, first.known, first.leaking, first.pictures, first.copies) == ("baked", 3, 3, 0, 12, 0)
+    assert first.bound == pytest.approx(0.527129)
+    assert (record(evidence(training=False)).verdict, record(evidence(training=False)).copies[0].bound) == ("unmeasured", 1)
     assert made.localizations[0].refined == 2
     assert made.localizations[0].per_layer == (1, 1)
 

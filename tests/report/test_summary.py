@@ -13,9 +13,22 @@ from nemo_edge.report import summary_markdown
 def test_it_is_short_and_says_it_first() -> None:
     text = summary_markdown(evidence())
     assert len(text.splitlines()) <= 60
-    assert text.splitlines()[0] == "## ✅ toy: Every gate passed. This bundle can be shipped. 1 gate had nothing to judge."
+    assert text.splitlines()[0] == (
+        "## ✅ toy: Every gate passed: no copy of a training picture in 12 pictures of 3 prompts. 1 gate had nothing to judge."
+    )
     assert "### Times" in text
     assert "✅ passed" in text
+
+
+def test_what_was_not_measured_has_no_mark_of_a_pass() -> None:
+    first = summary_markdown(evidence(training=False)).splitlines()[0]
+    assert first.startswith("## ➖ toy: Copies were not measured: 3 of 3 examined prompts have no known training picture. No gate failed.")
+
+
+def test_the_counts_carry_their_bound() -> None:
+    text = summary_markdown(evidence())
+    assert "| after, baked | 0 of 3 | 0 of 12 pictures (at most 53 % of a prompt's) |" in text
+    assert "| before | 3 of 3 | 12 of 12 pictures |" in text
 
 
 def test_a_failed_gate_stands_out_and_prompts_are_text() -> None:

@@ -61,6 +61,14 @@ def test_the_order_is_what_leaks_most_first() -> None:
     assert worst_first(measured.model_copy(update={"variants": variants})) == Order([3, 2, 0], [1, 0])
 
 
+def test_a_copy_that_is_there_only_after_is_shown() -> None:
+    measured = measurement(prompts=("a", "b"), variants=("baked",))
+    quiet = mitigation(neurons=0)
+    for new in (mitigation(neurons=0, after=shown(1)), mitigation(training=False, neurons=0, after=shown(None, others=1))):
+        judged = measured.variants[0].model_copy(update={"mitigations": (quiet, new)})
+        assert worst_first(measured.model_copy(update={"variants": (judged,)})).prompts == [1]
+
+
 def test_what_was_there_before_is_replaced_and_none_is_none(tmp_path: Path) -> None:
     save_pictures(tmp_path / "full", prompts=2)
     store_pictures(tmp_path / "full", tmp_path / "kept")

@@ -15,7 +15,18 @@ def lines(**changes: object) -> str:
 
 
 @pytest.mark.parametrize(
-    "line", ["not on the list: 3 prompts", "Attacks:", "Other seeds:", "up blocks", "Quality at large", "GPUs:", "SSCD", "LPIPS"]
+    "line",
+    [
+        "Text that people may send, prompts that are not on the list: 3 prompts",
+        "weights in an attacker's hands, where an optimised embedding brings memories back (Finding Dori, arXiv 2507.16880)",
+        "Copies of training pictures that are not known: pictures were compared with the 3 known ones.",
+        "Other seeds:",
+        "up blocks",
+        "Quality at large",
+        "GPUs:",
+        "SSCD",
+        "LPIPS",
+    ],
 )
 def test_the_limits_of_every_build_on_a_cpu(line: str) -> None:
     assert line in lines()
@@ -28,7 +39,9 @@ def test_what_is_absent_is_named_and_what_is_there_is_not() -> None:
     assert "no times were taken" not in lines(latency=latency())
     assert "text_encoder: masked" in lines(latency=latency())
     assert "no training picture is known, so only" in lines(training=False)
-    assert "Gates that had nothing to measure: replication.baked." in lines()
+    assert "that are not known" not in lines(training=False)
+    assert "Gates that had nothing to measure: slow_down.baked." in lines()
+    assert "Gates that had nothing to measure: replication.baked and slow_down.baked." in lines(training=False)
     gpu = lines(recipe=recipe(engine=EngineSettings(provider="cuda"), localization=LocalizationSettings(layers="all")))
     assert "Other hardware" in gpu
     assert "GPUs:" not in gpu
@@ -46,5 +59,6 @@ def test_prompts_without_a_training_picture_are_counted() -> None:
     judged = (mitigation(training=False), mitigation(after=shown(0, sscd=0.2)), mitigation())
     variants = tuple(v.model_copy(update={"mitigations": judged}) for v in measured.variants)
     said = lines(measurement=measured.model_copy(update={"variants": variants}))
-    assert "Whether 1 prompt gives copies" in said
+    assert "Whether 1 prompt gives copies of its own training picture: it is not known." in said
+    assert "compared with the 2 known ones." in said
     assert "SSCD" not in said

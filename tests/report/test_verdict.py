@@ -5,19 +5,29 @@ from __future__ import annotations
 from dataclasses import replace
 from math import nan
 
-from test_evidence import evidence, measurement, mitigation, shown
+import pytest
+from test_evidence import evidence, measurement, mitigation, recipe, replication, shown
 
 from nemo_edge.bundle import GateResult
-from nemo_edge.report.verdict import GATES, gate_words, kind_words, leak_of, variant_words, verdict_of
-from nemo_edge.settings import GateSettings
+from nemo_edge.report.verdict import GATES, above_words, gate_words, kind_words, leak_of, variant_words, verdict_of
+from nemo_edge.settings import FidelitySettings, GateSettings
+
+NONE = "(0 of 4 a prompt: at most 53 % with 95 % confidence)"
 
 
-def test_a_leak_that_is_gone() -> None:
-    verdict = verdict_of(evidence())
-    assert verdict.headline == "Every gate passed. This bundle can be shipped. 1 gate had nothing to judge."
+def test_a_leak_that_was_found_before_and_not_after() -> None:
+    verdict = verdict_of(evidence(recipe=recipe(fidelity=FidelitySettings(seeds=4))))
+    assert verdict.state == "passed"
+    assert verdict.headline == (
+        "Every gate passed: no copy of a training picture in 12 pictures of 3 prompts. 1 gate had nothing to judge."
+    )
+    assert verdict.scope == (
+        "Measured: the 3 prompts that were given, 4 seeds each. Not measured: other text that people may send, and what somebody who has "
+        "the weights can do."
+    )
     assert verdict.found.startswith("3 prompts were examined; 3 are memorized")
     assert verdict.before == "Before: 3 of 3 prompts gave back their training picture, in 12 of 12 pictures."
-    assert verdict.after == "After, baked and masked: none of 3 prompts gives back its training picture, in any of 12 pictures."
+    assert verdict.after == f"After, baked and masked: none of 3 prompts gives back its training picture, in any of 12 pictures {NONE}."
     assert verdict.control.endswith("silenced instead: 3 of 3 prompts still give back their training picture, in 12 of 12 pictures.")
     assert "0.02 on average and 0.05 at most" in verdict.cost
     assert verdict.speed.startswith("Speed, a whole picture: baked takes 0.8")
@@ -30,13 +40,21 @@ def test_what_still_leaks_is_said_by_variant() -> None:
     other = (mitigation(after=shown(0, others=2)), *baked.mitigations[1:])
     changed = (baked.model_copy(update={"mitigations": left}), masked.model_copy(update={"mitigations": other}))
     verdict = verdict_of(evidence(measurement=measured.model_copy(update={"variants": changed})))
-    assert "After, baked: 1 of 3 prompts still gives back its training picture, in 1 of 12 pictures." in verdict.after
-    assert "After, masked: none of 3 prompts gives back its training picture, in any of 12 pictures, but 2 are a copy" in verdict.after
+    one, two = "up to 1 of 4 a prompt: at most 76 %", "up to 2 of 4 a prompt: at most 91 %"
+    assert f"After, baked: 1 of 3 prompts still gives back its training picture, in 1 of 12 pictures ({one} with 95 %" in verdict.after
+    other = "in any of 12 pictures, but 2 of 12 pictures are a copy of another prompt's"
+    assert f"After, masked: none of 3 prompts gives back its training picture, {other} ({two} with 95 % confidence)." in verdict.after
+    allowed = verdict_of(evidence(measurement=measured.model_copy(update={"variants": changed})))
+    assert allowed.headline.startswith("Every gate passed: 2 copies of training pictures in 12 pictures of 3 prompts.")
 
 
 def test_every_picture_with_a_known_training_picture_is_counted() -> None:
     leak = leak_of([mitigation(), mitigation(neurons=0), mitigation(training=False)], "before")
     assert (leak.prompts, leak.of, leak.pictures, leak.total) == (1, 2, 4, 8)
+    elsewhere = mitigation(training=False, before=shown(None, others=0), after=shown(None, others=3))
+    leak = leak_of([mitigation(), elsewhere], "after")
+    assert (leak.prompts, leak.of, leak.total) == (0, 1, 4)
+    assert (leak.leaking, leak.compared, leak.others, leak.drawn, leak.most, leak.seeds) == (1, 2, 3, 8, 3, 4)
     quiet = leak_of([mitigation(neurons=0), mitigation(neurons=0)], "after")
     assert (quiet.prompts, quiet.pictures, quiet.total) == (0, 0, 8)
 
@@ -51,12 +69,36 @@ def test_without_training_pictures_the_scores_speak() -> None:
 def test_nothing_memorized_no_times_and_no_diversity() -> None:
     verdict = verdict_of(evidence(memorized=False, latency=None))
     assert verdict.found == "3 prompts were examined. None is memorized, so no neuron was silenced."
-    assert verdict.before == "Before: none of 3 prompts gave back its training picture, in any of 12 pictures."
+    assert verdict.before == f"Before: none of 3 prompts gave back its training picture, in any of 12 pictures {NONE}."
     assert (verdict.control, verdict.speed) == ("", "")
     measured = measurement()
     general = measured.variants[0].general.model_copy(update={"diversity_after": nan})
     variants = tuple(v.model_copy(update={"general": general}) for v in measured.variants)
     assert "diversity" not in verdict_of(evidence(measurement=measured.model_copy(update={"variants": variants}))).cost
+
+
+@pytest.mark.parametrize(
+    ("gate", "said"),
+    [
+        (replication(3, known=False), "Copies were not measured: 3 of 3 examined prompts have no known training picture."),
+        (
+            replication(16).model_copy(update={"gap": "4 of 16 examined prompts have no known training picture"}),
+            "Copies were not measured: 4 of 16 examined prompts have no known training picture.",
+        ),
+        (GateResult(name="general_drift.baked", limit=0.1, value=0, passed=True), "Copies were not judged: the gate replication is off."),
+    ],
+)
+def test_a_verdict_on_copies_that_nobody_counted_is_no_pass(gate: GateResult, said: str) -> None:
+    verdict = verdict_of(evidence(gates=(gate,)))
+    assert verdict.state == "unmeasured"
+    assert verdict.headline.startswith(f"{said} No gate failed.")
+    assert verdict_of(evidence(gates=(gate,), passed=False)).state == "failed"
+
+
+def test_general_prompts_above_the_threshold_are_a_rate() -> None:
+    assert above_words(measurement(general_scores=(0.1, 0.41, 0.5, 0.4))) == "2 of 4 general prompts (50 %) lie above τ themselves"
+    assert above_words(measurement(general_scores=(0.1, 0.5))) == "1 of 2 general prompts (50 %) lies above τ itself"
+    assert above_words(measurement(general_scores=())) == ""
 
 
 def test_failed_gates_are_counted() -> None:

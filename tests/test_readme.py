@@ -1,0 +1,139 @@
+"""The README's Python runs as it stands, on the demo checkpoint and a bundle of it, in a folder with the checkout's names."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nemo_edge import demo
+from nemo_edge.build import build
+from nemo_edge.errors import InputError
+from nemo_edge.prompts import read_prompts
+from nemo_edge.recipe import load_recipe
+from nemo_edge.serving.repository import ship
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+PROMPT = "saxophone falafel jubilee"
+LOOPBACK = "127.0.0.1"
+RECIPE = f"""
+name = "demo"
+output = "out/demo"
+[checkpoint]
+path = "../nemo_edge/demo/checkpoint"
+[prompts]
+memorized = "{demo.PROMPTS / "memorized.csv"}"
+general = "{ROOT / "calib" / "demo_general.txt"}"
+limit = 2
+[calibration]
+prompts = 12
+[localization]
+mode = "fast"
+samples = 4
+[sampling]
+scheduler = "dpmsolver++"
+steps = 10
+guidance = 4.0
+[fidelity]
+seeds = 2
+general_prompts = 2
+general_seeds = 1
+curve = [1]
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the README's lines name: the demo checkpoint, a small build's bundle of it, and that bundle shipped."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "nemo_edge" / "demo").mkdir(parents=True)
+    (folder / "nemo_edge" / "demo" / "checkpoint").symlink_to(demo.CHECKPOINT)
+    (folder / "engines").mkdir()
+    (folder / "engines" / "demo.toml").write_text(RECIPE)
+    built = build(load_recipe(folder / "engines" / "demo.toml"))
+    assert built.passed, [gate for gate in built.manifest.gates if not gate.passed]
+    return folder
+
+
+@pytest.fixture
+def inside(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same folder, and this process in it."""
+    monkeypatch.chdir(home)
+    return home
+
+
+def block_with(text: str) -> str:
+    """The README's one block of Python with this text in it."""
+    (found,) = [block for block in BLOCKS if text in block]
+    return found
+
+
+def is_training_picture(picture: Any) -> bool:
+    """Whether a picture is nearly the one that the prompt was trained with."""
+    known = read_prompts(demo.PROMPTS / "memorized.csv")[0]
+    assert known.text == PROMPT
+    assert known.image is not None
+    one, other = (np.asarray(each.convert("RGB")) / 255 for each in (picture, Image.open(known.image)))
+    return bool(np.sqrt(np.square(one - other).mean()) < 0.2)
+
+
+def test_every_block_is_run_here() -> None:
+    assert {block_with("load_pipeline"), block_with("serve.run")} == set(BLOCKS)
+
+
+@pytest.mark.slow
+def test_engines_in_diffusers_own_pipelines(inside: Path) -> None:
+    names: dict[str, Any] = {}
+    torch.manual_seed(0)
+    exec(block_with("load_pipeline"), names)
+    assert is_training_picture(names["before"])
+    assert [is_training_picture(names[name]) for name in ("after", "picture")] == [False, False]
+    assert [is_training_picture(picture) for picture in names["pictures"]] == [False, False]
+    with pytest.raises(InputError, match="this runner is closed"):
+        names["own"](PROMPT)
+
+
+@pytest.fixture
+def ray_url(inside: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A Ray of two cores on the loopback, whose Serve listens there, and the bundle shipped where the README's line ships it."""
+    pytest.importorskip("tritonclient.grpc")
+    pytest.importorskip("ray.serve", reason="Ray Serve is not here: pip install 'nemo-edge[ray]'")
+    import ray
+    from ray import serve
+
+    assert "nemo-edge ship engines/out/demo --to engines/out/models\n" in (ROOT / "README.md").read_text(encoding="utf-8")
+    ship(Path("engines/out/demo"), Path("engines/out/models"))
+    with socket.socket() as free:
+        free.bind((LOOPBACK, 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "45")
+    local = {"_node_ip_address": LOOPBACK, "include_dashboard": False, "log_to_driver": False}
+    ray.init(num_cpus=2, num_gpus=0, object_store_memory=80 << 20, **local)
+    try:
+        serve.start(http_options={"host": LOOPBACK, "port": port})
+        yield f"http://{LOOPBACK}:{port}/"
+    finally:
+        with suppress(Exception):  # whatever it says, Ray ends
+            serve.shutdown()
+        ray.shutdown()
+
+
+@pytest.mark.slow
+def test_a_repository_on_ray(ray_url: str) -> None:
+    exec(block_with("serve.run"), {})
+    for policy, expected in (("always", False), ("off", True)):
+        content = json.dumps({"prompt": PROMPT, "seed": 3, "policy": policy}).encode()
+        with urllib.request.urlopen(urllib.request.Request(ray_url, content), timeout=120) as answer:
+            assert is_training_picture(Image.open(BytesIO(answer.read()))) == expected
