@@ -52,7 +52,7 @@ from pathlib import Path
 from nemo_edge import parts
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.production import PartJob
-from nemo_edge.progress import Progress
+from nemo_edge.system.progress import Progress
 from nemo_edge.settings import CheckpointSettings, ExportSettings
 source, out = CheckpointSettings(path=sys.argv[1]), Path(sys.argv[2])
 neurons = NeuronSet.empty(parts.layers_of(source, "paper", Progress()))
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--neurons", type=Path, help="result file of the official code: the mask of Stable Diffusion 1.5 and 2.1")
     parser.add_argument("--no-export", action="store_true", help="leave out the fp32 exports")
     args = parser.parse_args()
-    from nemo_edge.environment import machine
+    from nemo_edge.system.environment import machine
 
     found = json.loads(RESULT.read_text()) if RESULT.is_file() else {"builds": {}, "exports": {}}
     found["machine"] = machine().model_dump(mode="json")

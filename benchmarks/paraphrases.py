@@ -20,7 +20,6 @@ from nemo_edge import demo
 from nemo_edge.backends.torch import open_runner
 from nemo_edge.calibration import Calibration, calibrate
 from nemo_edge.checkpoint import Checkpoint, open_checkpoint
-from nemo_edge.environment import machine
 from nemo_edge.groups import Group, Groups, all_neurons, clusters_of
 from nemo_edge.localization import Localizer, union
 from nemo_edge.memorization import NoiseProbe
@@ -29,6 +28,7 @@ from nemo_edge.neurons import NeuronSet
 from nemo_edge.prompts import read_prompts
 from nemo_edge.settings import LocalizationSettings
 from nemo_edge.surgery import silenced
+from nemo_edge.system.environment import machine
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "paraphrases.json"

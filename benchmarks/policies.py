@@ -23,7 +23,6 @@ from nemo_edge.bundlepolicies import make_policies
 from nemo_edge.calibration import calibrate
 from nemo_edge.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.demo.captions import general_captions
-from nemo_edge.environment import machine
 from nemo_edge.groups import Group, Groups, clusters_of
 from nemo_edge.localization import Localizer
 from nemo_edge.neurons import NeuronSet
@@ -32,6 +31,7 @@ from nemo_edge.prompts import read_prompts
 from nemo_edge.refinement import firm_score
 from nemo_edge.roc import roc
 from nemo_edge.settings import LocalizationSettings
+from nemo_edge.system.environment import machine
 from nemo_edge.trials import Trial
 
 ROOT = Path(__file__).parents[1]

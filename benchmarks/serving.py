@@ -29,7 +29,6 @@ import numpy as np
 
 from nemo_edge.bundle import amend, open_bundle
 from nemo_edge.configuration import Configuration
-from nemo_edge.environment import machine
 from nemo_edge.latency import Timing, Visit, ratio_of, timing_of
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import open_pipeline
@@ -41,6 +40,7 @@ from nemo_edge.serving.hotupdate import ship_masks
 from nemo_edge.serving.repository import ship
 from nemo_edge.serving.server import Environment, Server, find_environment, serve
 from nemo_edge.settings import LatencySettings
+from nemo_edge.system.environment import machine
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "serving.json"

@@ -19,15 +19,15 @@ from typing import Any, Literal
 
 from nemo_edge.compilation import check_compiler
 from nemo_edge.engines import PLANS
-from nemo_edge.environment import gpus, machine
-from nemo_edge.errors import InputError, NemoEdgeError
-from nemo_edge.files import checkpoint_folder
 from nemo_edge.latency import Case, Latency, Ratio, Timing, Visit, ratio_of, timing_of
-from nemo_edge.memory import memory_available
-from nemo_edge.progress import Progress
 from nemo_edge.recipe import Recipe
 from nemo_edge.settings import LatencySettings, SamplingSettings, Target
 from nemo_edge.stand import Runnable, Setup, Stand
+from nemo_edge.system.environment import gpus, machine
+from nemo_edge.system.errors import InputError, NemoEdgeError
+from nemo_edge.system.files import checkpoint_folder
+from nemo_edge.system.memory import memory_available
+from nemo_edge.system.progress import Progress
 
 _SHARED: tuple[Target, ...] = ("text_encoder", "vae_decoder")
 """Components that all variants of a bundle have in common: one of them is timed."""

@@ -21,17 +21,17 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge import __version__
-from nemo_edge.apart import rest, run_apart
 from nemo_edge.architectures import configurations
 from nemo_edge.bundle import GateResult, Manifest, check_output, copy_tree, open_bundle, publish, staging, verify
-from nemo_edge.errors import BundleError, InputError
-from nemo_edge.files import explain, sha256_file, sha256_json, write_atomically
 from nemo_edge.ingredients import Ingredients, bundle_key, ingredients, stage_keys, used_versions
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.preflight import check_unmade, preflight
 from nemo_edge.production import OnnxFile, compile_stage, export_stage, is_large, neurons_stage, plan_stage
-from nemo_edge.progress import Progress
 from nemo_edge.recipe import Recipe, portable
+from nemo_edge.system.errors import BundleError, InputError
+from nemo_edge.system.files import explain, sha256_file, sha256_json, write_atomically
+from nemo_edge.system.processes import rest, run_apart
+from nemo_edge.system.progress import Progress
 from nemo_edge.targets import FLAVOUR_OF
 
 

@@ -38,9 +38,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nemo_edge.environment import Machine
-from nemo_edge.errors import BundleError, InputError
-from nemo_edge.files import explain, sha256_file, write_atomically
+from nemo_edge.system.environment import Machine
+from nemo_edge.system.errors import BundleError, InputError
+from nemo_edge.system.files import explain, sha256_file, write_atomically
 
 MANIFEST = "manifest.json"
 SCHEMA: Literal[3] = 3

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from nemo_edge.backends.torch import open_runner
 from nemo_edge.checkpoint import Checkpoint, Conditioning, Layers, value_layers, value_projections
-from nemo_edge.errors import InputError
-from nemo_edge.files import sha256_json, write_atomically
 from nemo_edge.memorization import NoiseProbe, Threshold, finite, threshold_of
 from nemo_edge.multiscale import pairwise_scores
 from nemo_edge.neurons import ValueLayer
 from nemo_edge.settings import LocalizationSettings, check_threshold
+from nemo_edge.system.errors import InputError
+from nemo_edge.system.files import sha256_json, write_atomically
 
 _SCHEMA: Final = 2
 """2: τ of the published score; that of schema 1 was of another."""

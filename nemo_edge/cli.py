@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from nemo_edge import __version__, cli_bundle, cli_serving
-from nemo_edge.exits import INTERRUPTED, exit_code, stop_on_sigterm
 from nemo_edge.options import AllowPickle, Checkpoint, Device, Json, Summary, open_model, print_result
+from nemo_edge.system.exits import INTERRUPTED, exit_code, stop_on_sigterm
 
 app = typer.Typer(
     name="nemo-edge",

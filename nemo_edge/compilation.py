@@ -11,7 +11,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
-from nemo_edge.errors import MissingDependency
+from nemo_edge.system.errors import MissingDependency
 
 
 def check_compiler(setting: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nemo_edge.errors import BundleError, InputError
+from nemo_edge.system.errors import BundleError, InputError
 
 Family = Literal["sd", "sdxl"]
 

@@ -32,8 +32,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from nemo_edge.exits import check_terminated
-from nemo_edge.progress import Advance, Progress
+from nemo_edge.system.exits import check_terminated
+from nemo_edge.system.progress import Advance, Progress
 
 _PICTURES = "report/pictures/"
 """Where a bundle keeps the hundreds of pictures of its report."""

@@ -22,12 +22,12 @@ from torch import Tensor
 from nemo_edge.backends import Runner
 from nemo_edge.backends.torch import open_runner
 from nemo_edge.checkpoint import Checkpoint
-from nemo_edge.errors import InputError
-from nemo_edge.files import sha256_json
-from nemo_edge.journal import append, read_lines
 from nemo_edge.memorization import NoiseProbe, finite, firm_seed_scores, scaled
-from nemo_edge.memory import check_room, room_bytes, rows_at_once
 from nemo_edge.settings import SCORE, LocalizationSettings, check_threshold
+from nemo_edge.system.errors import InputError
+from nemo_edge.system.files import sha256_json
+from nemo_edge.system.journal import append, read_lines
+from nemo_edge.system.memory import check_room, room_bytes, rows_at_once
 
 _ENCODED = 64
 """Prompts whose text is encoded together."""

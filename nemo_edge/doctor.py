@@ -14,7 +14,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge import __version__
-from nemo_edge.compatibility import (
+from nemo_edge.footprint import Footprint, estimate
+from nemo_edge.probes import BROKEN, Probe, RuntimeLinks, import_problems, probe_all, runtime_links
+from nemo_edge.system.compatibility import (
     Problem,
     installed,
     old_driver,
@@ -24,9 +26,7 @@ from nemo_edge.compatibility import (
     unfit_tensorrt,
     unmet,
 )
-from nemo_edge.environment import Machine, machine
-from nemo_edge.footprint import Footprint, estimate
-from nemo_edge.probes import BROKEN, Probe, RuntimeLinks, import_problems, probe_all, runtime_links
+from nemo_edge.system.environment import Machine, machine
 
 OURS = "nemo-edge"
 CHECKED = ("torch", "diffusers", "transformers", "huggingface-hub", "onnxscript", "onnxruntime-gpu", "onnxruntime", "accelerate")

@@ -21,8 +21,6 @@ from nemo_edge.backends import Runner
 from nemo_edge.bundle import MANIFEST, open_verified
 from nemo_edge.configuration import Configuration
 from nemo_edge.enginepipeline import EnginePipeline
-from nemo_edge.errors import BundleError, InputError
-from nemo_edge.files import sha256_file
 from nemo_edge.masks import Mask
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import open_engines
@@ -30,6 +28,8 @@ from nemo_edge.policies import Policies, baked_policies, read_policies
 from nemo_edge.recipe import Recipe, from_options
 from nemo_edge.studio import choose_variant
 from nemo_edge.substitutes import EngineDecoder, EngineTextEncoder, EngineUNet
+from nemo_edge.system.errors import BundleError, InputError
+from nemo_edge.system.files import sha256_file
 from nemo_edge.targets import EngineSettings
 
 

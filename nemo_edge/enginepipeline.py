@@ -9,9 +9,9 @@ from typing import Any, NoReturn, Self
 
 import torch
 
-from nemo_edge.errors import InputError
 from nemo_edge.policies import Policies, Policy, apply
 from nemo_edge.substitutes import refusal
+from nemo_edge.system.errors import InputError
 
 
 def _refused(part: str, name: str) -> Any:

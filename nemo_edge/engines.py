@@ -15,11 +15,11 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge import bundle
-from nemo_edge.compatibility import installed
-from nemo_edge.environment import Gpu, gpus
-from nemo_edge.errors import InputError
 from nemo_edge.fit import Fit, check_here
 from nemo_edge.plans import Header, PlanFile, open_plan_file, read_header
+from nemo_edge.system.compatibility import installed
+from nemo_edge.system.environment import Gpu, gpus
+from nemo_edge.system.errors import InputError
 
 PLANS = (".plan", ".engine", ".trt")
 """How the files of engines end; a sidecar has the same name and ends in .json."""

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from packaging.version import InvalidVersion, Version
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.environment import Gpu, packages_of
 from nemo_edge.plans import Header, PlanFile
+from nemo_edge.system.environment import Gpu, packages_of
 from nemo_edge.targets import COMPUTE_CAPABILITIES, Flavour
 
 _PORTABLE = ("sm80", "sm86", "sm89")

@@ -29,9 +29,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 
-from nemo_edge.errors import InputError, first_line
-from nemo_edge.memory import GB, memory_available, pictures_at_once, rows_at_once, search_bytes
 from nemo_edge.settings import LocalizationSettings
+from nemo_edge.system.errors import InputError, first_line
+from nemo_edge.system.memory import GB, memory_available, pictures_at_once, rows_at_once, search_bytes
 
 BYTES = {"fp32": 4, "fp16": 2}
 DTYPES: tuple[Literal["fp32", "fp16"], ...] = ("fp32", "fp16")

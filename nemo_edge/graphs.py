@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 from onnx.external_data_helper import load_external_data_for_tensor
 
-from nemo_edge.errors import InputError, first_line
-from nemo_edge.files import sha256_file, sha256_json
+from nemo_edge.system.errors import InputError, first_line
+from nemo_edge.system.files import sha256_file, sha256_json
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Where an operator says in which modules it is: the one note of the exporter's that a file of ours keeps."""

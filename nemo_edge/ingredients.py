@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_edge.environment import USED, Machine, machine, packages_of
-from nemo_edge.errors import InputError
-from nemo_edge.files import checkpoint_hashes, sha256_file, sha256_json, way_to
 from nemo_edge.prompts import Prompt, check_apart, distinct, read_prompts
 from nemo_edge.recipe import Recipe
 from nemo_edge.settings import SCORE
+from nemo_edge.system.environment import USED, Machine, machine, packages_of
+from nemo_edge.system.errors import InputError
+from nemo_edge.system.files import checkpoint_hashes, sha256_file, sha256_json, way_to
 from nemo_edge.targets import FLAVOUR_OF
 
 _CALIBRATED = ("layers", "seed", "samples", "steps")

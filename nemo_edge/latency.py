@@ -29,8 +29,8 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.environment import Gpu, Machine
 from nemo_edge.settings import LatencySettings
+from nemo_edge.system.environment import Gpu, Machine
 
 Clock = Callable[[Callable[[], object]], tuple[float, float | None]]
 """Calls once; returns milliseconds of wall-clock time, and of the device's own where there is one."""

@@ -29,16 +29,16 @@ from nemo_edge.calibration import Statistics, activations, load_statistics, read
 from nemo_edge.checkpoint import Checkpoint, value_layers
 from nemo_edge.compilation import check_compiler, compile_
 from nemo_edge.decisions import Decisions
-from nemo_edge.errors import InputError
-from nemo_edge.files import sha256_json
-from nemo_edge.journal import append, read_lines
 from nemo_edge.memorization import NoiseProbe, finite, firm_seed_scores
-from nemo_edge.memory import check_room, room_bytes, rows_at_once
 from nemo_edge.multiscale import plain_ms_ssim
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.searches import Ask, Lists, Outcome, Search, grouped, highest, published, schedule
 from nemo_edge.settings import SCORE, LocalizationSettings, check_threshold
 from nemo_edge.surgery import silenced
+from nemo_edge.system.errors import InputError
+from nemo_edge.system.files import sha256_json
+from nemo_edge.system.journal import append, read_lines
+from nemo_edge.system.memory import check_room, room_bytes, rows_at_once
 from nemo_edge.trials import Subject, Trial, Trials
 
 _NO_MATTER = {"rows", "prompts", "group_by", "paraphrases"}

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nemo_edge.errors import InputError
 from nemo_edge.neurons import NeuronSet, read_neurons
+from nemo_edge.system.errors import InputError
 
 OFF = "off"
 """In place of a mask: silence nothing."""

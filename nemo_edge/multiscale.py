@@ -21,7 +21,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from nemo_edge.errors import InputError
+from nemo_edge.system.errors import InputError
 
 ROUNDING = 5e-5
 """Scores that are nearer to a limit than this are computed anew by the plain arithmetic: float32 rounding moves none as far. Ours."""

@@ -19,8 +19,8 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
-from nemo_edge.errors import InputError
-from nemo_edge.files import write_atomically
+from nemo_edge.system.errors import InputError
+from nemo_edge.system.files import write_atomically
 
 OFFICIAL_COLUMNS = ("Caption", "URL", "Initial Neurons", "Initial SSIM", "Refined Neurons", "Refined SSIM")
 

@@ -21,13 +21,13 @@ from nemo_edge.backends.torch import DTYPES
 from nemo_edge.checkpoint import Checkpoint, Layers, open_parts, value_layers
 from nemo_edge.component import UNET_FOLDERS, VALUE_MASK, Component
 from nemo_edge.configuration import Configuration
-from nemo_edge.environment import cores
 from nemo_edge.export import Disagreement, export_component
 from nemo_edge.neurons import ValueLayer
 from nemo_edge.production import Chosen, PartJob
-from nemo_edge.progress import Progress
 from nemo_edge.settings import CheckpointSettings
 from nemo_edge.surgery import bake_, gate, silenced, value_rows
+from nemo_edge.system.environment import cores
+from nemo_edge.system.progress import Progress
 from nemo_edge.valueweights import SILENCED_ROWS, save_rows
 from nemo_edge.verification import (
     Case,

@@ -18,11 +18,11 @@ from nemo_edge.backends import Runner, onnxruntime, tensorrt, torch
 from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.component import UNET_FOLDERS
 from nemo_edge.configuration import Configuration
-from nemo_edge.errors import InputError
 from nemo_edge.graphs import open_graph
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.readiness import check_plans
 from nemo_edge.sampling import Pipeline
+from nemo_edge.system.errors import InputError
 from nemo_edge.targets import EngineSettings
 
 UNMITIGATED = "unmitigated"

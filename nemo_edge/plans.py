@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nemo_edge.errors import BundleError, InputError
+from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.targets import COMPUTE_CAPABILITIES, Flavour
 
 _HEADER_BYTES = 64

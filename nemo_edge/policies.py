@@ -29,10 +29,10 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from nemo_edge.errors import BundleError, InputError
-from nemo_edge.files import sha256_json, write_atomically
 from nemo_edge.masks import OFF
 from nemo_edge.neurons import NeuronSet, ValueLayer
+from nemo_edge.system.errors import BundleError, InputError
+from nemo_edge.system.files import sha256_json, write_atomically
 from nemo_edge.triggers import Trigger
 
 ALWAYS = "always"

@@ -10,16 +10,16 @@ __all__ = ["check_unmade", "preflight"]
 from collections.abc import Sequence
 from pathlib import Path
 
-from nemo_edge.apart import run_apart
 from nemo_edge.architectures import ARCHITECTURES, source
 from nemo_edge.configuration import Configuration
-from nemo_edge.errors import InputError
-from nemo_edge.files import checkpoint_folder
 from nemo_edge.footprint import Part, check_memory
 from nemo_edge.ingredients import Ingredients
-from nemo_edge.progress import Progress
 from nemo_edge.random_weights import is_random
 from nemo_edge.recipe import Recipe
+from nemo_edge.system.errors import InputError
+from nemo_edge.system.files import checkpoint_folder
+from nemo_edge.system.processes import run_apart
+from nemo_edge.system.progress import Progress
 from nemo_edge.targets import FLAVOUR_OF
 
 

@@ -24,9 +24,9 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.compatibility import NEWER_DRIVER, Problem, tensorrt_package
-from nemo_edge.environment import Gpu
-from nemo_edge.errors import MissingDependency, first_line
+from nemo_edge.system.compatibility import NEWER_DRIVER, Problem, tensorrt_package
+from nemo_edge.system.environment import Gpu
+from nemo_edge.system.errors import MissingDependency, first_line
 
 NEEDED = {
     "torch": "runs the checkpoint",

@@ -28,7 +28,6 @@ from typing import Literal, NamedTuple
 
 from nemo_edge import __version__
 from nemo_edge.agreement import Dtype, Exported
-from nemo_edge.apart import beside, run
 from nemo_edge.backends import onnxruntime
 from nemo_edge.backends.flavours import FLAVOURS
 from nemo_edge.backends.profiles import plan_profiles
@@ -36,13 +35,14 @@ from nemo_edge.backends.tensorrt import compile_engine
 from nemo_edge.bundle import check_folder, copy_tree, staging
 from nemo_edge.component import UNET_FOLDERS
 from nemo_edge.configuration import Configuration
-from nemo_edge.errors import InputError
-from nemo_edge.files import weight_bytes
 from nemo_edge.graphs import open_graph
 from nemo_edge.neurons import NeuronSet, ValueLayer, read_neurons
 from nemo_edge.plans import PlanFile
-from nemo_edge.progress import Advance, Progress
 from nemo_edge.settings import CheckpointSettings, ExportSettings, RandomSettings
+from nemo_edge.system.errors import InputError
+from nemo_edge.system.files import weight_bytes
+from nemo_edge.system.processes import beside, run
+from nemo_edge.system.progress import Advance, Progress
 from nemo_edge.targets import EngineSettings, Flavour, PlanSettings, unfit_for_turing
 
 Layers = Literal["paper", "all"]

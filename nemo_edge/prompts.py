@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.errors import InputError
+from nemo_edge.system.errors import InputError
 
 MAX_SIZE_BYTES = 64 * 2**20
 COLUMNS = ("Caption", "caption", "prompt", "Prompt", "text")

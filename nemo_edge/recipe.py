@@ -16,8 +16,6 @@ from typing import Any, Literal, Self, TypeVar, get_args
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, model_validator
 
 from nemo_edge.component import UNET_FOLDERS
-from nemo_edge.errors import InputError
-from nemo_edge.files import way_to
 from nemo_edge.settings import (
     ENGINE_TOLERANCES,
     CalibrationSettings,
@@ -32,6 +30,8 @@ from nemo_edge.settings import (
     SamplingSettings,
     Settings,
 )
+from nemo_edge.system.errors import InputError
+from nemo_edge.system.files import way_to
 from nemo_edge.targets import EngineSettings, TensorRtRtxSettings, TensorRtSettings, uncompiled
 
 _Kind = TypeVar("_Kind", bound=BaseModel)

@@ -18,12 +18,12 @@ from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
 from nemo_edge.backends.profiles import random_feed
 from nemo_edge.backends.tensorrt import refit_engine
 from nemo_edge.configuration import Configuration
-from nemo_edge.errors import ExportError, InputError, MissingDependency, first_line
 from nemo_edge.graphs import open_graph
 from nemo_edge.neurons import ValueLayer
 from nemo_edge.plans import PlanFile
-from nemo_edge.progress import Progress
 from nemo_edge.readiness import fit_here
+from nemo_edge.system.errors import ExportError, InputError, MissingDependency, first_line
+from nemo_edge.system.progress import Progress
 from nemo_edge.valueweights import open_value_weights
 
 _SHARE = 0.2

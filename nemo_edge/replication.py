@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from nemo_edge.errors import InputError
+from nemo_edge.system.errors import InputError
 
 TILES = 4
 """Tiles in each direction: 16 tiles of 128 × 128 pixels at 512 × 512, as in the paper."""

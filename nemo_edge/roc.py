@@ -10,7 +10,7 @@ __all__ = ["Roc", "roc"]
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.errors import InputError
+from nemo_edge.system.errors import InputError
 
 _RESAMPLES = 1000
 

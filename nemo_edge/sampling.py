@@ -19,9 +19,9 @@ from nemo_edge.backends import Runner
 from nemo_edge.checkpoint import conditioning
 from nemo_edge.component import VALUE_MASK
 from nemo_edge.configuration import Configuration
-from nemo_edge.errors import InputError
-from nemo_edge.progress import Advance
 from nemo_edge.settings import SamplingSettings
+from nemo_edge.system.errors import InputError
+from nemo_edge.system.progress import Advance
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from nemo_edge.errors import InputError
+from nemo_edge.system.errors import InputError
 
 SCORE = "MS-SSIM of torchmetrics 1.3.2"
 """The memorization score by its name: results and a τ of another one are not taken for those of this."""

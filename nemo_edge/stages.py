@@ -17,16 +17,16 @@ from nemo_edge.calibration import Calibration, calibrate, load_statistics, read_
 from nemo_edge.checkpoint import Checkpoint, value_layers
 from nemo_edge.detection import Detection, Detector
 from nemo_edge.detectors import label_of, rocs_of
-from nemo_edge.files import sha256_file, write_atomically
 from nemo_edge.groups import GROUPS, Group, Groups, all_neurons, clusters_of
 from nemo_edge.localization import Localization, Localizer
 from nemo_edge.memorization import Threshold
 from nemo_edge.neurons import OfficialRow, write_official_csv
-from nemo_edge.progress import Progress
 from nemo_edge.prompts import Prompt
 from nemo_edge.recipe import Recipe
 from nemo_edge.roc import Roc
 from nemo_edge.settings import LocalizationSettings
+from nemo_edge.system.files import sha256_file, write_atomically
+from nemo_edge.system.progress import Progress
 
 
 def calibrate_stage(checkpoint: Checkpoint, recipe: Recipe, general: Sequence[Prompt], folder: Path, progress: Progress) -> Calibration:

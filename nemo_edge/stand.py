@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from nemo_edge.environment import cores
 from nemo_edge.latency import Clock, Contender, Visit, visit, wall_clock, warm_up
 from nemo_edge.settings import LatencySettings, SamplingSettings, Target
+from nemo_edge.system.environment import cores
 from nemo_edge.targets import EngineSettings
 
 _PROMPT = "a photograph of an astronaut riding a horse"

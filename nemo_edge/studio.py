@@ -15,16 +15,16 @@ from PIL import Image
 
 from nemo_edge.bundle import MANIFEST, Manifest, check_file, open_verified
 from nemo_edge.configuration import Configuration
-from nemo_edge.errors import InputError
-from nemo_edge.files import sha256_file, write_atomically
 from nemo_edge.masks import OFF, read_mask
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import open_pipeline
 from nemo_edge.policies import Policy, apply, read_policies
-from nemo_edge.progress import Progress
 from nemo_edge.recipe import Recipe, from_options
 from nemo_edge.sampling import Pipeline, condition, generate
 from nemo_edge.settings import SamplingSettings
+from nemo_edge.system.errors import InputError
+from nemo_edge.system.files import sha256_file, write_atomically
+from nemo_edge.system.progress import Progress
 from nemo_edge.targets import EngineSettings
 
 _BATCH = 8

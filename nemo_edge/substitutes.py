@@ -27,11 +27,11 @@ from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 from nemo_edge.backends import Runner
 from nemo_edge.component import VALUE_MASK
 from nemo_edge.configuration import Configuration
-from nemo_edge.errors import InputError
 from nemo_edge.masks import Mask, read_mask
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.sampling import check_size
 from nemo_edge.settings import SamplingSettings
+from nemo_edge.system.errors import InputError
 
 _LORA = "takes no LoRA: fuse it into the checkpoint (`fuse_lora` of its own pipeline), save that, and build the bundle anew"
 _IP_ADAPTER = "takes no IP-Adapter, whose attention is not in its graph: use the checkpoint's own UNet for that"

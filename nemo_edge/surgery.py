@@ -21,8 +21,8 @@ from ml_dtypes import bfloat16
 from torch import Tensor, nn
 
 from nemo_edge.component import VALUE_MASK, Component, Port
-from nemo_edge.errors import InputError
 from nemo_edge.neurons import NeuronSet, ValueLayer
+from nemo_edge.system.errors import InputError
 
 
 @contextmanager

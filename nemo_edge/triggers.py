@@ -17,8 +17,8 @@ from typing import Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from nemo_edge.errors import InputError
 from nemo_edge.roc import roc
+from nemo_edge.system.errors import InputError
 
 FALSE_ALARMS = 0.01
 """Share of the general prompts that may trigger where they are not all farther than the paraphrases. Ours."""

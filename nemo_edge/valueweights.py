@@ -18,10 +18,10 @@ import onnx
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from nemo_edge.errors import InputError
-from nemo_edge.files import write_atomically
 from nemo_edge.graphs import Graph
 from nemo_edge.neurons import NeuronSet, ValueLayer
+from nemo_edge.system.errors import InputError
+from nemo_edge.system.files import write_atomically
 
 SILENCED_ROWS = "silenced_rows.safetensors"
 """File of a bundle that keeps what was baked out of its UNet, so that it can be undone."""

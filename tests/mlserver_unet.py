@@ -10,7 +10,7 @@ from mlserver.errors import InferenceError
 from mlserver.types import InferenceRequest, InferenceResponse
 
 from nemo_edge.backends.onnxruntime import open_runner
-from nemo_edge.errors import InputError
+from nemo_edge.system.errors import InputError
 
 
 class UNet(MLModel):

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from nemo_edge.build import BuildResult, build
-from nemo_edge.progress import Advance, Progress
 from nemo_edge.recipe import Recipe
+from nemo_edge.system.progress import Advance, Progress
 
 
 class Record(Progress):

@@ -15,13 +15,13 @@ from rebuilding import rebuilt
 from nemo_edge.backends.onnxruntime import open_runner
 from nemo_edge.build import build, lock, plan
 from nemo_edge.bundle import MANIFEST, Manifest, open_bundle, verify
-from nemo_edge.errors import InputError
-from nemo_edge.files import sha256_file
 from nemo_edge.groups import groups_in
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.recipe import Recipe, load_recipe
 from nemo_edge.review import judge_again
 from nemo_edge.settings import GateSettings
+from nemo_edge.system.errors import InputError
+from nemo_edge.system.files import sha256_file
 
 STAGES = ["calibrate", "localize", "policies", "export", "measure"]
 

@@ -14,7 +14,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from nemo_edge import files
 from nemo_edge.bundle import (
     MANIFEST,
     GateResult,
@@ -29,8 +28,9 @@ from nemo_edge.bundle import (
     staging,
     verify,
 )
-from nemo_edge.environment import machine
-from nemo_edge.errors import BundleError, InputError
+from nemo_edge.system import files
+from nemo_edge.system.environment import machine
+from nemo_edge.system.errors import BundleError, InputError
 
 
 def manifest(key: str = "k") -> Manifest:

@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 
 from nemo_edge.calibration import Calibration, activations, calibrate, load_statistics, read_threshold
 from nemo_edge.checkpoint import Checkpoint, value_layers
-from nemo_edge.errors import InputError
 from nemo_edge.memorization import Threshold
 from nemo_edge.neurons import ValueLayer
 from nemo_edge.settings import LocalizationSettings
+from nemo_edge.system.errors import InputError
 
 SETTINGS = LocalizationSettings(samples=2)
 PROMPTS = [f"a {word}" for word in ("pig", "bus", "owl", "key", "bell")]

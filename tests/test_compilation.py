@@ -11,8 +11,8 @@ from conftest import toy_unet
 from torch import Tensor, nn
 
 from nemo_edge.compilation import check_compiler, compile_
-from nemo_edge.errors import MissingDependency
 from nemo_edge.prefix import answering
+from nemo_edge.system.errors import MissingDependency
 
 COMPILERS = ("c++", "g++", "clang++")
 

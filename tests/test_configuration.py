@@ -12,8 +12,8 @@ from traces import traces
 
 from nemo_edge.checkpoint import Checkpoint, open_parts
 from nemo_edge.configuration import Configuration, check_pipeline
-from nemo_edge.errors import BundleError, InputError
 from nemo_edge.settings import CheckpointSettings
+from nemo_edge.system.errors import BundleError, InputError
 
 
 def test_sizes_follow_from_the_blocks(toy: Checkpoint, toy_sdxl: Checkpoint, demo_checkpoint: Checkpoint) -> None:

@@ -17,10 +17,10 @@ from transformers import CLIPTokenizer
 from nemo_edge.backends.torch import open_runner
 from nemo_edge.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.detection import Detection, Detector, read_detections
-from nemo_edge.errors import InputError
 from nemo_edge.memorization import NoiseProbe, seed_scores
 from nemo_edge.multiscale import pairwise_scores
 from nemo_edge.settings import LocalizationSettings
+from nemo_edge.system.errors import InputError
 
 SETTINGS = LocalizationSettings(samples=3)
 PROMPTS = ["a pig", "saxophone falafel jubilee", "", "a bus on a red background", "a pig"]

@@ -6,8 +6,8 @@ import pytest
 
 from nemo_edge.detection import Detection
 from nemo_edge.detectors import PAPER, label_of, rocs_of
-from nemo_edge.errors import InputError
 from nemo_edge.prompts import Prompt
+from nemo_edge.system.errors import InputError
 
 
 def detection(score: float, *norms: float) -> Detection:

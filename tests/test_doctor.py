@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from nemo_edge import __version__, console, demo
-from nemo_edge.compatibility import Problem
 from nemo_edge.doctor import Diagnosis, diagnose
 from nemo_edge.footprint import fitted, needs_of
+from nemo_edge.system.compatibility import Problem
 
 COMMAND = [sys.executable, "-m", "nemo_edge.cli", "doctor"]
 

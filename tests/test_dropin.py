@@ -32,14 +32,14 @@ import nemo_edge
 from nemo_edge.bundle import Manifest, open_bundle, publish, staging
 from nemo_edge.checkpoint import open_checkpoint, value_layers
 from nemo_edge.dropin import load_pipeline, load_unet
-from nemo_edge.errors import BundleError, InputError
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.production import OnnxFile, compile_stage, export_stage
-from nemo_edge.progress import Progress
 from nemo_edge.sampling import initial_noise
 from nemo_edge.settings import CheckpointSettings, ExportSettings
 from nemo_edge.studio import Request, draw
 from nemo_edge.surgery import bake_
+from nemo_edge.system.errors import BundleError, InputError
+from nemo_edge.system.progress import Progress
 from nemo_edge.targets import EngineSettings
 
 PROMPTS = ["a red pig", "a bus"]

@@ -16,7 +16,7 @@ from transformers import CLIPTokenizer
 
 from nemo_edge.checkpoint import open_checkpoint
 from nemo_edge.dropin import load_pipeline, load_unet
-from nemo_edge.errors import InputError
+from nemo_edge.system.errors import InputError
 
 MEMORIZED, OTHER = "a red pig", "a dog"
 

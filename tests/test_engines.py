@@ -12,8 +12,8 @@ import pytest
 from nemo_edge import engines
 from nemo_edge.bundle import Manifest, publish, staging
 from nemo_edge.engines import Contents, Engine, Here, inspect, inspect_engine, verify
-from nemo_edge.environment import Gpu, machine
-from nemo_edge.errors import BundleError, InputError
+from nemo_edge.system.environment import Gpu, machine
+from nemo_edge.system.errors import BundleError, InputError
 
 RTX = "engines/unet.tensorrt-rtx.sm86.plan"
 STANDARD = "engines/unet.tensorrt.sm90.plan"

@@ -18,11 +18,11 @@ from nemo_edge.examination import Subject, _Examination, examine
 from nemo_edge.localization import read_results
 from nemo_edge.mitigation import Measurement
 from nemo_edge.neurons import NeuronSet
-from nemo_edge.progress import Advance, Progress
 from nemo_edge.prompts import Prompt
 from nemo_edge.recipe import Recipe, load_recipe
 from nemo_edge.replication import load_picture, tiled_distances
 from nemo_edge.settings import FidelitySettings
+from nemo_edge.system.progress import Advance, Progress
 
 PROMPTS = ("a red pig", "<script>alert(1)</script> owl")
 GENERAL = ("a tree", "a car")

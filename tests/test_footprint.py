@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from nemo_edge.checkpoint import Checkpoint
-from nemo_edge.errors import InputError
 from nemo_edge.footprint import Footprint, Need, Part, check_memory, estimate, fitted, needs_of, parts
+from nemo_edge.system.errors import InputError
 
 GB = 10**9
 SD15 = (

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from nemo_edge.bundle import GateResult
-from nemo_edge.environment import machine
 from nemo_edge.fidelity import Agreement, StepError
 from nemo_edge.gates import judge
 from nemo_edge.groups import Group, Variant
@@ -19,6 +18,7 @@ from nemo_edge.mitigation import GeneralDrift, Measurement, PromptMitigation, Sh
 from nemo_edge.neurons import NeuronSet, ValueLayer
 from nemo_edge.recipe import Recipe
 from nemo_edge.settings import CheckpointSettings, ExportSettings, FidelitySettings, GateSettings, LatencySettings, PromptSettings
+from nemo_edge.system.environment import machine
 
 NEURONS = NeuronSet.from_lists([ValueLayer(name="down", width=4)], [[1]])
 OFF = GateSettings.model_validate(dict.fromkeys(GateSettings.model_fields, False))

@@ -14,9 +14,9 @@ from onnx import TensorProto, helper
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner, open_runner
 from nemo_edge.checkpoint import Checkpoint, open_checkpoint, value_layers
 from nemo_edge.component import VALUE_MASK
-from nemo_edge.errors import InputError
 from nemo_edge.graphs import Graph, Place, Port, module_path, open_graph
 from nemo_edge.neurons import NeuronSet
+from nemo_edge.system.errors import InputError
 
 VARIANTS = ["unet", "unet_masked"]
 

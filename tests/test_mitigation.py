@@ -14,7 +14,6 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from nemo_edge.calibration import Statistics, activations
 from nemo_edge.checkpoint import Checkpoint, value_layers
-from nemo_edge.errors import BundleError
 from nemo_edge.localization import Localization
 from nemo_edge.mitigation import (
     Drawn,
@@ -33,6 +32,7 @@ from nemo_edge.pipelines import eager_pipeline
 from nemo_edge.sampling import Pipeline, denoise, generate
 from nemo_edge.settings import LocalizationSettings, SamplingSettings
 from nemo_edge.surgery import silenced
+from nemo_edge.system.errors import BundleError
 
 SAMPLING = SamplingSettings(steps=3, guidance=2.0)
 SETTINGS = LocalizationSettings(samples=2)

@@ -8,8 +8,8 @@ from reference import similarity
 from torch import Tensor
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
-from nemo_edge.errors import InputError
 from nemo_edge.multiscale import ROUNDING, ms_ssim, pairwise_scores, plain_ms_ssim, plain_pairwise_scores
+from nemo_edge.system.errors import InputError
 
 
 def latents(count: int, size: int, seed: int = 0) -> Tensor:

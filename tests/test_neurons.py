@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import shared_data
 
-from nemo_edge.errors import InputError
 from nemo_edge.neurons import NeuronSet, OfficialRow, ValueLayer, official_neurons, read_official_csv, write_official_csv
+from nemo_edge.system.errors import InputError
 
 LAYERS = (ValueLayer(name="first", width=3), ValueLayer(name="second", width=4))
 SD14 = tuple(ValueLayer(name=f"layer {i}", width=w) for i, w in enumerate((320, 320, 640, 640, 1280, 1280, 1280)))

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from nemo_edge.errors import InputError
 from nemo_edge.options import open_model, print_result
+from nemo_edge.system.errors import InputError
 
 
 class Judged(BaseModel):

@@ -8,8 +8,8 @@ from pathlib import Path
 import plans
 import pytest
 
-from nemo_edge.errors import BundleError, InputError
 from nemo_edge.plans import Header, open_plan_file, read_header
+from nemo_edge.system.errors import BundleError, InputError
 
 
 def test_a_missing_or_foreign_sidecar_is_refused(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from rebuilding import Record
 
 from nemo_edge import footprint
 from nemo_edge.build import build, plan
-from nemo_edge.errors import InputError
 from nemo_edge.random_weights import MARKER, RandomWeights
 from nemo_edge.recipe import Recipe, load_recipe
 from nemo_edge.settings import FidelitySettings, LatencySettings
+from nemo_edge.system.errors import InputError
 
 
 def test_a_dry_run_says_which_sizes_the_graph_cannot_take(tiny_recipe: Path) -> None:

@@ -14,9 +14,9 @@ import torch
 
 from nemo_edge import probes
 from nemo_edge.backends.onnxruntime import available
-from nemo_edge.compatibility import installed
-from nemo_edge.environment import Gpu
 from nemo_edge.probes import Probe, import_problems, probe_all, runtime_links
+from nemo_edge.system.compatibility import installed
+from nemo_edge.system.environment import Gpu
 
 H100 = Gpu(name="NVIDIA H100", driver="580.95.05", memory_mib=81559, compute_capability="9.0")
 RTX = Gpu(name="NVIDIA RTX 4090", driver="580.95.05", memory_mib=24564, compute_capability="8.9")

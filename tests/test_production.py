@@ -8,12 +8,12 @@ from typing import Literal
 import pytest
 
 from nemo_edge import production
-from nemo_edge.errors import InputError
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.production import OnnxFile, export_folder, neurons_stage, plan_stage, value_layers
-from nemo_edge.progress import Progress
 from nemo_edge.recipe import Recipe, load_recipe
 from nemo_edge.settings import ExportSettings, RandomSettings
+from nemo_edge.system.errors import InputError
+from nemo_edge.system.progress import Progress
 from nemo_edge.targets import TensorRtRtxSettings
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import shared_data
 
-from nemo_edge.errors import InputError
 from nemo_edge.prompts import MAX_SIZE_BYTES, Prompt, check_apart, distinct, read_labelled, read_prompts
+from nemo_edge.system.errors import InputError
 
 Write = Callable[[str, str | bytes], Path]
 

@@ -18,13 +18,13 @@ from nemo_edge.bundle import MANIFEST, open_bundle, verify
 from nemo_edge.comparison import Question, compare
 from nemo_edge.engines import Contents, inspect
 from nemo_edge.engines import verify as verify_engine
-from nemo_edge.environment import gpus
-from nemo_edge.errors import BundleError, InputError, MissingDependency
 from nemo_edge.latency import Latency
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.recipe import Recipe, load_recipe, with_random_weights
 from nemo_edge.review import judge_again, report_again, time_again
 from nemo_edge.settings import ExportSettings, GateSettings, LatencySettings
+from nemo_edge.system.environment import gpus
+from nemo_edge.system.errors import BundleError, InputError, MissingDependency
 from nemo_edge.targets import ProfileSettings, TensorRtRtxSettings, TensorRtSettings
 
 RTX = importlib.util.find_spec("tensorrt_rtx") is not None

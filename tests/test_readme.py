@@ -19,10 +19,10 @@ from PIL import Image
 
 from nemo_edge import demo
 from nemo_edge.build import build
-from nemo_edge.errors import InputError
 from nemo_edge.prompts import read_prompts
 from nemo_edge.recipe import load_recipe
 from nemo_edge.serving.repository import ship
+from nemo_edge.system.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)

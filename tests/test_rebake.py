@@ -23,16 +23,16 @@ from nemo_edge.backends.onnxruntime import open_runner
 from nemo_edge.build import lock, plan
 from nemo_edge.bundle import MANIFEST, amend, open_bundle, open_verified, verify
 from nemo_edge.checkpoint import open_checkpoint
-from nemo_edge.errors import BundleError, InputError
-from nemo_edge.files import sha256_file
 from nemo_edge.graphs import open_graph
 from nemo_edge.neurons import NeuronSet, OfficialRow, write_official_csv
 from nemo_edge.production import export_folder
-from nemo_edge.progress import Progress
 from nemo_edge.rebake import rebake
 from nemo_edge.recipe import load_recipe
 from nemo_edge.review import judge_again, report_again, time_again
 from nemo_edge.settings import ExportSettings, GateSettings
+from nemo_edge.system.errors import BundleError, InputError
+from nemo_edge.system.files import sha256_file
+from nemo_edge.system.progress import Progress
 from nemo_edge.targets import TensorRtRtxSettings
 from nemo_edge.valueweights import SILENCED_ROWS, VALUE_DATA, open_value_weights
 

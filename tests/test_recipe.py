@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from nemo_edge.errors import InputError
 from nemo_edge.recipe import Recipe, anchored, load_recipe, portable, with_random_weights
 from nemo_edge.settings import LatencySettings
+from nemo_edge.system.errors import InputError
 from nemo_edge.targets import FLAVOUR_OF, EngineSettings, ProfileSettings
 
 Write = Callable[[str, str | bytes], Path]

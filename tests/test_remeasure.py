@@ -11,14 +11,14 @@ from traces import traces
 
 from nemo_edge import console
 from nemo_edge.bundle import open_bundle, open_verified
-from nemo_edge.errors import InputError
-from nemo_edge.files import sha256_file
 from nemo_edge.mitigation import Measurement
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.rebake import rebake
 from nemo_edge.recipe import load_recipe
 from nemo_edge.remeasure import open_sources
 from nemo_edge.review import report_again
+from nemo_edge.system.errors import InputError
+from nemo_edge.system.files import sha256_file
 
 OTHERS = [[1, 6], [0, 2, 3]]
 

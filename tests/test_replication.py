@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from nemo_edge.errors import InputError
 from nemo_edge.replication import copy_threshold, load_picture, sscd_similarities, tiled_distances
+from nemo_edge.system.errors import InputError
 
 
 def pictures(count: int, size: int = 32) -> np.ndarray:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nemo_edge.errors import InputError
 from nemo_edge.roc import roc
+from nemo_edge.system.errors import InputError
 
 
 def pairs(memorized: np.ndarray, general: np.ndarray) -> float:

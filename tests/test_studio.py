@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nemo_edge.errors import InputError
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.policies import Policies
-from nemo_edge.progress import Progress
 from nemo_edge.studio import Request, draw
+from nemo_edge.system.errors import InputError
+from nemo_edge.system.progress import Progress
 
 
 def drawn(bundle: Path, folder: Path, **options: object) -> np.ndarray:

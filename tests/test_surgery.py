@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from nemo_edge.backends.torch import open_runner
 from nemo_edge.checkpoint import Checkpoint, value_layers, value_projections
 from nemo_edge.component import VALUE_MASK
-from nemo_edge.errors import InputError
 from nemo_edge.neurons import NeuronSet, ValueLayer
 from nemo_edge.surgery import bake_, gate, masked, silenced
+from nemo_edge.system.errors import InputError
 
 BATCH = 3
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from nemo_edge.errors import InputError
+from nemo_edge.system.errors import InputError
 from nemo_edge.triggers import FALSE_ALARMS, MARGIN, Trigger, calibrate_trigger, embed
 
 WIDTH, TOKENS = 8, 5

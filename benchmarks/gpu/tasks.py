@@ -131,8 +131,8 @@ def export(work: Path, smoke: bool, model: str, dtype: str) -> dict[str, Any]:
     from nemo_edge.component import UNET_FOLDERS
     from nemo_edge.neurons import NeuronSet
     from nemo_edge.production import PartJob
-    from nemo_edge.progress import Progress
     from nemo_edge.settings import CheckpointSettings, ExportSettings
+    from nemo_edge.system.progress import Progress
 
     source = CheckpointSettings(path=str(work / "weights" / model))
     folder, answers, progress = work / f"{model} {dtype}", work / f"answers {model} {dtype}", Progress()
@@ -171,7 +171,7 @@ def answer(work: Path, smoke: bool, model: str) -> dict[str, Any]:
     """Whether plans of TensorRT-RTX run on this GPU: one for sm80, the portable choice, one for every GPU it knows; in its own words."""
     from nemo_edge.backends.flavours import load_product
     from nemo_edge.backends.tensorrt import TensorRtRunner
-    from nemo_edge.environment import gpus
+    from nemo_edge.system.environment import gpus
     from nemo_edge.targets import COMPUTE_CAPABILITIES
 
     load_product("tensorrt-rtx")
@@ -273,8 +273,8 @@ def build(work: Path, smoke: bool) -> dict[str, Any]:
     """The whole demo, from checkpoint to judged bundle, with eager PyTorch and the engines on the GPU as far as they run there."""
     from nemo_edge.backends import onnxruntime
     from nemo_edge.build import build as run
-    from nemo_edge.errors import MissingDependency
     from nemo_edge.recipe import load_recipe
+    from nemo_edge.system.errors import MissingDependency
 
     recipe = ROOT / "engines" / "demo.toml"
     text = recipe.read_text()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_edge.configuration import check_pipeline
-from nemo_edge.errors import InputError, first_line
+from nemo_edge.system.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from nemo_edge.component import VALUE_MASK
-from nemo_edge.errors import InputError
+from nemo_edge.system.errors import InputError
 
 
 def check_feed(feed: Mapping[str, np.ndarray], inputs: Mapping[str, Sequence[int | str | None]]) -> None:

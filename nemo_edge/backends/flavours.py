@@ -23,8 +23,8 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from nemo_edge.environment import Gpu, gpus
-from nemo_edge.errors import InputError, MissingDependency, first_line
+from nemo_edge.system.environment import Gpu, gpus
+from nemo_edge.system.errors import InputError, MissingDependency, first_line
 from nemo_edge.targets import Flavour, PlanSettings, TensorRtRtxSettings, TensorRtSettings
 
 _REFIT_FLAGS = {"none": (), "value_weights": ("REFIT_INDIVIDUAL",), "all": ("REFIT",)}

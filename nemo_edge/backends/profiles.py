@@ -14,8 +14,8 @@ from math import log
 import numpy as np
 
 from nemo_edge.configuration import Configuration
-from nemo_edge.errors import InputError
 from nemo_edge.plans import Shapes
+from nemo_edge.system.errors import InputError
 from nemo_edge.targets import ProfileSettings
 
 _GUIDED = 2

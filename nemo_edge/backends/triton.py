@@ -17,8 +17,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge.backends.feeds import check_feed, in_batches
-from nemo_edge.errors import InputError, MissingDependency
 from nemo_edge.plans import Tensor
+from nemo_edge.system.errors import InputError, MissingDependency
 
 Infer = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 """One request to a model: arrays as the server takes them in, arrays as it gives them out. Raises `NemoEdgeError` for a refusal."""

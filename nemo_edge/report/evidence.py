@@ -15,14 +15,14 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from nemo_edge.bundle import GateResult, Manifest, check_measurable, open_bundle
-from nemo_edge.environment import Machine
-from nemo_edge.errors import BundleError, InputError
 from nemo_edge.groups import Group, groups_in
 from nemo_edge.latency import Latency
 from nemo_edge.localization import Localization, read_results
 from nemo_edge.mitigation import Measurement
 from nemo_edge.policies import Policies, policies_in
 from nemo_edge.recipe import Recipe
+from nemo_edge.system.environment import Machine
+from nemo_edge.system.errors import BundleError, InputError
 
 _Model = TypeVar("_Model", bound=BaseModel)
 

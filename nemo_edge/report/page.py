@@ -14,7 +14,6 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nemo_edge.bounds import at_most
-from nemo_edge.environment import Machine
 from nemo_edge.latency import Latency
 from nemo_edge.localization import Localization
 from nemo_edge.mitigation import PromptMitigation, Shown
@@ -27,6 +26,7 @@ from nemo_edge.report.record import summarize_policies
 from nemo_edge.report.thumbnails import Gallery, Views, worst_first
 from nemo_edge.report.untested import untested
 from nemo_edge.report.verdict import above_words, gate_words, kind_words, leak_of, variant_words, verdict_of
+from nemo_edge.system.environment import Machine
 
 _PROMPT_LENGTH = 300
 _TABLE_LENGTH = 90

@@ -21,7 +21,6 @@ from pydantic_core import core_schema
 
 from nemo_edge.bounds import upper_bound
 from nemo_edge.bundle import GateResult
-from nemo_edge.environment import Machine
 from nemo_edge.groups import Group, Member, Variant
 from nemo_edge.latency import Latency
 from nemo_edge.localization import Localization
@@ -29,6 +28,7 @@ from nemo_edge.mitigation import Measurement, VariantMeasurement
 from nemo_edge.recipe import Recipe
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.verdict import leak_of, verdict_of
+from nemo_edge.system.environment import Machine
 from nemo_edge.triggers import TriggerRates
 
 _NOT_FINITE = ["NaN", "Infinity", "-Infinity"]

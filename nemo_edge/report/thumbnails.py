@@ -21,8 +21,8 @@ from typing import NamedTuple
 from PIL import Image
 
 from nemo_edge.bundle import staging
-from nemo_edge.errors import InputError
 from nemo_edge.mitigation import Measurement, PromptMitigation
+from nemo_edge.system.errors import InputError
 
 PAGE_BYTES = 10_000_000
 """Highest size of the page with everything in it."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from nemo_edge.backends import Runner
 from nemo_edge.backends.feeds import check_feed
-from nemo_edge.errors import InputError, NemoEdgeError
+from nemo_edge.system.errors import InputError, NemoEdgeError
 
 Answer = dict[str, np.ndarray] | NemoEdgeError
 _Shapes = tuple[tuple[int, ...], ...]

@@ -16,7 +16,6 @@ import numpy as np
 
 from nemo_edge.bundle import open_verified
 from nemo_edge.configuration import Configuration
-from nemo_edge.errors import NemoEdgeError
 from nemo_edge.masks import read_mask
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import open_pipeline
@@ -24,6 +23,7 @@ from nemo_edge.recipe import Recipe
 from nemo_edge.sampling import generate
 from nemo_edge.serving.requests import INPUTS
 from nemo_edge.serving.versions import PIPELINE
+from nemo_edge.system.errors import NemoEdgeError
 
 LEVELS = 1
 """Grey levels that a picture may be off: the server may put rows of several requests into one batch."""

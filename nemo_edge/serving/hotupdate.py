@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict
 
 from nemo_edge.bundle import MANIFEST, Manifest, check_shippable, verify
 from nemo_edge.component import UNET_FOLDERS
-from nemo_edge.errors import BundleError, InputError
-from nemo_edge.files import sha256_file
 from nemo_edge.policies import ALWAYS, POLICIES, read_policies
 from nemo_edge.serving.updates import put_policies
 from nemo_edge.serving.versions import MODEL, describe_engine, newest_pipeline, read_pipeline
+from nemo_edge.system.errors import BundleError, InputError
+from nemo_edge.system.files import sha256_file
 
 _READ = ("neurons.json", POLICIES)
 """What is read of a bundle, as far as it has it: one of an older version has no policies of its own."""

@@ -16,11 +16,11 @@ import numpy as np
 
 from nemo_edge.backends.profiles import rows_of_a_picture
 from nemo_edge.backends.triton import Signature
-from nemo_edge.errors import InputError, MissingDependency, first_line
-from nemo_edge.files import write_atomically
 from nemo_edge.plans import PlanFile, Tensor
 from nemo_edge.serving.requests import INPUTS
 from nemo_edge.serving.versions import ServerBackend
+from nemo_edge.system.errors import InputError, MissingDependency, first_line
+from nemo_edge.system.files import write_atomically
 
 KEPT: Final = 2
 """Versions of a component that are served at once: a picture that was begun is finished by the version that began it."""

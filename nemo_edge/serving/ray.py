@@ -18,9 +18,9 @@ from typing import Any, cast
 
 from PIL import Image
 
-from nemo_edge.errors import InputError, MissingDependency, NemoEdgeError
 from nemo_edge.serving.local import open_painter
 from nemo_edge.serving.requests import read_json
+from nemo_edge.system.errors import InputError, MissingDependency, NemoEdgeError
 
 try:
     from ray import serve

@@ -19,16 +19,16 @@ from pydantic import BaseModel, ConfigDict
 
 from nemo_edge.bundle import check_folder, check_shippable, open_verified, staging
 from nemo_edge.configuration import Configuration
-from nemo_edge.errors import InputError
-from nemo_edge.files import explain, sha256_file, write_atomically
 from nemo_edge.graphs import open_graph
 from nemo_edge.policies import POLICIES, baked_policies, read_policies
-from nemo_edge.progress import Progress
 from nemo_edge.recipe import Recipe
 from nemo_edge.serving.modelconfig import Service, engine_config, pipeline_config, read_config, recorded_version, write_config
 from nemo_edge.serving.shipment import Shipment, choose_backend
 from nemo_edge.serving.versions import DESCRIPTION, MODEL, ONNX, PIPELINE, EngineVersion, PipelineVersion, ServerBackend
 from nemo_edge.studio import choose_variant
+from nemo_edge.system.errors import InputError
+from nemo_edge.system.files import explain, sha256_file, write_atomically
+from nemo_edge.system.progress import Progress
 
 _CONFIG = "config.pbtxt"
 _SHIPPED_MODELS = Path(__file__).with_name("models")

@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nemo_edge.errors import InputError
 from nemo_edge.policies import ALWAYS
 from nemo_edge.settings import SamplingSettings
+from nemo_edge.system.errors import InputError
 
 INPUTS: dict[str, str] = {
     "prompt": "object",

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_edge.errors import MissingDependency, NemoEdgeError
 from nemo_edge.serving.versions import PIPELINE
+from nemo_edge.system.errors import MissingDependency, NemoEdgeError
 
 _LOOPBACK = "127.0.0.1"
 _WHERE = (

@@ -14,10 +14,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from nemo_edge.exits import exit_code, stop_on_sigterm
 from nemo_edge.serving.golden import check_golden, make_golden
 from nemo_edge.serving.repository import ship
 from nemo_edge.serving.server import Server, find_environment, serve
+from nemo_edge.system.exits import exit_code, stop_on_sigterm
 
 _PROMPT = "saxophone falafel jubilee"
 

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from nemo_edge.errors import InputError
-from nemo_edge.files import explain
 from nemo_edge.policies import POLICIES, Policies
+from nemo_edge.system.errors import InputError
+from nemo_edge.system.files import explain
 
 UPDATES = "policies"
 """The folder of a version that holds the policies that came later than its own."""

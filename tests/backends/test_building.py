@@ -22,9 +22,9 @@ import nemo_edge
 from nemo_edge.backends import building
 from nemo_edge.backends.building import Job, Phases, construct, make_logger, run_job
 from nemo_edge.backends.tensorrt import available
-from nemo_edge.environment import gpus
-from nemo_edge.errors import ExportError, InputError, MissingDependency
-from nemo_edge.progress import Advance, Progress
+from nemo_edge.system.environment import gpus
+from nemo_edge.system.errors import ExportError, InputError, MissingDependency
+from nemo_edge.system.progress import Advance, Progress
 
 rtx = pytest.mark.skipif(
     __import__("importlib.util").util.find_spec("tensorrt_rtx") is None,
@@ -151,7 +151,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from nemo_edge.backends.building import Job, run_job
-from nemo_edge.progress import Progress
+from nemo_edge.system.progress import Progress
 from plan_graphs import shapes
 
 class Told(Progress):

@@ -25,7 +25,7 @@ from nemo_edge.backends.onnxruntime import (
     probe_provider,
 )
 from nemo_edge.component import VALUE_MASK
-from nemo_edge.errors import InputError, MissingDependency
+from nemo_edge.system.errors import InputError, MissingDependency
 
 MODEL = "unet/model.onnx"
 

@@ -10,7 +10,7 @@ import pytest
 from nemo_edge.backends.profiles import choose_profile, plan_profiles, profile_shapes, rows_at_once, rows_of_a_picture
 from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.configuration import Configuration
-from nemo_edge.errors import InputError
+from nemo_edge.system.errors import InputError
 from nemo_edge.targets import ProfileSettings
 
 

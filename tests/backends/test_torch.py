@@ -12,8 +12,8 @@ import torch
 from nemo_edge.backends.torch import available, describe, open_runner
 from nemo_edge.checkpoint import Checkpoint, value_layers
 from nemo_edge.component import VALUE_MASK
-from nemo_edge.errors import InputError
 from nemo_edge.surgery import gate
+from nemo_edge.system.errors import InputError
 
 
 def test_it_gives_the_modules_outputs_by_name(toy: Checkpoint) -> None:

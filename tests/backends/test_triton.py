@@ -16,9 +16,9 @@ import pytest
 
 from nemo_edge.backends import onnxruntime
 from nemo_edge.backends.triton import Signature, TritonRunner, open_runner
-from nemo_edge.errors import InputError, MissingDependency
 from nemo_edge.plans import Tensor
 from nemo_edge.serving.server import Server
+from nemo_edge.system.errors import InputError, MissingDependency
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -12,8 +12,6 @@ import pytest
 from PIL import Image
 
 from nemo_edge.bundle import GateResult, Manifest, publish
-from nemo_edge.environment import Machine
-from nemo_edge.errors import BundleError
 from nemo_edge.fidelity import Agreement, StepError
 from nemo_edge.latency import Case, Contender, Latency, Timing, Visit, ratio_of, timing_of
 from nemo_edge.localization import Localization
@@ -23,6 +21,8 @@ from nemo_edge.policies import Policies, masked_policies
 from nemo_edge.recipe import Recipe
 from nemo_edge.report.evidence import Evidence, facts_of
 from nemo_edge.settings import CheckpointSettings, LatencySettings, PromptSettings
+from nemo_edge.system.environment import Machine
+from nemo_edge.system.errors import BundleError
 from nemo_edge.triggers import calibrate_trigger
 
 LAYERS = tuple(

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner, open_runner
-from nemo_edge.errors import InputError
 from nemo_edge.serving.batches import answer
+from nemo_edge.system.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nemo_edge.errors import NemoEdgeError
 from nemo_edge.serving.golden import Golden, ask, check_golden, request
 from nemo_edge.serving.server import Server
 from nemo_edge.studio import Request, draw
+from nemo_edge.system.errors import NemoEdgeError
 
 
 def test_the_golden_picture_is_that_of_generate(shippable: Path, golden: Golden, tmp_path: Path) -> None:

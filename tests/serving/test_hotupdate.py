@@ -18,14 +18,14 @@ from test_imports import HEAVY
 
 from nemo_edge.bundle import amend, open_bundle
 from nemo_edge.checkpoint import open_checkpoint
-from nemo_edge.errors import BundleError, InputError, NemoEdgeError
-from nemo_edge.files import sha256_file
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.policies import Policies
 from nemo_edge.serving.golden import LEVELS, Golden, ask, check_golden, make_golden, request
 from nemo_edge.serving.hotupdate import ship_masks
 from nemo_edge.serving.repository import ship
 from nemo_edge.serving.server import Environment, Server, serve
+from nemo_edge.system.errors import BundleError, InputError, NemoEdgeError
+from nemo_edge.system.files import sha256_file
 
 
 @pytest.fixture(scope="module")

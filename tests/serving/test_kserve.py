@@ -13,10 +13,10 @@ from conftest import shared_data
 
 pytest.importorskip("tritonclient.grpc")
 
-from nemo_edge.errors import BundleError, InputError
 from nemo_edge.recipe import from_options
 from nemo_edge.serving.kserve import Placement, describe_service
 from nemo_edge.serving.repository import ship
+from nemo_edge.system.errors import BundleError, InputError
 
 EXCERPT = Path(__file__).with_name("inferenceservice.schema.json")
 OWN = ("$comment", "additionalProperties")

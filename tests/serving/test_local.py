@@ -11,10 +11,10 @@ import pytest
 
 pytest.importorskip("tritonclient.grpc")
 
-from nemo_edge.errors import BundleError, InputError
 from nemo_edge.serving.golden import LEVELS, Golden, request
 from nemo_edge.serving.local import open_painter
 from nemo_edge.serving.repository import ship
+from nemo_edge.system.errors import BundleError, InputError
 
 
 @pytest.fixture

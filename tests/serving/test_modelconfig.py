@@ -12,7 +12,6 @@ pytest.importorskip("tritonclient.grpc")
 import plans
 from tritonclient.grpc.model_config_pb2 import DataType, ModelInstanceGroup
 
-from nemo_edge.errors import InputError
 from nemo_edge.plans import Tensor
 from nemo_edge.serving.modelconfig import (
     KEPT,
@@ -27,6 +26,7 @@ from nemo_edge.serving.modelconfig import (
 )
 from nemo_edge.serving.requests import INPUTS
 from nemo_edge.serving.versions import ServerBackend
+from nemo_edge.system.errors import InputError
 
 UNET = {
     "sample": Tensor(dtype="float16", dims=("batch", 4, "height", "width")),

@@ -16,7 +16,6 @@ from test_dropin import Model
 from nemo_edge.backends import Runner
 from nemo_edge.checkpoint import open_checkpoint
 from nemo_edge.configuration import Configuration
-from nemo_edge.errors import BundleError, InputError
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.policies import Policies
 from nemo_edge.serving.golden import LEVELS, Golden, make_golden, request
@@ -24,6 +23,7 @@ from nemo_edge.serving.painter import Call, Painter
 from nemo_edge.serving.repository import ship
 from nemo_edge.serving.updates import PoliciesInForce
 from nemo_edge.serving.versions import open_engine, read_pipeline
+from nemo_edge.system.errors import BundleError, InputError
 
 Calls = list[tuple[str, int]]
 sdxl = test_dropin.sdxl

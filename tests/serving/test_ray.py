@@ -25,13 +25,13 @@ pytest.importorskip("ray.serve", reason="Ray Serve is not here: pip install 'nem
 import ray
 from ray import serve
 
-from nemo_edge.errors import InputError
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.policies import masked_policies
 from nemo_edge.serving.golden import LEVELS, Golden
 from nemo_edge.serving.ray import app
 from nemo_edge.serving.repository import ship
 from nemo_edge.serving.updates import put_policies
+from nemo_edge.system.errors import InputError
 
 LOOPBACK = "127.0.0.1"
 
@@ -122,4 +122,6 @@ def test_without_ray_it_says_what_to_install() -> None:
     code = "import sys; sys.modules['ray'] = None; import nemo_edge.serving.ray"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "nemo_edge.errors.MissingDependency: Ray Serve is not here: `pip install 'nemo-edge[ray]'`"
+    assert (
+        done.stderr.splitlines()[-1] == "nemo_edge.system.errors.MissingDependency: Ray Serve is not here: `pip install 'nemo-edge[ray]'`"
+    )

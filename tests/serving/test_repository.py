@@ -15,14 +15,14 @@ pytest.importorskip("tritonclient.grpc")
 import plans
 
 from nemo_edge.bundle import amend, open_bundle
-from nemo_edge.errors import BundleError, InputError
-from nemo_edge.files import sha256_file
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.policies import Policies
-from nemo_edge.progress import Advance, Progress
 from nemo_edge.serving.modelconfig import read_config
 from nemo_edge.serving.repository import ship
 from nemo_edge.serving.versions import hashes
+from nemo_edge.system.errors import BundleError, InputError
+from nemo_edge.system.files import sha256_file
+from nemo_edge.system.progress import Advance, Progress
 
 MODELS = ("text_encoder", "vae_decoder", "unet", "pipeline")
 

@@ -19,10 +19,10 @@ import tritonclient.grpc as grpc
 from served import under_load, with_other_neurons
 
 import nemo_edge
-from nemo_edge.errors import MissingDependency, NemoEdgeError
 from nemo_edge.serving.golden import LEVELS, Golden, ask, check_golden, make_golden, request
 from nemo_edge.serving.repository import ship
 from nemo_edge.serving.server import Environment, Server, find_environment, serve
+from nemo_edge.system.errors import MissingDependency, NemoEdgeError
 
 
 def levels(a: np.ndarray, b: np.ndarray) -> int:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from nemo_edge.errors import InputError
 from nemo_edge.neurons import NeuronSet, ValueLayer
 from nemo_edge.policies import Policies, baked_policies, masked_policies
 from nemo_edge.serving.updates import POLICIES, UPDATES, PoliciesInForce, put_policies
+from nemo_edge.system.errors import InputError
 
 LAYERS = (ValueLayer(name="a", width=40), ValueLayer(name="b", width=3))
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from nemo_edge.backends.onnxruntime import open_runner
-from nemo_edge.errors import BundleError
-from nemo_edge.files import sha256_file
 from nemo_edge.serving.repository import ship
 from nemo_edge.serving.versions import DESCRIPTION, hashes, open_engine, read_engine, read_pipeline
+from nemo_edge.system.errors import BundleError
+from nemo_edge.system.files import sha256_file
 
 
 @pytest.fixture(scope="module")

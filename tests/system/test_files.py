@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from nemo_edge.errors import InputError
-from nemo_edge.files import checkpoint_hashes, sha256_file, sha256_json, way_to, write_atomically
+from nemo_edge.system.errors import InputError
+from nemo_edge.system.files import checkpoint_hashes, sha256_file, sha256_json, way_to, write_atomically
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from nemo_edge.apart import run, run_apart
-from nemo_edge.errors import BundleError, InputError
-from nemo_edge.progress import Advance, Progress
 from nemo_edge.settings import ExportSettings
+from nemo_edge.system.errors import BundleError, InputError
+from nemo_edge.system.processes import run, run_apart
+from nemo_edge.system.progress import Advance, Progress
 
 HERE = "test_apart"
 
@@ -150,9 +150,9 @@ def test_a_process_that_is_killed_is_named_with_its_exit_code() -> None:
 SCRIPT = """
 import sys
 from pathlib import Path
-from nemo_edge.apart import run_apart
-from nemo_edge.exits import exit_code, stop_on_sigterm
-from nemo_edge.progress import Progress
+from nemo_edge.system.processes import run_apart
+from nemo_edge.system.exits import exit_code, stop_on_sigterm
+from nemo_edge.system.progress import Progress
 
 class Loud(Progress):
     def note(self, message):
@@ -232,7 +232,7 @@ def test_ctrl_c_before_the_first_process_is_there_leaves_neither(tmp_path: Path)
 
 
 def test_a_run_says_nothing_of_its_own(tmp_path: Path) -> None:
-    code = "from nemo_edge.apart import run_apart; from nemo_edge.progress import Progress\n"
+    code = "from nemo_edge.system.processes import run_apart; from nemo_edge.system.progress import Progress\n"
     code += "if __name__ == '__main__': print(run_apart('work', Progress(), 'test_apart.work'))\n"
     (tmp_path / "script.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
@@ -241,7 +241,7 @@ def test_a_run_says_nothing_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_script_that_every_process_would_run_again_is_told_what_to_do(tmp_path: Path) -> None:
-    code = "from nemo_edge.apart import run_apart; from nemo_edge.progress import Progress\n"
+    code = "from nemo_edge.system.processes import run_apart; from nemo_edge.system.progress import Progress\n"
     code += "print(run_apart('work', Progress(), 'test_apart.work'))\n"
     (tmp_path / "script.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}

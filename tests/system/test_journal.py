@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from nemo_edge.errors import InputError
-from nemo_edge.journal import append, read_lines
+from nemo_edge.system.errors import InputError
+from nemo_edge.system.journal import append, read_lines
 
 
 class Finding(BaseModel):

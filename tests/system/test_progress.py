@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nemo_edge.progress import Progress
+from nemo_edge.system.progress import Progress
 
 
 def test_it_keeps_everything_to_itself(capfd: pytest.CaptureFixture[str]) -> None:

@@ -10,8 +10,8 @@ import sys
 import pytest
 import typer
 
-from nemo_edge.errors import BundleError, ExportError, InputError, MissingDependency
-from nemo_edge.exits import INTERRUPTED, check_terminated, exit_code, stop_on_sigterm
+from nemo_edge.system.errors import BundleError, ExportError, InputError, MissingDependency
+from nemo_edge.system.exits import INTERRUPTED, check_terminated, exit_code, stop_on_sigterm
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_edge.environment import Gpu, Machine, gpus, machine, packages, packages_of
+from nemo_edge.system.environment import Gpu, Machine, gpus, machine, packages, packages_of
 
 Smi = Callable[..., None]
 

@@ -16,9 +16,9 @@ from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import Any
 
-from nemo_edge.errors import InputError, NemoEdgeError
-from nemo_edge.exits import stop_on_sigterm
-from nemo_edge.progress import Advance, Progress
+from nemo_edge.system.errors import InputError, NemoEdgeError
+from nemo_edge.system.exits import stop_on_sigterm
+from nemo_edge.system.progress import Advance, Progress
 
 _PATIENCE_S = 10.0
 _LIBRARIES = "nemo_edge.preload"

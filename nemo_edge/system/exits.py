@@ -24,8 +24,8 @@ _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 
 def exit_code(error: BaseException) -> int:
     """Say what happened in one line on standard error; return the exit code."""
-    from nemo_edge.errors import InputError, MissingDependency, NemoEdgeError
-    from nemo_edge.files import explain
+    from nemo_edge.system.errors import InputError, MissingDependency, NemoEdgeError
+    from nemo_edge.system.files import explain
 
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return _say("interrupted; the same command goes on from what was finished", INTERRUPTED)

@@ -26,7 +26,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from nemo_edge.errors import InputError, first_line
+from nemo_edge.system.errors import InputError, first_line
 
 _HOMES = ("home", "Users")
 """Folders of a machine that hold its users' own, by these users' names."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nemo_edge.compatibility import installed, old_driver, overwritten, requirements_of, two_cudas, unfit_tensorrt, unmet
+from nemo_edge.system.compatibility import installed, old_driver, overwritten, requirements_of, two_cudas, unfit_tensorrt, unmet
 
 OURS = (
     "torch>=2.10",

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_edge.errors import InputError
+from nemo_edge.system.errors import InputError
 
 if TYPE_CHECKING:
     import torch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nemo_edge import errors
+from nemo_edge.system import errors
 
 
 def test_every_error_is_one_of_ours() -> None:

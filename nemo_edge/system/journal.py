@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from nemo_edge.errors import InputError
+from nemo_edge.system.errors import InputError
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
