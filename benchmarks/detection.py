@@ -26,9 +26,9 @@ from nemo_edge.checkpoint import open_checkpoint
 from nemo_edge.demo.captions import general_captions
 from nemo_edge.detection import Detector
 from nemo_edge.detectors import rocs_of
-from nemo_edge.prompts import Prompt, read_prompts
 from nemo_edge.random_weights import write_random
-from nemo_edge.settings import LocalizationSettings
+from nemo_edge.recipe.prompts import Prompt, read_prompts
+from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.system.environment import machine
 
 ROOT = Path(__file__).parents[1]

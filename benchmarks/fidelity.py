@@ -23,10 +23,10 @@ from nemo_edge.fidelity import Agreement, compare_trajectories, trace_trajectory
 from nemo_edge.mitigation import Measurement
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import UNMITIGATED, eager_pipeline, open_pipeline
-from nemo_edge.recipe import Recipe
+from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.surgery import silenced
 from nemo_edge.system.environment import machine
-from nemo_edge.targets import EngineSettings
 
 RESULT = Path(__file__).parent / "results" / "fidelity.json"
 OTHERS = (("fp32", 18), ("fp16", 23))

@@ -36,7 +36,7 @@ import sys
 from pathlib import Path
 from nemo_edge.build import weights_folder
 from nemo_edge.random_weights import write_random
-from nemo_edge.recipe import load_recipe
+from nemo_edge.recipe.recipe import load_recipe
 recipe = load_recipe(Path(sys.argv[1]))
 write_random(recipe.random_weights.architecture, weights_folder(recipe))
 """
@@ -53,7 +53,7 @@ from nemo_edge import parts
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.production import PartJob
 from nemo_edge.system.progress import Progress
-from nemo_edge.settings import CheckpointSettings, ExportSettings
+from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings
 source, out = CheckpointSettings(path=sys.argv[1]), Path(sys.argv[2])
 neurons = NeuronSet.empty(parts.layers_of(source, "paper", Progress()))
 answers = out / "answers"

@@ -27,9 +27,9 @@ from nemo_edge.calibration import Calibration, calibrate
 from nemo_edge.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.localization import Localization, Localizer
 from nemo_edge.neurons import NeuronSet
-from nemo_edge.prompts import read_prompts
 from nemo_edge.random_weights import write_random
-from nemo_edge.settings import LocalizationSettings
+from nemo_edge.recipe.prompts import read_prompts
+from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.system.environment import machine
 from nemo_edge.trials import Trial, Trials
 

@@ -14,7 +14,7 @@ from nemo_edge.checkpoint import open_checkpoint, value_layers
 from nemo_edge.component import UNET_FOLDERS
 from nemo_edge.export import export_component
 from nemo_edge.neurons import NeuronSet
-from nemo_edge.settings import ExportSettings
+from nemo_edge.recipe.settings import ExportSettings
 from nemo_edge.surgery import gate, silenced
 
 DEMO = demo.CHECKPOINT

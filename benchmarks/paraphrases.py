@@ -25,8 +25,8 @@ from nemo_edge.localization import Localizer, union
 from nemo_edge.memorization import NoiseProbe
 from nemo_edge.multiscale import ms_ssim
 from nemo_edge.neurons import NeuronSet
-from nemo_edge.prompts import read_prompts
-from nemo_edge.settings import LocalizationSettings
+from nemo_edge.recipe.prompts import read_prompts
+from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.surgery import silenced
 from nemo_edge.system.environment import machine
 

@@ -27,10 +27,10 @@ from nemo_edge.groups import Group, Groups, clusters_of
 from nemo_edge.localization import Localizer
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.policies import ALWAYS, TRIGGERED, Policies, apply
-from nemo_edge.prompts import read_prompts
+from nemo_edge.recipe.prompts import read_prompts
+from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.refinement import firm_score
 from nemo_edge.roc import roc
-from nemo_edge.settings import LocalizationSettings
 from nemo_edge.system.environment import machine
 from nemo_edge.trials import Trial
 

@@ -33,13 +33,13 @@ from nemo_edge.latency import Timing, Visit, ratio_of, timing_of
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import open_pipeline
 from nemo_edge.policies import POLICIES, Policies
-from nemo_edge.recipe import Recipe
+from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.recipe.settings import LatencySettings
 from nemo_edge.sampling import generate
 from nemo_edge.serving.golden import LEVELS, Golden, ask, check_golden, make_golden, request
 from nemo_edge.serving.hotupdate import ship_masks
 from nemo_edge.serving.repository import ship
 from nemo_edge.serving.server import Environment, Server, find_environment, serve
-from nemo_edge.settings import LatencySettings
 from nemo_edge.system.environment import machine
 
 ROOT = Path(__file__).parents[1]

@@ -27,12 +27,12 @@ from nemo_edge.ingredients import Ingredients, bundle_key, ingredients, stage_ke
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.preflight import check_unmade, preflight
 from nemo_edge.production import OnnxFile, compile_stage, export_stage, is_large, neurons_stage, plan_stage
-from nemo_edge.recipe import Recipe, portable
+from nemo_edge.recipe.recipe import Recipe, portable
+from nemo_edge.recipe.targets import FLAVOUR_OF
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import explain, sha256_file, sha256_json, write_atomically
 from nemo_edge.system.processes import rest, run_apart
 from nemo_edge.system.progress import Progress
-from nemo_edge.targets import FLAVOUR_OF
 
 
 class Plan(BaseModel):

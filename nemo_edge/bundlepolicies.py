@@ -22,7 +22,7 @@ from nemo_edge.localization import Localization, read_results
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.paraphrases import paraphrases
 from nemo_edge.policies import POLICIES, Policies, masked_policies
-from nemo_edge.prompts import Prompt
+from nemo_edge.recipe.prompts import Prompt
 from nemo_edge.system.progress import Progress
 from nemo_edge.triggers import calibrate_trigger, embed
 

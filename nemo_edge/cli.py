@@ -34,7 +34,7 @@ Statistics = Annotated[Path, typer.Option("--statistics", help="What `nemo-edge 
 
 
 def _threshold(tau: float | None) -> float | None:
-    from nemo_edge.settings import check_threshold
+    from nemo_edge.recipe.settings import check_threshold
 
     return None if tau is None else check_threshold(tau, "--threshold", "leave it out, and the one in the statistics is taken")
 
@@ -69,7 +69,7 @@ def build(
     from nemo_edge import console
     from nemo_edge.build import build as run
     from nemo_edge.build import plan
-    from nemo_edge.recipe import load_recipe, with_random_weights
+    from nemo_edge.recipe.recipe import load_recipe, with_random_weights
 
     settings = with_random_weights(load_recipe(recipe, random=random is not None), random, neurons)
     if summary is not None and settings.random_weights is not None:
@@ -103,7 +103,7 @@ def calibrate(
     """Measure statistics and the threshold τ on general prompts."""
     from nemo_edge import console
     from nemo_edge.bundle import check_file
-    from nemo_edge.prompts import distinct, read_prompts
+    from nemo_edge.recipe.prompts import distinct, read_prompts
 
     texts = [p.text for p in distinct(read_prompts(prompts))[:limit]]
     check_file(out)
@@ -136,7 +136,7 @@ def detect(
     """
     from nemo_edge import console
     from nemo_edge.bundle import check_folder
-    from nemo_edge.prompts import read_labelled
+    from nemo_edge.recipe.prompts import read_labelled
 
     listed = read_labelled(prompts, general)
     if out is not None:
@@ -171,7 +171,7 @@ def localize(
     """
     from nemo_edge import console
     from nemo_edge.bundle import check_folder
-    from nemo_edge.prompts import read_prompts
+    from nemo_edge.recipe.prompts import read_prompts
 
     if whole and group_by != "prompt":
         raise typer.BadParameter("--union: the whole list has one set, so leave --group-by out")
@@ -205,8 +205,8 @@ def export(
     """Export a checkpoint to ONNX, checked against eager PyTorch."""
     from nemo_edge import console
     from nemo_edge.production import export_folder
-    from nemo_edge.recipe import from_options
-    from nemo_edge.settings import CheckpointSettings, ExportSettings
+    from nemo_edge.recipe.recipe import from_options
+    from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings
 
     settings = from_options(ExportSettings, {"variants": ["masked" if masked else "baked"]}, {"dtype": dtype, "opset": opset})
     source = CheckpointSettings(path=checkpoint, allow_pickle=allow_pickle)
@@ -257,8 +257,8 @@ def main() -> None:
 
 
 def _localization(all_layers: bool, **options: str | int) -> Any:
-    from nemo_edge.recipe import from_options
-    from nemo_edge.settings import LocalizationSettings
+    from nemo_edge.recipe.recipe import from_options
+    from nemo_edge.recipe.settings import LocalizationSettings
 
     return from_options(LocalizationSettings, {"layers": "all" if all_layers else "paper"}, options, {"group_by": "group-by"})
 

@@ -31,7 +31,7 @@ def rebake(
 ) -> None:
     """Put another neuron set into a bundle, without an export. With --measure, exit code 3 when a gate fails."""
     from nemo_edge import console
-    from nemo_edge.recipe import load_recipe
+    from nemo_edge.recipe.recipe import load_recipe
 
     places = load_recipe(recipe) if recipe else None
     from nemo_edge.rebake import rebake as run
@@ -87,7 +87,7 @@ def compare(
 ) -> None:
     """Compare two runners of the same checkpoint step by step. Exit code 3 when they differ, with the first tensor that does."""
     from nemo_edge import console
-    from nemo_edge.prompts import read_prompts
+    from nemo_edge.recipe.prompts import read_prompts
 
     texts = tuple(p.text for p in read_prompts(prompts, limit)) if prompts else ()
     from nemo_edge.comparison import Question
@@ -109,7 +109,7 @@ def gate(
 ) -> None:
     """Judge a bundle by other gates, from what was measured on it. Exit code 3 when one fails."""
     from nemo_edge import console
-    from nemo_edge.recipe import load_recipe
+    from nemo_edge.recipe.recipe import load_recipe
 
     gates = load_recipe(recipe).gates
     from nemo_edge.review import judge_again
@@ -195,8 +195,8 @@ def inspect(
 def _latency_settings(bundle: Path, given: dict[str, Any]) -> Any:
     """The bundle's own settings with those given on the command line."""
     from nemo_edge.bundle import open_bundle
-    from nemo_edge.recipe import from_options
-    from nemo_edge.settings import LatencySettings
+    from nemo_edge.recipe.recipe import from_options
+    from nemo_edge.recipe.settings import LatencySettings
 
     names = {"targets": "target", "batches": "batch", "sizes": "size", "compiled": "compile"}
     return from_options(LatencySettings, open_bundle(bundle).recipe.get("latency") or {}, given, names)

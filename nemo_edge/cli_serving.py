@@ -61,7 +61,7 @@ def kserve(
     """Print the InferenceService of a repository, for `kubectl apply -f -`."""
     import yaml
 
-    from nemo_edge.recipe import from_options
+    from nemo_edge.recipe.recipe import from_options
     from nemo_edge.serving.kserve import Placement, describe_service
 
     asked = {"name": name, "storage": storage, "image": image, "namespace": namespace, "cpu": cpu, "memory": memory, "gpus": gpus}

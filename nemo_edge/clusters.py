@@ -10,7 +10,7 @@ __all__ = ["cluster", "words"]
 import re
 from collections.abc import Mapping, Sequence
 
-from nemo_edge.prompts import Prompt
+from nemo_edge.recipe.prompts import Prompt
 
 _SHARED = 0.4
 """Jaccard index of two prompts' words from which they belong together, ours: it makes 291 clusters of the 500 memorized prompts of Stable

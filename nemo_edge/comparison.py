@@ -25,9 +25,9 @@ from nemo_edge.fidelity import Agreement, Trajectory, compare_trajectories, merg
 from nemo_edge.mitigation import Measurement
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import UNMITIGATED, eager_pipeline, has_unmitigated, open_pipeline, original_weights
-from nemo_edge.recipe import Recipe
+from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.recipe.settings import ENGINE_TOLERANCES, SamplingSettings
 from nemo_edge.sampling import Pipeline, latent_shape
-from nemo_edge.settings import ENGINE_TOLERANCES, SamplingSettings
 from nemo_edge.surgery import silenced
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.memory import pictures_at_once

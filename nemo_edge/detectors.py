@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from nemo_edge.detection import Detection
-from nemo_edge.prompts import Prompt
+from nemo_edge.recipe.prompts import Prompt
 from nemo_edge.roc import Roc, roc
 
 PAPER = {"MS-SSIM of noise differences": 0.98}

@@ -25,12 +25,12 @@ from nemo_edge.masks import Mask
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import open_engines
 from nemo_edge.policies import Policies, baked_policies, read_policies
-from nemo_edge.recipe import Recipe, from_options
+from nemo_edge.recipe.recipe import Recipe, from_options
+from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.studio import choose_variant
 from nemo_edge.substitutes import EngineDecoder, EngineTextEncoder, EngineUNet
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import sha256_file
-from nemo_edge.targets import EngineSettings
 
 
 def load_unet(bundle: str | PathLike[str], variant: str | None = None, mask: Mask | None = None, backend: str | None = None) -> EngineUNet:

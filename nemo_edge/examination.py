@@ -28,8 +28,8 @@ from nemo_edge.localization import Localization
 from nemo_edge.mitigation import CurvePoint, Drawn, Measurement, PromptMitigation, Shown, VariantMeasurement
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import UNMITIGATED, eager_pipeline, has_unmitigated, open_pipeline
-from nemo_edge.prompts import Prompt
-from nemo_edge.recipe import Recipe
+from nemo_edge.recipe.prompts import Prompt
+from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.sampling import Pipeline, latent_shape
 from nemo_edge.similarity import relative_error
 from nemo_edge.surgery import silenced

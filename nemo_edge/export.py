@@ -33,7 +33,7 @@ from nemo_edge.bundle import staging
 from nemo_edge.component import Component
 from nemo_edge.graphs import SCOPES, open_graph
 from nemo_edge.neurons import ValueLayer
-from nemo_edge.settings import ExportSettings
+from nemo_edge.recipe.settings import ExportSettings
 from nemo_edge.system.errors import ExportError, InputError, first_line
 from nemo_edge.system.files import explain
 from nemo_edge.valueweights import VALUE_DATA, open_value_weights

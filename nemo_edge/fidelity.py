@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.sampling import Pipeline, Step, denoise
-from nemo_edge.settings import SamplingSettings
 from nemo_edge.similarity import lpips, psnr, relative_error, ssim
 
 

@@ -14,8 +14,8 @@ from packaging.version import InvalidVersion, Version
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge.plans import Header, PlanFile
+from nemo_edge.recipe.targets import COMPUTE_CAPABILITIES, Flavour
 from nemo_edge.system.environment import Gpu, packages_of
-from nemo_edge.targets import COMPUTE_CAPABILITIES, Flavour
 
 _PORTABLE = ("sm80", "sm86", "sm89")
 _LATER = 120

@@ -29,7 +29,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 
-from nemo_edge.settings import LocalizationSettings
+from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.system.errors import InputError, first_line
 from nemo_edge.system.memory import GB, memory_available, pictures_at_once, rows_at_once, search_bytes
 

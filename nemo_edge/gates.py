@@ -13,7 +13,7 @@ from nemo_edge.groups import Group
 from nemo_edge.latency import Latency, Ratio
 from nemo_edge.localization import Localization
 from nemo_edge.mitigation import Measurement, VariantMeasurement
-from nemo_edge.recipe import Recipe
+from nemo_edge.recipe.recipe import Recipe
 
 _MOST_UNKNOWN = 0.2
 """Largest share of the examined prompts without a known training picture at which copies count as measured."""

@@ -20,7 +20,7 @@ from nemo_edge.clusters import cluster
 from nemo_edge.localization import Examined, Localization, Localizer, union
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.paraphrases import Kind, Paraphrase, paraphrases
-from nemo_edge.prompts import Prompt
+from nemo_edge.recipe.prompts import Prompt
 from nemo_edge.refinement import Suspect, firm_score, refine_together, scores_left
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import sha256_json

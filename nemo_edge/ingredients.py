@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_edge.prompts import Prompt, check_apart, distinct, read_prompts
-from nemo_edge.recipe import Recipe
-from nemo_edge.settings import SCORE
+from nemo_edge.recipe.prompts import Prompt, check_apart, distinct, read_prompts
+from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.recipe.settings import SCORE
+from nemo_edge.recipe.targets import FLAVOUR_OF
 from nemo_edge.system.environment import USED, Machine, machine, packages_of
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import checkpoint_hashes, sha256_file, sha256_json, way_to
-from nemo_edge.targets import FLAVOUR_OF
 
 _CALIBRATED = ("layers", "seed", "samples", "steps")
 """The localization's settings that statistics and τ hang on."""

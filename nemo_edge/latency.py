@@ -29,7 +29,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.settings import LatencySettings
+from nemo_edge.recipe.settings import LatencySettings
 from nemo_edge.system.environment import Gpu, Machine
 
 Clock = Callable[[Callable[[], object]], tuple[float, float | None]]

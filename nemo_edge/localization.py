@@ -32,8 +32,8 @@ from nemo_edge.decisions import Decisions
 from nemo_edge.memorization import NoiseProbe, finite, firm_seed_scores
 from nemo_edge.multiscale import plain_ms_ssim
 from nemo_edge.neurons import NeuronSet
+from nemo_edge.recipe.settings import SCORE, LocalizationSettings, check_threshold
 from nemo_edge.searches import Ask, Lists, Outcome, Search, grouped, highest, published, schedule
-from nemo_edge.settings import SCORE, LocalizationSettings, check_threshold
 from nemo_edge.surgery import silenced
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import sha256_json

@@ -24,7 +24,7 @@ from nemo_edge.configuration import Configuration
 from nemo_edge.export import Disagreement, export_component
 from nemo_edge.neurons import ValueLayer
 from nemo_edge.production import Chosen, PartJob
-from nemo_edge.settings import CheckpointSettings
+from nemo_edge.recipe.settings import CheckpointSettings
 from nemo_edge.surgery import bake_, gate, silenced, value_rows
 from nemo_edge.system.environment import cores
 from nemo_edge.system.progress import Progress

@@ -21,9 +21,9 @@ from nemo_edge.configuration import Configuration
 from nemo_edge.graphs import open_graph
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.readiness import check_plans
+from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.sampling import Pipeline
 from nemo_edge.system.errors import InputError
-from nemo_edge.targets import EngineSettings
 
 UNMITIGATED = "unmitigated"
 """Name of the engine that has every memory still: in ONNX Runtime the baked graph with the value weights of the masked one; of

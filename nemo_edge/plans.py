@@ -12,8 +12,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nemo_edge.recipe.targets import COMPUTE_CAPABILITIES, Flavour
 from nemo_edge.system.errors import BundleError, InputError
-from nemo_edge.targets import COMPUTE_CAPABILITIES, Flavour
 
 _HEADER_BYTES = 64
 """`IRuntime.engine_header_size` of TensorRT-RTX 1.7."""

@@ -15,12 +15,12 @@ from nemo_edge.configuration import Configuration
 from nemo_edge.footprint import Part, check_memory
 from nemo_edge.ingredients import Ingredients
 from nemo_edge.random_weights import is_random
-from nemo_edge.recipe import Recipe
+from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.recipe.targets import FLAVOUR_OF
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import checkpoint_folder
 from nemo_edge.system.processes import run_apart
 from nemo_edge.system.progress import Progress
-from nemo_edge.targets import FLAVOUR_OF
 
 
 def preflight(recipe: Recipe, inputs: Ingredients) -> None:

@@ -38,12 +38,12 @@ from nemo_edge.configuration import Configuration
 from nemo_edge.graphs import open_graph
 from nemo_edge.neurons import NeuronSet, ValueLayer, read_neurons
 from nemo_edge.plans import PlanFile
-from nemo_edge.settings import CheckpointSettings, ExportSettings, RandomSettings
+from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings, RandomSettings
+from nemo_edge.recipe.targets import EngineSettings, Flavour, PlanSettings, unfit_for_turing
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import weight_bytes
 from nemo_edge.system.processes import beside, run
 from nemo_edge.system.progress import Advance, Progress
-from nemo_edge.targets import EngineSettings, Flavour, PlanSettings, unfit_for_turing
 
 Layers = Literal["paper", "all"]
 _LARGE_BYTES = 5 * 10**8

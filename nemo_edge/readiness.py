@@ -17,10 +17,10 @@ from nemo_edge.backends.tensorrt import plan_files
 from nemo_edge.configuration import upcasts_decoder
 from nemo_edge.fit import Fit, check_here, product_of, serves
 from nemo_edge.plans import PlanFile, read_header
-from nemo_edge.recipe import Recipe
+from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.recipe.targets import FLAVOUR_OF, Flavour, unfit_for_turing
 from nemo_edge.system.compatibility import installed
 from nemo_edge.system.errors import InputError, MissingDependency
-from nemo_edge.targets import FLAVOUR_OF, Flavour, unfit_for_turing
 
 
 def check_runs(recipe: Recipe) -> None:

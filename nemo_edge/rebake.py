@@ -32,11 +32,11 @@ from nemo_edge.neurons import NeuronSet, read_neurons
 from nemo_edge.plans import PlanFile, open_plan_file
 from nemo_edge.policies import POLICIES, Policies
 from nemo_edge.readiness import check_runs
-from nemo_edge.recipe import Recipe
+from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.recipe.targets import Flavour, PlanSettings
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency
 from nemo_edge.system.files import explain, sha256_file, sha256_json
 from nemo_edge.system.progress import Progress
-from nemo_edge.targets import Flavour, PlanSettings
 from nemo_edge.valueweights import SILENCED_ROWS, Rows, ValueWeights, load_rows, open_value_weights, rows_of, save_rows
 
 _NEURONS = "neurons.json"

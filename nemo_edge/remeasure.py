@@ -24,7 +24,7 @@ from nemo_edge.latency import Latency
 from nemo_edge.localization import read_results
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.policies import policies_in
-from nemo_edge.recipe import Recipe, anchored, with_places
+from nemo_edge.recipe.recipe import Recipe, anchored, with_places
 from nemo_edge.report import Evidence, store_pictures, worst_first, write_report
 from nemo_edge.surgery import value_rows
 from nemo_edge.system.errors import BundleError, InputError

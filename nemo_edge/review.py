@@ -17,10 +17,10 @@ from nemo_edge.bench import bench, runnables
 from nemo_edge.bundle import GateResult, Manifest, amend, check_file, check_output, open_verified
 from nemo_edge.gates import judge
 from nemo_edge.latency import FEWEST_ROUNDS, Latency
-from nemo_edge.recipe import Recipe, anchored
+from nemo_edge.recipe.recipe import Recipe, anchored
+from nemo_edge.recipe.settings import GateSettings, LatencySettings
 from nemo_edge.report import Evidence, summary_markdown, write_report
 from nemo_edge.report.junit import junit_xml
-from nemo_edge.settings import GateSettings, LatencySettings
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import append, checkpoint_hashes, sha256_json, write_atomically
 from nemo_edge.system.progress import Progress

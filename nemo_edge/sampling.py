@@ -19,7 +19,7 @@ from nemo_edge.backends import Runner
 from nemo_edge.checkpoint import conditioning
 from nemo_edge.component import VALUE_MASK
 from nemo_edge.configuration import Configuration
-from nemo_edge.settings import SamplingSettings
+from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.progress import Advance
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from nemo_edge.settings import LocalizationSettings
+from nemo_edge.recipe.settings import LocalizationSettings
 
 Lists = list[list[int]]
 """Candidates of each layer in the order of their tests; a neuron can be in a list twice, as in the official code."""

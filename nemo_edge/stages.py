@@ -21,10 +21,10 @@ from nemo_edge.groups import GROUPS, Group, Groups, all_neurons, clusters_of
 from nemo_edge.localization import Localization, Localizer
 from nemo_edge.memorization import Threshold
 from nemo_edge.neurons import OfficialRow, write_official_csv
-from nemo_edge.prompts import Prompt
-from nemo_edge.recipe import Recipe
+from nemo_edge.recipe.prompts import Prompt
+from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.roc import Roc
-from nemo_edge.settings import LocalizationSettings
 from nemo_edge.system.files import sha256_file, write_atomically
 from nemo_edge.system.progress import Progress
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemo_edge.latency import Clock, Contender, Visit, visit, wall_clock, warm_up
-from nemo_edge.settings import LatencySettings, SamplingSettings, Target
+from nemo_edge.recipe.settings import LatencySettings, SamplingSettings, Target
+from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.system.environment import cores
-from nemo_edge.targets import EngineSettings
 
 _PROMPT = "a photograph of an astronaut riding a horse"
 

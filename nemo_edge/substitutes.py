@@ -29,8 +29,8 @@ from nemo_edge.component import VALUE_MASK
 from nemo_edge.configuration import Configuration
 from nemo_edge.masks import Mask, read_mask
 from nemo_edge.neurons import NeuronSet
+from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.sampling import check_size
-from nemo_edge.settings import SamplingSettings
 from nemo_edge.system.errors import InputError
 
 _LORA = "takes no LoRA: fuse it into the checkpoint (`fuse_lora` of its own pipeline), save that, and build the bundle anew"

@@ -25,7 +25,7 @@ from nemo_edge.memorization import NoiseProbe
 from nemo_edge.multiscale import ms_ssim
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.prefix import Kept, Prefix, answering
-from nemo_edge.settings import LocalizationSettings
+from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.surgery import gate
 
 _RECENT = 16

@@ -40,8 +40,8 @@ from nemo_edge.component import Component
 from nemo_edge.configuration import Configuration
 from nemo_edge.divergence import EagerProbe, GraphProbe, first_divergence, first_not_finite
 from nemo_edge.graphs import module_path
+from nemo_edge.recipe.settings import ExportSettings, SamplingSettings
 from nemo_edge.sampling import Pipeline, denoise
-from nemo_edge.settings import ExportSettings, SamplingSettings
 
 _STEPS = 3
 """Time steps of the trajectory, from noise to picture: activations are largest at other times in other layers."""

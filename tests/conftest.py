@@ -31,12 +31,12 @@ from nemo_edge.calibration import calibrate
 from nemo_edge.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.demo.pictures import font_path
 from nemo_edge.localization import Localizer
-from nemo_edge.recipe import load_recipe
+from nemo_edge.recipe.recipe import load_recipe
+from nemo_edge.recipe.settings import GateSettings, LocalizationSettings
 from nemo_edge.review import judge_again
 from nemo_edge.serving.golden import Golden, check_golden, make_golden
 from nemo_edge.serving.repository import ship
 from nemo_edge.serving.server import Environment, Server, find_environment, serve
-from nemo_edge.settings import GateSettings, LocalizationSettings
 from nemo_edge.system.errors import MissingDependency
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"

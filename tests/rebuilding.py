@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from nemo_edge.build import BuildResult, build
-from nemo_edge.recipe import Recipe
+from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.system.progress import Advance, Progress
 
 

@@ -16,12 +16,12 @@ import pytest
 from nemo_edge.bench import bench, runnables
 from nemo_edge.bundle import open_bundle
 from nemo_edge.latency import Latency
-from nemo_edge.recipe import Recipe, load_recipe
-from nemo_edge.settings import LatencySettings
+from nemo_edge.recipe.recipe import Recipe, load_recipe
+from nemo_edge.recipe.settings import LatencySettings
+from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.stand import Runnable
 from nemo_edge.system.errors import InputError, MissingDependency
 from nemo_edge.system.progress import Advance, Progress
-from nemo_edge.targets import EngineSettings
 
 QUICK = LatencySettings(runs=2, seconds=0.05, warmup_s=0.05, threads=1)
 CONTENDERS = ["eager", "unmitigated", "baked", "masked"]

@@ -17,8 +17,8 @@ from nemo_edge.groups import Groups, clusters_of
 from nemo_edge.localization import Localizer, read_results
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.policies import ALWAYS, CLUSTER, OFF, TRIGGERED, Policies, apply
-from nemo_edge.prompts import Prompt, read_prompts
 from nemo_edge.rebake import rebake
+from nemo_edge.recipe.prompts import Prompt, read_prompts
 
 GENERAL = ["a mushroom", "whale carrot on a pink background", "a banana on a black background", "a whale", "doughnut pig", "a red key"]
 

@@ -20,7 +20,7 @@ from nemo_edge.calibration import Calibration, activations, calibrate, load_stat
 from nemo_edge.checkpoint import Checkpoint, value_layers
 from nemo_edge.memorization import Threshold
 from nemo_edge.neurons import ValueLayer
-from nemo_edge.settings import LocalizationSettings
+from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.system.errors import InputError
 
 SETTINGS = LocalizationSettings(samples=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from conftest import shared_data
 
 from nemo_edge.clusters import cluster, words
-from nemo_edge.prompts import Prompt, read_prompts
+from nemo_edge.recipe.prompts import Prompt, read_prompts
 
 
 def prompts(*texts: str, **named: str) -> list[Prompt]:

@@ -12,7 +12,7 @@ from traces import traces
 
 from nemo_edge.checkpoint import Checkpoint, open_parts
 from nemo_edge.configuration import Configuration, check_pipeline
-from nemo_edge.settings import CheckpointSettings
+from nemo_edge.recipe.settings import CheckpointSettings
 from nemo_edge.system.errors import BundleError, InputError
 
 

@@ -16,8 +16,8 @@ from nemo_edge.comparison import Comparison
 from nemo_edge.divergence import Divergence
 from nemo_edge.fidelity import Agreement, StepError
 from nemo_edge.latency import Case, Contender, Latency, Visit, ratio_of, timing_of
+from nemo_edge.recipe.settings import LatencySettings
 from nemo_edge.review import Timed, Verdict
-from nemo_edge.settings import LatencySettings
 from nemo_edge.system.environment import Machine
 
 ASKED = GateResult(name="replication.baked", limit=0, value=0, passed=True)

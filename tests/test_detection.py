@@ -19,7 +19,7 @@ from nemo_edge.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.detection import Detection, Detector, read_detections
 from nemo_edge.memorization import NoiseProbe, seed_scores
 from nemo_edge.multiscale import pairwise_scores
-from nemo_edge.settings import LocalizationSettings
+from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.system.errors import InputError
 
 SETTINGS = LocalizationSettings(samples=3)

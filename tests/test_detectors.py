@@ -6,7 +6,7 @@ import pytest
 
 from nemo_edge.detection import Detection
 from nemo_edge.detectors import PAPER, label_of, rocs_of
-from nemo_edge.prompts import Prompt
+from nemo_edge.recipe.prompts import Prompt
 from nemo_edge.system.errors import InputError
 
 

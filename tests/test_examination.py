@@ -18,10 +18,10 @@ from nemo_edge.examination import Subject, _Examination, examine
 from nemo_edge.localization import read_results
 from nemo_edge.mitigation import Measurement
 from nemo_edge.neurons import NeuronSet
-from nemo_edge.prompts import Prompt
-from nemo_edge.recipe import Recipe, load_recipe
+from nemo_edge.recipe.prompts import Prompt
+from nemo_edge.recipe.recipe import Recipe, load_recipe
+from nemo_edge.recipe.settings import FidelitySettings
 from nemo_edge.replication import load_picture, tiled_distances
-from nemo_edge.settings import FidelitySettings
 from nemo_edge.system.progress import Advance, Progress
 
 PROMPTS = ("a red pig", "<script>alert(1)</script> owl")

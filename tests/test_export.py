@@ -24,7 +24,7 @@ from nemo_edge.checkpoint import Checkpoint, value_layers
 from nemo_edge.component import VALUE_MASK, Component, Port
 from nemo_edge.export import export_component
 from nemo_edge.neurons import NeuronSet
-from nemo_edge.settings import ExportSettings
+from nemo_edge.recipe.settings import ExportSettings
 from nemo_edge.surgery import gate, silenced
 from nemo_edge.surgery import masked as masked_by
 from nemo_edge.system.errors import ExportError, InputError

@@ -19,8 +19,8 @@ from nemo_edge.bundle import verify
 from nemo_edge.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.configuration import Configuration
 from nemo_edge.export import export_component
+from nemo_edge.recipe.settings import ExportSettings, SamplingSettings
 from nemo_edge.sampling import Pipeline, generate, initial_noise
-from nemo_edge.settings import ExportSettings, SamplingSettings
 
 COMPONENTS = ("text_encoder", "unet", "unet_masked", "vae_decoder")
 SIZES = {"batch": 2, "height": 16, "width": 16}

@@ -10,7 +10,7 @@ from reference import blocked_score
 
 from nemo_edge.groups import Group, Groups, all_neurons, clusters_of, groups_in, read_groups
 from nemo_edge.localization import Localization, Localizer, union
-from nemo_edge.prompts import Prompt
+from nemo_edge.recipe.prompts import Prompt
 from nemo_edge.system.errors import InputError
 
 SAMPLES, THRESHOLD = 4, 0.7

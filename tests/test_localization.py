@@ -17,7 +17,7 @@ from nemo_edge.calibration import Statistics, calibrate
 from nemo_edge.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.localization import Localization, Localizer, open_localizer, read_results, union
 from nemo_edge.multiscale import ROUNDING
-from nemo_edge.settings import LocalizationSettings
+from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.system.errors import InputError
 
 SAMPLES = 3

@@ -29,8 +29,8 @@ from nemo_edge.mitigation import (
 )
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import eager_pipeline
+from nemo_edge.recipe.settings import LocalizationSettings, SamplingSettings
 from nemo_edge.sampling import Pipeline, denoise, generate
-from nemo_edge.settings import LocalizationSettings, SamplingSettings
 from nemo_edge.surgery import silenced
 from nemo_edge.system.errors import BundleError
 

@@ -21,7 +21,7 @@ from nemo_edge.checkpoint import open_checkpoint, value_layers
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.parts import answer_parts, export_part, layers_of, outline
 from nemo_edge.production import Chosen, PartJob, export_stage
-from nemo_edge.settings import CheckpointSettings, ExportSettings
+from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings
 from nemo_edge.system.errors import ExportError
 from nemo_edge.system.progress import Progress
 from nemo_edge.valueweights import SILENCED_ROWS

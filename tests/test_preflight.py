@@ -13,8 +13,8 @@ from rebuilding import Record
 from nemo_edge import footprint
 from nemo_edge.build import build, plan
 from nemo_edge.random_weights import MARKER, RandomWeights
-from nemo_edge.recipe import Recipe, load_recipe
-from nemo_edge.settings import FidelitySettings, LatencySettings
+from nemo_edge.recipe.recipe import Recipe, load_recipe
+from nemo_edge.recipe.settings import FidelitySettings, LatencySettings
 from nemo_edge.system.errors import InputError
 
 

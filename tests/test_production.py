@@ -10,11 +10,11 @@ import pytest
 from nemo_edge import production
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.production import OnnxFile, export_folder, neurons_stage, plan_stage, value_layers
-from nemo_edge.recipe import Recipe, load_recipe
-from nemo_edge.settings import ExportSettings, RandomSettings
+from nemo_edge.recipe.recipe import Recipe, load_recipe
+from nemo_edge.recipe.settings import ExportSettings, RandomSettings
+from nemo_edge.recipe.targets import TensorRtRtxSettings
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.progress import Progress
-from nemo_edge.targets import TensorRtRtxSettings
 
 
 @pytest.fixture

@@ -20,12 +20,12 @@ from nemo_edge.engines import Contents, inspect
 from nemo_edge.engines import verify as verify_engine
 from nemo_edge.latency import Latency
 from nemo_edge.neurons import NeuronSet
-from nemo_edge.recipe import Recipe, load_recipe, with_random_weights
+from nemo_edge.recipe.recipe import Recipe, load_recipe, with_random_weights
+from nemo_edge.recipe.settings import ExportSettings, GateSettings, LatencySettings
+from nemo_edge.recipe.targets import ProfileSettings, TensorRtRtxSettings, TensorRtSettings
 from nemo_edge.review import judge_again, report_again, time_again
-from nemo_edge.settings import ExportSettings, GateSettings, LatencySettings
 from nemo_edge.system.environment import gpus
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency
-from nemo_edge.targets import ProfileSettings, TensorRtRtxSettings, TensorRtSettings
 
 RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 

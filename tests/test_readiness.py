@@ -13,8 +13,8 @@ from nemo_edge import readiness
 from nemo_edge.backends import flavours
 from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.readiness import check_compiles, check_plans, check_runs
-from nemo_edge.recipe import Recipe
-from nemo_edge.settings import CheckpointSettings, PromptSettings
+from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.recipe.settings import CheckpointSettings, PromptSettings
 from nemo_edge.system.environment import Gpu
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency
 

@@ -27,13 +27,13 @@ from nemo_edge.graphs import open_graph
 from nemo_edge.neurons import NeuronSet, OfficialRow, write_official_csv
 from nemo_edge.production import export_folder
 from nemo_edge.rebake import rebake
-from nemo_edge.recipe import load_recipe
+from nemo_edge.recipe.recipe import load_recipe
+from nemo_edge.recipe.settings import ExportSettings, GateSettings
+from nemo_edge.recipe.targets import TensorRtRtxSettings
 from nemo_edge.review import judge_again, report_again, time_again
-from nemo_edge.settings import ExportSettings, GateSettings
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import sha256_file
 from nemo_edge.system.progress import Progress
-from nemo_edge.targets import TensorRtRtxSettings
 from nemo_edge.valueweights import SILENCED_ROWS, VALUE_DATA, open_value_weights
 
 OTHERS = [[1, 6], [0, 2, 3]]

@@ -23,10 +23,10 @@ from nemo_edge.graphs import open_graph
 from nemo_edge.neurons import NeuronSet, ValueLayer
 from nemo_edge.plans import PlanFile, open_plan_file
 from nemo_edge.rebake import rebake
+from nemo_edge.recipe.targets import ProfileSettings, TensorRtRtxSettings, TensorRtSettings
 from nemo_edge.refit import changed_weights, refit, took_weights
 from nemo_edge.system.environment import gpus
 from nemo_edge.system.progress import Progress
-from nemo_edge.targets import ProfileSettings, TensorRtRtxSettings, TensorRtSettings
 
 MODEL = "unet/model.onnx"
 

@@ -14,7 +14,7 @@ from nemo_edge.bundle import open_bundle, open_verified
 from nemo_edge.mitigation import Measurement
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.rebake import rebake
-from nemo_edge.recipe import load_recipe
+from nemo_edge.recipe.recipe import load_recipe
 from nemo_edge.remeasure import open_sources
 from nemo_edge.review import report_again
 from nemo_edge.system.errors import InputError

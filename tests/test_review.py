@@ -13,9 +13,9 @@ from nemo_edge.build import build, plan
 from nemo_edge.bundle import MANIFEST, open_bundle, open_verified, verify
 from nemo_edge.latency import Latency
 from nemo_edge.mitigation import Measurement
-from nemo_edge.recipe import Recipe, load_recipe
+from nemo_edge.recipe.recipe import Recipe, load_recipe
+from nemo_edge.recipe.settings import GateSettings, LatencySettings
 from nemo_edge.review import judge_again, report_again, summarize, time_again
-from nemo_edge.settings import GateSettings, LatencySettings
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import sha256_file
 

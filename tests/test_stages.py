@@ -8,8 +8,8 @@ import pytest
 
 from nemo_edge.calibration import Calibration
 from nemo_edge.checkpoint import open_checkpoint
-from nemo_edge.prompts import Prompt
-from nemo_edge.recipe import Recipe, load_recipe
+from nemo_edge.recipe.prompts import Prompt
+from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.stages import calibrate_stage
 from nemo_edge.system.progress import Progress
 

@@ -21,7 +21,7 @@ import nemo_edge
 from nemo_edge.component import Component, Port
 from nemo_edge.export import export_component
 from nemo_edge.graphs import SCOPES, open_graph
-from nemo_edge.settings import ExportSettings
+from nemo_edge.recipe.settings import ExportSettings
 from nemo_edge.system.files import sha256_file
 
 PACKAGE = Path(nemo_edge.__file__).parent

@@ -10,7 +10,7 @@ from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.memorization import NoiseProbe
 from nemo_edge.multiscale import ms_ssim
 from nemo_edge.neurons import NeuronSet
-from nemo_edge.settings import LocalizationSettings
+from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.surgery import silenced
 from nemo_edge.trials import Subject, Trial, Trials
 

@@ -15,7 +15,7 @@ from nemo_edge.backends.torch import open_runner
 from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.component import Component, Port
 from nemo_edge.export import Disagreement, export_component
-from nemo_edge.settings import ExportSettings
+from nemo_edge.recipe.settings import ExportSettings
 from nemo_edge.verification import (
     Case,
     Reference,

@@ -324,7 +324,7 @@ def plan_of(bundle: Path, place: str, model: str, dtype: Any, flavour: Any, targ
     from nemo_edge.configuration import Configuration
     from nemo_edge.graphs import open_graph
     from nemo_edge.plans import open_plan_file
-    from nemo_edge.targets import ProfileSettings, TensorRtRtxSettings, TensorRtSettings, target_name
+    from nemo_edge.recipe.targets import ProfileSettings, TensorRtRtxSettings, TensorRtSettings, target_name
 
     if flavour == "tensorrt-rtx":
         settings: Any = TensorRtRtxSettings(profiles=(_profile(ProfileSettings, bundle),), targets=targets)

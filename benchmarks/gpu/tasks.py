@@ -131,7 +131,7 @@ def export(work: Path, smoke: bool, model: str, dtype: str) -> dict[str, Any]:
     from nemo_edge.component import UNET_FOLDERS
     from nemo_edge.neurons import NeuronSet
     from nemo_edge.production import PartJob
-    from nemo_edge.settings import CheckpointSettings, ExportSettings
+    from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings
     from nemo_edge.system.progress import Progress
 
     source = CheckpointSettings(path=str(work / "weights" / model))
@@ -171,8 +171,8 @@ def answer(work: Path, smoke: bool, model: str) -> dict[str, Any]:
     """Whether plans of TensorRT-RTX run on this GPU: one for sm80, the portable choice, one for every GPU it knows; in its own words."""
     from nemo_edge.backends.flavours import load_product
     from nemo_edge.backends.tensorrt import TensorRtRunner
+    from nemo_edge.recipe.targets import COMPUTE_CAPABILITIES
     from nemo_edge.system.environment import gpus
-    from nemo_edge.targets import COMPUTE_CAPABILITIES
 
     load_product("tensorrt-rtx")
     dtype = "fp32" if smoke else "fp16"
@@ -205,7 +205,7 @@ def localization(work: Path, smoke: bool, model: str) -> dict[str, Any]:
 
     from nemo_edge.backends.torch import DTYPES
     from nemo_edge.neurons import NeuronSet
-    from nemo_edge.settings import LocalizationSettings
+    from nemo_edge.recipe.settings import LocalizationSettings
     from nemo_edge.trials import Trial, Trials
 
     samples, found = 3 if smoke else 10, []
@@ -240,8 +240,8 @@ def decisions(_work: Path, smoke: bool) -> dict[str, Any]:
     from nemo_edge.calibration import calibrate
     from nemo_edge.checkpoint import open_checkpoint
     from nemo_edge.localization import Localizer
-    from nemo_edge.prompts import read_prompts
-    from nemo_edge.settings import SCORE, LocalizationSettings
+    from nemo_edge.recipe.prompts import read_prompts
+    from nemo_edge.recipe.settings import SCORE, LocalizationSettings
 
     general = [p.text for p in read_prompts(ROOT / "calib" / "demo_general.txt")][: 10 if smoke else 100]
     prompts = [p.text for p in read_prompts(demo.CHECKPOINT.parent / "prompts" / "memorized.csv")][: 2 if smoke else None]
@@ -273,7 +273,7 @@ def build(work: Path, smoke: bool) -> dict[str, Any]:
     """The whole demo, from checkpoint to judged bundle, with eager PyTorch and the engines on the GPU as far as they run there."""
     from nemo_edge.backends import onnxruntime
     from nemo_edge.build import build as run
-    from nemo_edge.recipe import load_recipe
+    from nemo_edge.recipe.recipe import load_recipe
     from nemo_edge.system.errors import MissingDependency
 
     recipe = ROOT / "engines" / "demo.toml"

@@ -23,9 +23,9 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+from nemo_edge.recipe.targets import Flavour, PlanSettings, TensorRtRtxSettings, TensorRtSettings
 from nemo_edge.system.environment import Gpu, gpus
 from nemo_edge.system.errors import InputError, MissingDependency, first_line
-from nemo_edge.targets import Flavour, PlanSettings, TensorRtRtxSettings, TensorRtSettings
 
 _REFIT_FLAGS = {"none": (), "value_weights": ("REFIT_INDIVIDUAL",), "all": ("REFIT",)}
 _WRONG_REFIT = "11.3."

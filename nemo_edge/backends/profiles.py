@@ -15,8 +15,8 @@ import numpy as np
 
 from nemo_edge.configuration import Configuration
 from nemo_edge.plans import Shapes
+from nemo_edge.recipe.targets import ProfileSettings
 from nemo_edge.system.errors import InputError
-from nemo_edge.targets import ProfileSettings
 
 _GUIDED = 2
 _IMAGE_RANK = 4

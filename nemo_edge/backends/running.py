@@ -21,10 +21,10 @@ from nemo_edge.backends.feeds import check_feed, in_batches
 from nemo_edge.backends.flavours import FLAVOURS, load_product, runtime_settings
 from nemo_edge.backends.profiles import choose_profile, rows_at_once
 from nemo_edge.plans import PlanFile
+from nemo_edge.recipe.targets import PlanSettings
 from nemo_edge.system.environment import gpus
 from nemo_edge.system.errors import ExportError, InputError, MissingDependency
 from nemo_edge.system.files import sha256_json, write_atomically
-from nemo_edge.targets import PlanSettings
 
 _TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32", "INT64": "int64", "BOOL": "bool"}
 """TensorRT's name of a type → PyTorch's, which is numpy's too."""

@@ -47,10 +47,10 @@ from nemo_edge.backends.running import TensorRtRunner, refit_weights, runtime_ca
 from nemo_edge.graphs import Graph, open_graph
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.plans import PlanFile, Shapes, Tensor, open_plan_file
+from nemo_edge.recipe.targets import Flavour, PlanSettings, TensorRtRtxSettings, TensorRtSettings, target_name
 from nemo_edge.system.errors import InputError, MissingDependency
 from nemo_edge.system.files import explain, write_atomically
 from nemo_edge.system.progress import Progress
-from nemo_edge.targets import Flavour, PlanSettings, TensorRtRtxSettings, TensorRtSettings, target_name
 
 Judge = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], bool]
 _UNETS = ("unet", "unet_masked")

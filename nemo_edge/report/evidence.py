@@ -20,7 +20,7 @@ from nemo_edge.latency import Latency
 from nemo_edge.localization import Localization, read_results
 from nemo_edge.mitigation import Measurement
 from nemo_edge.policies import Policies, policies_in
-from nemo_edge.recipe import Recipe
+from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.system.environment import Machine
 from nemo_edge.system.errors import BundleError, InputError
 

@@ -25,7 +25,7 @@ from nemo_edge.groups import Group, Member, Variant
 from nemo_edge.latency import Latency
 from nemo_edge.localization import Localization
 from nemo_edge.mitigation import Measurement, VariantMeasurement
-from nemo_edge.recipe import Recipe
+from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.verdict import leak_of, verdict_of
 from nemo_edge.system.environment import Machine

@@ -7,10 +7,10 @@ __all__ = ["untested"]
 from collections.abc import Iterator
 
 from nemo_edge.fit import product_of
-from nemo_edge.recipe import Recipe
+from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.recipe.settings import GateSettings
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.numbers import count, joined
-from nemo_edge.settings import GateSettings
 
 
 def untested(evidence: Evidence) -> tuple[str, ...]:

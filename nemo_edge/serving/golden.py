@@ -19,7 +19,7 @@ from nemo_edge.configuration import Configuration
 from nemo_edge.masks import read_mask
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import open_pipeline
-from nemo_edge.recipe import Recipe
+from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.sampling import generate
 from nemo_edge.serving.requests import INPUTS
 from nemo_edge.serving.versions import PIPELINE

@@ -18,11 +18,11 @@ import numpy as np
 from nemo_edge.backends.triton import Signature, TritonRunner
 from nemo_edge.configuration import Configuration
 from nemo_edge.policies import Policies, apply
+from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.sampling import Pipeline, check_size, condition, generate, make_scheduler
 from nemo_edge.serving.requests import PictureRequest, read_request
 from nemo_edge.serving.updates import PoliciesInForce
 from nemo_edge.serving.versions import PipelineVersion, read_pipeline
-from nemo_edge.settings import SamplingSettings
 from nemo_edge.system.errors import InputError
 
 LARGEST = 4

@@ -21,7 +21,7 @@ from nemo_edge.bundle import check_folder, check_shippable, open_verified, stagi
 from nemo_edge.configuration import Configuration
 from nemo_edge.graphs import open_graph
 from nemo_edge.policies import POLICIES, baked_policies, read_policies
-from nemo_edge.recipe import Recipe
+from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.serving.modelconfig import Service, engine_config, pipeline_config, read_config, recorded_version, write_config
 from nemo_edge.serving.shipment import Shipment, choose_backend
 from nemo_edge.serving.versions import DESCRIPTION, MODEL, ONNX, PIPELINE, EngineVersion, PipelineVersion, ServerBackend

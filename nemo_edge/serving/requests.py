@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nemo_edge.policies import ALWAYS
-from nemo_edge.settings import SamplingSettings
+from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.system.errors import InputError
 
 INPUTS: dict[str, str] = {

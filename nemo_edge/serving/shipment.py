@@ -19,12 +19,12 @@ from nemo_edge.component import UNET_FOLDERS
 from nemo_edge.configuration import Configuration
 from nemo_edge.graphs import open_graph
 from nemo_edge.plans import PlanFile, Tensor, open_plan_file
-from nemo_edge.recipe import Recipe
+from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.recipe.targets import Flavour
 from nemo_edge.serving.modelconfig import engine_signature
 from nemo_edge.serving.versions import ServerBackend
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import explain, sha256_file
-from nemo_edge.targets import Flavour
 
 
 @dataclass(frozen=True)

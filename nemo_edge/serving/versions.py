@@ -28,10 +28,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nemo_edge.backends import Runner
 from nemo_edge.backends.triton import Signature
-from nemo_edge.settings import SamplingSettings
+from nemo_edge.recipe.settings import SamplingSettings
+from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import sha256_file
-from nemo_edge.targets import EngineSettings
 
 DESCRIPTION = "version.json"
 """The file in which a version says what it is."""

@@ -19,9 +19,9 @@ from nemo_edge.backends.flavours import (
     runtime_settings,
     this_capability,
 )
+from nemo_edge.recipe.targets import TensorRtRtxSettings, TensorRtSettings
 from nemo_edge.system.environment import Gpu
 from nemo_edge.system.errors import InputError, MissingDependency
-from nemo_edge.targets import TensorRtRtxSettings, TensorRtSettings
 
 without_gpu = pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there is an NVIDIA driver")
 

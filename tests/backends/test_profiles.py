@@ -10,8 +10,8 @@ import pytest
 from nemo_edge.backends.profiles import choose_profile, plan_profiles, profile_shapes, rows_at_once, rows_of_a_picture
 from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.configuration import Configuration
+from nemo_edge.recipe.targets import ProfileSettings
 from nemo_edge.system.errors import InputError
-from nemo_edge.targets import ProfileSettings
 
 
 @dataclass

@@ -17,9 +17,9 @@ from nemo_edge.backends.tensorrt import available, compile_engine, open_engine
 from nemo_edge.graphs import open_graph
 from nemo_edge.plans import PlanFile
 from nemo_edge.readiness import fit_here
+from nemo_edge.recipe.targets import TensorRtRtxSettings, TensorRtSettings
 from nemo_edge.system.environment import gpus
 from nemo_edge.system.errors import InputError
-from nemo_edge.targets import TensorRtRtxSettings, TensorRtSettings
 
 MODEL = "unet/model.onnx"
 GIB = 1 << 30

@@ -24,11 +24,11 @@ from nemo_edge.graphs import open_graph
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.plans import PlanFile, open_plan_file
 from nemo_edge.readiness import fit_here
-from nemo_edge.settings import ExportSettings
+from nemo_edge.recipe.settings import ExportSettings
+from nemo_edge.recipe.targets import Flavour, ProfileSettings, TensorRtRtxSettings, TensorRtSettings
 from nemo_edge.surgery import gate
 from nemo_edge.system.environment import gpus
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency
-from nemo_edge.targets import Flavour, ProfileSettings, TensorRtRtxSettings, TensorRtSettings
 
 MODEL = "unet/model.onnx"
 rtx = pytest.mark.skipif(
@@ -110,7 +110,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from nemo_edge.backends.tensorrt import compile_engine
-from nemo_edge.targets import TensorRtRtxSettings
+from nemo_edge.recipe.targets import TensorRtRtxSettings
 from plan_graphs import shapes
 if __name__ == "__main__":
     compile_engine(Path(sys.argv[1]), "unet", "unet/model.onnx", "tensorrt-rtx", TensorRtRtxSettings(targets=("sm86",)), [shapes()], "fp16")

@@ -28,9 +28,9 @@ from nemo_edge.mitigation import Measurement, PromptMitigation, VariantMeasureme
 from nemo_edge.multiscale import pairwise_scores
 from nemo_edge.neurons import NeuronSet
 from nemo_edge.pipelines import eager_pipeline
-from nemo_edge.prompts import read_prompts
-from nemo_edge.recipe import Recipe, load_recipe
-from nemo_edge.settings import LocalizationSettings
+from nemo_edge.recipe.prompts import read_prompts
+from nemo_edge.recipe.recipe import Recipe, load_recipe
+from nemo_edge.recipe.settings import LocalizationSettings
 
 RECIPE = Path(__file__).parents[2] / "engines" / "demo.toml"
 SEEDS = 10

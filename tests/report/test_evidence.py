@@ -18,9 +18,9 @@ from nemo_edge.localization import Localization
 from nemo_edge.mitigation import CurvePoint, FoundNeuron, GeneralDrift, Measurement, PromptMitigation, Shown, VariantMeasurement
 from nemo_edge.neurons import NeuronSet, ValueLayer
 from nemo_edge.policies import Policies, masked_policies
-from nemo_edge.recipe import Recipe
+from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.recipe.settings import CheckpointSettings, LatencySettings, PromptSettings
 from nemo_edge.report.evidence import Evidence, facts_of
-from nemo_edge.settings import CheckpointSettings, LatencySettings, PromptSettings
 from nemo_edge.system.environment import Machine
 from nemo_edge.system.errors import BundleError
 from nemo_edge.triggers import calibrate_trigger

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from test_evidence import evidence, latency, measurement, mitigation, policies, recipe, shown
 
+from nemo_edge.recipe.settings import GateSettings, LatencySettings, LocalizationSettings
+from nemo_edge.recipe.targets import EngineSettings, TensorRtSettings
 from nemo_edge.report.untested import untested
-from nemo_edge.settings import GateSettings, LatencySettings, LocalizationSettings
-from nemo_edge.targets import EngineSettings, TensorRtSettings
 
 
 def lines(**changes: object) -> str:

@@ -13,7 +13,7 @@ from conftest import shared_data
 
 pytest.importorskip("tritonclient.grpc")
 
-from nemo_edge.recipe import from_options
+from nemo_edge.recipe.recipe import from_options
 from nemo_edge.serving.kserve import Placement, describe_service
 from nemo_edge.serving.repository import ship
 from nemo_edge.system.errors import BundleError, InputError

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.serving.golden import request
 from nemo_edge.serving.requests import read_json, read_request
-from nemo_edge.settings import SamplingSettings
 from nemo_edge.system.errors import InputError
 
 DEFAULTS = SamplingSettings(steps=7, guidance=3.0, negative_prompt="blurred")

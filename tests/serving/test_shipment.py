@@ -15,7 +15,7 @@ import plans
 from nemo_edge.bundle import amend, open_bundle
 from nemo_edge.configuration import Configuration
 from nemo_edge.plans import Shapes
-from nemo_edge.recipe import Recipe
+from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.serving.shipment import Shipment, choose_backend
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import sha256_file

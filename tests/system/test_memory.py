@@ -11,7 +11,7 @@ from nemo_edge.calibration import calibrate
 from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.detection import Detector
 from nemo_edge.localization import Localizer
-from nemo_edge.settings import LocalizationSettings
+from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.system import memory
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.memory import check_room, memory_available, pictures_at_once, room_bytes, rows_at_once, search_bytes

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_edge.settings import ExportSettings
+from nemo_edge.recipe.settings import ExportSettings
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.processes import run, run_apart
 from nemo_edge.system.progress import Advance, Progress

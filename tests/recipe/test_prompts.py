@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import shared_data
 
-from nemo_edge.prompts import MAX_SIZE_BYTES, Prompt, check_apart, distinct, read_labelled, read_prompts
+from nemo_edge.recipe.prompts import MAX_SIZE_BYTES, Prompt, check_apart, distinct, read_labelled, read_prompts
 from nemo_edge.system.errors import InputError
 
 Write = Callable[[str, str | bytes], Path]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from nemo_edge.targets import ProfileSettings, TensorRtRtxSettings, target_name
+from nemo_edge.recipe.targets import ProfileSettings, TensorRtRtxSettings, target_name
 
 
 def test_a_number_stands_for_a_range_of_one_value() -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from nemo_edge.recipe import Recipe, anchored, load_recipe, portable, with_random_weights
-from nemo_edge.settings import LatencySettings
+from nemo_edge.recipe.recipe import Recipe, anchored, load_recipe, portable, with_random_weights
+from nemo_edge.recipe.settings import LatencySettings
+from nemo_edge.recipe.targets import FLAVOUR_OF, EngineSettings, ProfileSettings
 from nemo_edge.system.errors import InputError
-from nemo_edge.targets import FLAVOUR_OF, EngineSettings, ProfileSettings
 
 Write = Callable[[str, str | bytes], Path]
 
@@ -146,14 +146,14 @@ def test_a_missing_recipe_and_a_folder_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_demo_recipe_names_files_that_are_there() -> None:
-    recipe = load_recipe(Path(__file__).parents[1] / "engines" / "demo.toml")
+    recipe = load_recipe(Path(__file__).parents[2] / "engines" / "demo.toml")
     assert recipe.prompts.memorized.is_file()
     assert recipe.prompts.general.is_file()
     assert Path(recipe.checkpoint.path, "model_index.json").is_file()
 
 
 def test_the_recipe_of_stable_diffusion_for_rtx_takes_random_weights() -> None:
-    recipe = with_random_weights(load_recipe(Path(__file__).parents[1] / "engines" / "sd15-rtx.toml"), "sd15")
+    recipe = with_random_weights(load_recipe(Path(__file__).parents[2] / "engines" / "sd15-rtx.toml"), "sd15")
     assert recipe.random_weights is not None
     assert (recipe.random_weights.architecture, recipe.random_weights.neurons) == ("sd15", None)
     assert (recipe.export.variants, recipe.export.dtype) == (("masked",), "fp16")

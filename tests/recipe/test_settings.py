@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from nemo_edge.settings import CalibrationSettings, ExportSettings, GateSettings, LatencySettings
+from nemo_edge.recipe.settings import CalibrationSettings, ExportSettings, GateSettings, LatencySettings
 
 
 def test_what_is_pinned_is_in_latents_and_only_where_there_are_sizes() -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal, Self, TypeVar, get_args
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, model_validator
 
 from nemo_edge.component import UNET_FOLDERS
-from nemo_edge.settings import (
+from nemo_edge.recipe.settings import (
     ENGINE_TOLERANCES,
     CalibrationSettings,
     CheckpointSettings,
@@ -30,9 +30,9 @@ from nemo_edge.settings import (
     SamplingSettings,
     Settings,
 )
+from nemo_edge.recipe.targets import EngineSettings, TensorRtRtxSettings, TensorRtSettings, uncompiled
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import way_to
-from nemo_edge.targets import EngineSettings, TensorRtRtxSettings, TensorRtSettings, uncompiled
 
 _Kind = TypeVar("_Kind", bound=BaseModel)
 
