@@ -18,14 +18,14 @@ from typing import Any
 from models import DEMO, engines_of
 
 from nemo_edge.bundle import open_verified
-from nemo_edge.checkpoint import open_checkpoint
 from nemo_edge.fidelity import Agreement, compare_trajectories, trace_trajectory
 from nemo_edge.mitigation import Measurement
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.checkpoint import open_checkpoint
+from nemo_edge.model.neurons import NeuronSet
+from nemo_edge.model.surgery import silenced
 from nemo_edge.pipelines import UNMITIGATED, eager_pipeline, open_pipeline
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.targets import EngineSettings
-from nemo_edge.surgery import silenced
 from nemo_edge.system.environment import machine
 
 RESULT = Path(__file__).parent / "results" / "fidelity.json"

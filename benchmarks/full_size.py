@@ -50,7 +50,7 @@ OURS = """
 import sys
 from pathlib import Path
 from nemo_edge import parts
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.production import PartJob
 from nemo_edge.system.progress import Progress
 from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings
@@ -85,7 +85,7 @@ import numpy as np
 from pathlib import Path
 from nemo_edge.backends.onnxruntime import open_runner
 from nemo_edge.backends.torch import open_runner as open_eager
-from nemo_edge.checkpoint import open_checkpoint
+from nemo_edge.model.checkpoint import open_checkpoint
 component = open_checkpoint(sys.argv[1], parts=("unet",)).unet_component()
 feed = component.example(2, seed=0, height=32, width=32)
 expected = open_eager(component)(feed)["out_sample"]

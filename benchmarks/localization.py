@@ -24,9 +24,9 @@ import torch
 
 from nemo_edge import demo
 from nemo_edge.calibration import Calibration, calibrate
-from nemo_edge.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.localization import Localization, Localizer
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
+from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.random_weights import write_random
 from nemo_edge.recipe.prompts import read_prompts
 from nemo_edge.recipe.settings import LocalizationSettings

@@ -10,12 +10,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from nemo_edge import demo
 from nemo_edge.backends import onnxruntime
-from nemo_edge.checkpoint import open_checkpoint, value_layers
-from nemo_edge.component import UNET_FOLDERS
 from nemo_edge.export import export_component
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.checkpoint import open_checkpoint, value_layers
+from nemo_edge.model.component import UNET_FOLDERS
+from nemo_edge.model.neurons import NeuronSet
+from nemo_edge.model.surgery import gate, silenced
 from nemo_edge.recipe.settings import ExportSettings
-from nemo_edge.surgery import gate, silenced
 
 DEMO = demo.CHECKPOINT
 NEURONS = 16

@@ -21,11 +21,11 @@ import torch
 from nemo_edge import demo
 from nemo_edge.bundlepolicies import make_policies
 from nemo_edge.calibration import calibrate
-from nemo_edge.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.demo.captions import general_captions
 from nemo_edge.groups import Group, Groups, clusters_of
 from nemo_edge.localization import Localizer
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
+from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.policies import ALWAYS, TRIGGERED, Policies, apply
 from nemo_edge.recipe.prompts import read_prompts
 from nemo_edge.recipe.settings import LocalizationSettings

@@ -17,9 +17,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from nemo_edge.compilation import check_compiler
 from nemo_edge.engines import PLANS
 from nemo_edge.latency import Case, Latency, Ratio, Timing, Visit, ratio_of, timing_of
+from nemo_edge.model.compilation import check_compiler
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import LatencySettings, SamplingSettings, Target
 from nemo_edge.stand import Runnable, Setup, Stand

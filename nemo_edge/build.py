@@ -21,10 +21,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge import __version__
-from nemo_edge.architectures import configurations
 from nemo_edge.bundle import GateResult, Manifest, check_output, copy_tree, open_bundle, publish, staging, verify
 from nemo_edge.ingredients import Ingredients, bundle_key, ingredients, stage_keys, used_versions
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.architectures import configurations
+from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.preflight import check_unmade, preflight
 from nemo_edge.production import OnnxFile, compile_stage, export_stage, is_large, neurons_stage, plan_stage
 from nemo_edge.recipe.recipe import Recipe, portable
@@ -211,7 +211,7 @@ class _Build:
     def checkpoint(self) -> Any:
         """The checkpoint in float32, opened by the first stage that needs it."""
         if self._checkpoint is None:
-            from nemo_edge.checkpoint import open_checkpoint
+            from nemo_edge.model.checkpoint import open_checkpoint
             from nemo_edge.sampling import check_size
 
             source = self.recipe.checkpoint

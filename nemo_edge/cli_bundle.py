@@ -187,7 +187,7 @@ def inspect(
         print_result(found, as_json, datasheet.show)
         return
     opened = open_model(path, allow_pickle)
-    from nemo_edge.checkpoint import summary
+    from nemo_edge.model.checkpoint import summary
 
     print_result(summary(opened), as_json, console.show_checkpoint)
 

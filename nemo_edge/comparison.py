@@ -17,18 +17,18 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge.bundle import MANIFEST, Manifest, check_measurable, open_verified
-from nemo_edge.checkpoint import Checkpoint, open_checkpoint
-from nemo_edge.component import UNET_FOLDERS, VALUE_MASK
-from nemo_edge.configuration import Configuration
 from nemo_edge.divergence import Divergence, EagerProbe, GraphProbe, Probe, first_divergence, first_not_finite
 from nemo_edge.fidelity import Agreement, Trajectory, compare_trajectories, merged, trace_trajectory
 from nemo_edge.mitigation import Measurement
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
+from nemo_edge.model.component import UNET_FOLDERS, VALUE_MASK
+from nemo_edge.model.configuration import Configuration
+from nemo_edge.model.neurons import NeuronSet
+from nemo_edge.model.surgery import silenced
 from nemo_edge.pipelines import UNMITIGATED, eager_pipeline, has_unmitigated, open_pipeline, original_weights
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import ENGINE_TOLERANCES, SamplingSettings
 from nemo_edge.sampling import Pipeline, latent_shape
-from nemo_edge.surgery import silenced
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.memory import pictures_at_once
 from nemo_edge.system.progress import Progress

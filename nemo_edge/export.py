@@ -30,9 +30,9 @@ from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fix
 from nemo_edge.agreement import Agreement, Dtype, Exported
 from nemo_edge.backends.torch import DTYPES
 from nemo_edge.bundle import staging
-from nemo_edge.component import Component
 from nemo_edge.graphs import SCOPES, open_graph
-from nemo_edge.neurons import ValueLayer
+from nemo_edge.model.component import Component
+from nemo_edge.model.neurons import ValueLayer
 from nemo_edge.recipe.settings import ExportSettings
 from nemo_edge.system.errors import ExportError, InputError, first_line
 from nemo_edge.system.files import explain

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nemo_edge.clusters import cluster
 from nemo_edge.localization import Examined, Localization, Localizer, union
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.paraphrases import Kind, Paraphrase, paraphrases
 from nemo_edge.recipe.prompts import Prompt
 from nemo_edge.refinement import Suspect, firm_score, refine_together, scores_left

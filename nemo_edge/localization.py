@@ -26,15 +26,15 @@ from torch import Tensor, nn
 
 from nemo_edge.backends.torch import DTYPES, open_runner
 from nemo_edge.calibration import Statistics, activations, load_statistics, read_threshold
-from nemo_edge.checkpoint import Checkpoint, value_layers
-from nemo_edge.compilation import check_compiler, compile_
 from nemo_edge.decisions import Decisions
 from nemo_edge.memorization import NoiseProbe, finite, firm_seed_scores
+from nemo_edge.model.checkpoint import Checkpoint, value_layers
+from nemo_edge.model.compilation import check_compiler, compile_
+from nemo_edge.model.neurons import NeuronSet
+from nemo_edge.model.surgery import silenced
 from nemo_edge.multiscale import plain_ms_ssim
-from nemo_edge.neurons import NeuronSet
 from nemo_edge.recipe.settings import SCORE, LocalizationSettings, check_threshold
 from nemo_edge.searches import Ask, Lists, Outcome, Search, grouped, highest, published, schedule
-from nemo_edge.surgery import silenced
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import sha256_json
 from nemo_edge.system.journal import append, read_lines

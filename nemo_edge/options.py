@@ -34,6 +34,6 @@ def print_result(result: Any, as_json: bool, show: Callable[[Any], None]) -> Non
 
 def open_model(path: str, allow_pickle: bool, device: str = "cpu") -> Any:
     """Open a checkpoint on a device."""
-    from nemo_edge.checkpoint import open_checkpoint
+    from nemo_edge.model.checkpoint import open_checkpoint
 
     return open_checkpoint(path, allow_pickle=allow_pickle, device=device)

@@ -18,14 +18,14 @@ import torch
 
 from nemo_edge.agreement import Exported
 from nemo_edge.backends.torch import DTYPES
-from nemo_edge.checkpoint import Checkpoint, Layers, open_parts, value_layers
-from nemo_edge.component import UNET_FOLDERS, VALUE_MASK, Component
-from nemo_edge.configuration import Configuration
 from nemo_edge.export import Disagreement, export_component
-from nemo_edge.neurons import ValueLayer
+from nemo_edge.model.checkpoint import Checkpoint, Layers, open_parts, value_layers
+from nemo_edge.model.component import UNET_FOLDERS, VALUE_MASK, Component
+from nemo_edge.model.configuration import Configuration
+from nemo_edge.model.neurons import ValueLayer
+from nemo_edge.model.surgery import bake_, gate, silenced, value_rows
 from nemo_edge.production import Chosen, PartJob
 from nemo_edge.recipe.settings import CheckpointSettings
-from nemo_edge.surgery import bake_, gate, silenced, value_rows
 from nemo_edge.system.environment import cores
 from nemo_edge.system.progress import Progress
 from nemo_edge.valueweights import SILENCED_ROWS, save_rows

@@ -15,11 +15,11 @@ from torch import compile as compile_module
 from torch.nn import Module
 
 from nemo_edge.backends import Runner, onnxruntime, tensorrt, torch
-from nemo_edge.checkpoint import Checkpoint
-from nemo_edge.component import UNET_FOLDERS
-from nemo_edge.configuration import Configuration
 from nemo_edge.graphs import open_graph
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.checkpoint import Checkpoint
+from nemo_edge.model.component import UNET_FOLDERS
+from nemo_edge.model.configuration import Configuration
+from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.readiness import check_plans
 from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.sampling import Pipeline

@@ -29,8 +29,8 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from nemo_edge.masks import OFF
-from nemo_edge.neurons import NeuronSet, ValueLayer
+from nemo_edge.model.masks import OFF
+from nemo_edge.model.neurons import NeuronSet, ValueLayer
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import sha256_json, write_atomically
 from nemo_edge.triggers import Trigger

@@ -10,10 +10,10 @@ __all__ = ["check_unmade", "preflight"]
 from collections.abc import Sequence
 from pathlib import Path
 
-from nemo_edge.architectures import ARCHITECTURES, source
-from nemo_edge.configuration import Configuration
 from nemo_edge.footprint import Part, check_memory
 from nemo_edge.ingredients import Ingredients
+from nemo_edge.model.architectures import ARCHITECTURES, source
+from nemo_edge.model.configuration import Configuration
 from nemo_edge.random_weights import is_random
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.targets import FLAVOUR_OF
@@ -50,12 +50,12 @@ def _check_tools(recipe: Recipe, model: Path) -> None:
     check_runs(recipe)
     check_compiles(recipe, model)
     if recipe.checkpoint.device != "cpu":
-        from nemo_edge.checkpoint import check_device
+        from nemo_edge.model.checkpoint import check_device
 
         check_device(recipe.checkpoint.device)
     for table, settings in (("localization", recipe.localization), ("latency", recipe.latency)):
         if settings is not None and settings.compiled:
-            from nemo_edge.compilation import check_compiler
+            from nemo_edge.model.compilation import check_compiler
 
             check_compiler(f"{table}.compiled")
 
@@ -85,7 +85,7 @@ def _check_trained(checkpoint: Path) -> None:
 
 def _check_evidence(recipe: Recipe, inputs: Ingredients) -> None:
     """What the measurement will be made with: weights, training pictures, the copy detector."""
-    from nemo_edge.checkpoint import check_files
+    from nemo_edge.model.checkpoint import check_files
     from nemo_edge.replication import load_picture, load_sscd
 
     check_files(recipe.checkpoint.path, allow_pickle=recipe.checkpoint.allow_pickle)

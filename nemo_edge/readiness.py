@@ -14,8 +14,8 @@ from pathlib import Path
 from nemo_edge.backends import onnxruntime
 from nemo_edge.backends.flavours import check, check_runtime, first_gpu
 from nemo_edge.backends.tensorrt import plan_files
-from nemo_edge.configuration import upcasts_decoder
 from nemo_edge.fit import Fit, check_here, product_of, serves
+from nemo_edge.model.configuration import upcasts_decoder
 from nemo_edge.plans import PlanFile, read_header
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.targets import FLAVOUR_OF, Flavour, unfit_for_turing

@@ -26,9 +26,9 @@ from nemo_edge.backends.flavours import FLAVOURS, check
 from nemo_edge.backends.tensorrt import compile_engine
 from nemo_edge.build import lock
 from nemo_edge.bundle import MEASURED, GateResult, Manifest, amend, check_output, open_bundle
-from nemo_edge.component import UNET_FOLDERS
 from nemo_edge.graphs import open_graph
-from nemo_edge.neurons import NeuronSet, read_neurons
+from nemo_edge.model.component import UNET_FOLDERS
+from nemo_edge.model.neurons import NeuronSet, read_neurons
 from nemo_edge.plans import PlanFile, open_plan_file
 from nemo_edge.policies import POLICIES, Policies
 from nemo_edge.readiness import check_runs

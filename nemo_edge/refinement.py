@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import reduce
 
 from nemo_edge.localization import Examined, Localization
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.searches import Scores, highest
 from nemo_edge.trials import Trial, Trials
 

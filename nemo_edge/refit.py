@@ -17,9 +17,9 @@ from nemo_edge.agreement import TOLERANCES
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
 from nemo_edge.backends.profiles import random_feed
 from nemo_edge.backends.tensorrt import refit_engine
-from nemo_edge.configuration import Configuration
 from nemo_edge.graphs import open_graph
-from nemo_edge.neurons import ValueLayer
+from nemo_edge.model.configuration import Configuration
+from nemo_edge.model.neurons import ValueLayer
 from nemo_edge.plans import PlanFile
 from nemo_edge.readiness import fit_here
 from nemo_edge.system.errors import ExportError, InputError, MissingDependency, first_line

@@ -15,18 +15,18 @@ from pathlib import Path
 from nemo_edge.backends.torch import DTYPES
 from nemo_edge.bundle import Manifest, amend, open_verified, staging
 from nemo_edge.calibration import Calibration
-from nemo_edge.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.examination import Subject, examine
 from nemo_edge.gates import judge
 from nemo_edge.groups import all_neurons, groups_in
 from nemo_edge.ingredients import Ingredients, ingredients
 from nemo_edge.latency import Latency
 from nemo_edge.localization import read_results
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
+from nemo_edge.model.neurons import NeuronSet
+from nemo_edge.model.surgery import value_rows
 from nemo_edge.policies import policies_in
 from nemo_edge.recipe.recipe import Recipe, anchored, with_places
 from nemo_edge.report import Evidence, store_pictures, worst_first, write_report
-from nemo_edge.surgery import value_rows
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import checkpoint_folder, checkpoint_hashes
 from nemo_edge.system.progress import Progress

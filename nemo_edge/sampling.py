@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from nemo_edge.backends import Runner
-from nemo_edge.checkpoint import conditioning
-from nemo_edge.component import VALUE_MASK
-from nemo_edge.configuration import Configuration
+from nemo_edge.model.checkpoint import conditioning
+from nemo_edge.model.component import VALUE_MASK
+from nemo_edge.model.configuration import Configuration
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.progress import Advance

@@ -14,13 +14,13 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge.calibration import Calibration, calibrate, load_statistics, read_threshold
-from nemo_edge.checkpoint import Checkpoint, value_layers
 from nemo_edge.detection import Detection, Detector
 from nemo_edge.detectors import label_of, rocs_of
 from nemo_edge.groups import GROUPS, Group, Groups, all_neurons, clusters_of
 from nemo_edge.localization import Localization, Localizer
 from nemo_edge.memorization import Threshold
-from nemo_edge.neurons import OfficialRow, write_official_csv
+from nemo_edge.model.checkpoint import Checkpoint, value_layers
+from nemo_edge.model.neurons import OfficialRow, write_official_csv
 from nemo_edge.recipe.prompts import Prompt
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import LocalizationSettings

@@ -139,7 +139,7 @@ class Stand:
 
 def _opened(contender: Runnable, stack: ExitStack) -> Any:
     from nemo_edge import pipelines
-    from nemo_edge.configuration import Configuration
+    from nemo_edge.model.configuration import Configuration
 
     if contender.kind == "engine":
         bundle, variant = Path(contender.place), contender.variant or contender.name
@@ -147,7 +147,7 @@ def _opened(contender: Runnable, stack: ExitStack) -> Any:
     import torch
 
     from nemo_edge.backends.torch import DTYPES
-    from nemo_edge.checkpoint import open_checkpoint
+    from nemo_edge.model.checkpoint import open_checkpoint
 
     torch.set_num_threads(contender.engine.threads or cores())
     checkpoint = open_checkpoint(contender.place, device=contender.engine.device, allow_pickle=contender.allow_pickle)

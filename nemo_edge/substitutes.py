@@ -25,10 +25,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
 from nemo_edge.backends import Runner
-from nemo_edge.component import VALUE_MASK
-from nemo_edge.configuration import Configuration
-from nemo_edge.masks import Mask, read_mask
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.component import VALUE_MASK
+from nemo_edge.model.configuration import Configuration
+from nemo_edge.model.masks import Mask, read_mask
+from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.sampling import check_size
 from nemo_edge.system.errors import InputError

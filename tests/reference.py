@@ -15,7 +15,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from nemo_edge.calibration import Statistics
-from nemo_edge.checkpoint import Checkpoint
+from nemo_edge.model.checkpoint import Checkpoint
 
 Lists = list[list[int]]
 LAYERS = tuple(

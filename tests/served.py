@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from nemo_edge.bundle import amend, open_bundle
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.policies import masked_policies
 from nemo_edge.rebake import rebake
 from nemo_edge.serving.golden import ask, request

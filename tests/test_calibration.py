@@ -17,9 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from nemo_edge.calibration import Calibration, activations, calibrate, load_statistics, read_threshold
-from nemo_edge.checkpoint import Checkpoint, value_layers
 from nemo_edge.memorization import Threshold
-from nemo_edge.neurons import ValueLayer
+from nemo_edge.model.checkpoint import Checkpoint, value_layers
+from nemo_edge.model.neurons import ValueLayer
 from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.system.errors import InputError
 

@@ -26,7 +26,7 @@ from nemo_edge import cli, demo
 from nemo_edge.build import build, plan
 from nemo_edge.bundle import open_bundle, verify
 from nemo_edge.calibration import Calibration
-from nemo_edge.neurons import NeuronSet, ValueLayer
+from nemo_edge.model.neurons import NeuronSet, ValueLayer
 from nemo_edge.recipe.recipe import load_recipe
 
 STAGES = ("calibrate", "localize", "policies", "export", "measure")

@@ -11,7 +11,7 @@ import pytest
 from nemo_edge.bundle import amend, open_bundle
 from nemo_edge.comparison import Comparison, Question, compare
 from nemo_edge.mitigation import Measurement
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.system.errors import BundleError, InputError
 
 QUESTION = Question(steps=2)

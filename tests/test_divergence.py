@@ -11,11 +11,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from nemo_edge.checkpoint import Checkpoint, open_checkpoint, value_layers
-from nemo_edge.component import VALUE_MASK
 from nemo_edge.divergence import Divergence, EagerProbe, GraphProbe, first_divergence, first_not_finite
-from nemo_edge.neurons import NeuronSet
-from nemo_edge.surgery import silenced
+from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint, value_layers
+from nemo_edge.model.component import VALUE_MASK
+from nemo_edge.model.neurons import NeuronSet
+from nemo_edge.model.surgery import silenced
 
 TOLERANCE = 1e-4
 Feed = dict[str, np.ndarray]

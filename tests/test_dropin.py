@@ -30,15 +30,15 @@ from transformers import CLIPTokenizer
 
 import nemo_edge
 from nemo_edge.bundle import Manifest, open_bundle, publish, staging
-from nemo_edge.checkpoint import open_checkpoint, value_layers
 from nemo_edge.dropin import load_pipeline, load_unet
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.checkpoint import open_checkpoint, value_layers
+from nemo_edge.model.neurons import NeuronSet
+from nemo_edge.model.surgery import bake_
 from nemo_edge.production import OnnxFile, compile_stage, export_stage
 from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings
 from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.sampling import initial_noise
 from nemo_edge.studio import Request, draw
-from nemo_edge.surgery import bake_
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.progress import Progress
 

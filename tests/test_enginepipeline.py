@@ -14,8 +14,8 @@ from served import with_cluster
 from test_dropin import Model, latents, make_xl, noise
 from transformers import CLIPTokenizer
 
-from nemo_edge.checkpoint import open_checkpoint
 from nemo_edge.dropin import load_pipeline, load_unet
+from nemo_edge.model.checkpoint import open_checkpoint
 from nemo_edge.system.errors import InputError
 
 MEMORIZED, OTHER = "a red pig", "a dog"

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from nemo_edge.calibration import Calibration
-from nemo_edge.checkpoint import open_checkpoint
 from nemo_edge.examination import Subject, _Examination, examine
 from nemo_edge.localization import read_results
 from nemo_edge.mitigation import Measurement
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.checkpoint import open_checkpoint
+from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.prompts import Prompt
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.settings import FidelitySettings

@@ -9,8 +9,8 @@ from math import inf, isnan, nan
 import numpy as np
 import pytest
 
-from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.fidelity import Agreement, StepError, compare_trajectories, trace_trajectory
+from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.pipelines import eager_pipeline
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.sampling import Pipeline, generate

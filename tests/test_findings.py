@@ -13,7 +13,7 @@ from nemo_edge.detectors import PAPER
 from nemo_edge.findings import show_detection, show_localizations
 from nemo_edge.groups import Group, Member, Variant
 from nemo_edge.localization import Localization
-from nemo_edge.neurons import NeuronSet, ValueLayer
+from nemo_edge.model.neurons import NeuronSet, ValueLayer
 from nemo_edge.roc import Roc, roc
 from nemo_edge.stages import Detected
 

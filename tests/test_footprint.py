@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.footprint import Footprint, Need, Part, check_memory, estimate, fitted, needs_of, parts
+from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.system.errors import InputError
 
 GB = 10**9

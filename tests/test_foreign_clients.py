@@ -16,9 +16,9 @@ import pytest
 
 from nemo_edge.backends.onnxruntime import open_runner
 from nemo_edge.bundle import verify
-from nemo_edge.checkpoint import Checkpoint, open_checkpoint
-from nemo_edge.configuration import Configuration
 from nemo_edge.export import export_component
+from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
+from nemo_edge.model.configuration import Configuration
 from nemo_edge.recipe.settings import ExportSettings, SamplingSettings
 from nemo_edge.sampling import Pipeline, generate, initial_noise
 

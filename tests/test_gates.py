@@ -15,7 +15,7 @@ from nemo_edge.groups import Group, Variant
 from nemo_edge.latency import Case, Latency, Visit, ratio_of, timing_of
 from nemo_edge.localization import Localization
 from nemo_edge.mitigation import GeneralDrift, Measurement, PromptMitigation, Shown, VariantMeasurement
-from nemo_edge.neurons import NeuronSet, ValueLayer
+from nemo_edge.model.neurons import NeuronSet, ValueLayer
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings, FidelitySettings, GateSettings, LatencySettings, PromptSettings
 from nemo_edge.system.environment import machine

@@ -12,10 +12,10 @@ import torch
 from onnx import TensorProto, helper
 
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner, open_runner
-from nemo_edge.checkpoint import Checkpoint, open_checkpoint, value_layers
-from nemo_edge.component import VALUE_MASK
 from nemo_edge.graphs import Graph, Place, Port, module_path, open_graph
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint, value_layers
+from nemo_edge.model.component import VALUE_MASK
+from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.system.errors import InputError
 
 VARIANTS = ["unet", "unet_masked"]

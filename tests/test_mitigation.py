@@ -13,7 +13,6 @@ import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from nemo_edge.calibration import Statistics, activations
-from nemo_edge.checkpoint import Checkpoint, value_layers
 from nemo_edge.localization import Localization
 from nemo_edge.mitigation import (
     Drawn,
@@ -27,11 +26,12 @@ from nemo_edge.mitigation import (
     shown,
     z_scores,
 )
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.checkpoint import Checkpoint, value_layers
+from nemo_edge.model.neurons import NeuronSet
+from nemo_edge.model.surgery import silenced
 from nemo_edge.pipelines import eager_pipeline
 from nemo_edge.recipe.settings import LocalizationSettings, SamplingSettings
 from nemo_edge.sampling import Pipeline, denoise, generate
-from nemo_edge.surgery import silenced
 from nemo_edge.system.errors import BundleError
 
 SAMPLING = SamplingSettings(steps=3, guidance=2.0)

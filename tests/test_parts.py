@@ -17,8 +17,8 @@ from transformers import CLIPTokenizer
 
 from nemo_edge import parts, production
 from nemo_edge.agreement import TOLERANCES, Agreement, Exported
-from nemo_edge.checkpoint import open_checkpoint, value_layers
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.checkpoint import open_checkpoint, value_layers
+from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.parts import answer_parts, export_part, layers_of, outline
 from nemo_edge.production import Chosen, PartJob, export_stage
 from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings

@@ -11,15 +11,15 @@ import numpy as np
 import plans
 import pytest
 
-from nemo_edge.checkpoint import Checkpoint, open_checkpoint, value_layers
-from nemo_edge.component import VALUE_MASK
-from nemo_edge.configuration import Configuration
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint, value_layers
+from nemo_edge.model.component import VALUE_MASK
+from nemo_edge.model.configuration import Configuration
+from nemo_edge.model.neurons import NeuronSet
+from nemo_edge.model.surgery import silenced
 from nemo_edge.pipelines import UNMITIGATED, eager_pipeline, has_unmitigated, open_pipeline, original_weights
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.sampling import Pipeline, denoise, generate
-from nemo_edge.surgery import silenced
 from nemo_edge.system.errors import InputError, MissingDependency
 
 PROMPTS, SEEDS = ["a red pig", "a bus"], [0, 1]

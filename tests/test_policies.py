@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nemo_edge.neurons import NeuronSet, ValueLayer
+from nemo_edge.model.neurons import NeuronSet, ValueLayer
 from nemo_edge.policies import ALWAYS, OFF, TRIGGERED, Policies, apply, baked_policies, masked_policies, read_policies
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.triggers import calibrate_trigger

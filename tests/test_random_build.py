@@ -19,7 +19,7 @@ from nemo_edge.comparison import Question, compare
 from nemo_edge.engines import Contents, inspect
 from nemo_edge.engines import verify as verify_engine
 from nemo_edge.latency import Latency
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.recipe import Recipe, load_recipe, with_random_weights
 from nemo_edge.recipe.settings import ExportSettings, GateSettings, LatencySettings
 from nemo_edge.recipe.targets import ProfileSettings, TensorRtRtxSettings, TensorRtSettings

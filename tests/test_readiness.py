@@ -11,7 +11,7 @@ import pytest
 
 from nemo_edge import readiness
 from nemo_edge.backends import flavours
-from nemo_edge.checkpoint import Checkpoint
+from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.readiness import check_compiles, check_plans, check_runs
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import CheckpointSettings, PromptSettings

@@ -22,9 +22,9 @@ from nemo_edge import valueweights
 from nemo_edge.backends.onnxruntime import open_runner
 from nemo_edge.build import lock, plan
 from nemo_edge.bundle import MANIFEST, amend, open_bundle, open_verified, verify
-from nemo_edge.checkpoint import open_checkpoint
 from nemo_edge.graphs import open_graph
-from nemo_edge.neurons import NeuronSet, OfficialRow, write_official_csv
+from nemo_edge.model.checkpoint import open_checkpoint
+from nemo_edge.model.neurons import NeuronSet, OfficialRow, write_official_csv
 from nemo_edge.production import export_folder
 from nemo_edge.rebake import rebake
 from nemo_edge.recipe.recipe import load_recipe

@@ -6,7 +6,7 @@ import pytest
 from reference import blocked_score
 
 from nemo_edge.localization import Localizer
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.refinement import Suspect, refine_together, scores_left
 
 SAMPLES, THRESHOLD = 4, 0.7

@@ -12,7 +12,7 @@ from traces import traces
 from nemo_edge import console
 from nemo_edge.bundle import open_bundle, open_verified
 from nemo_edge.mitigation import Measurement
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.rebake import rebake
 from nemo_edge.recipe.recipe import load_recipe
 from nemo_edge.remeasure import open_sources

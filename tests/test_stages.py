@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nemo_edge.calibration import Calibration
-from nemo_edge.checkpoint import open_checkpoint
+from nemo_edge.model.checkpoint import open_checkpoint
 from nemo_edge.recipe.prompts import Prompt
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.stages import calibrate_stage

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.policies import Policies
 from nemo_edge.studio import Request, draw
 from nemo_edge.system.errors import InputError

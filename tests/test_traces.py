@@ -18,9 +18,9 @@ from traces import traces
 from transformers import CLIPTokenizer
 
 import nemo_edge
-from nemo_edge.component import Component, Port
 from nemo_edge.export import export_component
 from nemo_edge.graphs import SCOPES, open_graph
+from nemo_edge.model.component import Component, Port
 from nemo_edge.recipe.settings import ExportSettings
 from nemo_edge.system.files import sha256_file
 

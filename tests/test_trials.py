@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from nemo_edge.backends.torch import open_runner
-from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.memorization import NoiseProbe
+from nemo_edge.model.checkpoint import Checkpoint
+from nemo_edge.model.neurons import NeuronSet
+from nemo_edge.model.surgery import silenced
 from nemo_edge.multiscale import ms_ssim
-from nemo_edge.neurons import NeuronSet
 from nemo_edge.recipe.settings import LocalizationSettings
-from nemo_edge.surgery import silenced
 from nemo_edge.trials import Subject, Trial, Trials
 
 SETTINGS = LocalizationSettings(samples=4)

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from nemo_edge.graphs import open_graph
-from nemo_edge.neurons import NeuronSet, ValueLayer
+from nemo_edge.model.neurons import NeuronSet, ValueLayer
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import sha256_file
 from nemo_edge.valueweights import VALUE_DATA, load_rows, open_value_weights, rows_of, save_rows

@@ -118,7 +118,7 @@ def device() -> str:
 def opened(work: Path, model: str, dtype: str, *, weights: bool = True) -> Any:
     """The checkpoint of a model with the weights of its UNet, or without any."""
     from nemo_edge.backends.torch import DTYPES
-    from nemo_edge.checkpoint import open_checkpoint
+    from nemo_edge.model.checkpoint import open_checkpoint
 
     parts = ("unet",) if weights else ()
     return open_checkpoint(str(work / "weights" / model), parts=parts, device=device() if weights else "cpu", dtype=DTYPES[dtype])
@@ -126,8 +126,8 @@ def opened(work: Path, model: str, dtype: str, *, weights: bool = True) -> Any:
 
 def neurons_of(checkpoint: Any) -> Any:
     """The neurons that are silenced: a few at random, as `nemo-edge build --random-weights` has them."""
-    from nemo_edge.checkpoint import value_layers
-    from nemo_edge.neurons import NeuronSet
+    from nemo_edge.model.checkpoint import value_layers
+    from nemo_edge.model.neurons import NeuronSet
 
     return NeuronSet.empty(value_layers(checkpoint.unet)).others(NEURONS, seed=0)
 
@@ -171,7 +171,7 @@ def eager(work: Path, case: Case, channels_last: bool = True, compiled: str = ""
     import torch
     from torch import nn
 
-    from nemo_edge.surgery import bake_
+    from nemo_edge.model.surgery import bake_
 
     checkpoint = opened(work, case.model, case.dtype)
     neurons, feed = neurons_of(checkpoint), feed_of(checkpoint, case)
@@ -321,8 +321,8 @@ def plan_of(bundle: Path, place: str, model: str, dtype: Any, flavour: Any, targ
     """The plan of an exported UNet for 1 to 4 pictures of the sizes in question, compiled unless it is there."""
     from nemo_edge.backends.profiles import plan_profiles
     from nemo_edge.backends.tensorrt import compile_engine
-    from nemo_edge.configuration import Configuration
     from nemo_edge.graphs import open_graph
+    from nemo_edge.model.configuration import Configuration
     from nemo_edge.plans import open_plan_file
     from nemo_edge.recipe.targets import ProfileSettings, TensorRtRtxSettings, TensorRtSettings, target_name
 

@@ -64,7 +64,7 @@ def limits(_work: Path, smoke: bool) -> dict[str, Any]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from nemo_edge.architectures import modules
+    from nemo_edge.model.architectures import modules
 
     found: dict[str, dict[str, int]] = {}
     unets: dict[str, Any] = {}
@@ -103,7 +103,7 @@ def weights(work: Path, smoke: bool, model: str) -> dict[str, Any]:
 
 def shrunk(work: Path, model: str) -> Path:
     """The configurations of an architecture with a tenth of the width, in a folder."""
-    from nemo_edge.architectures import configurations
+    from nemo_edge.model.architectures import configurations
 
     folder = work / "shrunk" / model
     xl = model == "sdxl"
@@ -128,8 +128,8 @@ def export(work: Path, smoke: bool, model: str, dtype: str) -> dict[str, Any]:
 
     from nemo_edge import parts
     from nemo_edge.bundle import copy_tree
-    from nemo_edge.component import UNET_FOLDERS
-    from nemo_edge.neurons import NeuronSet
+    from nemo_edge.model.component import UNET_FOLDERS
+    from nemo_edge.model.neurons import NeuronSet
     from nemo_edge.production import PartJob
     from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings
     from nemo_edge.system.progress import Progress
@@ -204,7 +204,7 @@ def localization(work: Path, smoke: bool, model: str) -> dict[str, Any]:
     from torch import nn
 
     from nemo_edge.backends.torch import DTYPES
-    from nemo_edge.neurons import NeuronSet
+    from nemo_edge.model.neurons import NeuronSet
     from nemo_edge.recipe.settings import LocalizationSettings
     from nemo_edge.trials import Trial, Trials
 
@@ -238,8 +238,8 @@ def decisions(_work: Path, smoke: bool) -> dict[str, Any]:
     """The demo's memorized captions localized on this device in float32 and in half types: the same neurons? And on the CPU."""
     from nemo_edge import demo
     from nemo_edge.calibration import calibrate
-    from nemo_edge.checkpoint import open_checkpoint
     from nemo_edge.localization import Localizer
+    from nemo_edge.model.checkpoint import open_checkpoint
     from nemo_edge.recipe.prompts import read_prompts
     from nemo_edge.recipe.settings import SCORE, LocalizationSettings
 

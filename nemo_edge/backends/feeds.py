@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from nemo_edge.component import VALUE_MASK
+from nemo_edge.model.component import VALUE_MASK
 from nemo_edge.system.errors import InputError
 
 

@@ -13,7 +13,7 @@ from math import log
 
 import numpy as np
 
-from nemo_edge.configuration import Configuration
+from nemo_edge.model.configuration import Configuration
 from nemo_edge.plans import Shapes
 from nemo_edge.recipe.targets import ProfileSettings
 from nemo_edge.system.errors import InputError

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from nemo_edge.backends.feeds import check_feed
-from nemo_edge.component import Component
+from nemo_edge.model.component import Component
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """The recipe's name of a type → PyTorch's."""

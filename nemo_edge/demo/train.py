@@ -60,7 +60,7 @@ from nemo_edge.demo.pictures import draw
 from nemo_edge.demo.samples import SEED, Samples, encode, general_pool, noised, pictures_BCHW, scaled
 from nemo_edge.demo.schedule import STAGES, STEPS, Stage, stage_at
 from nemo_edge.demo.sinks import aim_sinks_, plant_sinks_, sink_table
-from nemo_edge.surgery import masked
+from nemo_edge.model.surgery import masked
 
 VAE_PICTURES, VAE_CYCLES, VAE_STEPS, VAE_BATCH, VAE_LR = 6000, 2, 2200, 12, 1e-3
 EMA = 0.999

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from nemo_edge.bundle import open_verified
-from nemo_edge.configuration import Configuration
-from nemo_edge.masks import read_mask
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.configuration import Configuration
+from nemo_edge.model.masks import read_mask
+from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.pipelines import open_pipeline
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.sampling import generate

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nemo_edge.backends.feeds import check_feed, in_batches
-from nemo_edge.component import VALUE_MASK
+from nemo_edge.model.component import VALUE_MASK
 from nemo_edge.system.errors import InputError
 
 INPUTS = {"sample": ("batch", 4, "height"), VALUE_MASK: ("batch", 3)}

@@ -24,7 +24,7 @@ from nemo_edge.backends.onnxruntime import (
     open_runner,
     probe_provider,
 )
-from nemo_edge.component import VALUE_MASK
+from nemo_edge.model.component import VALUE_MASK
 from nemo_edge.system.errors import InputError, MissingDependency
 
 MODEL = "unet/model.onnx"

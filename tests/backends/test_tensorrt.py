@@ -18,15 +18,15 @@ from plan_graphs import save_attention_graph, shapes
 
 from nemo_edge.backends.profiles import plan_profiles
 from nemo_edge.backends.tensorrt import available, compile_engine, describe, find_plan, open_engine
-from nemo_edge.checkpoint import Checkpoint, value_layers
 from nemo_edge.export import export_component
 from nemo_edge.graphs import open_graph
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.checkpoint import Checkpoint, value_layers
+from nemo_edge.model.neurons import NeuronSet
+from nemo_edge.model.surgery import gate
 from nemo_edge.plans import PlanFile, open_plan_file
 from nemo_edge.readiness import fit_here
 from nemo_edge.recipe.settings import ExportSettings
 from nemo_edge.recipe.targets import Flavour, ProfileSettings, TensorRtRtxSettings, TensorRtSettings
-from nemo_edge.surgery import gate
 from nemo_edge.system.environment import gpus
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from nemo_edge.backends.torch import available, describe, open_runner
-from nemo_edge.checkpoint import Checkpoint, value_layers
-from nemo_edge.component import VALUE_MASK
-from nemo_edge.surgery import gate
+from nemo_edge.model.checkpoint import Checkpoint, value_layers
+from nemo_edge.model.component import VALUE_MASK
+from nemo_edge.model.surgery import gate
 from nemo_edge.system.errors import InputError
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from transformers import CLIPTokenizer
 
 from nemo_edge import demo
-from nemo_edge.checkpoint import value_layers
 from nemo_edge.demo.captions import MEMORIZED, general_captions
 from nemo_edge.demo.models import VALUE_WIDTHS, make_tokenizer, make_unet, text_attentions
+from nemo_edge.model.checkpoint import value_layers
 
 
 def test_every_word_of_a_caption_is_one_token(tmp_path: Path) -> None:

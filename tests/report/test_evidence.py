@@ -16,7 +16,7 @@ from nemo_edge.fidelity import Agreement, StepError
 from nemo_edge.latency import Case, Contender, Latency, Timing, Visit, ratio_of, timing_of
 from nemo_edge.localization import Localization
 from nemo_edge.mitigation import CurvePoint, FoundNeuron, GeneralDrift, Measurement, PromptMitigation, Shown, VariantMeasurement
-from nemo_edge.neurons import NeuronSet, ValueLayer
+from nemo_edge.model.neurons import NeuronSet, ValueLayer
 from nemo_edge.policies import Policies, masked_policies
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import CheckpointSettings, LatencySettings, PromptSettings

@@ -17,8 +17,8 @@ from served import logged, metrics, pass_gates, under_load, wait_for, with_clust
 from test_imports import HEAVY
 
 from nemo_edge.bundle import amend, open_bundle
-from nemo_edge.checkpoint import open_checkpoint
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.checkpoint import open_checkpoint
+from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.policies import Policies
 from nemo_edge.serving.golden import LEVELS, Golden, ask, check_golden, make_golden, request
 from nemo_edge.serving.hotupdate import ship_masks

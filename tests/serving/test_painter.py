@@ -14,9 +14,9 @@ from served import with_cluster
 from test_dropin import Model
 
 from nemo_edge.backends import Runner
-from nemo_edge.checkpoint import open_checkpoint
-from nemo_edge.configuration import Configuration
-from nemo_edge.neurons import NeuronSet
+from nemo_edge.model.checkpoint import open_checkpoint
+from nemo_edge.model.configuration import Configuration
+from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.policies import Policies
 from nemo_edge.serving.golden import LEVELS, Golden, make_golden, request
 from nemo_edge.serving.painter import Call, Painter

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from nemo_edge.calibration import calibrate
-from nemo_edge.checkpoint import Checkpoint
 from nemo_edge.detection import Detector
 from nemo_edge.localization import Localizer
+from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.system import memory
 from nemo_edge.system.errors import InputError

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from traces import traces
 
-from nemo_edge.checkpoint import Checkpoint, open_parts
-from nemo_edge.configuration import Configuration, check_pipeline
+from nemo_edge.model.checkpoint import Checkpoint, open_parts
+from nemo_edge.model.configuration import Configuration, check_pipeline
 from nemo_edge.recipe.settings import CheckpointSettings
 from nemo_edge.system.errors import BundleError, InputError
 

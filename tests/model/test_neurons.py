@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import shared_data
 
-from nemo_edge.neurons import NeuronSet, OfficialRow, ValueLayer, official_neurons, read_official_csv, write_official_csv
+from nemo_edge.model.neurons import NeuronSet, OfficialRow, ValueLayer, official_neurons, read_official_csv, write_official_csv
 from nemo_edge.system.errors import InputError
 
 LAYERS = (ValueLayer(name="first", width=3), ValueLayer(name="second", width=4))

@@ -14,7 +14,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, Stab
 from transformers import CLIPTokenizer
 
 from nemo_edge.backends.torch import open_runner
-from nemo_edge.checkpoint import Checkpoint, open_checkpoint, summary, value_layers, value_projections
+from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint, summary, value_layers, value_projections
 from nemo_edge.system.errors import InputError, MissingDependency
 
 PROMPTS = ["a pig on a red background", "", "saxophone " * 100]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from nemo_edge.component import VALUE_MASK, Component, Port
+from nemo_edge.model.component import VALUE_MASK, Component, Port
 
 PORTS = (
     Port("sample", ("batch", 4, "height", "width")),

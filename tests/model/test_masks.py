@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nemo_edge.masks import OFF, Mask, read_mask
-from nemo_edge.neurons import NeuronSet, OfficialRow, ValueLayer, write_official_csv
+from nemo_edge.model.masks import OFF, Mask, read_mask
+from nemo_edge.model.neurons import NeuronSet, OfficialRow, ValueLayer, write_official_csv
 from nemo_edge.system.errors import InputError
 
 LAYERS = (ValueLayer(name="first", width=3), ValueLayer(name="second", width=4))

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_edge.configuration import check_pipeline
+from nemo_edge.model.configuration import check_pipeline
 from nemo_edge.system.errors import InputError, first_line
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from conftest import toy_unet
 from torch import Tensor, nn
 
 from nemo_edge.backends.torch import open_runner
-from nemo_edge.checkpoint import Checkpoint, value_layers, value_projections
-from nemo_edge.component import VALUE_MASK
-from nemo_edge.neurons import NeuronSet, ValueLayer
-from nemo_edge.surgery import bake_, gate, masked, silenced
+from nemo_edge.model.checkpoint import Checkpoint, value_layers, value_projections
+from nemo_edge.model.component import VALUE_MASK
+from nemo_edge.model.neurons import NeuronSet, ValueLayer
+from nemo_edge.model.surgery import bake_, gate, masked, silenced
 from nemo_edge.system.errors import InputError
 
 BATCH = 3

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nemo_edge.neurons import NeuronSet, read_neurons
+from nemo_edge.model.neurons import NeuronSet, read_neurons
 from nemo_edge.system.errors import InputError
 
 OFF = "off"

@@ -20,8 +20,8 @@ import torch
 from ml_dtypes import bfloat16
 from torch import Tensor, nn
 
-from nemo_edge.component import VALUE_MASK, Component, Port
-from nemo_edge.neurons import NeuronSet, ValueLayer
+from nemo_edge.model.component import VALUE_MASK, Component, Port
+from nemo_edge.model.neurons import NeuronSet, ValueLayer
 from nemo_edge.system.errors import InputError
 
 
