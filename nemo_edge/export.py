@@ -27,16 +27,16 @@ import torch
 from torch import Tensor, nn
 from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 
-from nemo_edge.agreement import Agreement, Dtype, Exported
 from nemo_edge.backends.torch import DTYPES
 from nemo_edge.bundle import staging
-from nemo_edge.graphs import SCOPES, open_graph
+from nemo_edge.graph.agreement import Agreement, Dtype, Exported
+from nemo_edge.graph.onnxfile import SCOPES, open_graph
+from nemo_edge.graph.valueweights import VALUE_DATA, open_value_weights
 from nemo_edge.model.component import Component
 from nemo_edge.model.neurons import ValueLayer
 from nemo_edge.recipe.settings import ExportSettings
 from nemo_edge.system.errors import ExportError, InputError, first_line
 from nemo_edge.system.files import explain
-from nemo_edge.valueweights import VALUE_DATA, open_value_weights
 from nemo_edge.verification import Reference, answered, first_bad, random_feeds, verify
 
 _LARGEST_TRACED = 63

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nemo_edge.agreement import Exported
 from nemo_edge.backends.torch import DTYPES
 from nemo_edge.export import Disagreement, export_component
+from nemo_edge.graph.agreement import Exported
+from nemo_edge.graph.valueweights import SILENCED_ROWS, save_rows
 from nemo_edge.model.checkpoint import Checkpoint, Layers, open_parts, value_layers
 from nemo_edge.model.component import UNET_FOLDERS, VALUE_MASK, Component
 from nemo_edge.model.configuration import Configuration
@@ -28,7 +29,6 @@ from nemo_edge.production import Chosen, PartJob
 from nemo_edge.recipe.settings import CheckpointSettings
 from nemo_edge.system.environment import cores
 from nemo_edge.system.progress import Progress
-from nemo_edge.valueweights import SILENCED_ROWS, save_rows
 from nemo_edge.verification import (
     Case,
     Feed,

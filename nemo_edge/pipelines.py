@@ -15,7 +15,7 @@ from torch import compile as compile_module
 from torch.nn import Module
 
 from nemo_edge.backends import Runner, onnxruntime, tensorrt, torch
-from nemo_edge.graphs import open_graph
+from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.model.component import UNET_FOLDERS
 from nemo_edge.model.configuration import Configuration

@@ -27,13 +27,13 @@ from tempfile import TemporaryDirectory
 from typing import Literal, NamedTuple
 
 from nemo_edge import __version__
-from nemo_edge.agreement import Dtype, Exported
 from nemo_edge.backends import onnxruntime
 from nemo_edge.backends.flavours import FLAVOURS
 from nemo_edge.backends.profiles import plan_profiles
 from nemo_edge.backends.tensorrt import compile_engine
 from nemo_edge.bundle import check_folder, copy_tree, staging
-from nemo_edge.graphs import open_graph
+from nemo_edge.graph.agreement import Dtype, Exported
+from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.component import UNET_FOLDERS
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.neurons import NeuronSet, ValueLayer, read_neurons

@@ -26,7 +26,8 @@ from nemo_edge.backends.flavours import FLAVOURS, check
 from nemo_edge.backends.tensorrt import compile_engine
 from nemo_edge.build import lock
 from nemo_edge.bundle import MEASURED, GateResult, Manifest, amend, check_output, open_bundle
-from nemo_edge.graphs import open_graph
+from nemo_edge.graph.onnxfile import open_graph
+from nemo_edge.graph.valueweights import SILENCED_ROWS, Rows, ValueWeights, load_rows, open_value_weights, rows_of, save_rows
 from nemo_edge.model.component import UNET_FOLDERS
 from nemo_edge.model.neurons import NeuronSet, read_neurons
 from nemo_edge.plans import PlanFile, open_plan_file
@@ -37,7 +38,6 @@ from nemo_edge.recipe.targets import Flavour, PlanSettings
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency
 from nemo_edge.system.files import explain, sha256_file, sha256_json
 from nemo_edge.system.progress import Progress
-from nemo_edge.valueweights import SILENCED_ROWS, Rows, ValueWeights, load_rows, open_value_weights, rows_of, save_rows
 
 _NEURONS = "neurons.json"
 _OF_THE_FORMER_SET = ("report", "measurement.json")

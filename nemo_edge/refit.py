@@ -13,18 +13,18 @@ from pathlib import Path
 
 import numpy as np
 
-from nemo_edge.agreement import TOLERANCES
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
 from nemo_edge.backends.profiles import random_feed
 from nemo_edge.backends.tensorrt import refit_engine
-from nemo_edge.graphs import open_graph
+from nemo_edge.graph.agreement import TOLERANCES
+from nemo_edge.graph.onnxfile import open_graph
+from nemo_edge.graph.valueweights import open_value_weights
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.neurons import ValueLayer
 from nemo_edge.plans import PlanFile
 from nemo_edge.readiness import fit_here
 from nemo_edge.system.errors import ExportError, InputError, MissingDependency, first_line
 from nemo_edge.system.progress import Progress
-from nemo_edge.valueweights import open_value_weights
 
 _SHARE = 0.2
 """How much more or less than it should an engine's output may change by new weights; rounding averages out over the output."""

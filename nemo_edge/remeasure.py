@@ -17,6 +17,7 @@ from nemo_edge.bundle import Manifest, amend, open_verified, staging
 from nemo_edge.calibration import Calibration
 from nemo_edge.examination import Subject, examine
 from nemo_edge.gates import judge
+from nemo_edge.graph.valueweights import Rows
 from nemo_edge.groups import all_neurons, groups_in
 from nemo_edge.ingredients import Ingredients, ingredients
 from nemo_edge.latency import Latency
@@ -30,7 +31,6 @@ from nemo_edge.report import Evidence, store_pictures, worst_first, write_report
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import checkpoint_folder, checkpoint_hashes
 from nemo_edge.system.progress import Progress
-from nemo_edge.valueweights import Rows
 
 
 @dataclass(frozen=True)

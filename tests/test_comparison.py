@@ -28,7 +28,7 @@ def edited(tiny_bundle: Path, tmp_path: Path) -> Path:
     folder = shutil.copytree(tiny_bundle, tmp_path / "edited")
 
     def change(staged: Path) -> None:
-        from nemo_edge.graphs import open_graph
+        from nemo_edge.graph.onnxfile import open_graph
 
         path = staged / "unet_masked" / "model.onnx"
         graph = open_graph(path)

@@ -17,10 +17,10 @@ from conftest import toy_unet
 from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
-from nemo_edge.agreement import Exported
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner, open_runner
 from nemo_edge.backends.torch import open_runner as open_eager
 from nemo_edge.export import export_component
+from nemo_edge.graph.agreement import Exported
 from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.component import VALUE_MASK, Component, Port
 from nemo_edge.model.neurons import NeuronSet

@@ -16,7 +16,8 @@ from safetensors.numpy import load_file
 from transformers import CLIPTokenizer
 
 from nemo_edge import parts, production
-from nemo_edge.agreement import TOLERANCES, Agreement, Exported
+from nemo_edge.graph.agreement import TOLERANCES, Agreement, Exported
+from nemo_edge.graph.valueweights import SILENCED_ROWS
 from nemo_edge.model.checkpoint import open_checkpoint, value_layers
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.parts import answer_parts, export_part, layers_of, outline
@@ -24,7 +25,6 @@ from nemo_edge.production import Chosen, PartJob, export_stage
 from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings
 from nemo_edge.system.errors import ExportError
 from nemo_edge.system.progress import Progress
-from nemo_edge.valueweights import SILENCED_ROWS
 
 FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 FACTS = {"version": "1"}

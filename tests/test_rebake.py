@@ -18,11 +18,12 @@ import plans
 import pytest
 from plans import sidecar
 
-from nemo_edge import valueweights
 from nemo_edge.backends.onnxruntime import open_runner
 from nemo_edge.build import lock, plan
 from nemo_edge.bundle import MANIFEST, amend, open_bundle, open_verified, verify
-from nemo_edge.graphs import open_graph
+from nemo_edge.graph import valueweights
+from nemo_edge.graph.onnxfile import open_graph
+from nemo_edge.graph.valueweights import SILENCED_ROWS, VALUE_DATA, open_value_weights
 from nemo_edge.model.checkpoint import open_checkpoint
 from nemo_edge.model.neurons import NeuronSet, OfficialRow, write_official_csv
 from nemo_edge.production import export_folder
@@ -34,7 +35,6 @@ from nemo_edge.review import judge_again, report_again, time_again
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import sha256_file
 from nemo_edge.system.progress import Progress
-from nemo_edge.valueweights import SILENCED_ROWS, VALUE_DATA, open_value_weights
 
 OTHERS = [[1, 6], [0, 2, 3]]
 """Some that the tiny bundle silences already, some that it does not."""
@@ -319,7 +319,8 @@ def test_a_full_disk_is_told_before_or_while_it_fills(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from nemo_edge import bundle, rebake, valueweights
+from nemo_edge import bundle, rebake
+from nemo_edge.graph import valueweights
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[3] == "after":

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import nemo_edge.refit as module
-from nemo_edge.agreement import TOLERANCES
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
 from nemo_edge.backends.profiles import plan_profiles, random_feed
 from nemo_edge.backends.tensorrt import available, compile_engine, find_plan, open_engine
 from nemo_edge.bundle import amend, open_bundle, verify
-from nemo_edge.graphs import open_graph
+from nemo_edge.graph.agreement import TOLERANCES
+from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.neurons import NeuronSet, ValueLayer
 from nemo_edge.plans import PlanFile, open_plan_file

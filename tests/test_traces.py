@@ -19,7 +19,7 @@ from transformers import CLIPTokenizer
 
 import nemo_edge
 from nemo_edge.export import export_component
-from nemo_edge.graphs import SCOPES, open_graph
+from nemo_edge.graph.onnxfile import SCOPES, open_graph
 from nemo_edge.model.component import Component, Port
 from nemo_edge.recipe.settings import ExportSettings
 from nemo_edge.system.files import sha256_file

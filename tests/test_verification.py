@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nemo_edge.agreement import TOLERANCES, Agreement
 from nemo_edge.backends.torch import open_runner
 from nemo_edge.export import Disagreement, export_component
+from nemo_edge.graph.agreement import TOLERANCES, Agreement
 from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.model.component import Component, Port
 from nemo_edge.recipe.settings import ExportSettings

@@ -321,7 +321,7 @@ def plan_of(bundle: Path, place: str, model: str, dtype: Any, flavour: Any, targ
     """The plan of an exported UNet for 1 to 4 pictures of the sizes in question, compiled unless it is there."""
     from nemo_edge.backends.profiles import plan_profiles
     from nemo_edge.backends.tensorrt import compile_engine
-    from nemo_edge.graphs import open_graph
+    from nemo_edge.graph.onnxfile import open_graph
     from nemo_edge.model.configuration import Configuration
     from nemo_edge.plans import open_plan_file
     from nemo_edge.recipe.targets import ProfileSettings, TensorRtRtxSettings, TensorRtSettings, target_name

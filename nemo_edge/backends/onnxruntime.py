@@ -32,7 +32,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge.backends.feeds import check_feed, in_batches
-from nemo_edge.graphs import open_graph
+from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.system.errors import InputError, MissingDependency, first_line
 from nemo_edge.system.files import write_atomically
 

@@ -44,7 +44,7 @@ from nemo_edge.backends.flavours import (
     this_capability,
 )
 from nemo_edge.backends.running import TensorRtRunner, refit_weights, runtime_cache_path, serialize
-from nemo_edge.graphs import Graph, open_graph
+from nemo_edge.graph.onnxfile import Graph, open_graph
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.plans import PlanFile, Shapes, Tensor, open_plan_file
 from nemo_edge.recipe.targets import Flavour, PlanSettings, TensorRtRtxSettings, TensorRtSettings, target_name

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge.bundle import check_folder, check_shippable, open_verified, staging
-from nemo_edge.graphs import open_graph
+from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.policies import POLICIES, baked_policies, read_policies
 from nemo_edge.recipe.recipe import Recipe

@@ -19,7 +19,7 @@ from plan_graphs import save_attention_graph, shapes
 from nemo_edge.backends.profiles import plan_profiles
 from nemo_edge.backends.tensorrt import available, compile_engine, describe, find_plan, open_engine
 from nemo_edge.export import export_component
-from nemo_edge.graphs import open_graph
+from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import gate

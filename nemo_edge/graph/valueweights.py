@@ -18,7 +18,7 @@ import onnx
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from nemo_edge.graphs import Graph
+from nemo_edge.graph.onnxfile import Graph
 from nemo_edge.model.neurons import NeuronSet, ValueLayer
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import write_atomically

@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper
 
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner, open_runner
-from nemo_edge.graphs import Graph, Place, Port, module_path, open_graph
+from nemo_edge.graph.onnxfile import Graph, Place, Port, module_path, open_graph
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint, value_layers
 from nemo_edge.model.component import VALUE_MASK
 from nemo_edge.model.neurons import NeuronSet

@@ -10,11 +10,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from nemo_edge.graphs import open_graph
+from nemo_edge.graph.onnxfile import open_graph
+from nemo_edge.graph.valueweights import VALUE_DATA, load_rows, open_value_weights, rows_of, save_rows
 from nemo_edge.model.neurons import NeuronSet, ValueLayer
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import sha256_file
-from nemo_edge.valueweights import VALUE_DATA, load_rows, open_value_weights, rows_of, save_rows
 
 LAYERS = (ValueLayer(name="down.attn2.to_v", width=6), ValueLayer(name="mid.attn2.to_v", width=6))
 CHOSEN = NeuronSet.from_lists(LAYERS, [[0, 5], [3]])

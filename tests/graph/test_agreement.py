@@ -6,7 +6,7 @@ from math import inf, nan
 
 import pytest
 
-from nemo_edge.agreement import Agreement, Exported
+from nemo_edge.graph.agreement import Agreement, Exported
 
 
 @pytest.mark.parametrize(
