@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from nemo_edge.backends import Runner
+from nemo_edge.backends.base import Runner
 from nemo_edge.backends.torch import open_runner
 from nemo_edge.memorization import NoiseProbe, finite, firm_seed_scores, scaled
 from nemo_edge.model.checkpoint import Checkpoint

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import diffusers
 
-from nemo_edge.backends import Runner
+from nemo_edge.backends.base import Runner
 from nemo_edge.bundle import MANIFEST, open_verified
 from nemo_edge.enginepipeline import EnginePipeline
 from nemo_edge.model.configuration import Configuration

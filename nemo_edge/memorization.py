@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_edge.backends import Runner
+from nemo_edge.backends.base import Runner
 from nemo_edge.model.component import VALUE_MASK
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.multiscale import ROUNDING, pairwise_scores, plain_pairwise_scores

@@ -44,7 +44,7 @@ def check_unmade(recipe: Recipe, progress: Progress) -> None:
 
 def _check_tools(recipe: Recipe, model: Path) -> None:
     """What runs, compiles and times the engines of a model, of which configurations are read."""
-    from nemo_edge.readiness import check_compiles, check_runs
+    from nemo_edge.backends.readiness import check_compiles, check_runs
 
     _check_sizes(recipe, model)
     check_runs(recipe)

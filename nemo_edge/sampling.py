@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nemo_edge.backends import Runner
+from nemo_edge.backends.base import Runner
 from nemo_edge.model.checkpoint import conditioning
 from nemo_edge.model.component import VALUE_MASK
 from nemo_edge.model.configuration import Configuration

@@ -24,7 +24,7 @@ from transformers import CLIPTextConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
-from nemo_edge.backends import Runner
+from nemo_edge.backends.base import Runner
 from nemo_edge.model.component import VALUE_MASK
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.masks import Mask, read_mask

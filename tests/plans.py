@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nemo_edge.plans import PlanFile
+from nemo_edge.backends.tensorrt.plans import PlanFile
 
 
 @cache

@@ -292,7 +292,7 @@ def _bound(session: Any, tensors: dict[str, Any]) -> Call:
 
 def tensorrt(work: Path, case: Case, flavour: str) -> dict[str, Call]:
     """Engines compiled here: TensorRT-RTX's portable choice, which is not for Hopper, or TensorRT's for this GPU."""
-    from nemo_edge.backends.tensorrt import TensorRtRunner
+    from nemo_edge.backends.tensorrt.backend import TensorRtRunner
 
     checkpoint = opened(work, case.model, case.dtype, weights=False)
     neurons, feed = neurons_of(checkpoint), feed_of(checkpoint, case)
@@ -319,11 +319,11 @@ def _again(runner: Any, feed: dict[str, Any]) -> Call:
 
 def plan_of(bundle: Path, place: str, model: str, dtype: Any, flavour: Any, targets: tuple[str, ...] = ()) -> Any:
     """The plan of an exported UNet for 1 to 4 pictures of the sizes in question, compiled unless it is there."""
-    from nemo_edge.backends.profiles import plan_profiles
-    from nemo_edge.backends.tensorrt import compile_engine
+    from nemo_edge.backends.tensorrt.backend import compile_engine
+    from nemo_edge.backends.tensorrt.plans import open_plan_file
+    from nemo_edge.backends.tensorrt.profiles import plan_profiles
     from nemo_edge.graph.onnxfile import open_graph
     from nemo_edge.model.configuration import Configuration
-    from nemo_edge.plans import open_plan_file
     from nemo_edge.recipe.targets import ProfileSettings, TensorRtRtxSettings, TensorRtSettings, target_name
 
     if flavour == "tensorrt-rtx":

@@ -169,8 +169,8 @@ def export(work: Path, smoke: bool, model: str, dtype: str) -> dict[str, Any]:
 
 def answer(work: Path, smoke: bool, model: str) -> dict[str, Any]:
     """Whether plans of TensorRT-RTX run on this GPU: one for sm80, the portable choice, one for every GPU it knows; in its own words."""
-    from nemo_edge.backends.flavours import load_product
-    from nemo_edge.backends.tensorrt import TensorRtRunner
+    from nemo_edge.backends.tensorrt.backend import TensorRtRunner
+    from nemo_edge.backends.tensorrt.flavours import load_product
     from nemo_edge.recipe.targets import COMPUTE_CAPABILITIES
     from nemo_edge.system.environment import gpus
 

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge.backends.feeds import check_feed, in_batches
-from nemo_edge.plans import Tensor
+from nemo_edge.backends.tensorrt.plans import Tensor
 from nemo_edge.system.errors import InputError, MissingDependency
 
 Infer = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]

@@ -6,7 +6,7 @@ __all__ = ["untested"]
 
 from collections.abc import Iterator
 
-from nemo_edge.fit import product_of
+from nemo_edge.backends.tensorrt.fit import product_of
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import GateSettings
 from nemo_edge.report.evidence import Evidence

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from nemo_edge.backends import Runner
+from nemo_edge.backends.base import Runner
 from nemo_edge.backends.feeds import check_feed
 from nemo_edge.system.errors import InputError, NemoEdgeError
 

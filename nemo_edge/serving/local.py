@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nemo_edge.backends import Runner
+from nemo_edge.backends.base import Runner
 from nemo_edge.serving.painter import Call, Painter
 from nemo_edge.serving.versions import newest_pipeline, open_engine, read_pipeline
 

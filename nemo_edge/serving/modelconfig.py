@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from nemo_edge.backends.profiles import rows_of_a_picture
+from nemo_edge.backends.tensorrt.plans import PlanFile, Tensor
+from nemo_edge.backends.tensorrt.profiles import rows_of_a_picture
 from nemo_edge.backends.triton import Signature
-from nemo_edge.plans import PlanFile, Tensor
 from nemo_edge.serving.requests import INPUTS
 from nemo_edge.serving.versions import ServerBackend
 from nemo_edge.system.errors import InputError, MissingDependency, first_line

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from nemo_edge.backends import onnxruntime
+from nemo_edge.backends.tensorrt.plans import Tensor
 from nemo_edge.backends.triton import Signature, TritonRunner, open_runner
-from nemo_edge.plans import Tensor
 from nemo_edge.serving.server import Server
 from nemo_edge.system.errors import InputError, MissingDependency
 

@@ -12,7 +12,7 @@ pytest.importorskip("tritonclient.grpc")
 import plans
 from tritonclient.grpc.model_config_pb2 import DataType, ModelInstanceGroup
 
-from nemo_edge.plans import Tensor
+from nemo_edge.backends.tensorrt.plans import Tensor
 from nemo_edge.serving.modelconfig import (
     KEPT,
     ROWS,

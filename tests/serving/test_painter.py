@@ -13,7 +13,7 @@ import test_dropin
 from served import with_cluster
 from test_dropin import Model
 
-from nemo_edge.backends import Runner
+from nemo_edge.backends.base import Runner
 from nemo_edge.model.checkpoint import open_checkpoint
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.neurons import NeuronSet

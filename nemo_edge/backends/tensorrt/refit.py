@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
-from nemo_edge.backends.profiles import random_feed
-from nemo_edge.backends.tensorrt import refit_engine
+from nemo_edge.backends.readiness import fit_here
+from nemo_edge.backends.tensorrt.backend import refit_engine
+from nemo_edge.backends.tensorrt.plans import PlanFile
+from nemo_edge.backends.tensorrt.profiles import random_feed
 from nemo_edge.graph.agreement import TOLERANCES
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.graph.valueweights import open_value_weights
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.neurons import ValueLayer
-from nemo_edge.plans import PlanFile
-from nemo_edge.readiness import fit_here
 from nemo_edge.system.errors import ExportError, InputError, MissingDependency, first_line
 from nemo_edge.system.progress import Progress
 

@@ -13,8 +13,8 @@ from math import log
 
 import numpy as np
 
+from nemo_edge.backends.tensorrt.plans import Shapes
 from nemo_edge.model.configuration import Configuration
-from nemo_edge.plans import Shapes
 from nemo_edge.recipe.targets import ProfileSettings
 from nemo_edge.system.errors import InputError
 

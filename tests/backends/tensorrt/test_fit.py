@@ -7,8 +7,8 @@ from typing import Any
 import plans
 import pytest
 
-from nemo_edge.fit import Fit, check_here, gpus_of
-from nemo_edge.plans import Header, PlanFile
+from nemo_edge.backends.tensorrt.fit import Fit, check_here, gpus_of
+from nemo_edge.backends.tensorrt.plans import Header, PlanFile
 from nemo_edge.system.environment import Gpu
 
 RTX = {"tensorrt-rtx-cu13": "1.7.1.116"}

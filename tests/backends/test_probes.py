@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemo_edge import probes
+from nemo_edge.backends import probes
 from nemo_edge.backends.onnxruntime import available
-from nemo_edge.probes import Probe, import_problems, probe_all, runtime_links
+from nemo_edge.backends.probes import Probe, import_problems, probe_all, runtime_links
 from nemo_edge.system.compatibility import installed
 from nemo_edge.system.environment import Gpu
 

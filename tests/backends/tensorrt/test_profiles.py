@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from nemo_edge.backends.profiles import choose_profile, plan_profiles, profile_shapes, rows_at_once, rows_of_a_picture
+from nemo_edge.backends.tensorrt.profiles import choose_profile, plan_profiles, profile_shapes, rows_at_once, rows_of_a_picture
 from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.recipe.targets import ProfileSettings

@@ -12,19 +12,19 @@ import plans
 import pytest
 import torch
 
-import nemo_edge.refit as module
+import nemo_edge.backends.tensorrt.refit as module
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
-from nemo_edge.backends.profiles import plan_profiles, random_feed
-from nemo_edge.backends.tensorrt import available, compile_engine, find_plan, open_engine
+from nemo_edge.backends.tensorrt.backend import available, compile_engine, find_plan, open_engine
+from nemo_edge.backends.tensorrt.plans import PlanFile, open_plan_file
+from nemo_edge.backends.tensorrt.profiles import plan_profiles, random_feed
+from nemo_edge.backends.tensorrt.refit import changed_weights, refit, took_weights
 from nemo_edge.bundle import amend, open_bundle, verify
 from nemo_edge.graph.agreement import TOLERANCES
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.neurons import NeuronSet, ValueLayer
-from nemo_edge.plans import PlanFile, open_plan_file
 from nemo_edge.rebake import rebake
 from nemo_edge.recipe.targets import ProfileSettings, TensorRtRtxSettings, TensorRtSettings
-from nemo_edge.refit import changed_weights, refit, took_weights
 from nemo_edge.system.environment import gpus
 from nemo_edge.system.progress import Progress
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nemo_edge.backends import flavours
-from nemo_edge.backends.flavours import (
+from nemo_edge.backends.base import flavours
+from nemo_edge.backends.tensorrt.flavours import (
     FLAVOURS,
     builder_flags,
     check,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from packaging.version import InvalidVersion, Version
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.plans import Header, PlanFile
+from nemo_edge.backends.tensorrt.plans import Header, PlanFile
 from nemo_edge.recipe.targets import COMPUTE_CAPABILITIES, Flavour
 from nemo_edge.system.environment import Gpu, packages_of
 

@@ -9,10 +9,10 @@ from typing import Any
 import plans
 import pytest
 
-from nemo_edge import readiness
-from nemo_edge.backends import flavours
+from nemo_edge.backends import readiness
+from nemo_edge.backends.base import flavours
+from nemo_edge.backends.readiness import check_compiles, check_plans, check_runs
 from nemo_edge.model.checkpoint import Checkpoint
-from nemo_edge.readiness import check_compiles, check_plans, check_runs
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import CheckpointSettings, PromptSettings
 from nemo_edge.system.environment import Gpu

@@ -8,7 +8,7 @@ from pathlib import Path
 import plans
 import pytest
 
-from nemo_edge.plans import Header, open_plan_file, read_header
+from nemo_edge.backends.tensorrt.plans import Header, open_plan_file, read_header
 from nemo_edge.system.errors import BundleError, InputError
 
 

@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 from plan_graphs import save_attention_graph, shapes
 
-from nemo_edge.backends.profiles import plan_profiles
-from nemo_edge.backends.tensorrt import available, compile_engine, describe, find_plan, open_engine
+from nemo_edge.backends.readiness import fit_here
+from nemo_edge.backends.tensorrt.backend import available, compile_engine, describe, find_plan, open_engine
+from nemo_edge.backends.tensorrt.plans import PlanFile, open_plan_file
+from nemo_edge.backends.tensorrt.profiles import plan_profiles
 from nemo_edge.export import export_component
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import gate
-from nemo_edge.plans import PlanFile, open_plan_file
-from nemo_edge.readiness import fit_here
 from nemo_edge.recipe.settings import ExportSettings
 from nemo_edge.recipe.targets import Flavour, ProfileSettings, TensorRtRtxSettings, TensorRtSettings
 from nemo_edge.system.environment import gpus
@@ -109,7 +109,7 @@ BUILD_AGAIN = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from nemo_edge.backends.tensorrt import compile_engine
+from nemo_edge.backends.tensorrt.backend import compile_engine
 from nemo_edge.recipe.targets import TensorRtRtxSettings
 from plan_graphs import shapes
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nemo_edge.plans import Shapes
+from nemo_edge.backends.tensorrt.plans import Shapes
 from nemo_edge.system.errors import ExportError, InputError, MissingDependency, NemoEdgeError
 from nemo_edge.system.files import explain, write_atomically
 from nemo_edge.system.progress import Advance, Progress

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_edge.backends import onnxruntime
-from nemo_edge.backends.flavours import check, check_runtime, first_gpu
-from nemo_edge.backends.tensorrt import plan_files
-from nemo_edge.fit import Fit, check_here, product_of, serves
+from nemo_edge.backends.tensorrt.backend import plan_files
+from nemo_edge.backends.tensorrt.fit import Fit, check_here, product_of, serves
+from nemo_edge.backends.tensorrt.flavours import check, check_runtime, first_gpu
+from nemo_edge.backends.tensorrt.plans import PlanFile, read_header
 from nemo_edge.model.configuration import upcasts_decoder
-from nemo_edge.plans import PlanFile, read_header
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.targets import FLAVOUR_OF, Flavour, unfit_for_turing
 from nemo_edge.system.compatibility import installed

@@ -1,0 +1,32 @@
+"""What runs a component. One file a backend, each with the same verbs; all hand out the same kind of runner."""
+
+from __future__ import annotations
+
+__all__ = ["Runner"]
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+
+
+class Runner(Protocol):
+    """Calls a component: a mapping of named arrays in, a mapping of named arrays out.
+
+    Float inputs are cast to what the graph takes; float outputs come back as float32. Leaving the context frees what the
+    runner holds.
+    """
+
+    @property
+    def inputs(self) -> Mapping[str, tuple[int | str | None, ...]]:
+        """The inputs it takes and their dimensions (a number, or a name for any)."""
+        ...
+
+    def __call__(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once. Raises `InputError` for a missing input, a wrong shape or a mask that is not finite."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
