@@ -27,7 +27,7 @@ from PIL import Image
 from nemo_edge.bundle import open_bundle
 from nemo_edge.demo.captions import MEMORIZED
 from nemo_edge.demo.sinks import memory_sinks
-from nemo_edge.localization import Localization, read_results
+from nemo_edge.localization.localizer import Localization, read_results
 from nemo_edge.mitigation import Measurement
 
 ROOT = Path(__file__).parents[1]

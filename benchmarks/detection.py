@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 from nemo_edge import demo
-from nemo_edge.calibration import calibrate
 from nemo_edge.demo.captions import general_captions
-from nemo_edge.detection import Detector
-from nemo_edge.detectors import rocs_of
+from nemo_edge.localization.calibration import calibrate
+from nemo_edge.localization.detection import Detector
+from nemo_edge.localization.detectors import rocs_of
 from nemo_edge.model.checkpoint import open_checkpoint
 from nemo_edge.random_weights import write_random
 from nemo_edge.recipe.prompts import Prompt, read_prompts

@@ -23,15 +23,15 @@ from typing import Any
 import torch
 
 from nemo_edge import demo
-from nemo_edge.calibration import Calibration, calibrate
-from nemo_edge.localization import Localization, Localizer
+from nemo_edge.localization.calibration import Calibration, calibrate
+from nemo_edge.localization.localizer import Localization, Localizer
+from nemo_edge.localization.trials import Trial, Trials
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.random_weights import write_random
 from nemo_edge.recipe.prompts import read_prompts
 from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.system.environment import machine
-from nemo_edge.trials import Trial, Trials
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))

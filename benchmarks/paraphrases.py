@@ -18,14 +18,14 @@ import torch
 
 from nemo_edge import demo
 from nemo_edge.backends.torch import open_runner
-from nemo_edge.calibration import Calibration, calibrate
-from nemo_edge.groups import Group, Groups, all_neurons, clusters_of
-from nemo_edge.localization import Localizer, union
-from nemo_edge.memorization import NoiseProbe
+from nemo_edge.localization.calibration import Calibration, calibrate
+from nemo_edge.localization.groups import Group, Groups, all_neurons, clusters_of
+from nemo_edge.localization.localizer import Localizer, union
+from nemo_edge.localization.memorization import NoiseProbe
+from nemo_edge.localization.multiscale import ms_ssim
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import silenced
-from nemo_edge.multiscale import ms_ssim
 from nemo_edge.recipe.prompts import read_prompts
 from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.system.environment import machine

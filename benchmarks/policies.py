@@ -20,19 +20,19 @@ import torch
 
 from nemo_edge import demo
 from nemo_edge.bundlepolicies import make_policies
-from nemo_edge.calibration import calibrate
 from nemo_edge.demo.captions import general_captions
-from nemo_edge.groups import Group, Groups, clusters_of
-from nemo_edge.localization import Localizer
+from nemo_edge.localization.calibration import calibrate
+from nemo_edge.localization.groups import Group, Groups, clusters_of
+from nemo_edge.localization.localizer import Localizer
+from nemo_edge.localization.refinement import firm_score
+from nemo_edge.localization.roc import roc
+from nemo_edge.localization.trials import Trial
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.policies import ALWAYS, TRIGGERED, Policies, apply
 from nemo_edge.recipe.prompts import read_prompts
 from nemo_edge.recipe.settings import LocalizationSettings
-from nemo_edge.refinement import firm_score
-from nemo_edge.roc import roc
 from nemo_edge.system.environment import machine
-from nemo_edge.trials import Trial
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "policies.json"

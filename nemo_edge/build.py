@@ -181,10 +181,10 @@ class _Build:
 
     def _judged(self, staged: Path, neurons: str, calibrated: Path) -> Manifest:
         """Measure the engines, judge them, and write the report of a bundle that is being made."""
-        from nemo_edge.calibration import Calibration
         from nemo_edge.gates import judge
-        from nemo_edge.groups import groups_in
-        from nemo_edge.localization import read_results
+        from nemo_edge.localization.calibration import Calibration
+        from nemo_edge.localization.groups import groups_in
+        from nemo_edge.localization.localizer import read_results
         from nemo_edge.policies import policies_in
         from nemo_edge.report import Evidence, write_report
 
@@ -243,13 +243,13 @@ class _Build:
         self._hashes |= {name: digest for name, digest in hashes.items() if Path(name).parts[0] not in left}
 
     def _calibrate(self, folder: Path) -> None:
-        from nemo_edge import stages
+        from nemo_edge.localization import stages
 
         stages.calibrate_stage(self.checkpoint, self.recipe, self.inputs.general, folder, self.progress)
 
     def _localize(self, calibrated: Path, folder: Path) -> None:
-        from nemo_edge import stages
-        from nemo_edge.calibration import Calibration
+        from nemo_edge.localization import stages
+        from nemo_edge.localization.calibration import Calibration
 
         found = Calibration.load(calibrated / "calibration.safetensors")
         stages.localize_stage(self.checkpoint, found, self.recipe, self.inputs.memorized, folder, self.progress)

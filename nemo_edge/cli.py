@@ -107,7 +107,7 @@ def calibrate(
 
     texts = [p.text for p in distinct(read_prompts(prompts))[:limit]]
     check_file(out)
-    from nemo_edge.calibration import calibrate as run
+    from nemo_edge.localization.calibration import calibrate as run
 
     with console.Bars().task("calibrate", len(texts)) as advance:
         calibration = run(open_model(checkpoint, allow_pickle, device), texts, _localization(all_layers), advance)
@@ -142,7 +142,7 @@ def detect(
     if out is not None:
         check_folder(out)
     from nemo_edge.findings import show_detection
-    from nemo_edge.stages import detect_all, open_detector
+    from nemo_edge.localization.stages import detect_all, open_detector
 
     detector = open_detector(open_model(checkpoint, allow_pickle, device), statistics, threshold, _localization(all_layers))
     print_result(detect_all(detector, listed, out, console.Bars()), as_json, lambda found: show_detection(found, out))
@@ -179,11 +179,11 @@ def localize(
     check_folder(out)
     group_by = "list" if whole else group_by
     settings = _localization(all_layers, mode=mode, dtype=dtype, group_by=group_by, paraphrases=paraphrases)
-    from nemo_edge.localization import open_localizer
+    from nemo_edge.localization.localizer import open_localizer
 
     localizer = open_localizer(open_model(checkpoint, allow_pickle, device), statistics, threshold, settings)
     from nemo_edge.findings import show_localizations
-    from nemo_edge.stages import find_neurons
+    from nemo_edge.localization.stages import find_neurons
 
     found, groups = find_neurons(localizer, listed, out, console.Bars())
     said = {"results": [r.model_dump(mode="json") for r in found], "groups": [g.model_dump(mode="json") for g in groups], "out": str(out)}

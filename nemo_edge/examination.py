@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image
 
 from nemo_edge import mitigation, replication
-from nemo_edge.calibration import Calibration
 from nemo_edge.fidelity import Agreement, Trajectory, compare_trajectories, trace_trajectory
-from nemo_edge.localization import Localization
+from nemo_edge.localization.calibration import Calibration
+from nemo_edge.localization.localizer import Localization
 from nemo_edge.mitigation import CurvePoint, Drawn, Measurement, PromptMitigation, Shown, VariantMeasurement
 from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.model.component import VALUE_MASK

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from nemo_edge.console import table_of
-from nemo_edge.detectors import PAPER
-from nemo_edge.groups import Group
-from nemo_edge.localization import Localization
-from nemo_edge.roc import Roc
-from nemo_edge.stages import Detected
+from nemo_edge.localization.detectors import PAPER
+from nemo_edge.localization.groups import Group
+from nemo_edge.localization.localizer import Localization
+from nemo_edge.localization.roc import Roc
+from nemo_edge.localization.stages import Detected
 
 _PROMPTS = 40
 """Prompts that a table has room for."""

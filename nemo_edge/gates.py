@@ -9,9 +9,9 @@ from math import inf, isnan
 
 from nemo_edge.bounds import at_most
 from nemo_edge.bundle import COPIES, GateResult
-from nemo_edge.groups import Group
 from nemo_edge.latency import Latency, Ratio
-from nemo_edge.localization import Localization
+from nemo_edge.localization.groups import Group
+from nemo_edge.localization.localizer import Localization
 from nemo_edge.mitigation import Measurement, VariantMeasurement
 from nemo_edge.recipe.recipe import Recipe
 

@@ -31,12 +31,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from nemo_edge.calibration import Statistics, activations
 from nemo_edge.fidelity import Agreement
-from nemo_edge.localization import Localization
-from nemo_edge.memorization import NoiseProbe
+from nemo_edge.localization.calibration import Statistics, activations
+from nemo_edge.localization.localizer import Localization
+from nemo_edge.localization.memorization import NoiseProbe
+from nemo_edge.localization.multiscale import ms_ssim
 from nemo_edge.model.checkpoint import Checkpoint
-from nemo_edge.multiscale import ms_ssim
 from nemo_edge.recipe.settings import LocalizationSettings, SamplingSettings
 from nemo_edge.replication import sscd_similarities, tiled_distances
 from nemo_edge.sampling import Pipeline, denoise, latent_shape

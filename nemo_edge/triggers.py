@@ -17,7 +17,7 @@ from typing import Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from nemo_edge.roc import roc
+from nemo_edge.localization.roc import roc
 from nemo_edge.system.errors import InputError
 
 FALSE_ALARMS = 0.01

@@ -27,9 +27,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from nemo_edge import demo
 from nemo_edge.build import build
-from nemo_edge.calibration import calibrate
 from nemo_edge.demo.pictures import font_path
-from nemo_edge.localization import Localizer
+from nemo_edge.localization.calibration import calibrate
+from nemo_edge.localization.localizer import Localizer
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.recipe.recipe import load_recipe
 from nemo_edge.recipe.settings import GateSettings, LocalizationSettings

@@ -1,4 +1,4 @@
-"""The method as the official code runs it, plain and slow: the yardstick for `nemo_edge.localization`.
+"""The method as the official code runs it, plain and slow: the yardstick for `nemo_edge.localization.localizer`.
 
 Forward hooks, every δ recomputed, all samples run, lists with their duplicates, two forwards a δ of which the first is thrown away:
 2(I + L + N + 4) batches of the UNet for I steps of the schedule, L layers and N candidates that are tested, and I single rows. Written
@@ -14,7 +14,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from nemo_edge.calibration import Statistics
+from nemo_edge.localization.calibration import Statistics
 from nemo_edge.model.checkpoint import Checkpoint
 
 Lists = list[list[int]]

@@ -12,8 +12,8 @@ import pytest
 from nemo_edge import bundlepolicies, demo
 from nemo_edge.bundle import open_bundle
 from nemo_edge.bundlepolicies import make_policies
-from nemo_edge.groups import Groups, clusters_of
-from nemo_edge.localization import Localizer, read_results
+from nemo_edge.localization.groups import Groups, clusters_of
+from nemo_edge.localization.localizer import Localizer, read_results
 from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.policies import ALWAYS, CLUSTER, OFF, TRIGGERED, Policies, apply

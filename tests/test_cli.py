@@ -25,7 +25,7 @@ import nemo_edge
 from nemo_edge import cli, demo
 from nemo_edge.build import build, plan
 from nemo_edge.bundle import open_bundle, verify
-from nemo_edge.calibration import Calibration
+from nemo_edge.localization.calibration import Calibration
 from nemo_edge.model.neurons import NeuronSet, ValueLayer
 from nemo_edge.recipe.recipe import load_recipe
 

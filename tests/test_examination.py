@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nemo_edge.calibration import Calibration
 from nemo_edge.examination import Subject, _Examination, examine
-from nemo_edge.localization import read_results
+from nemo_edge.localization.calibration import Calibration
+from nemo_edge.localization.localizer import read_results
 from nemo_edge.mitigation import Measurement
 from nemo_edge.model.checkpoint import open_checkpoint
 from nemo_edge.model.neurons import NeuronSet

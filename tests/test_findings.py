@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nemo_edge.detection import Detection
-from nemo_edge.detectors import PAPER
 from nemo_edge.findings import show_detection, show_localizations
-from nemo_edge.groups import Group, Member, Variant
-from nemo_edge.localization import Localization
+from nemo_edge.localization.detection import Detection
+from nemo_edge.localization.detectors import PAPER
+from nemo_edge.localization.groups import Group, Member, Variant
+from nemo_edge.localization.localizer import Localization
+from nemo_edge.localization.roc import Roc, roc
+from nemo_edge.localization.stages import Detected
 from nemo_edge.model.neurons import NeuronSet, ValueLayer
-from nemo_edge.roc import Roc, roc
-from nemo_edge.stages import Detected
 
 NEURONS = NeuronSet.from_lists([ValueLayer(name="a.to_v", width=8)], [[1, 3]])
 

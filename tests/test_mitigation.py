@@ -12,8 +12,8 @@ import pytest
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from nemo_edge.calibration import Statistics, activations
-from nemo_edge.localization import Localization
+from nemo_edge.localization.calibration import Statistics, activations
+from nemo_edge.localization.localizer import Localization
 from nemo_edge.mitigation import (
     Drawn,
     Measurement,

@@ -204,9 +204,9 @@ def localization(work: Path, smoke: bool, model: str) -> dict[str, Any]:
     from torch import nn
 
     from nemo_edge.backends.torch import DTYPES
+    from nemo_edge.localization.trials import Trial, Trials
     from nemo_edge.model.neurons import NeuronSet
     from nemo_edge.recipe.settings import LocalizationSettings
-    from nemo_edge.trials import Trial, Trials
 
     samples, found = 3 if smoke else 10, []
     checkpoint = opened(work, model, "fp32" if smoke else "fp16")
@@ -237,8 +237,8 @@ def localization(work: Path, smoke: bool, model: str) -> dict[str, Any]:
 def decisions(_work: Path, smoke: bool) -> dict[str, Any]:
     """The demo's memorized captions localized on this device in float32 and in half types: the same neurons? And on the CPU."""
     from nemo_edge import demo
-    from nemo_edge.calibration import calibrate
-    from nemo_edge.localization import Localizer
+    from nemo_edge.localization.calibration import calibrate
+    from nemo_edge.localization.localizer import Localizer
     from nemo_edge.model.checkpoint import open_checkpoint
     from nemo_edge.recipe.prompts import read_prompts
     from nemo_edge.recipe.settings import SCORE, LocalizationSettings

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from nemo_edge.groups import Group, Variant
+from nemo_edge.localization.groups import Group, Variant
 from nemo_edge.report.canvas import INK, LIMIT, SERIES, Plot, draw
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.numbers import clipped, count, number

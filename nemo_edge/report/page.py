@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nemo_edge.bounds import at_most
 from nemo_edge.latency import Latency
-from nemo_edge.localization import Localization
+from nemo_edge.localization.localizer import Localization
 from nemo_edge.mitigation import PromptMitigation, Shown
 from nemo_edge.report import numbers
 from nemo_edge.report.engineplots import agreement_plots, case_words, latency_plots

@@ -21,9 +21,9 @@ from pydantic_core import core_schema
 
 from nemo_edge.bounds import upper_bound
 from nemo_edge.bundle import GateResult
-from nemo_edge.groups import Group, Member, Variant
 from nemo_edge.latency import Latency
-from nemo_edge.localization import Localization
+from nemo_edge.localization.groups import Group, Member, Variant
+from nemo_edge.localization.localizer import Localization
 from nemo_edge.mitigation import Measurement, VariantMeasurement
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.report.evidence import Evidence

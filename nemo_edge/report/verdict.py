@@ -15,7 +15,7 @@ import numpy as np
 
 from nemo_edge.bounds import CONFIDENCE, at_most, upper_bound
 from nemo_edge.bundle import unjudged
-from nemo_edge.groups import all_neurons
+from nemo_edge.localization.groups import all_neurons
 from nemo_edge.mitigation import GeneralDrift, Measurement, PromptMitigation, Shown
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.numbers import count, joined, number, ratio, share

@@ -21,12 +21,12 @@ from nemo_edge.bundle import verify
 from nemo_edge.demo.captions import GENERAL_GLYPHS, MEMORIZED
 from nemo_edge.demo.sinks import memory_sinks
 from nemo_edge.engines import Contents, inspect
-from nemo_edge.localization import read_results
-from nemo_edge.memorization import NoiseProbe
+from nemo_edge.localization.localizer import read_results
+from nemo_edge.localization.memorization import NoiseProbe
+from nemo_edge.localization.multiscale import pairwise_scores
 from nemo_edge.mitigation import Measurement, PromptMitigation, VariantMeasurement, draw_prompts
 from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.multiscale import pairwise_scores
 from nemo_edge.pipelines import eager_pipeline
 from nemo_edge.recipe.prompts import read_prompts
 from nemo_edge.recipe.recipe import Recipe, load_recipe

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nemo_edge.calibration import activations
 from nemo_edge.demo import penalties, schedule
 from nemo_edge.demo.models import VALUE_WIDTHS, make_unet
 from nemo_edge.demo.sinks import sink_table
+from nemo_edge.localization.calibration import activations
 
 
 def test_contributions_are_activations_and_lengths_of_columns_layer_by_layer() -> None:

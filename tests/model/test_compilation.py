@@ -10,8 +10,8 @@ import torch
 from conftest import toy_unet
 from torch import Tensor, nn
 
+from nemo_edge.localization.prefix import answering
 from nemo_edge.model.compilation import check_compiler, compile_
-from nemo_edge.prefix import answering
 from nemo_edge.system.errors import MissingDependency
 
 COMPILERS = ("c++", "g++", "clang++")

@@ -14,7 +14,7 @@ from PIL import Image
 from nemo_edge.bundle import GateResult, Manifest, publish
 from nemo_edge.fidelity import Agreement, StepError
 from nemo_edge.latency import Case, Contender, Latency, Timing, Visit, ratio_of, timing_of
-from nemo_edge.localization import Localization
+from nemo_edge.localization.localizer import Localization
 from nemo_edge.mitigation import CurvePoint, FoundNeuron, GeneralDrift, Measurement, PromptMitigation, Shown, VariantMeasurement
 from nemo_edge.model.neurons import NeuronSet, ValueLayer
 from nemo_edge.policies import Policies, masked_policies

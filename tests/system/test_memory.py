@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemo_edge.calibration import calibrate
-from nemo_edge.detection import Detector
-from nemo_edge.localization import Localizer
+from nemo_edge.localization.calibration import calibrate
+from nemo_edge.localization.detection import Detector
+from nemo_edge.localization.localizer import Localizer
 from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.system import memory

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from nemo_edge.detection import Detection
+from nemo_edge.localization.detection import Detection
+from nemo_edge.localization.roc import Roc, roc
 from nemo_edge.recipe.prompts import Prompt
-from nemo_edge.roc import Roc, roc
 
 PAPER = {"MS-SSIM of noise differences": 0.98}
 """AUROC that the literature gives for a detector: the paper's (App. B.4), 500 memorized and 500 other prompts of Stable Diffusion 1.4."""

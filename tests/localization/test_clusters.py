@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from conftest import shared_data
 
-from nemo_edge.clusters import cluster, words
+from nemo_edge.localization.clusters import cluster, words
 from nemo_edge.recipe.prompts import Prompt, read_prompts
 
 

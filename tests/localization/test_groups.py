@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from reference import blocked_score
 
-from nemo_edge.groups import Group, Groups, all_neurons, clusters_of, groups_in, read_groups
-from nemo_edge.localization import Localization, Localizer, union
+from nemo_edge.localization.groups import Group, Groups, all_neurons, clusters_of, groups_in, read_groups
+from nemo_edge.localization.localizer import Localization, Localizer, union
 from nemo_edge.recipe.prompts import Prompt
 from nemo_edge.system.errors import InputError
 

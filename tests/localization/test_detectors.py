@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from nemo_edge.detection import Detection
-from nemo_edge.detectors import PAPER, label_of, rocs_of
+from nemo_edge.localization.detection import Detection
+from nemo_edge.localization.detectors import PAPER, label_of, rocs_of
 from nemo_edge.recipe.prompts import Prompt
 from nemo_edge.system.errors import InputError
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from reference import blocked_score
 
-from nemo_edge.localization import Localizer
+from nemo_edge.localization.localizer import Localizer
+from nemo_edge.localization.refinement import Suspect, refine_together, scores_left
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.refinement import Suspect, refine_together, scores_left
 
 SAMPLES, THRESHOLD = 4, 0.7
 PROMPTS = ("koala kiwifruit meridian", "lizard souvenir", "trolleybus broccoli carnival")

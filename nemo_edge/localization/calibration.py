@@ -23,10 +23,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from nemo_edge.backends.torch import open_runner
-from nemo_edge.memorization import NoiseProbe, Threshold, finite, threshold_of
+from nemo_edge.localization.memorization import NoiseProbe, Threshold, finite, threshold_of
+from nemo_edge.localization.multiscale import pairwise_scores
 from nemo_edge.model.checkpoint import Checkpoint, Conditioning, Layers, value_layers, value_projections
 from nemo_edge.model.neurons import ValueLayer
-from nemo_edge.multiscale import pairwise_scores
 from nemo_edge.recipe.settings import LocalizationSettings, check_threshold
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import sha256_json, write_atomically

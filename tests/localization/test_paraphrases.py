@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from nemo_edge.paraphrases import paraphrases
+from nemo_edge.localization.paraphrases import paraphrases
 
 PROMPT = "Mothers influence on her young Hippo, a photo"
 

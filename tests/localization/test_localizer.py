@@ -12,11 +12,11 @@ from conftest import save_toy_sd, toy_unet
 from reference import Found, blocked_score, localize, noise_difference, similarity
 from transformers import CLIPTokenizer
 
-from nemo_edge import decisions
-from nemo_edge.calibration import Statistics, calibrate
-from nemo_edge.localization import Localization, Localizer, open_localizer, read_results, union
+from nemo_edge.localization import decisions
+from nemo_edge.localization.calibration import Statistics, calibrate
+from nemo_edge.localization.localizer import Localization, Localizer, open_localizer, read_results, union
+from nemo_edge.localization.multiscale import ROUNDING
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
-from nemo_edge.multiscale import ROUNDING
 from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.system.errors import InputError
 

@@ -8,11 +8,11 @@ import torch
 from conftest import toy_unet
 
 from nemo_edge.backends.torch import open_runner
+from nemo_edge.localization.prefix import Kept, Prefix, answering
 from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.component import VALUE_MASK
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import gate
-from nemo_edge.prefix import Kept, Prefix, answering
 
 Feed = dict[str, np.ndarray]
 

@@ -15,10 +15,10 @@ from reference import noise_difference, similarity
 from transformers import CLIPTokenizer
 
 from nemo_edge.backends.torch import open_runner
-from nemo_edge.detection import Detection, Detector, read_detections
-from nemo_edge.memorization import NoiseProbe, seed_scores
+from nemo_edge.localization.detection import Detection, Detector, read_detections
+from nemo_edge.localization.memorization import NoiseProbe, seed_scores
+from nemo_edge.localization.multiscale import pairwise_scores
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
-from nemo_edge.multiscale import pairwise_scores
 from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.system.errors import InputError
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from nemo_edge.localization.searches import Ask, Lists, Outcome, Search, grouped, highest, published, schedule
 from nemo_edge.recipe.settings import LocalizationSettings
-from nemo_edge.searches import Ask, Lists, Outcome, Search, grouped, highest, published, schedule
 
 TAU = 0.5
 Chosen = frozenset[tuple[int, int]]

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
-from nemo_edge.localization import Examined, Localization
+from nemo_edge.localization.localizer import Examined, Localization
+from nemo_edge.localization.searches import Scores, highest
+from nemo_edge.localization.trials import Trial, Trials
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.searches import Scores, highest
-from nemo_edge.trials import Trial, Trials
 
 
 @dataclass

@@ -13,18 +13,18 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.calibration import Calibration, calibrate, load_statistics, read_threshold
-from nemo_edge.detection import Detection, Detector
-from nemo_edge.detectors import label_of, rocs_of
-from nemo_edge.groups import GROUPS, Group, Groups, all_neurons, clusters_of
-from nemo_edge.localization import Localization, Localizer
-from nemo_edge.memorization import Threshold
+from nemo_edge.localization.calibration import Calibration, calibrate, load_statistics, read_threshold
+from nemo_edge.localization.detection import Detection, Detector
+from nemo_edge.localization.detectors import label_of, rocs_of
+from nemo_edge.localization.groups import GROUPS, Group, Groups, all_neurons, clusters_of
+from nemo_edge.localization.localizer import Localization, Localizer
+from nemo_edge.localization.memorization import Threshold
+from nemo_edge.localization.roc import Roc
 from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.neurons import OfficialRow, write_official_csv
 from nemo_edge.recipe.prompts import Prompt
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import LocalizationSettings
-from nemo_edge.roc import Roc
 from nemo_edge.system.files import sha256_file, write_atomically
 from nemo_edge.system.progress import Progress
 

@@ -8,9 +8,9 @@ import torch
 from reference import noise_difference
 
 from nemo_edge.backends.torch import open_runner
-from nemo_edge.memorization import NoiseProbe, finite, scaled, seed_scores, threshold_of
+from nemo_edge.localization.memorization import NoiseProbe, finite, scaled, seed_scores, threshold_of
+from nemo_edge.localization.multiscale import pairwise_scores
 from nemo_edge.model.checkpoint import Checkpoint
-from nemo_edge.multiscale import pairwise_scores
 from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.system.errors import InputError
 

@@ -25,21 +25,21 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from nemo_edge.backends.torch import DTYPES, open_runner
-from nemo_edge.calibration import Statistics, activations, load_statistics, read_threshold
-from nemo_edge.decisions import Decisions
-from nemo_edge.memorization import NoiseProbe, finite, firm_seed_scores
+from nemo_edge.localization.calibration import Statistics, activations, load_statistics, read_threshold
+from nemo_edge.localization.decisions import Decisions
+from nemo_edge.localization.memorization import NoiseProbe, finite, firm_seed_scores
+from nemo_edge.localization.multiscale import plain_ms_ssim
+from nemo_edge.localization.searches import Ask, Lists, Outcome, Search, grouped, highest, published, schedule
+from nemo_edge.localization.trials import Subject, Trial, Trials
 from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.compilation import check_compiler, compile_
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import silenced
-from nemo_edge.multiscale import plain_ms_ssim
 from nemo_edge.recipe.settings import SCORE, LocalizationSettings, check_threshold
-from nemo_edge.searches import Ask, Lists, Outcome, Search, grouped, highest, published, schedule
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import sha256_json
 from nemo_edge.system.journal import append, read_lines
 from nemo_edge.system.memory import check_room, room_bytes, rows_at_once
-from nemo_edge.trials import Subject, Trial, Trials
 
 _NO_MATTER = {"rows", "prompts", "group_by", "paraphrases"}
 """Settings that change nothing of what is found for one prompt."""

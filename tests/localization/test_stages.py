@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from nemo_edge.calibration import Calibration
+from nemo_edge.localization.calibration import Calibration
+from nemo_edge.localization.stages import calibrate_stage
 from nemo_edge.model.checkpoint import open_checkpoint
 from nemo_edge.recipe.prompts import Prompt
 from nemo_edge.recipe.recipe import Recipe, load_recipe
-from nemo_edge.stages import calibrate_stage
 from nemo_edge.system.progress import Progress
 
 

@@ -76,6 +76,6 @@ def _synonyms(tokens: list[str]) -> list[str]:
 @cache
 def _groups() -> dict[str, tuple[str, ...]]:
     """Each word of our list, and the words that can stand for it."""
-    lines = files("nemo_edge").joinpath("synonyms.txt").read_text(encoding="utf-8").splitlines()
+    lines = files("nemo_edge.localization").joinpath("synonyms.txt").read_text(encoding="utf-8").splitlines()
     groups = [line.split(", ") for line in lines if line and not line.startswith("#")]
     return {word: tuple(w for group in groups if word in group for w in group if w != word) for group in groups for word in group}

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from nemo_edge.backends.base import Runner
+from nemo_edge.localization.multiscale import ROUNDING, pairwise_scores, plain_pairwise_scores
 from nemo_edge.model.component import VALUE_MASK
 from nemo_edge.model.configuration import Configuration
-from nemo_edge.multiscale import ROUNDING, pairwise_scores, plain_pairwise_scores
 from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.system.errors import InputError
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nemo_edge.backends.base import Runner
 from nemo_edge.backends.torch import open_runner
-from nemo_edge.memorization import NoiseProbe, finite, firm_seed_scores, scaled
+from nemo_edge.localization.memorization import NoiseProbe, finite, firm_seed_scores, scaled
 from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.recipe.settings import SCORE, LocalizationSettings, check_threshold
 from nemo_edge.system.errors import InputError

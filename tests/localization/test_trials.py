@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from nemo_edge.backends.torch import open_runner
-from nemo_edge.memorization import NoiseProbe
+from nemo_edge.localization.memorization import NoiseProbe
+from nemo_edge.localization.multiscale import ms_ssim
+from nemo_edge.localization.trials import Subject, Trial, Trials
 from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import silenced
-from nemo_edge.multiscale import ms_ssim
 from nemo_edge.recipe.settings import LocalizationSettings
-from nemo_edge.trials import Subject, Trial, Trials
 
 SETTINGS = LocalizationSettings(samples=4)
 PROMPTS = ("a pig on a red background", "saxophone falafel jubilee")

@@ -16,16 +16,16 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.clusters import cluster
-from nemo_edge.localization import Examined, Localization, Localizer, union
+from nemo_edge.localization.clusters import cluster
+from nemo_edge.localization.localizer import Examined, Localization, Localizer, union
+from nemo_edge.localization.paraphrases import Kind, Paraphrase, paraphrases
+from nemo_edge.localization.refinement import Suspect, firm_score, refine_together, scores_left
+from nemo_edge.localization.trials import Trial
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.paraphrases import Kind, Paraphrase, paraphrases
 from nemo_edge.recipe.prompts import Prompt
-from nemo_edge.refinement import Suspect, firm_score, refine_together, scores_left
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import sha256_json
 from nemo_edge.system.journal import append, read_lines
-from nemo_edge.trials import Trial
 
 GROUPS = "groups.jsonl"
 """The file of a bundle, or of a folder of results, that holds its groups."""

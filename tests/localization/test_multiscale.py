@@ -8,7 +8,7 @@ from reference import similarity
 from torch import Tensor
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
-from nemo_edge.multiscale import ROUNDING, ms_ssim, pairwise_scores, plain_ms_ssim, plain_pairwise_scores
+from nemo_edge.localization.multiscale import ROUNDING, ms_ssim, pairwise_scores, plain_ms_ssim, plain_pairwise_scores
 from nemo_edge.system.errors import InputError
 
 

@@ -16,8 +16,8 @@ from conftest import shared_data
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from nemo_edge.calibration import Calibration, activations, calibrate, load_statistics, read_threshold
-from nemo_edge.memorization import Threshold
+from nemo_edge.localization.calibration import Calibration, activations, calibrate, load_statistics, read_threshold
+from nemo_edge.localization.memorization import Threshold
 from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.neurons import ValueLayer
 from nemo_edge.recipe.settings import LocalizationSettings
@@ -44,7 +44,7 @@ def test_activations_are_those_a_hook_sees_in_the_unet(toy: Checkpoint) -> None:
 
 
 def test_streaming_moments_are_mean_and_unbiased_deviation(toy: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nemo_edge.calibration._BATCH", 2)
+    monkeypatch.setattr("nemo_edge.localization.calibration._BATCH", 2)
     statistics = calibrate(toy, PROMPTS, SETTINGS, with_threshold=False).statistics
     expected = activations(toy.unet, toy.encode(PROMPTS)["encoder_hidden_states"])
     for mean, std, values in zip(statistics.mean, statistics.std, expected, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nemo_edge.roc import roc
+from nemo_edge.localization.roc import roc
 from nemo_edge.system.errors import InputError
 
 
