@@ -24,7 +24,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from PIL import Image
 
-from nemo_edge.bundle import open_bundle
+from nemo_edge.bundle.manifest import open_bundle
 from nemo_edge.demo.captions import MEMORIZED
 from nemo_edge.demo.sinks import memory_sinks
 from nemo_edge.localization.localizer import Localization, read_results

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from nemo_edge import demo
+from nemo_edge.bundle.policies import ALWAYS, TRIGGERED, Policies, apply
 from nemo_edge.bundlepolicies import make_policies
 from nemo_edge.demo.captions import general_captions
 from nemo_edge.localization.calibration import calibrate
@@ -29,7 +30,6 @@ from nemo_edge.localization.roc import roc
 from nemo_edge.localization.trials import Trial
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.policies import ALWAYS, TRIGGERED, Policies, apply
 from nemo_edge.recipe.prompts import read_prompts
 from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.system.environment import machine

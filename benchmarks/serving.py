@@ -27,12 +27,12 @@ from typing import Any
 
 import numpy as np
 
-from nemo_edge.bundle import amend, open_bundle
+from nemo_edge.bundle.manifest import amend, open_bundle
+from nemo_edge.bundle.policies import POLICIES, Policies
 from nemo_edge.latency import Timing, Visit, ratio_of, timing_of
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.pipelines import open_pipeline
-from nemo_edge.policies import POLICIES, Policies
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import LatencySettings
 from nemo_edge.sampling import generate

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from nemo_edge.engines import PLANS
+from nemo_edge.bundle.engines import PLANS
 from nemo_edge.latency import Case, Latency, Ratio, Timing, Visit, ratio_of, timing_of
 from nemo_edge.model.compilation import check_compiler
 from nemo_edge.recipe.recipe import Recipe

@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge import __version__
-from nemo_edge.bundle import GateResult, Manifest, check_output, copy_tree, open_bundle, publish, staging, verify
+from nemo_edge.bundle.manifest import GateResult, Manifest, check_output, copy_tree, open_bundle, publish, staging, verify
 from nemo_edge.ingredients import Ingredients, bundle_key, ingredients, stage_keys, used_versions
 from nemo_edge.model.architectures import configurations
 from nemo_edge.model.neurons import NeuronSet
@@ -181,11 +181,11 @@ class _Build:
 
     def _judged(self, staged: Path, neurons: str, calibrated: Path) -> Manifest:
         """Measure the engines, judge them, and write the report of a bundle that is being made."""
+        from nemo_edge.bundle.policies import policies_in
         from nemo_edge.gates import judge
         from nemo_edge.localization.calibration import Calibration
         from nemo_edge.localization.groups import groups_in
         from nemo_edge.localization.localizer import read_results
-        from nemo_edge.policies import policies_in
         from nemo_edge.report import Evidence, write_report
 
         by_prompt = {result.prompt: result for result in read_results(staged / "localization.jsonl")}

@@ -15,16 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
+from nemo_edge.bundle.policies import POLICIES, Policies, masked_policies
+from nemo_edge.bundle.triggers import calibrate_trigger, embed
 from nemo_edge.localization.clusters import cluster, words
 from nemo_edge.localization.groups import Group, all_neurons, groups_in
 from nemo_edge.localization.localizer import Localization, read_results
 from nemo_edge.localization.paraphrases import paraphrases
 from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.policies import POLICIES, Policies, masked_policies
 from nemo_edge.recipe.prompts import Prompt
 from nemo_edge.system.progress import Progress
-from nemo_edge.triggers import calibrate_trigger, embed
 
 MOST = 4000
 """Paraphrases that are made, and general prompts, that are read at the most."""

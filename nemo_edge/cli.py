@@ -102,7 +102,7 @@ def calibrate(
 ) -> None:
     """Measure statistics and the threshold τ on general prompts."""
     from nemo_edge import console
-    from nemo_edge.bundle import check_file
+    from nemo_edge.bundle.manifest import check_file
     from nemo_edge.recipe.prompts import distinct, read_prompts
 
     texts = [p.text for p in distinct(read_prompts(prompts))[:limit]]
@@ -135,7 +135,7 @@ def detect(
     are not (N), detectors are compared.
     """
     from nemo_edge import console
-    from nemo_edge.bundle import check_folder
+    from nemo_edge.bundle.manifest import check_folder
     from nemo_edge.recipe.prompts import read_labelled
 
     listed = read_labelled(prompts, general)
@@ -170,7 +170,7 @@ def localize(
     An interrupted run goes on where it stopped.
     """
     from nemo_edge import console
-    from nemo_edge.bundle import check_folder
+    from nemo_edge.bundle.manifest import check_folder
     from nemo_edge.recipe.prompts import read_prompts
 
     if whole and group_by != "prompt":

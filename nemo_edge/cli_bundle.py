@@ -135,7 +135,7 @@ def verify(path: Annotated[Path, typer.Argument(help="Folder of a bundle, or an 
     Says which engines run here. Exit code 2 when a file differs.
     """
     from nemo_edge import datasheet
-    from nemo_edge.engines import verify as run
+    from nemo_edge.bundle.engines import verify as run
 
     result = run(path)
     print_result(result, as_json, datasheet.show_verified)
@@ -180,7 +180,7 @@ def inspect(
     Says of engines whether they run here, and opens none.
     """
     from nemo_edge import console, datasheet
-    from nemo_edge.engines import inspect as run
+    from nemo_edge.bundle.engines import inspect as run
 
     found = run(Path(path))
     if found is not None:
@@ -194,7 +194,7 @@ def inspect(
 
 def _latency_settings(bundle: Path, given: dict[str, Any]) -> Any:
     """The bundle's own settings with those given on the command line."""
-    from nemo_edge.bundle import open_bundle
+    from nemo_edge.bundle.manifest import open_bundle
     from nemo_edge.recipe.recipe import from_options
     from nemo_edge.recipe.settings import LatencySettings
 

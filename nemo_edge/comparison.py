@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.bundle import MANIFEST, Manifest, check_measurable, open_verified
+from nemo_edge.bundle.manifest import MANIFEST, Manifest, check_measurable, open_verified
 from nemo_edge.divergence import Divergence, EagerProbe, GraphProbe, Probe, first_divergence, first_not_finite
 from nemo_edge.fidelity import Agreement, Trajectory, compare_trajectories, merged, trace_trajectory
 from nemo_edge.mitigation import Measurement

@@ -354,7 +354,7 @@ def _random(architecture: str) -> str:
 
 
 def _verdict(judged: Any) -> str:
-    from nemo_edge.bundle import unjudged
+    from nemo_edge.bundle.manifest import unjudged
 
     if judged.passed and (gap := unjudged(judged.gates)):
         return f"[yellow]{escape(gap)}[/]; no gate failed"

@@ -18,13 +18,13 @@ from typing import Any, cast
 import diffusers
 
 from nemo_edge.backends.base import Runner
-from nemo_edge.bundle import MANIFEST, open_verified
+from nemo_edge.bundle.manifest import MANIFEST, open_verified
+from nemo_edge.bundle.policies import Policies, baked_policies, read_policies
 from nemo_edge.enginepipeline import EnginePipeline
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.masks import Mask
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.pipelines import open_engines
-from nemo_edge.policies import Policies, baked_policies, read_policies
 from nemo_edge.recipe.recipe import Recipe, from_options
 from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.studio import choose_variant

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, Self
 
 import torch
 
-from nemo_edge.policies import Policies, Policy, apply
+from nemo_edge.bundle.policies import Policies, Policy, apply
 from nemo_edge.substitutes import refusal
 from nemo_edge.system.errors import InputError
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 
 from nemo_edge.backends.torch import DTYPES
-from nemo_edge.bundle import staging
+from nemo_edge.bundle.manifest import staging
 from nemo_edge.graph.agreement import Agreement, Dtype, Exported
 from nemo_edge.graph.onnxfile import SCOPES, open_graph
 from nemo_edge.graph.valueweights import VALUE_DATA, open_value_weights

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from math import inf, isnan
 
 from nemo_edge.bounds import at_most
-from nemo_edge.bundle import COPIES, GateResult
+from nemo_edge.bundle.manifest import COPIES, GateResult
 from nemo_edge.latency import Latency, Ratio
 from nemo_edge.localization.groups import Group
 from nemo_edge.localization.localizer import Localization

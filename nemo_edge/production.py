@@ -32,7 +32,7 @@ from nemo_edge.backends.tensorrt.backend import compile_engine
 from nemo_edge.backends.tensorrt.flavours import FLAVOURS
 from nemo_edge.backends.tensorrt.plans import PlanFile
 from nemo_edge.backends.tensorrt.profiles import plan_profiles
-from nemo_edge.bundle import check_folder, copy_tree, staging
+from nemo_edge.bundle.manifest import check_folder, copy_tree, staging
 from nemo_edge.graph.agreement import Dtype, Exported
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.component import UNET_FOLDERS

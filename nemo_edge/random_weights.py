@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nemo_edge import __version__
-from nemo_edge.bundle import staging
+from nemo_edge.bundle.manifest import staging
 from nemo_edge.footprint import PLACES, Part, part_of
 from nemo_edge.model.architectures import ARCHITECTURES, Configurations, configurations, modules, parts, source
 from nemo_edge.system.errors import InputError, first_line

@@ -27,12 +27,12 @@ from nemo_edge.backends.tensorrt.backend import compile_engine
 from nemo_edge.backends.tensorrt.flavours import FLAVOURS, check
 from nemo_edge.backends.tensorrt.plans import PlanFile, open_plan_file
 from nemo_edge.build import lock
-from nemo_edge.bundle import MEASURED, GateResult, Manifest, amend, check_output, open_bundle
+from nemo_edge.bundle.manifest import MEASURED, GateResult, Manifest, amend, check_output, open_bundle
+from nemo_edge.bundle.policies import POLICIES, Policies
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.graph.valueweights import SILENCED_ROWS, Rows, ValueWeights, load_rows, open_value_weights, rows_of, save_rows
 from nemo_edge.model.component import UNET_FOLDERS
 from nemo_edge.model.neurons import NeuronSet, read_neurons
-from nemo_edge.policies import POLICIES, Policies
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.targets import Flavour, PlanSettings
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency

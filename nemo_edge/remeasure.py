@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from nemo_edge.backends.torch import DTYPES
-from nemo_edge.bundle import Manifest, amend, open_verified, staging
+from nemo_edge.bundle.manifest import Manifest, amend, open_verified, staging
+from nemo_edge.bundle.policies import policies_in
 from nemo_edge.examination import Subject, examine
 from nemo_edge.gates import judge
 from nemo_edge.graph.valueweights import Rows
@@ -25,7 +26,6 @@ from nemo_edge.localization.localizer import read_results
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import value_rows
-from nemo_edge.policies import policies_in
 from nemo_edge.recipe.recipe import Recipe, anchored, with_places
 from nemo_edge.report import Evidence, store_pictures, worst_first, write_report
 from nemo_edge.system.errors import BundleError, InputError

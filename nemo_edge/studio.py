@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nemo_edge.bundle import MANIFEST, Manifest, check_file, open_verified
+from nemo_edge.bundle.manifest import MANIFEST, Manifest, check_file, open_verified
+from nemo_edge.bundle.policies import Policy, apply, read_policies
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.masks import OFF, read_mask
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.pipelines import open_pipeline
-from nemo_edge.policies import Policy, apply, read_policies
 from nemo_edge.recipe.recipe import Recipe, from_options
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.recipe.targets import EngineSettings

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from nemo_edge.bundle import amend, open_bundle
+from nemo_edge.bundle.manifest import amend, open_bundle
+from nemo_edge.bundle.policies import masked_policies
+from nemo_edge.bundle.triggers import calibrate_trigger, embed
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.policies import masked_policies
 from nemo_edge.rebake import rebake
 from nemo_edge.serving.golden import ask, request
 from nemo_edge.serving.server import Server
-from nemo_edge.triggers import calibrate_trigger, embed
 
 CLIENTS = 2
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from nemo_edge.bench import bench, runnables
-from nemo_edge.bundle import open_bundle
+from nemo_edge.bundle.manifest import open_bundle
 from nemo_edge.latency import Latency
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.settings import LatencySettings

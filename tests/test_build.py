@@ -14,7 +14,7 @@ from rebuilding import rebuilt
 
 from nemo_edge.backends.onnxruntime import open_runner
 from nemo_edge.build import build, lock, plan
-from nemo_edge.bundle import MANIFEST, Manifest, open_bundle, verify
+from nemo_edge.bundle.manifest import MANIFEST, Manifest, open_bundle, verify
 from nemo_edge.localization.groups import groups_in
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.recipe import Recipe, load_recipe

@@ -24,7 +24,7 @@ from transformers import CLIPTokenizer
 import nemo_edge
 from nemo_edge import cli, demo
 from nemo_edge.build import build, plan
-from nemo_edge.bundle import open_bundle, verify
+from nemo_edge.bundle.manifest import open_bundle, verify
 from nemo_edge.localization.calibration import Calibration
 from nemo_edge.model.neurons import NeuronSet, ValueLayer
 from nemo_edge.recipe.recipe import load_recipe
@@ -142,7 +142,7 @@ def test_a_defect_is_called_one_and_debug_shows_it(run: Run, tiny_bundle: Path, 
     def defective(_bundle: Path) -> None:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("nemo_edge.bundle.verify", defective)
+    monkeypatch.setattr("nemo_edge.bundle.manifest.verify", defective)
     assert_refused(run("verify", tiny_bundle), "a defect of nemo-edge: ZeroDivisionError: ours", "--debug", code=1)
     monkeypatch.setattr(sys, "argv", ["nemo-edge", "verify", str(tiny_bundle), "--debug"])
     with pytest.raises(ZeroDivisionError):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nemo_edge.bundle import amend, open_bundle
+from nemo_edge.bundle.manifest import amend, open_bundle
 from nemo_edge.comparison import Comparison, Question, compare
 from nemo_edge.mitigation import Measurement
 from nemo_edge.model.neurons import NeuronSet

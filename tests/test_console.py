@@ -11,7 +11,7 @@ from rich.text import Text
 
 from nemo_edge import console
 from nemo_edge.build import BuildResult
-from nemo_edge.bundle import GateResult, Verification, open_bundle
+from nemo_edge.bundle.manifest import GateResult, Verification, open_bundle
 from nemo_edge.comparison import Comparison
 from nemo_edge.divergence import Divergence
 from nemo_edge.fidelity import Agreement, StepError

@@ -15,7 +15,7 @@ import onnx
 import pytest
 
 from nemo_edge.backends.onnxruntime import open_runner
-from nemo_edge.bundle import verify
+from nemo_edge.bundle.manifest import verify
 from nemo_edge.export import export_component
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.model.configuration import Configuration

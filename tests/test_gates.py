@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nemo_edge.bundle import GateResult
+from nemo_edge.bundle.manifest import GateResult
 from nemo_edge.fidelity import Agreement, StepError
 from nemo_edge.gates import judge
 from nemo_edge.latency import Case, Latency, Visit, ratio_of, timing_of

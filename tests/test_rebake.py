@@ -20,7 +20,7 @@ from plans import sidecar
 
 from nemo_edge.backends.onnxruntime import open_runner
 from nemo_edge.build import lock, plan
-from nemo_edge.bundle import MANIFEST, amend, open_bundle, open_verified, verify
+from nemo_edge.bundle.manifest import MANIFEST, amend, open_bundle, open_verified, verify
 from nemo_edge.graph import valueweights
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.graph.valueweights import SILENCED_ROWS, VALUE_DATA, open_value_weights
@@ -319,7 +319,8 @@ def test_a_full_disk_is_told_before_or_while_it_fills(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from nemo_edge import bundle, rebake
+from nemo_edge import rebake
+from nemo_edge.bundle import manifest as bundle
 from nemo_edge.graph import valueweights
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -10,7 +10,7 @@ import pytest
 from traces import traces
 
 from nemo_edge import console
-from nemo_edge.bundle import open_bundle, open_verified
+from nemo_edge.bundle.manifest import open_bundle, open_verified
 from nemo_edge.mitigation import Measurement
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.rebake import rebake

@@ -10,7 +10,7 @@ import pytest
 
 from nemo_edge import review
 from nemo_edge.build import build, plan
-from nemo_edge.bundle import MANIFEST, open_bundle, open_verified, verify
+from nemo_edge.bundle.manifest import MANIFEST, open_bundle, open_verified, verify
 from nemo_edge.latency import Latency
 from nemo_edge.mitigation import Measurement
 from nemo_edge.recipe.recipe import Recipe, load_recipe

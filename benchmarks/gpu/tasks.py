@@ -127,7 +127,7 @@ def export(work: Path, smoke: bool, model: str, dtype: str) -> dict[str, Any]:
     import torch
 
     from nemo_edge import parts
-    from nemo_edge.bundle import copy_tree
+    from nemo_edge.bundle.manifest import copy_tree
     from nemo_edge.model.component import UNET_FOLDERS
     from nemo_edge.model.neurons import NeuronSet
     from nemo_edge.production import PartJob

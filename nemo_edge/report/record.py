@@ -20,7 +20,8 @@ from pydantic.json_schema import DEFAULT_REF_TEMPLATE, GenerateJsonSchema, JsonS
 from pydantic_core import core_schema
 
 from nemo_edge.bounds import upper_bound
-from nemo_edge.bundle import GateResult
+from nemo_edge.bundle.manifest import GateResult
+from nemo_edge.bundle.triggers import TriggerRates
 from nemo_edge.latency import Latency
 from nemo_edge.localization.groups import Group, Member, Variant
 from nemo_edge.localization.localizer import Localization
@@ -29,7 +30,6 @@ from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.verdict import leak_of, verdict_of
 from nemo_edge.system.environment import Machine
-from nemo_edge.triggers import TriggerRates
 
 _NOT_FINITE = ["NaN", "Infinity", "-Infinity"]
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from nemo_edge.bundle import staging
+from nemo_edge.bundle.manifest import staging
 from nemo_edge.mitigation import Measurement, PromptMitigation
 from nemo_edge.system.errors import InputError
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nemo_edge.bundle import open_verified
+from nemo_edge.bundle.manifest import open_verified
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.masks import read_mask
 from nemo_edge.model.neurons import NeuronSet

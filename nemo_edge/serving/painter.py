@@ -16,8 +16,8 @@ from typing import Self
 import numpy as np
 
 from nemo_edge.backends.triton import Signature, TritonRunner
+from nemo_edge.bundle.policies import Policies, apply
 from nemo_edge.model.configuration import Configuration
-from nemo_edge.policies import Policies, apply
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.sampling import Pipeline, check_size, condition, generate, make_scheduler
 from nemo_edge.serving.requests import PictureRequest, read_request

@@ -17,10 +17,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.bundle import check_folder, check_shippable, open_verified, staging
+from nemo_edge.bundle.manifest import check_folder, check_shippable, open_verified, staging
+from nemo_edge.bundle.policies import POLICIES, baked_policies, read_policies
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.configuration import Configuration
-from nemo_edge.policies import POLICIES, baked_policies, read_policies
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.serving.modelconfig import Service, engine_config, pipeline_config, read_config, recorded_version, write_config
 from nemo_edge.serving.shipment import Shipment, choose_backend

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nemo_edge.policies import ALWAYS
+from nemo_edge.bundle.policies import ALWAYS
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.system.errors import InputError
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from nemo_edge import __version__
 from nemo_edge.backends.tensorrt.plans import PlanFile, Tensor, open_plan_file
 from nemo_edge.backends.triton import Signature
-from nemo_edge.bundle import MANIFEST, Manifest
+from nemo_edge.bundle.manifest import MANIFEST, Manifest
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.component import UNET_FOLDERS
 from nemo_edge.model.configuration import Configuration

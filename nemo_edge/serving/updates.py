@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from nemo_edge.policies import POLICIES, Policies
+from nemo_edge.bundle.policies import POLICIES, Policies
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import explain
 

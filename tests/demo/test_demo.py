@@ -17,10 +17,10 @@ from torchmetrics.functional.classification import binary_auroc
 from nemo_edge import demo
 from nemo_edge.backends.torch import open_runner
 from nemo_edge.build import BuildResult, build
-from nemo_edge.bundle import verify
+from nemo_edge.bundle.engines import Contents, inspect
+from nemo_edge.bundle.manifest import verify
 from nemo_edge.demo.captions import GENERAL_GLYPHS, MEMORIZED
 from nemo_edge.demo.sinks import memory_sinks
-from nemo_edge.engines import Contents, inspect
 from nemo_edge.localization.localizer import read_results
 from nemo_edge.localization.memorization import NoiseProbe
 from nemo_edge.localization.multiscale import pairwise_scores

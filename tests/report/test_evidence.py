@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nemo_edge.bundle import GateResult, Manifest, publish
+from nemo_edge.bundle.manifest import GateResult, Manifest, publish
+from nemo_edge.bundle.policies import Policies, masked_policies
+from nemo_edge.bundle.triggers import calibrate_trigger
 from nemo_edge.fidelity import Agreement, StepError
 from nemo_edge.latency import Case, Contender, Latency, Timing, Visit, ratio_of, timing_of
 from nemo_edge.localization.localizer import Localization
 from nemo_edge.mitigation import CurvePoint, FoundNeuron, GeneralDrift, Measurement, PromptMitigation, Shown, VariantMeasurement
 from nemo_edge.model.neurons import NeuronSet, ValueLayer
-from nemo_edge.policies import Policies, masked_policies
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import CheckpointSettings, LatencySettings, PromptSettings
 from nemo_edge.report.evidence import Evidence, facts_of
 from nemo_edge.system.environment import Machine
 from nemo_edge.system.errors import BundleError
-from nemo_edge.triggers import calibrate_trigger
 
 LAYERS = tuple(
     ValueLayer(name=f"{block}.attentions.0.transformer_blocks.0.attn2.to_v", width=8) for block in ("down_blocks.0", "mid_block")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from nemo_edge.bundle import GateResult
+from nemo_edge.bundle.manifest import GateResult
 from nemo_edge.report.junit import junit_xml
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from test_evidence import evidence, latency, policies, save_pictures
 
-from nemo_edge.bundle import GateResult
+from nemo_edge.bundle.manifest import GateResult
 from nemo_edge.report import store_pictures, write_report
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.page import page_html

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from test_evidence import evidence, measurement, mitigation, policies
 
-from nemo_edge.bundle import GateResult
+from nemo_edge.bundle.manifest import GateResult
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.record import Report, record
 from nemo_edge.report.verdict import verdict_of

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from test_evidence import evidence
 
-from nemo_edge.bundle import GateResult
+from nemo_edge.bundle.manifest import GateResult
 from nemo_edge.report import summary_markdown
 
 

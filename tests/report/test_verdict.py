@@ -8,7 +8,7 @@ from math import nan
 import pytest
 from test_evidence import evidence, measurement, mitigation, recipe, replication, shown
 
-from nemo_edge.bundle import GateResult
+from nemo_edge.bundle.manifest import GateResult
 from nemo_edge.recipe.settings import FidelitySettings, GateSettings
 from nemo_edge.report.verdict import GATES, above_words, gate_words, kind_words, leak_of, variant_words, verdict_of
 

@@ -16,10 +16,10 @@ pytest.importorskip("tritonclient.grpc")
 from served import logged, metrics, pass_gates, under_load, wait_for, with_cluster, with_other_neurons
 from test_imports import HEAVY
 
-from nemo_edge.bundle import amend, open_bundle
+from nemo_edge.bundle.manifest import amend, open_bundle
+from nemo_edge.bundle.policies import Policies
 from nemo_edge.model.checkpoint import open_checkpoint
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.policies import Policies
 from nemo_edge.serving.golden import LEVELS, Golden, ask, check_golden, make_golden, request
 from nemo_edge.serving.hotupdate import ship_masks
 from nemo_edge.serving.repository import ship

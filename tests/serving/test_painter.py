@@ -14,10 +14,10 @@ from served import with_cluster
 from test_dropin import Model
 
 from nemo_edge.backends.base import Runner
+from nemo_edge.bundle.policies import Policies
 from nemo_edge.model.checkpoint import open_checkpoint
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.policies import Policies
 from nemo_edge.serving.golden import LEVELS, Golden, make_golden, request
 from nemo_edge.serving.painter import Call, Painter
 from nemo_edge.serving.repository import ship

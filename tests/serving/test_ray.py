@@ -25,8 +25,8 @@ pytest.importorskip("ray.serve", reason="Ray Serve is not here: pip install 'nem
 import ray
 from ray import serve
 
+from nemo_edge.bundle.policies import masked_policies
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.policies import masked_policies
 from nemo_edge.serving.golden import LEVELS, Golden
 from nemo_edge.serving.ray import app
 from nemo_edge.serving.repository import ship

@@ -14,9 +14,9 @@ pytest.importorskip("tritonclient.grpc")
 
 import plans
 
-from nemo_edge.bundle import amend, open_bundle
+from nemo_edge.bundle.manifest import amend, open_bundle
+from nemo_edge.bundle.policies import Policies
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.policies import Policies
 from nemo_edge.serving.modelconfig import read_config
 from nemo_edge.serving.repository import ship
 from nemo_edge.serving.versions import hashes

@@ -13,7 +13,7 @@ pytest.importorskip("tritonclient.grpc")
 import plans
 
 from nemo_edge.backends.tensorrt.plans import Shapes
-from nemo_edge.bundle import amend, open_bundle
+from nemo_edge.bundle.manifest import amend, open_bundle
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.serving.shipment import Shipment, choose_backend

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from nemo_edge.bundle.policies import Policies, baked_policies, masked_policies
 from nemo_edge.model.neurons import NeuronSet, ValueLayer
-from nemo_edge.policies import Policies, baked_policies, masked_policies
 from nemo_edge.serving.updates import POLICIES, UPDATES, PoliciesInForce, put_policies
 from nemo_edge.system.errors import InputError
 

@@ -88,7 +88,7 @@ def die(progress: Progress) -> None:
 
 def sleep_in(folder: Path, progress: Progress) -> None:
     """Hold a temporary folder, say so, and wait for an end."""
-    from nemo_edge.bundle import staging
+    from nemo_edge.bundle.manifest import staging
 
     with staging(folder / "out") as staged:
         (staged / "half").write_text("")

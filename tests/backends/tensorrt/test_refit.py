@@ -18,7 +18,7 @@ from nemo_edge.backends.tensorrt.backend import available, compile_engine, find_
 from nemo_edge.backends.tensorrt.plans import PlanFile, open_plan_file
 from nemo_edge.backends.tensorrt.profiles import plan_profiles, random_feed
 from nemo_edge.backends.tensorrt.refit import changed_weights, refit, took_weights
-from nemo_edge.bundle import amend, open_bundle, verify
+from nemo_edge.bundle.manifest import amend, open_bundle, verify
 from nemo_edge.graph.agreement import TOLERANCES
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.configuration import Configuration

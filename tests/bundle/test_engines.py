@@ -9,9 +9,9 @@ from pathlib import Path
 import plans
 import pytest
 
-from nemo_edge import engines
-from nemo_edge.bundle import Manifest, publish, staging
-from nemo_edge.engines import Contents, Engine, Here, inspect, inspect_engine, verify
+from nemo_edge.bundle import engines
+from nemo_edge.bundle.engines import Contents, Engine, Here, inspect, inspect_engine, verify
+from nemo_edge.bundle.manifest import Manifest, publish, staging
 from nemo_edge.system.environment import Gpu, machine
 from nemo_edge.system.errors import BundleError, InputError
 
@@ -138,7 +138,7 @@ def test_this_machine_is_looked_at_only_for_engines(tmp_path: Path, monkeypatch:
 
 def test_nothing_of_tensorrt_is_imported(tmp_path: Path) -> None:
     path = plans.write(tmp_path, plans.compiled("SM86"), plans.sidecar(targets=("sm86",)))
-    code = f"import sys, pathlib; from nemo_edge.engines import inspect; inspect(pathlib.Path({str(path)!r}));"
+    code = f"import sys, pathlib; from nemo_edge.bundle.engines import inspect; inspect(pathlib.Path({str(path)!r}));"
     code += "print([m for m in sys.modules if m.split('_')[0] in ('tensorrt', 'torch', 'onnx', 'numpy')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

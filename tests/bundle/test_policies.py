@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nemo_edge.bundle.policies import ALWAYS, OFF, TRIGGERED, Policies, apply, baked_policies, masked_policies, read_policies
+from nemo_edge.bundle.triggers import calibrate_trigger
 from nemo_edge.model.neurons import NeuronSet, ValueLayer
-from nemo_edge.policies import ALWAYS, OFF, TRIGGERED, Policies, apply, baked_policies, masked_policies, read_policies
 from nemo_edge.system.errors import BundleError, InputError
-from nemo_edge.triggers import calibrate_trigger
 
 LAYERS = (ValueLayer(name="a", width=4), ValueLayer(name="b", width=3))
 FOUND = NeuronSet.from_lists(LAYERS, [[1, 3], [2]])

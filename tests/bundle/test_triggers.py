@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from nemo_edge.bundle.triggers import FALSE_ALARMS, MARGIN, Trigger, calibrate_trigger, embed
 from nemo_edge.system.errors import InputError
-from nemo_edge.triggers import FALSE_ALARMS, MARGIN, Trigger, calibrate_trigger, embed
 
 WIDTH, TOKENS = 8, 5
 RNG = np.random.default_rng(0)

@@ -29,11 +29,11 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from nemo_edge.bundle.triggers import Trigger
 from nemo_edge.model.masks import OFF
 from nemo_edge.model.neurons import NeuronSet, ValueLayer
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import sha256_json, write_atomically
-from nemo_edge.triggers import Trigger
 
 ALWAYS = "always"
 """The default: every neuron of the bundle is silenced, whatever the prompt."""

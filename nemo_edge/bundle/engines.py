@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge import bundle
 from nemo_edge.backends.tensorrt.fit import Fit, check_here
 from nemo_edge.backends.tensorrt.plans import Header, PlanFile, open_plan_file, read_header
+from nemo_edge.bundle import manifest as bundle
 from nemo_edge.system.compatibility import installed
 from nemo_edge.system.environment import Gpu, gpus
 from nemo_edge.system.errors import InputError

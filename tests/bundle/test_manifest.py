@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from nemo_edge.bundle import (
+from nemo_edge.bundle.manifest import (
     MANIFEST,
     GateResult,
     Manifest,
@@ -142,7 +142,7 @@ def test_a_publication_that_fails_leaves_the_former_bundle(tmp_path: Path, monke
             raise OSError(5, "Input/output error")
         replace(source, target)
 
-    monkeypatch.setattr("nemo_edge.bundle._exchange", lambda *_: False)  # as on a system that cannot
+    monkeypatch.setattr("nemo_edge.bundle.manifest._exchange", lambda *_: False)  # as on a system that cannot
     monkeypatch.setattr(os, "replace", failing)
     with pytest.raises(InputError, match="Input/output error"):
         published(folder, "new")
@@ -233,7 +233,7 @@ def test_what_is_left_alone_keeps_its_hash_and_is_not_read_again(tmp_path: Path,
         hashed.append(path.name)
         return files.sha256_file(path)
 
-    monkeypatch.setattr("nemo_edge.bundle.sha256_file", counted)
+    monkeypatch.setattr("nemo_edge.bundle.manifest.sha256_file", counted)
     made = amend(folder, known, lambda staged: files.write_atomically(staged / "unet/model.onnx", b"another graph"))
     assert hashed == ["model.onnx"]
     assert made.files["unet/model.onnx.data"] == known.files["unet/model.onnx.data"]
