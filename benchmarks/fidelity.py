@@ -23,9 +23,9 @@ from nemo_edge.mitigation import Measurement
 from nemo_edge.model.checkpoint import open_checkpoint
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import silenced
-from nemo_edge.pipelines import UNMITIGATED, eager_pipeline, open_pipeline
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.targets import EngineSettings
+from nemo_edge.sampling.pipelines import UNMITIGATED, eager_pipeline, open_pipeline
 from nemo_edge.system.environment import machine
 
 RESULT = Path(__file__).parent / "results" / "fidelity.json"

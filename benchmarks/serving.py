@@ -32,10 +32,10 @@ from nemo_edge.bundle.policies import POLICIES, Policies
 from nemo_edge.latency import Timing, Visit, ratio_of, timing_of
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.pipelines import open_pipeline
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import LatencySettings
-from nemo_edge.sampling import generate
+from nemo_edge.sampling.loop import generate
+from nemo_edge.sampling.pipelines import open_pipeline
 from nemo_edge.serving.golden import LEVELS, Golden, ask, check_golden, make_golden, request
 from nemo_edge.serving.hotupdate import ship_masks
 from nemo_edge.serving.repository import ship

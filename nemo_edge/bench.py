@@ -41,7 +41,7 @@ def runnables(bundle: Path, recipe: Recipe, settings: LatencySettings, checkpoin
 
     `checkpoint` is where eager's weights are; None leaves eager out.
     """
-    from nemo_edge.pipelines import UNMITIGATED, has_unmitigated
+    from nemo_edge.sampling.pipelines import UNMITIGATED, has_unmitigated
 
     export = recipe.export
     engine = recipe.engine.model_copy(update={"threads": settings.threads or recipe.engine.threads})

@@ -212,7 +212,7 @@ class _Build:
         """The checkpoint in float32, opened by the first stage that needs it."""
         if self._checkpoint is None:
             from nemo_edge.model.checkpoint import open_checkpoint
-            from nemo_edge.sampling import check_size
+            from nemo_edge.sampling.loop import check_size
 
             source = self.recipe.checkpoint
             self._checkpoint = open_checkpoint(source.path, allow_pickle=source.allow_pickle, device=source.device)

@@ -162,7 +162,7 @@ def generate(
 ) -> None:
     """Make pictures with the engines of a bundle."""
     from nemo_edge import console
-    from nemo_edge.studio import Request, draw
+    from nemo_edge.sampling.generate import Request, draw
 
     wanted = {"steps": steps, "guidance": guidance, "height": height, "width": width}
     overrides = {name: value for name, value in wanted.items() if value is not None}

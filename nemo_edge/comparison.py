@@ -25,10 +25,10 @@ from nemo_edge.model.component import UNET_FOLDERS, VALUE_MASK
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import silenced
-from nemo_edge.pipelines import UNMITIGATED, eager_pipeline, has_unmitigated, open_pipeline, original_weights
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import ENGINE_TOLERANCES, SamplingSettings
-from nemo_edge.sampling import Pipeline, latent_shape
+from nemo_edge.sampling.loop import Pipeline, latent_shape
+from nemo_edge.sampling.pipelines import UNMITIGATED, eager_pipeline, has_unmitigated, open_pipeline, original_weights
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.memory import pictures_at_once
 from nemo_edge.system.progress import Progress

@@ -24,10 +24,10 @@ from nemo_edge.enginepipeline import EnginePipeline
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.masks import Mask
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.pipelines import open_engines
 from nemo_edge.recipe.recipe import Recipe, from_options
 from nemo_edge.recipe.targets import EngineSettings
-from nemo_edge.studio import choose_variant
+from nemo_edge.sampling.generate import choose_variant
+from nemo_edge.sampling.pipelines import open_engines
 from nemo_edge.substitutes import EngineDecoder, EngineTextEncoder, EngineUNet
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import sha256_file

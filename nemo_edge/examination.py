@@ -28,10 +28,10 @@ from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.model.component import VALUE_MASK
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import silenced
-from nemo_edge.pipelines import UNMITIGATED, eager_pipeline, has_unmitigated, open_pipeline
 from nemo_edge.recipe.prompts import Prompt
 from nemo_edge.recipe.recipe import Recipe
-from nemo_edge.sampling import Pipeline, latent_shape
+from nemo_edge.sampling.loop import Pipeline, latent_shape
+from nemo_edge.sampling.pipelines import UNMITIGATED, eager_pipeline, has_unmitigated, open_pipeline
 from nemo_edge.similarity import relative_error
 from nemo_edge.system.files import write_atomically
 from nemo_edge.system.memory import pictures_at_once

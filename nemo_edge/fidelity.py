@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge.recipe.settings import SamplingSettings
-from nemo_edge.sampling import Pipeline, Step, denoise
+from nemo_edge.sampling.loop import Pipeline, Step, denoise
 from nemo_edge.similarity import lpips, psnr, relative_error, ssim
 
 

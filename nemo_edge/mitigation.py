@@ -39,7 +39,7 @@ from nemo_edge.localization.multiscale import ms_ssim
 from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.recipe.settings import LocalizationSettings, SamplingSettings
 from nemo_edge.replication import sscd_similarities, tiled_distances
-from nemo_edge.sampling import Pipeline, denoise, latent_shape
+from nemo_edge.sampling.loop import Pipeline, denoise, latent_shape
 from nemo_edge.similarity import diversity, ssim
 from nemo_edge.system.errors import BundleError
 from nemo_edge.system.memory import pictures_at_once

@@ -62,7 +62,7 @@ def _check_tools(recipe: Recipe, model: Path) -> None:
 
 def _check_sizes(recipe: Recipe, model: Path) -> None:
     """The sizes of the pictures that are drawn and timed, which the graph must take."""
-    from nemo_edge.sampling import check_size
+    from nemo_edge.sampling.loop import check_size
 
     config = Configuration.load(model, tokenizers=False)
     free = [name for name in ("height", "width") if not getattr(recipe.export, name)]

@@ -66,7 +66,7 @@ class Stand:
 
     def open(self) -> tuple[int, int]:
         """Open the model; return the height and width of its own pictures, in pixels."""
-        from nemo_edge import pipelines  # noqa: F401  what it imports is no part of the model's memory
+        from nemo_edge.sampling import pipelines  # noqa: F401  what it imports is no part of the model's memory
 
         self.idle_mib = self.idle_mib or _memory_mib("VmRSS")
         self._on_device(self._open)
@@ -138,8 +138,8 @@ class Stand:
 
 
 def _opened(contender: Runnable, stack: ExitStack) -> Any:
-    from nemo_edge import pipelines
     from nemo_edge.model.configuration import Configuration
+    from nemo_edge.sampling import pipelines
 
     if contender.kind == "engine":
         bundle, variant = Path(contender.place), contender.variant or contender.name
@@ -161,7 +161,7 @@ def _opened(contender: Runnable, stack: ExitStack) -> Any:
 
 def _call(pipeline: Any, setup: Setup) -> Callable[[], object]:
     """What is timed: one component on what the pipeline would feed it, or the pipeline as a whole."""
-    from nemo_edge.sampling import denoise, generate
+    from nemo_edge.sampling.loop import denoise, generate
 
     prompts, seeds, sampling = [_PROMPT] * setup.batch, range(setup.batch), setup.sampling
     if setup.target == "pipeline":

@@ -30,7 +30,7 @@ from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.masks import Mask, read_mask
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.settings import SamplingSettings
-from nemo_edge.sampling import check_size
+from nemo_edge.sampling.loop import check_size
 from nemo_edge.system.errors import InputError
 
 _LORA = "takes no LoRA: fuse it into the checkpoint (`fuse_lora` of its own pipeline), save that, and build the bundle anew"

@@ -41,7 +41,7 @@ from nemo_edge.graph.onnxfile import module_path
 from nemo_edge.model.component import Component
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.recipe.settings import ExportSettings, SamplingSettings
-from nemo_edge.sampling import Pipeline, denoise
+from nemo_edge.sampling.loop import Pipeline, denoise
 
 _STEPS = 3
 """Time steps of the trajectory, from noise to picture: activations are largest at other times in other layers."""

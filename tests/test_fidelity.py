@@ -11,9 +11,9 @@ import pytest
 
 from nemo_edge.fidelity import Agreement, StepError, compare_trajectories, trace_trajectory
 from nemo_edge.model.checkpoint import Checkpoint
-from nemo_edge.pipelines import eager_pipeline
 from nemo_edge.recipe.settings import SamplingSettings
-from nemo_edge.sampling import Pipeline, generate
+from nemo_edge.sampling.loop import Pipeline, generate
+from nemo_edge.sampling.pipelines import eager_pipeline
 
 SAMPLING = SamplingSettings(steps=4, guidance=2.0)
 PROMPTS, SEEDS = ["a pig", "a bus"], [0, 1]

@@ -29,9 +29,9 @@ from nemo_edge.mitigation import (
 from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import silenced
-from nemo_edge.pipelines import eager_pipeline
 from nemo_edge.recipe.settings import LocalizationSettings, SamplingSettings
-from nemo_edge.sampling import Pipeline, denoise, generate
+from nemo_edge.sampling.loop import Pipeline, denoise, generate
+from nemo_edge.sampling.pipelines import eager_pipeline
 from nemo_edge.system.errors import BundleError
 
 SAMPLING = SamplingSettings(steps=3, guidance=2.0)

@@ -18,9 +18,9 @@ from nemo_edge.bundle.manifest import open_verified
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.masks import read_mask
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.pipelines import open_pipeline
 from nemo_edge.recipe.recipe import Recipe
-from nemo_edge.sampling import generate
+from nemo_edge.sampling.loop import generate
+from nemo_edge.sampling.pipelines import open_pipeline
 from nemo_edge.serving.requests import INPUTS
 from nemo_edge.serving.versions import PIPELINE
 from nemo_edge.system.errors import NemoEdgeError

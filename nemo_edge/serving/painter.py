@@ -19,7 +19,7 @@ from nemo_edge.backends.triton import Signature, TritonRunner
 from nemo_edge.bundle.policies import Policies, apply
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.recipe.settings import SamplingSettings
-from nemo_edge.sampling import Pipeline, check_size, condition, generate, make_scheduler
+from nemo_edge.sampling.loop import Pipeline, check_size, condition, generate, make_scheduler
 from nemo_edge.serving.requests import PictureRequest, read_request
 from nemo_edge.serving.updates import PoliciesInForce
 from nemo_edge.serving.versions import PipelineVersion, read_pipeline

@@ -22,10 +22,10 @@ from nemo_edge.bundle.policies import POLICIES, baked_policies, read_policies
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.sampling.generate import choose_variant
 from nemo_edge.serving.modelconfig import Service, engine_config, pipeline_config, read_config, recorded_version, write_config
 from nemo_edge.serving.shipment import Shipment, choose_backend
 from nemo_edge.serving.versions import DESCRIPTION, MODEL, ONNX, PIPELINE, EngineVersion, PipelineVersion, ServerBackend
-from nemo_edge.studio import choose_variant
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import explain, sha256_file, write_atomically
 from nemo_edge.system.progress import Progress

@@ -27,10 +27,10 @@ from nemo_edge.localization.multiscale import pairwise_scores
 from nemo_edge.mitigation import Measurement, PromptMitigation, VariantMeasurement, draw_prompts
 from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.pipelines import eager_pipeline
 from nemo_edge.recipe.prompts import read_prompts
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.settings import LocalizationSettings
+from nemo_edge.sampling.pipelines import eager_pipeline
 
 RECIPE = Path(__file__).parents[2] / "engines" / "demo.toml"
 SEEDS = 10

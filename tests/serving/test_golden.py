@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nemo_edge.sampling.generate import Request, draw
 from nemo_edge.serving.golden import Golden, ask, check_golden, request
 from nemo_edge.serving.server import Server
-from nemo_edge.studio import Request, draw
 from nemo_edge.system.errors import NemoEdgeError
 
 

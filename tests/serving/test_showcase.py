@@ -17,9 +17,9 @@ from PIL import Image
 
 pytest.importorskip("tritonclient.grpc")
 
+from nemo_edge.sampling.generate import Request, draw
 from nemo_edge.serving.golden import LEVELS, Golden, ask, request
 from nemo_edge.serving.server import Environment
-from nemo_edge.studio import Request, draw
 
 PROMPT = "saxophone falafel jubilee"
 

@@ -21,10 +21,10 @@ from tritonclient.utils import np_to_triton_dtype
 from nemo_edge.backends import onnxruntime
 from nemo_edge.backends.triton import open_runner
 from nemo_edge.model.neurons import NeuronSet
+from nemo_edge.sampling.generate import Request, draw
 from nemo_edge.serving.golden import LEVELS, Golden, ask, check_golden, make_golden, request
 from nemo_edge.serving.repository import ship
 from nemo_edge.serving.server import Environment, Server, serve
-from nemo_edge.studio import Request, draw
 from nemo_edge.system.errors import NemoEdgeError
 
 pytestmark = pytest.mark.triton

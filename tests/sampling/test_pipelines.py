@@ -16,10 +16,10 @@ from nemo_edge.model.component import VALUE_MASK
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import silenced
-from nemo_edge.pipelines import UNMITIGATED, eager_pipeline, has_unmitigated, open_pipeline, original_weights
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.targets import EngineSettings
-from nemo_edge.sampling import Pipeline, denoise, generate
+from nemo_edge.sampling.loop import Pipeline, denoise, generate
+from nemo_edge.sampling.pipelines import UNMITIGATED, eager_pipeline, has_unmitigated, open_pipeline, original_weights
 from nemo_edge.system.errors import InputError, MissingDependency
 
 PROMPTS, SEEDS = ["a red pig", "a bus"], [0, 1]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from nemo_edge.bundle.policies import Policies
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.studio import Request, draw
+from nemo_edge.sampling.generate import Request, draw
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.progress import Progress
 

@@ -14,7 +14,7 @@ from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import gate, silenced
 from nemo_edge.recipe.settings import SamplingSettings
-from nemo_edge.sampling import Pipeline, denoise, generate, initial_noise, make_scheduler
+from nemo_edge.sampling.loop import Pipeline, denoise, generate, initial_noise, make_scheduler
 from nemo_edge.system.errors import InputError
 
 PROMPTS = ["a pig on a red background", "saxophone falafel jubilee"]

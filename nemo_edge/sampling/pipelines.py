@@ -22,7 +22,7 @@ from nemo_edge.model.component import UNET_FOLDERS
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.targets import EngineSettings
-from nemo_edge.sampling import Pipeline
+from nemo_edge.sampling.loop import Pipeline
 from nemo_edge.system.errors import InputError
 
 UNMITIGATED = "unmitigated"

@@ -18,11 +18,11 @@ from nemo_edge.bundle.policies import Policy, apply, read_policies
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.masks import OFF, read_mask
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.pipelines import open_pipeline
 from nemo_edge.recipe.recipe import Recipe, from_options
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.recipe.targets import EngineSettings
-from nemo_edge.sampling import Pipeline, condition, generate
+from nemo_edge.sampling.loop import Pipeline, condition, generate
+from nemo_edge.sampling.pipelines import open_pipeline
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import sha256_file, write_atomically
 from nemo_edge.system.progress import Progress
