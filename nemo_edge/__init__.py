@@ -7,7 +7,7 @@ __all__ = ["__version__", "load_pipeline", "load_unet"]
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nemo_edge.dropin import load_pipeline, load_unet
+    from nemo_edge.dropin.load import load_pipeline, load_unet
 
 __version__ = "0.1.0"
 
@@ -16,6 +16,6 @@ def __getattr__(name: str) -> Any:
     """Import what needs PyTorch only when it is asked for."""
     if name not in __all__:
         raise AttributeError(f"module 'nemo_edge' has no attribute {name!r}")
-    from nemo_edge import dropin
+    from nemo_edge.dropin import load as dropin
 
     return getattr(dropin, name)

@@ -20,7 +20,8 @@ import diffusers
 from nemo_edge.backends.base import Runner
 from nemo_edge.bundle.manifest import MANIFEST, open_verified
 from nemo_edge.bundle.policies import Policies, baked_policies, read_policies
-from nemo_edge.enginepipeline import EnginePipeline
+from nemo_edge.dropin.pipeline import EnginePipeline
+from nemo_edge.dropin.substitutes import EngineDecoder, EngineTextEncoder, EngineUNet
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.masks import Mask
 from nemo_edge.model.neurons import NeuronSet
@@ -28,7 +29,6 @@ from nemo_edge.recipe.recipe import Recipe, from_options
 from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.sampling.generate import choose_variant
 from nemo_edge.sampling.pipelines import open_engines
-from nemo_edge.substitutes import EngineDecoder, EngineTextEncoder, EngineUNet
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import sha256_file
 

@@ -14,7 +14,7 @@ from served import with_cluster
 from test_dropin import Model, latents, make_xl, noise
 from transformers import CLIPTokenizer
 
-from nemo_edge.dropin import load_pipeline, load_unet
+from nemo_edge.dropin.load import load_pipeline, load_unet
 from nemo_edge.model.checkpoint import open_checkpoint
 from nemo_edge.system.errors import InputError
 
@@ -116,7 +116,7 @@ def test_what_is_no_policy_of_the_bundle_is_refused_before_an_engine_is_opened(
 ) -> None:
     with pytest.raises(InputError, match="unknown policy 'sometimes': this pipeline has always, off, triggered, and cluster:NAME"):
         pipeline.policy = "sometimes"
-    monkeypatch.setattr("nemo_edge.dropin.open_engines", None)
+    monkeypatch.setattr("nemo_edge.dropin.load.open_engines", None)
     for options, why in (
         ({"policy": "sometimes"}, "unknown policy 'sometimes'"),
         ({"policy": "off", "mask": "off"}, "mask and policy each say what is silenced: give one of them"),

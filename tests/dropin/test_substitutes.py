@@ -10,10 +10,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from nemo_edge.backends.torch import open_runner
+from nemo_edge.dropin.substitutes import EngineDecoder, EngineTextEncoder, EngineUNet
 from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import gate, silenced
-from nemo_edge.substitutes import EngineDecoder, EngineTextEncoder, EngineUNet
 from nemo_edge.system.errors import InputError
 
 

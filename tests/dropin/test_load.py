@@ -30,7 +30,7 @@ from transformers import CLIPTokenizer
 
 import nemo_edge
 from nemo_edge.bundle.manifest import Manifest, open_bundle, publish, staging
-from nemo_edge.dropin import load_pipeline, load_unet
+from nemo_edge.dropin.load import load_pipeline, load_unet
 from nemo_edge.model.checkpoint import open_checkpoint, value_layers
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import bake_

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, Self
 import torch
 
 from nemo_edge.bundle.policies import Policies, Policy, apply
-from nemo_edge.substitutes import refusal
+from nemo_edge.dropin.substitutes import refusal
 from nemo_edge.system.errors import InputError
 
 
