@@ -28,7 +28,7 @@ from nemo_edge.bundle.manifest import open_bundle
 from nemo_edge.demo.captions import MEMORIZED
 from nemo_edge.demo.sinks import memory_sinks
 from nemo_edge.localization.localizer import Localization, read_results
-from nemo_edge.mitigation import Measurement
+from nemo_edge.measure.mitigation import Measurement
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "demo.json"

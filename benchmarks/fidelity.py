@@ -18,8 +18,8 @@ from typing import Any
 from models import DEMO, engines_of
 
 from nemo_edge.bundle.manifest import open_verified
-from nemo_edge.fidelity import Agreement, compare_trajectories, trace_trajectory
-from nemo_edge.mitigation import Measurement
+from nemo_edge.measure.fidelity import Agreement, compare_trajectories, trace_trajectory
+from nemo_edge.measure.mitigation import Measurement
 from nemo_edge.model.checkpoint import open_checkpoint
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import silenced

@@ -18,12 +18,12 @@ from typing import Any
 
 from models import DEMO, engines_of, save_sd15
 
-from nemo_edge.bench import bench
 from nemo_edge.console import Bars
-from nemo_edge.latency import Latency
+from nemo_edge.measure.bench import bench
+from nemo_edge.measure.contender import Runnable
+from nemo_edge.measure.latency import Latency
 from nemo_edge.recipe.settings import LatencySettings, SamplingSettings
 from nemo_edge.recipe.targets import EngineSettings
-from nemo_edge.stand import Runnable
 from nemo_edge.system.environment import machine
 
 RESULT = Path(__file__).parent / "results" / "latency.json"

@@ -29,7 +29,7 @@ import numpy as np
 
 from nemo_edge.bundle.manifest import amend, open_bundle
 from nemo_edge.bundle.policies import POLICIES, Policies
-from nemo_edge.latency import Timing, Visit, ratio_of, timing_of
+from nemo_edge.measure.latency import Timing, Visit, ratio_of, timing_of
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.recipe import Recipe

@@ -182,10 +182,10 @@ class _Build:
     def _judged(self, staged: Path, neurons: str, calibrated: Path) -> Manifest:
         """Measure the engines, judge them, and write the report of a bundle that is being made."""
         from nemo_edge.bundle.policies import policies_in
-        from nemo_edge.gates import judge
         from nemo_edge.localization.calibration import Calibration
         from nemo_edge.localization.groups import groups_in
         from nemo_edge.localization.localizer import read_results
+        from nemo_edge.measure.gates import judge
         from nemo_edge.report import Evidence, write_report
 
         by_prompt = {result.prompt: result for result in read_results(staged / "localization.jsonl")}
@@ -287,8 +287,8 @@ class _Build:
 
     def _measure(self, staged: Path, localizations: Any, calibration: Any) -> Any:
         """Examine the engines of a bundle that is being made; its measurement and the pictures of its report are put into it."""
-        from nemo_edge.examination import Subject, examine
-        from nemo_edge.mitigation import Measurement
+        from nemo_edge.measure.examination import Subject, examine
+        from nemo_edge.measure.mitigation import Measurement
         from nemo_edge.report import store_pictures, worst_first
 
         recipe, inputs = self.recipe, self.inputs
@@ -306,8 +306,8 @@ class _Build:
 
     def _time(self, staged: Path) -> Any:
         """Time the engines of a bundle that is being made; the times are put into it."""
-        from nemo_edge.bench import bench, runnables
-        from nemo_edge.latency import Latency
+        from nemo_edge.measure.bench import bench, runnables
+        from nemo_edge.measure.latency import Latency
 
         recipe, settings = self.recipe, self.recipe.latency
         assert settings is not None

@@ -90,8 +90,8 @@ def compare(
     from nemo_edge.recipe.prompts import read_prompts
 
     texts = tuple(p.text for p in read_prompts(prompts, limit)) if prompts else ()
-    from nemo_edge.comparison import Question
-    from nemo_edge.comparison import compare as run
+    from nemo_edge.measure.comparison import Question
+    from nemo_edge.measure.comparison import compare as run
 
     result = run(reference, candidate, Question(texts, seed, steps, tolerance, allow_pickle), console.Bars())
     print_result(result, as_json, console.show_comparison)

@@ -373,7 +373,7 @@ def _show_gates(out: Console, gates: Sequence[Any]) -> None:
 
 
 def _show_mitigations(out: Console, bundle: Path) -> None:
-    from nemo_edge.mitigation import Measurement
+    from nemo_edge.measure.mitigation import Measurement
 
     measurement = Measurement.read(bundle)
     for variant in measurement.variants:

@@ -85,8 +85,8 @@ def _check_trained(checkpoint: Path) -> None:
 
 def _check_evidence(recipe: Recipe, inputs: Ingredients) -> None:
     """What the measurement will be made with: weights, training pictures, the copy detector."""
+    from nemo_edge.measure.replication import load_picture, load_sscd
     from nemo_edge.model.checkpoint import check_files
-    from nemo_edge.replication import load_picture, load_sscd
 
     check_files(recipe.checkpoint.path, allow_pickle=recipe.checkpoint.allow_pickle)
     for prompt in inputs.memorized:

@@ -15,14 +15,14 @@ from pathlib import Path
 from nemo_edge.backends.torch import DTYPES
 from nemo_edge.bundle.manifest import Manifest, amend, open_verified, staging
 from nemo_edge.bundle.policies import policies_in
-from nemo_edge.examination import Subject, examine
-from nemo_edge.gates import judge
 from nemo_edge.graph.valueweights import Rows
 from nemo_edge.ingredients import Ingredients, ingredients
-from nemo_edge.latency import Latency
 from nemo_edge.localization.calibration import Calibration
 from nemo_edge.localization.groups import all_neurons, groups_in
 from nemo_edge.localization.localizer import read_results
+from nemo_edge.measure.examination import Subject, examine
+from nemo_edge.measure.gates import judge
+from nemo_edge.measure.latency import Latency
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import value_rows

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nemo_edge.bench import bench, runnables
 from nemo_edge.bundle.manifest import GateResult, Manifest, amend, check_file, check_output, open_verified
-from nemo_edge.gates import judge
-from nemo_edge.latency import FEWEST_ROUNDS, Latency
+from nemo_edge.measure.bench import bench, runnables
+from nemo_edge.measure.gates import judge
+from nemo_edge.measure.latency import FEWEST_ROUNDS, Latency
 from nemo_edge.recipe.recipe import Recipe, anchored
 from nemo_edge.recipe.settings import GateSettings, LatencySettings
 from nemo_edge.report import Evidence, summary_markdown, write_report

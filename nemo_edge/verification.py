@@ -35,9 +35,9 @@ from torch import Tensor, nn
 
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
 from nemo_edge.backends.torch import open_runner
-from nemo_edge.divergence import EagerProbe, GraphProbe, first_divergence, first_not_finite
 from nemo_edge.graph.agreement import TOLERANCES, Agreement, Dtype
 from nemo_edge.graph.onnxfile import module_path
+from nemo_edge.measure.divergence import EagerProbe, GraphProbe, first_divergence, first_not_finite
 from nemo_edge.model.component import Component
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.recipe.settings import ExportSettings, SamplingSettings

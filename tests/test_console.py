@@ -12,10 +12,10 @@ from rich.text import Text
 from nemo_edge import console
 from nemo_edge.build import BuildResult
 from nemo_edge.bundle.manifest import GateResult, Verification, open_bundle
-from nemo_edge.comparison import Comparison
-from nemo_edge.divergence import Divergence
-from nemo_edge.fidelity import Agreement, StepError
-from nemo_edge.latency import Case, Contender, Latency, Visit, ratio_of, timing_of
+from nemo_edge.measure.comparison import Comparison
+from nemo_edge.measure.divergence import Divergence
+from nemo_edge.measure.fidelity import Agreement, StepError
+from nemo_edge.measure.latency import Case, Contender, Latency, Visit, ratio_of, timing_of
 from nemo_edge.recipe.settings import LatencySettings
 from nemo_edge.review import Timed, Verdict
 from nemo_edge.system.environment import Machine

@@ -17,8 +17,8 @@ from nemo_edge.build import build, plan, weights_folder
 from nemo_edge.bundle.engines import Contents, inspect
 from nemo_edge.bundle.engines import verify as verify_engine
 from nemo_edge.bundle.manifest import MANIFEST, open_bundle, verify
-from nemo_edge.comparison import Question, compare
-from nemo_edge.latency import Latency
+from nemo_edge.measure.comparison import Question, compare
+from nemo_edge.measure.latency import Latency
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.recipe import Recipe, load_recipe, with_random_weights
 from nemo_edge.recipe.settings import ExportSettings, GateSettings, LatencySettings

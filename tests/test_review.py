@@ -11,8 +11,8 @@ import pytest
 from nemo_edge import review
 from nemo_edge.build import build, plan
 from nemo_edge.bundle.manifest import MANIFEST, open_bundle, open_verified, verify
-from nemo_edge.latency import Latency
-from nemo_edge.mitigation import Measurement
+from nemo_edge.measure.latency import Latency
+from nemo_edge.measure.mitigation import Measurement
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.settings import GateSettings, LatencySettings
 from nemo_edge.review import judge_again, report_again, summarize, time_again

@@ -32,7 +32,7 @@ import numpy as np  # noqa: E402
 from contender import WARM_UPS, serve  # noqa: E402
 from plan import REFERENCE, Case, Task, full_plan, smoke_plan  # noqa: E402
 
-from nemo_edge.latency import Timing, Visit, ratio_of, timing_of  # noqa: E402
+from nemo_edge.measure.latency import Timing, Visit, ratio_of, timing_of  # noqa: E402
 from nemo_edge.recipe.settings import LatencySettings  # noqa: E402
 from nemo_edge.system.environment import cores, gpus, machine  # noqa: E402
 

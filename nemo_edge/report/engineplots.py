@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from nemo_edge.fidelity import Agreement
-from nemo_edge.latency import Case, Latency
+from nemo_edge.measure.fidelity import Agreement
+from nemo_edge.measure.latency import Case, Latency
 from nemo_edge.report.canvas import INK, LIMIT, SERIES, Plot, draw
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.numbers import count, number

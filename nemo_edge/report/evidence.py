@@ -16,10 +16,10 @@ from pydantic import BaseModel, ValidationError
 
 from nemo_edge.bundle.manifest import GateResult, Manifest, check_measurable, open_bundle
 from nemo_edge.bundle.policies import Policies, policies_in
-from nemo_edge.latency import Latency
 from nemo_edge.localization.groups import Group, groups_in
 from nemo_edge.localization.localizer import Localization, read_results
-from nemo_edge.mitigation import Measurement
+from nemo_edge.measure.latency import Latency
+from nemo_edge.measure.mitigation import Measurement
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.system.environment import Machine
 from nemo_edge.system.errors import BundleError, InputError

@@ -7,7 +7,7 @@ __all__ = ["escape", "gates_table", "latency_table", "mitigation_table", "table"
 import re
 from collections.abc import Iterable, Sequence
 
-from nemo_edge.mitigation import PromptMitigation
+from nemo_edge.measure.mitigation import PromptMitigation
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.numbers import clipped, count, number, ratio
 from nemo_edge.report.verdict import gate_words, leak_of, variant_words

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from math import inf, isfinite
 
-from nemo_edge.latency import Ratio
+from nemo_edge.measure.latency import Ratio
 
 
 def number(value: float | None, digits: int = 3) -> str:

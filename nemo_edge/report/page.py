@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from nemo_edge.bounds import at_most
-from nemo_edge.latency import Latency
 from nemo_edge.localization.localizer import Localization
-from nemo_edge.mitigation import PromptMitigation, Shown
+from nemo_edge.measure.bounds import at_most
+from nemo_edge.measure.latency import Latency
+from nemo_edge.measure.mitigation import PromptMitigation, Shown
 from nemo_edge.report import numbers
 from nemo_edge.report.engineplots import agreement_plots, case_words, latency_plots
 from nemo_edge.report.evidence import Evidence

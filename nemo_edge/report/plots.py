@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from nemo_edge.localization.localizer import Localization
-from nemo_edge.mitigation import CurvePoint, FoundNeuron, Measurement
+from nemo_edge.measure.mitigation import CurvePoint, FoundNeuron, Measurement
 from nemo_edge.report.canvas import INK, LIMIT, LINE, SERIES, SOFT, Plot, draw
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.numbers import clipped, count, number

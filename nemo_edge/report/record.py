@@ -19,13 +19,13 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.json_schema import DEFAULT_REF_TEMPLATE, GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
 from pydantic_core import core_schema
 
-from nemo_edge.bounds import upper_bound
 from nemo_edge.bundle.manifest import GateResult
 from nemo_edge.bundle.triggers import TriggerRates
-from nemo_edge.latency import Latency
 from nemo_edge.localization.groups import Group, Member, Variant
 from nemo_edge.localization.localizer import Localization
-from nemo_edge.mitigation import Measurement, VariantMeasurement
+from nemo_edge.measure.bounds import upper_bound
+from nemo_edge.measure.latency import Latency
+from nemo_edge.measure.mitigation import Measurement, VariantMeasurement
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.verdict import leak_of, verdict_of

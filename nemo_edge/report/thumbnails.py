@@ -21,7 +21,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from nemo_edge.bundle.manifest import staging
-from nemo_edge.mitigation import Measurement, PromptMitigation
+from nemo_edge.measure.mitigation import Measurement, PromptMitigation
 from nemo_edge.system.errors import InputError
 
 PAGE_BYTES = 10_000_000

@@ -13,10 +13,10 @@ from typing import Literal
 
 import numpy as np
 
-from nemo_edge.bounds import CONFIDENCE, at_most, upper_bound
 from nemo_edge.bundle.manifest import unjudged
 from nemo_edge.localization.groups import all_neurons
-from nemo_edge.mitigation import GeneralDrift, Measurement, PromptMitigation, Shown
+from nemo_edge.measure.bounds import CONFIDENCE, at_most, upper_bound
+from nemo_edge.measure.mitigation import GeneralDrift, Measurement, PromptMitigation, Shown
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.numbers import count, joined, number, ratio, share
 

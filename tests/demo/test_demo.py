@@ -24,7 +24,7 @@ from nemo_edge.demo.sinks import memory_sinks
 from nemo_edge.localization.localizer import read_results
 from nemo_edge.localization.memorization import NoiseProbe
 from nemo_edge.localization.multiscale import pairwise_scores
-from nemo_edge.mitigation import Measurement, PromptMitigation, VariantMeasurement, draw_prompts
+from nemo_edge.measure.mitigation import Measurement, PromptMitigation, VariantMeasurement, draw_prompts
 from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.prompts import read_prompts

@@ -6,7 +6,7 @@ from math import nan
 
 from test_evidence import agreement, evidence, latency, measurement, recipe, timing
 
-from nemo_edge.latency import Case
+from nemo_edge.measure.latency import Case
 from nemo_edge.recipe.settings import GateSettings
 from nemo_edge.report.engineplots import agreement_plots, case_words, latency_plots
 

@@ -14,10 +14,10 @@ from PIL import Image
 from nemo_edge.bundle.manifest import GateResult, Manifest, publish
 from nemo_edge.bundle.policies import Policies, masked_policies
 from nemo_edge.bundle.triggers import calibrate_trigger
-from nemo_edge.fidelity import Agreement, StepError
-from nemo_edge.latency import Case, Contender, Latency, Timing, Visit, ratio_of, timing_of
 from nemo_edge.localization.localizer import Localization
-from nemo_edge.mitigation import CurvePoint, FoundNeuron, GeneralDrift, Measurement, PromptMitigation, Shown, VariantMeasurement
+from nemo_edge.measure.fidelity import Agreement, StepError
+from nemo_edge.measure.latency import Case, Contender, Latency, Timing, Visit, ratio_of, timing_of
+from nemo_edge.measure.mitigation import CurvePoint, FoundNeuron, GeneralDrift, Measurement, PromptMitigation, Shown, VariantMeasurement
 from nemo_edge.model.neurons import NeuronSet, ValueLayer
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import CheckpointSettings, LatencySettings, PromptSettings

@@ -17,9 +17,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge.bundle.manifest import MANIFEST, Manifest, check_measurable, open_verified
-from nemo_edge.divergence import Divergence, EagerProbe, GraphProbe, Probe, first_divergence, first_not_finite
-from nemo_edge.fidelity import Agreement, Trajectory, compare_trajectories, merged, trace_trajectory
-from nemo_edge.mitigation import Measurement
+from nemo_edge.measure.divergence import Divergence, EagerProbe, GraphProbe, Probe, first_divergence, first_not_finite
+from nemo_edge.measure.fidelity import Agreement, Trajectory, compare_trajectories, merged, trace_trajectory
+from nemo_edge.measure.mitigation import Measurement
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.model.component import UNET_FOLDERS, VALUE_MASK
 from nemo_edge.model.configuration import Configuration

@@ -7,7 +7,7 @@ from math import comb
 
 import pytest
 
-from nemo_edge.bounds import at_most, upper_bound
+from nemo_edge.measure.bounds import at_most, upper_bound
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ __all__ = ["judge"]
 from collections.abc import Iterator, Mapping, Sequence, Set
 from math import inf, isnan
 
-from nemo_edge.bounds import at_most
 from nemo_edge.bundle.manifest import COPIES, GateResult
-from nemo_edge.latency import Latency, Ratio
 from nemo_edge.localization.groups import Group
 from nemo_edge.localization.localizer import Localization
-from nemo_edge.mitigation import Measurement, VariantMeasurement
+from nemo_edge.measure.bounds import at_most
+from nemo_edge.measure.latency import Latency, Ratio
+from nemo_edge.measure.mitigation import Measurement, VariantMeasurement
 from nemo_edge.recipe.recipe import Recipe
 
 _MOST_UNKNOWN = 0.2

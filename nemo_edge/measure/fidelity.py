@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from nemo_edge.measure.similarity import lpips, psnr, relative_error, ssim
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.sampling.loop import Pipeline, Step, denoise
-from nemo_edge.similarity import lpips, psnr, relative_error, ssim
 
 
 class _Result(BaseModel):

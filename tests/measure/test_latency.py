@@ -9,7 +9,7 @@ from itertools import chain, repeat
 import numpy as np
 import pytest
 
-from nemo_edge.latency import Case, Clock, Contender, Latency, Ratio, Timing, Visit, ratio_of, timing_of, visit, wall_clock, warm_up
+from nemo_edge.measure.latency import Case, Clock, Contender, Latency, Ratio, Timing, Visit, ratio_of, timing_of, visit, wall_clock, warm_up
 from nemo_edge.recipe.settings import LatencySettings
 from nemo_edge.system.environment import machine
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from nemo_edge.latency import Visit
+from nemo_edge.measure.contender import Runnable, Setup, Stand
+from nemo_edge.measure.latency import Visit
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.settings import LatencySettings
 from nemo_edge.recipe.targets import EngineSettings
-from nemo_edge.stand import Runnable, Setup, Stand
 
 SETTINGS = LatencySettings(runs=2, seconds=0.0, warmup_s=0.0, threads=1)
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from nemo_edge.bench import bench, runnables
 from nemo_edge.bundle.manifest import open_bundle
-from nemo_edge.latency import Latency
+from nemo_edge.measure.bench import bench, runnables
+from nemo_edge.measure.contender import Runnable
+from nemo_edge.measure.latency import Latency
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.settings import LatencySettings
 from nemo_edge.recipe.targets import EngineSettings
-from nemo_edge.stand import Runnable
 from nemo_edge.system.errors import InputError, MissingDependency
 from nemo_edge.system.progress import Advance, Progress
 
@@ -145,7 +145,7 @@ class Counted(Progress):
 def test_without_memory_for_all_at_once_the_cases_are_the_same(
     recipe: Recipe, contenders: tuple[Runnable, ...], latency: Latency, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nemo_edge.bench.memory_available", lambda: 0)
+    monkeypatch.setattr("nemo_edge.measure.bench.memory_available", lambda: 0)
     counted = Counted()
     wanted = QUICK.model_copy(update={"targets": ("unet",)})
     got = bench([only(contenders, "eager"), only(contenders, "masked")], recipe.sampling, wanted, counted)

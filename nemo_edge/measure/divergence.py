@@ -19,8 +19,8 @@ from torch import Tensor
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
 from nemo_edge.backends.torch import open_runner
 from nemo_edge.graph.onnxfile import Graph, Place, module_path, open_graph
+from nemo_edge.measure.similarity import relative_error
 from nemo_edge.model.component import Component
-from nemo_edge.similarity import relative_error
 
 
 class Divergence(BaseModel):

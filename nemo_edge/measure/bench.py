@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemo_edge.bundle.engines import PLANS
-from nemo_edge.latency import Case, Latency, Ratio, Timing, Visit, ratio_of, timing_of
+from nemo_edge.measure.contender import Runnable, Setup, Stand
+from nemo_edge.measure.latency import Case, Latency, Ratio, Timing, Visit, ratio_of, timing_of
 from nemo_edge.model.compilation import check_compiler
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import LatencySettings, SamplingSettings, Target
-from nemo_edge.stand import Runnable, Setup, Stand
 from nemo_edge.system.environment import gpus, machine
 from nemo_edge.system.errors import InputError, NemoEdgeError
 from nemo_edge.system.files import checkpoint_folder

@@ -9,7 +9,7 @@ from math import inf, isnan, nan
 import numpy as np
 import pytest
 
-from nemo_edge.fidelity import Agreement, StepError, compare_trajectories, trace_trajectory
+from nemo_edge.measure.fidelity import Agreement, StepError, compare_trajectories, trace_trajectory
 from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.sampling.loop import Pipeline, generate

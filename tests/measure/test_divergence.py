@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from nemo_edge.divergence import Divergence, EagerProbe, GraphProbe, first_divergence, first_not_finite
+from nemo_edge.measure.divergence import Divergence, EagerProbe, GraphProbe, first_divergence, first_not_finite
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint, value_layers
 from nemo_edge.model.component import VALUE_MASK
 from nemo_edge.model.neurons import NeuronSet

@@ -8,7 +8,7 @@ from math import inf, isnan, log10
 import numpy as np
 import pytest
 
-from nemo_edge.similarity import diversity, lpips, psnr, ssim
+from nemo_edge.measure.similarity import diversity, lpips, psnr, ssim
 
 C1 = 0.01**2
 """Wang et al. 2004: the constant of the luminance term for pictures in [0, 1]."""

@@ -14,7 +14,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from nemo_edge.localization.calibration import Statistics, activations
 from nemo_edge.localization.localizer import Localization
-from nemo_edge.mitigation import (
+from nemo_edge.measure.mitigation import (
     Drawn,
     Measurement,
     PromptMitigation,
@@ -106,7 +106,7 @@ def test_pictures_are_ordered_by_prompt_and_seed(eager: Pipeline) -> None:
 
 def test_what_is_drawn_at_once_changes_no_picture(eager: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     together = draw_prompts(eager, PROMPTS, [0, 1], SAMPLING)
-    monkeypatch.setattr("nemo_edge.mitigation.pictures_at_once", lambda pixels: 4)  # 4 and 2, across the border of a prompt
+    monkeypatch.setattr("nemo_edge.measure.mitigation.pictures_at_once", lambda pixels: 4)  # 4 and 2, across the border of a prompt
     told: list[int] = []
     parts = draw_prompts(eager, PROMPTS, [0, 1], SAMPLING, advance=told.append)
     assert told == [4, 2]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from nemo_edge.bundle.manifest import amend, open_bundle
-from nemo_edge.comparison import Comparison, Question, compare
-from nemo_edge.mitigation import Measurement
+from nemo_edge.measure.comparison import Comparison, Question, compare
+from nemo_edge.measure.mitigation import Measurement
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.system.errors import BundleError, InputError
 

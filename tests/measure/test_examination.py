@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nemo_edge.examination import Subject, _Examination, examine
 from nemo_edge.localization.calibration import Calibration
 from nemo_edge.localization.localizer import read_results
-from nemo_edge.mitigation import Measurement
+from nemo_edge.measure.examination import Subject, _Examination, examine
+from nemo_edge.measure.mitigation import Measurement
+from nemo_edge.measure.replication import load_picture, tiled_distances
 from nemo_edge.model.checkpoint import open_checkpoint
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.prompts import Prompt
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.settings import FidelitySettings
-from nemo_edge.replication import load_picture, tiled_distances
 from nemo_edge.system.progress import Advance, Progress
 
 PROMPTS = ("a red pig", "<script>alert(1)</script> owl")
@@ -167,7 +167,7 @@ def test_without_neurons_the_curve_is_a_point(subject: Subject) -> None:
 def test_an_interrupted_examination_draws_what_is_missing_alone(
     subject: Subject, examined: Path, measurement: Measurement, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nemo_edge.examination.pictures_at_once", lambda pixels: 2)  # a prompt at a time
+    monkeypatch.setattr("nemo_edge.measure.examination.pictures_at_once", lambda pixels: 2)  # a prompt at a time
     folder = shutil.copytree(examined, tmp_path / "again")
     (folder / "measurement.json").unlink()
     memorized = [path for path in (folder / "pictures").glob("0*/*.png") if path.name != "training.png"]

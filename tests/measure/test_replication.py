@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nemo_edge.replication import copy_threshold, load_picture, sscd_similarities, tiled_distances
+from nemo_edge.measure.replication import copy_threshold, load_picture, sscd_similarities, tiled_distances
 from nemo_edge.system.errors import InputError
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from nemo_edge.bundle.manifest import GateResult
-from nemo_edge.fidelity import Agreement, StepError
-from nemo_edge.gates import judge
-from nemo_edge.latency import Case, Latency, Visit, ratio_of, timing_of
 from nemo_edge.localization.groups import Group, Variant
 from nemo_edge.localization.localizer import Localization
-from nemo_edge.mitigation import GeneralDrift, Measurement, PromptMitigation, Shown, VariantMeasurement
+from nemo_edge.measure.fidelity import Agreement, StepError
+from nemo_edge.measure.gates import judge
+from nemo_edge.measure.latency import Case, Latency, Visit, ratio_of, timing_of
+from nemo_edge.measure.mitigation import GeneralDrift, Measurement, PromptMitigation, Shown, VariantMeasurement
 from nemo_edge.model.neurons import NeuronSet, ValueLayer
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings, FidelitySettings, GateSettings, LatencySettings, PromptSettings

@@ -19,11 +19,12 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from nemo_edge import mitigation, replication
-from nemo_edge.fidelity import Agreement, Trajectory, compare_trajectories, trace_trajectory
 from nemo_edge.localization.calibration import Calibration
 from nemo_edge.localization.localizer import Localization
-from nemo_edge.mitigation import CurvePoint, Drawn, Measurement, PromptMitigation, Shown, VariantMeasurement
+from nemo_edge.measure import mitigation, replication
+from nemo_edge.measure.fidelity import Agreement, Trajectory, compare_trajectories, trace_trajectory
+from nemo_edge.measure.mitigation import CurvePoint, Drawn, Measurement, PromptMitigation, Shown, VariantMeasurement
+from nemo_edge.measure.similarity import relative_error
 from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.model.component import VALUE_MASK
 from nemo_edge.model.neurons import NeuronSet
@@ -32,7 +33,6 @@ from nemo_edge.recipe.prompts import Prompt
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.sampling.loop import Pipeline, latent_shape
 from nemo_edge.sampling.pipelines import UNMITIGATED, eager_pipeline, has_unmitigated, open_pipeline
-from nemo_edge.similarity import relative_error
 from nemo_edge.system.files import write_atomically
 from nemo_edge.system.memory import pictures_at_once
 from nemo_edge.system.progress import Progress

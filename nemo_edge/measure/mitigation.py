@@ -31,16 +31,16 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from nemo_edge.fidelity import Agreement
 from nemo_edge.localization.calibration import Statistics, activations
 from nemo_edge.localization.localizer import Localization
 from nemo_edge.localization.memorization import NoiseProbe
 from nemo_edge.localization.multiscale import ms_ssim
+from nemo_edge.measure.fidelity import Agreement
+from nemo_edge.measure.replication import sscd_similarities, tiled_distances
+from nemo_edge.measure.similarity import diversity, ssim
 from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.recipe.settings import LocalizationSettings, SamplingSettings
-from nemo_edge.replication import sscd_similarities, tiled_distances
 from nemo_edge.sampling.loop import Pipeline, denoise, latent_shape
-from nemo_edge.similarity import diversity, ssim
 from nemo_edge.system.errors import BundleError
 from nemo_edge.system.memory import pictures_at_once
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from nemo_edge.latency import Clock, Contender, Visit, visit, wall_clock, warm_up
+from nemo_edge.measure.latency import Clock, Contender, Visit, visit, wall_clock, warm_up
 from nemo_edge.recipe.settings import LatencySettings, SamplingSettings, Target
 from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.system.environment import cores
