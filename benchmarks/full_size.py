@@ -49,9 +49,9 @@ write_random("sd15", Path(sys.argv[1]))
 OURS = """
 import sys
 from pathlib import Path
-from nemo_edge import parts
+from nemo_edge.export import parts
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.production import PartJob
+from nemo_edge.export.production import PartJob
 from nemo_edge.system.progress import Progress
 from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings
 source, out = CheckpointSettings(path=sys.argv[1]), Path(sys.argv[2])

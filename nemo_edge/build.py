@@ -22,11 +22,11 @@ from pydantic import BaseModel, ConfigDict
 
 from nemo_edge import __version__
 from nemo_edge.bundle.manifest import GateResult, Manifest, check_output, copy_tree, open_bundle, publish, staging, verify
+from nemo_edge.export.production import OnnxFile, compile_stage, export_stage, is_large, neurons_stage, plan_stage
 from nemo_edge.ingredients import Ingredients, bundle_key, ingredients, stage_keys, used_versions
 from nemo_edge.model.architectures import configurations
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.preflight import check_unmade, preflight
-from nemo_edge.production import OnnxFile, compile_stage, export_stage, is_large, neurons_stage, plan_stage
 from nemo_edge.recipe.recipe import Recipe, portable
 from nemo_edge.recipe.targets import FLAVOUR_OF
 from nemo_edge.system.errors import BundleError, InputError

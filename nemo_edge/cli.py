@@ -204,7 +204,7 @@ def export(
 ) -> None:
     """Export a checkpoint to ONNX, checked against eager PyTorch."""
     from nemo_edge import console
-    from nemo_edge.production import export_folder
+    from nemo_edge.export.production import export_folder
     from nemo_edge.recipe.recipe import from_options
     from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings
 

@@ -21,12 +21,12 @@ from plans import sidecar
 from nemo_edge.backends.onnxruntime import open_runner
 from nemo_edge.build import lock, plan
 from nemo_edge.bundle.manifest import MANIFEST, amend, open_bundle, open_verified, verify
+from nemo_edge.export.production import export_folder
 from nemo_edge.graph import valueweights
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.graph.valueweights import SILENCED_ROWS, VALUE_DATA, open_value_weights
 from nemo_edge.model.checkpoint import open_checkpoint
 from nemo_edge.model.neurons import NeuronSet, OfficialRow, write_official_csv
-from nemo_edge.production import export_folder
 from nemo_edge.rebake import rebake
 from nemo_edge.recipe.recipe import load_recipe
 from nemo_edge.recipe.settings import ExportSettings, GateSettings

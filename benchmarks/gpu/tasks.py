@@ -126,11 +126,11 @@ def export(work: Path, smoke: bool, model: str, dtype: str) -> dict[str, Any]:
     """The UNet as ONNX files, baked and masked, each held against eager float32 on the CPU as `nemo-edge build` does."""
     import torch
 
-    from nemo_edge import parts
     from nemo_edge.bundle.manifest import copy_tree
+    from nemo_edge.export import parts
+    from nemo_edge.export.production import PartJob
     from nemo_edge.model.component import UNET_FOLDERS
     from nemo_edge.model.neurons import NeuronSet
-    from nemo_edge.production import PartJob
     from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings
     from nemo_edge.system.progress import Progress
 

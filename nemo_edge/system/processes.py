@@ -21,7 +21,7 @@ from nemo_edge.system.exits import stop_on_sigterm
 from nemo_edge.system.progress import Advance, Progress
 
 _PATIENCE_S = 10.0
-_LIBRARIES = "nemo_edge.preload"
+_LIBRARIES = "nemo_edge.export.preload"
 """What most functions need; imported once, for all processes, where the system can fork."""
 
 

@@ -31,10 +31,10 @@ from transformers import CLIPTokenizer
 import nemo_edge
 from nemo_edge.bundle.manifest import Manifest, open_bundle, publish, staging
 from nemo_edge.dropin.load import load_pipeline, load_unet
+from nemo_edge.export.production import OnnxFile, compile_stage, export_stage
 from nemo_edge.model.checkpoint import open_checkpoint, value_layers
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import bake_
-from nemo_edge.production import OnnxFile, compile_stage, export_stage
 from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings
 from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.sampling.generate import Request, draw

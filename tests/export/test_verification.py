@@ -11,12 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from nemo_edge.backends.torch import open_runner
-from nemo_edge.export import Disagreement, export_component
-from nemo_edge.graph.agreement import TOLERANCES, Agreement
-from nemo_edge.model.checkpoint import Checkpoint
-from nemo_edge.model.component import Component, Port
-from nemo_edge.recipe.settings import ExportSettings
-from nemo_edge.verification import (
+from nemo_edge.export.component import Disagreement, export_component
+from nemo_edge.export.verification import (
     Case,
     Reference,
     answered,
@@ -29,6 +25,10 @@ from nemo_edge.verification import (
     verify,
     write_cases,
 )
+from nemo_edge.graph.agreement import TOLERANCES, Agreement
+from nemo_edge.model.checkpoint import Checkpoint
+from nemo_edge.model.component import Component, Port
+from nemo_edge.recipe.settings import ExportSettings
 
 FACTOR = 2
 """Pixels of a toy latent."""

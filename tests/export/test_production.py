@@ -7,9 +7,9 @@ from typing import Literal
 
 import pytest
 
-from nemo_edge import production
+from nemo_edge.export import production
+from nemo_edge.export.production import OnnxFile, export_folder, neurons_stage, plan_stage, value_layers
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.production import OnnxFile, export_folder, neurons_stage, plan_stage, value_layers
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.settings import ExportSettings, RandomSettings
 from nemo_edge.recipe.targets import TensorRtRtxSettings

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner, open_runner
 from nemo_edge.backends.torch import open_runner as open_eager
-from nemo_edge.export import export_component
+from nemo_edge.export.component import export_component
+from nemo_edge.export.verification import Reference, answered, random_feeds, verify
 from nemo_edge.graph.agreement import Exported
 from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.component import VALUE_MASK, Component, Port
@@ -28,7 +29,6 @@ from nemo_edge.model.surgery import gate, silenced
 from nemo_edge.model.surgery import masked as masked_by
 from nemo_edge.recipe.settings import ExportSettings
 from nemo_edge.system.errors import ExportError, InputError
-from nemo_edge.verification import Reference, answered, random_feeds, verify
 
 FACTS = {"checkpoint": "0" * 64, "variant": "baked"}
 FACTOR = 2

@@ -15,13 +15,13 @@ from rebuilding import Record
 from safetensors.numpy import load_file
 from transformers import CLIPTokenizer
 
-from nemo_edge import parts, production
+from nemo_edge.export import parts, production
+from nemo_edge.export.parts import answer_parts, export_part, layers_of, outline
+from nemo_edge.export.production import Chosen, PartJob, export_stage
 from nemo_edge.graph.agreement import TOLERANCES, Agreement, Exported
 from nemo_edge.graph.valueweights import SILENCED_ROWS
 from nemo_edge.model.checkpoint import open_checkpoint, value_layers
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.parts import answer_parts, export_part, layers_of, outline
-from nemo_edge.production import Chosen, PartJob, export_stage
 from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings
 from nemo_edge.system.errors import ExportError
 from nemo_edge.system.progress import Progress

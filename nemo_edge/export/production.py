@@ -115,7 +115,9 @@ def is_large(source: CheckpointSettings) -> bool:
 
 def value_layers(source: CheckpointSettings, layers: Layers, progress: Progress) -> tuple[ValueLayer, ...]:
     """The value layers of a checkpoint, whose weights are not read."""
-    found: tuple[ValueLayer, ...] = run(is_large(source), "read the checkpoint", progress, "nemo_edge.parts.layers_of", source, layers)
+    found: tuple[ValueLayer, ...] = run(
+        is_large(source), "read the checkpoint", progress, "nemo_edge.export.parts.layers_of", source, layers
+    )
     return found
 
 
@@ -133,13 +135,13 @@ def export_stage(
     large = is_large(source)
     with TemporaryDirectory(dir=folder, prefix=".answers") as temporary:
         answers, frame = Path(temporary), Path(temporary) / "outline"
-        run(large, "read the checkpoint", progress, "nemo_edge.parts.outline", source, frame, settings.variants)
+        run(large, "read the checkpoint", progress, "nemo_edge.export.parts.outline", source, frame, settings.variants)
         texts = sorted(path.parent.name for path in frame.glob("text_encoder*/config.json"))
         places = (*texts, *(UNET_FOLDERS[variant] for variant in settings.variants), "vae_decoder")
         jobs = [PartJob(source, place, neurons, settings, folder, provenance) for place in places]
         with progress.task("export", len(jobs) + 1) as advance:
             first = [job for job in jobs if job.component != "vae_decoder"]  # which is asked beside the UNet
-            chosen = run(large, "ask eager PyTorch", progress, "nemo_edge.parts.answer_parts", first, answers)
+            chosen = run(large, "ask eager PyTorch", progress, "nemo_edge.export.parts.answer_parts", first, answers)
             advance(1)
             exported = _export_all(large, [(job, chosen.get(job.place)) for job in jobs], answers, advance, progress)
         copy_tree(frame, folder)
@@ -156,9 +158,9 @@ def _export_all(
     unets = [(job, chosen) for job, chosen in jobs if job.component == "unet"]
     others = [(job, chosen) for job, chosen in jobs if job.component != "unet"]
     found = {}
-    with beside(large, "export what is not the UNet", progress, "nemo_edge.parts.export_parts", others, answers) as rest:
+    with beside(large, "export what is not the UNet", progress, "nemo_edge.export.parts.export_parts", others, answers) as rest:
         for job, chosen in unets:
-            found[job.place] = run(large, f"export {job.place}", progress, "nemo_edge.parts.export_part", job, chosen, answers)
+            found[job.place] = run(large, f"export {job.place}", progress, "nemo_edge.export.parts.export_part", job, chosen, answers)
             advance(1)
         found |= dict(zip((job.place for job, _ in others), rest(), strict=True))
         advance(len(others))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import onnxscript.optimizer  # noqa: F401
 
-import nemo_edge.parts
+import nemo_edge.export.parts
 from nemo_edge.model.checkpoint import import_pipelines
 
 __all__ = ["nemo_edge"]

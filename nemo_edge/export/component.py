@@ -29,6 +29,7 @@ from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fix
 
 from nemo_edge.backends.torch import DTYPES
 from nemo_edge.bundle.manifest import staging
+from nemo_edge.export.verification import Reference, answered, first_bad, random_feeds, verify
 from nemo_edge.graph.agreement import Agreement, Dtype, Exported
 from nemo_edge.graph.onnxfile import SCOPES, open_graph
 from nemo_edge.graph.valueweights import VALUE_DATA, open_value_weights
@@ -37,7 +38,6 @@ from nemo_edge.model.neurons import ValueLayer
 from nemo_edge.recipe.settings import ExportSettings
 from nemo_edge.system.errors import ExportError, InputError, first_line
 from nemo_edge.system.files import explain
-from nemo_edge.verification import Reference, answered, first_bad, random_feeds, verify
 
 _LARGEST_TRACED = 63
 """From 64 rows on diffusers' Upsample2D changes the memory layout: a branch of eager's, not of the graph, which takes any batch."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-CODE = "import sys, nemo_edge.preload; print([name in sys.modules for name in sys.argv[1:]])"
+CODE = "import sys, nemo_edge.export.preload; print([name in sys.modules for name in sys.argv[1:]])"
 LATE = ("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "transformers.models.clip.modeling_clip", "onnxscript.optimizer")
 
 
