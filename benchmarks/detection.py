@@ -26,9 +26,9 @@ from nemo_edge.localization.calibration import calibrate
 from nemo_edge.localization.detection import Detector
 from nemo_edge.localization.detectors import rocs_of
 from nemo_edge.model.checkpoint import open_checkpoint
-from nemo_edge.random_weights import write_random
 from nemo_edge.recipe.prompts import Prompt, read_prompts
 from nemo_edge.recipe.settings import LocalizationSettings
+from nemo_edge.release.random_weights import write_random
 from nemo_edge.system.environment import machine
 
 ROOT = Path(__file__).parents[1]

@@ -28,9 +28,9 @@ from nemo_edge.localization.localizer import Localization, Localizer
 from nemo_edge.localization.trials import Trial, Trials
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.random_weights import write_random
 from nemo_edge.recipe.prompts import read_prompts
 from nemo_edge.recipe.settings import LocalizationSettings
+from nemo_edge.release.random_weights import write_random
 from nemo_edge.system.environment import machine
 
 ROOT = Path(__file__).parents[1]

@@ -20,7 +20,6 @@ import torch
 
 from nemo_edge import demo
 from nemo_edge.bundle.policies import ALWAYS, TRIGGERED, Policies, apply
-from nemo_edge.bundlepolicies import make_policies
 from nemo_edge.demo.captions import general_captions
 from nemo_edge.localization.calibration import calibrate
 from nemo_edge.localization.groups import Group, Groups, clusters_of
@@ -32,6 +31,7 @@ from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.prompts import read_prompts
 from nemo_edge.recipe.settings import LocalizationSettings
+from nemo_edge.release.bundlepolicies import make_policies
 from nemo_edge.system.environment import machine
 
 ROOT = Path(__file__).parents[1]

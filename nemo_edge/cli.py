@@ -67,9 +67,9 @@ def build(
     Calibrate, localize, export, compile, measure, judge. Exit code 3 when a gate fails.
     """
     from nemo_edge import console
-    from nemo_edge.build import build as run
-    from nemo_edge.build import plan
     from nemo_edge.recipe.recipe import load_recipe, with_random_weights
+    from nemo_edge.release.build import build as run
+    from nemo_edge.release.build import plan
 
     settings = with_random_weights(load_recipe(recipe, random=random is not None), random, neurons)
     if summary is not None and settings.random_weights is not None:
@@ -78,7 +78,7 @@ def build(
         print_result(plan(settings), as_json, console.show_plan)
         return
     if summary is not None:
-        from nemo_edge.review import check_outputs, summarize
+        from nemo_edge.release.review import check_outputs, summarize
 
         check_outputs(settings.output, summary)
     result = run(settings, console.Bars())
@@ -231,7 +231,7 @@ def doctor(
     What does not fit together is named. Exit code 4 when `build` cannot work.
     """
     from nemo_edge import console
-    from nemo_edge.doctor import diagnose
+    from nemo_edge.release.doctor import diagnose
 
     diagnosis = diagnose(model, output)
     print_result(diagnosis, as_json, console.show_diagnosis)

@@ -34,7 +34,7 @@ def rebake(
     from nemo_edge.recipe.recipe import load_recipe
 
     places = load_recipe(recipe) if recipe else None
-    from nemo_edge.rebake import rebake as run
+    from nemo_edge.release.rebake import rebake as run
 
     result = run(bundle, neurons, measure=measure, checkpoint=checkpoint, places=places, progress=console.Bars())
     print_result(result, as_json, console.show_rebaked)
@@ -66,7 +66,7 @@ def bench(
     given: dict[str, Any] = {"targets": targets or None, "batches": batches or None, "sizes": sizes or None}
     given |= {"steps": steps, "runs": runs, "seconds": seconds, "threads": threads, "eager": eager, "compiled": compiled}
     settings = _latency_settings(bundle, {name: value for name, value in given.items() if value is not None})
-    from nemo_edge.review import time_again
+    from nemo_edge.release.review import time_again
 
     result = time_again(bundle, settings, checkpoint, out, console.Bars())
     print_result(result, as_json, lambda found: console.show_times(found, out or bundle / "report" / "index.html"))
@@ -112,7 +112,7 @@ def gate(
     from nemo_edge.recipe.recipe import load_recipe
 
     gates = load_recipe(recipe).gates
-    from nemo_edge.review import judge_again
+    from nemo_edge.release.review import judge_again
 
     result = judge_again(bundle, gates, write=write, junit=junit, summary=summary)
     print_result(result, as_json, console.show_verdict)
@@ -123,7 +123,7 @@ def gate(
 def report(bundle: Bundle, summary: Summary = None, as_json: Json = False) -> None:
     """Write a bundle's report again, from what was measured on it."""
     from nemo_edge import console
-    from nemo_edge.review import report_again
+    from nemo_edge.release.review import report_again
 
     path = report_again(bundle, summary)
     print_result({"report": str(path)}, as_json, lambda _: console.show_paths([path]))

@@ -26,14 +26,14 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from nemo_edge import demo
-from nemo_edge.build import build
 from nemo_edge.demo.pictures import font_path
 from nemo_edge.localization.calibration import calibrate
 from nemo_edge.localization.localizer import Localizer
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.recipe.recipe import load_recipe
 from nemo_edge.recipe.settings import GateSettings, LocalizationSettings
-from nemo_edge.review import judge_again
+from nemo_edge.release.build import build
+from nemo_edge.release.review import judge_again
 from nemo_edge.serving.golden import Golden, check_golden, make_golden
 from nemo_edge.serving.repository import ship
 from nemo_edge.serving.server import Environment, Server, find_environment, serve

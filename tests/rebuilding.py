@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from nemo_edge.build import BuildResult, build
 from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.release.build import BuildResult, build
 from nemo_edge.system.progress import Advance, Progress
 
 

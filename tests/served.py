@@ -18,7 +18,7 @@ from nemo_edge.bundle.manifest import amend, open_bundle
 from nemo_edge.bundle.policies import masked_policies
 from nemo_edge.bundle.triggers import calibrate_trigger, embed
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.rebake import rebake
+from nemo_edge.release.rebake import rebake
 from nemo_edge.serving.golden import ask, request
 from nemo_edge.serving.server import Server
 

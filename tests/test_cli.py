@@ -23,11 +23,11 @@ from transformers import CLIPTokenizer
 
 import nemo_edge
 from nemo_edge import cli, demo
-from nemo_edge.build import build, plan
 from nemo_edge.bundle.manifest import open_bundle, verify
 from nemo_edge.localization.calibration import Calibration
 from nemo_edge.model.neurons import NeuronSet, ValueLayer
 from nemo_edge.recipe.recipe import load_recipe
+from nemo_edge.release.build import build, plan
 
 STAGES = ("calibrate", "localize", "policies", "export", "measure")
 COMMAND = [sys.executable, "-m", "nemo_edge.cli"]

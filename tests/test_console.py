@@ -10,14 +10,14 @@ import pytest
 from rich.text import Text
 
 from nemo_edge import console
-from nemo_edge.build import BuildResult
 from nemo_edge.bundle.manifest import GateResult, Verification, open_bundle
 from nemo_edge.measure.comparison import Comparison
 from nemo_edge.measure.divergence import Divergence
 from nemo_edge.measure.fidelity import Agreement, StepError
 from nemo_edge.measure.latency import Case, Contender, Latency, Visit, ratio_of, timing_of
 from nemo_edge.recipe.settings import LatencySettings
-from nemo_edge.review import Timed, Verdict
+from nemo_edge.release.build import BuildResult
+from nemo_edge.release.review import Timed, Verdict
 from nemo_edge.system.environment import Machine
 
 ASKED = GateResult(name="replication.baked", limit=0, value=0, passed=True)

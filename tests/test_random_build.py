@@ -12,8 +12,7 @@ from rebuilding import Record, rebuilt
 from test_random_weights import small
 from traces import traces
 
-from nemo_edge import datasheet, footprint
-from nemo_edge.build import build, plan, weights_folder
+from nemo_edge import datasheet
 from nemo_edge.bundle.engines import Contents, inspect
 from nemo_edge.bundle.engines import verify as verify_engine
 from nemo_edge.bundle.manifest import MANIFEST, open_bundle, verify
@@ -23,7 +22,9 @@ from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.recipe import Recipe, load_recipe, with_random_weights
 from nemo_edge.recipe.settings import ExportSettings, GateSettings, LatencySettings
 from nemo_edge.recipe.targets import ProfileSettings, TensorRtRtxSettings, TensorRtSettings
-from nemo_edge.review import judge_again, report_again, time_again
+from nemo_edge.release import footprint
+from nemo_edge.release.build import build, plan, weights_folder
+from nemo_edge.release.review import judge_again, report_again, time_again
 from nemo_edge.system.environment import gpus
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency
 

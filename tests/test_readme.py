@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 
 from nemo_edge import demo
-from nemo_edge.build import build
 from nemo_edge.recipe.prompts import read_prompts
 from nemo_edge.recipe.recipe import load_recipe
+from nemo_edge.release.build import build
 from nemo_edge.serving.repository import ship
 from nemo_edge.system.errors import InputError
 

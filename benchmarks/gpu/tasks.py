@@ -94,7 +94,7 @@ def limits(_work: Path, smoke: bool) -> dict[str, Any]:
 
 def weights(work: Path, smoke: bool, model: str) -> dict[str, Any]:
     """A checkpoint of a model's exact architecture with seeded random weights."""
-    from nemo_edge.random_weights import write_random
+    from nemo_edge.release.random_weights import write_random
 
     started = time.monotonic()
     write_random(str(shrunk(work, model)) if smoke else model, work / "weights" / model, "fp32" if smoke else "fp16")
@@ -272,8 +272,8 @@ def decisions(_work: Path, smoke: bool) -> dict[str, Any]:
 def build(work: Path, smoke: bool) -> dict[str, Any]:
     """The whole demo, from checkpoint to judged bundle, with eager PyTorch and the engines on the GPU as far as they run there."""
     from nemo_edge.backends import onnxruntime
-    from nemo_edge.build import build as run
     from nemo_edge.recipe.recipe import load_recipe
+    from nemo_edge.release.build import build as run
     from nemo_edge.system.errors import MissingDependency
 
     recipe = ROOT / "engines" / "demo.toml"

@@ -16,7 +16,6 @@ from torchmetrics.functional.classification import binary_auroc
 
 from nemo_edge import demo
 from nemo_edge.backends.torch import open_runner
-from nemo_edge.build import BuildResult, build
 from nemo_edge.bundle.engines import Contents, inspect
 from nemo_edge.bundle.manifest import verify
 from nemo_edge.demo.captions import GENERAL_GLYPHS, MEMORIZED
@@ -30,6 +29,7 @@ from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.prompts import read_prompts
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.settings import LocalizationSettings
+from nemo_edge.release.build import BuildResult, build
 from nemo_edge.sampling.pipelines import eager_pipeline
 
 RECIPE = Path(__file__).parents[2] / "engines" / "demo.toml"

@@ -23,8 +23,8 @@ from nemo_edge.graph.agreement import TOLERANCES
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.neurons import NeuronSet, ValueLayer
-from nemo_edge.rebake import rebake
 from nemo_edge.recipe.targets import ProfileSettings, TensorRtRtxSettings, TensorRtSettings
+from nemo_edge.release.rebake import rebake
 from nemo_edge.system.environment import gpus
 from nemo_edge.system.progress import Progress
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from nemo_edge import __version__, console, demo
-from nemo_edge.doctor import Diagnosis, diagnose
-from nemo_edge.footprint import fitted, needs_of
+from nemo_edge.release.doctor import Diagnosis, diagnose
+from nemo_edge.release.footprint import fitted, needs_of
 from nemo_edge.system.compatibility import Problem
 
 COMMAND = [sys.executable, "-m", "nemo_edge.cli", "doctor"]
@@ -79,7 +79,7 @@ def test_the_command_prints_one_json_object() -> None:
 def test_the_command_leaves_with_4_when_build_cannot_work(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['onnxscript'] = None\n")
     done = subprocess.run(
-        COMMAND, capture_output=True, text=True, check=False, env={"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}", "COLUMNS": "80"}
+        COMMAND, capture_output=True, text=True, check=False, env={"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}", "COLUMNS": "80"}
     )
     assert (done.returncode, done.stderr) == (4, "")
     assert "onnxscript cannot be imported" in done.stdout

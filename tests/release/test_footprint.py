@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from nemo_edge.footprint import Footprint, Need, Part, check_memory, estimate, fitted, needs_of, parts
 from nemo_edge.model.checkpoint import Checkpoint
+from nemo_edge.release.footprint import Footprint, Need, Part, check_memory, estimate, fitted, needs_of, parts
 from nemo_edge.system.errors import InputError
 
 GB = 10**9
@@ -111,7 +111,7 @@ def test_what_holds_no_headers_is_refused(tmp_path: Path, name: str, content: by
 
 def test_estimates_are_near_what_was_measured() -> None:
     """Export of Stable Diffusion 1.5's UNet alone, and of whole models, as full_size.json has it; the files 3.44 and 1.72 GB."""
-    results = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "full_size.json").read_text())
+    results = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "full_size.json").read_text())
     measured, builds = results["exports"], results["builds"]
     found = needs(SD15[:1], 512 * 512)
     for name, whole, pixels in (("sd15", SD15, 512 * 512), ("sdxl", SDXL, 1024 * 1024)):
@@ -153,7 +153,7 @@ def test_counting_needs_no_torch(tmp_path: Path, toy_folder: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from nemo_edge.footprint import estimate
+from nemo_edge.release.footprint import estimate
 estimate({str(toy_folder)!r}, Path({str(tmp_path)!r}))
 print("torch" in sys.modules)
 """

@@ -9,16 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nemo_edge import bundlepolicies, demo
+from nemo_edge import demo
 from nemo_edge.bundle.manifest import open_bundle
 from nemo_edge.bundle.policies import ALWAYS, CLUSTER, OFF, TRIGGERED, Policies, apply
-from nemo_edge.bundlepolicies import make_policies
 from nemo_edge.localization.groups import Groups, clusters_of
 from nemo_edge.localization.localizer import Localizer, read_results
 from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.rebake import rebake
 from nemo_edge.recipe.prompts import Prompt, read_prompts
+from nemo_edge.release import bundlepolicies
+from nemo_edge.release.bundlepolicies import make_policies
+from nemo_edge.release.rebake import rebake
 
 GENERAL = ["a mushroom", "whale carrot on a pink background", "a banana on a black background", "a whale", "doughnut pig", "a red key"]
 

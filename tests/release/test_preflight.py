@@ -10,11 +10,11 @@ import huggingface_hub
 import pytest
 from rebuilding import Record
 
-from nemo_edge import footprint
-from nemo_edge.build import build, plan
-from nemo_edge.random_weights import MARKER, RandomWeights
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.settings import FidelitySettings, LatencySettings
+from nemo_edge.release import footprint
+from nemo_edge.release.build import build, plan
+from nemo_edge.release.random_weights import MARKER, RandomWeights
 from nemo_edge.system.errors import InputError
 
 

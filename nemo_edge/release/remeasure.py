@@ -16,7 +16,6 @@ from nemo_edge.backends.torch import DTYPES
 from nemo_edge.bundle.manifest import Manifest, amend, open_verified, staging
 from nemo_edge.bundle.policies import policies_in
 from nemo_edge.graph.valueweights import Rows
-from nemo_edge.ingredients import Ingredients, ingredients
 from nemo_edge.localization.calibration import Calibration
 from nemo_edge.localization.groups import all_neurons, groups_in
 from nemo_edge.localization.localizer import read_results
@@ -27,6 +26,7 @@ from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import value_rows
 from nemo_edge.recipe.recipe import Recipe, anchored, with_places
+from nemo_edge.release.inputs import Ingredients, ingredients
 from nemo_edge.report import Evidence, store_pictures, worst_first, write_report
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import checkpoint_folder, checkpoint_hashes

@@ -8,14 +8,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from nemo_edge import review
-from nemo_edge.build import build, plan
 from nemo_edge.bundle.manifest import MANIFEST, open_bundle, open_verified, verify
 from nemo_edge.measure.latency import Latency
 from nemo_edge.measure.mitigation import Measurement
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.settings import GateSettings, LatencySettings
-from nemo_edge.review import judge_again, report_again, summarize, time_again
+from nemo_edge.release import review
+from nemo_edge.release.build import build, plan
+from nemo_edge.release.review import judge_again, report_again, summarize, time_again
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import sha256_file
 

@@ -23,12 +23,12 @@ from pydantic import BaseModel, ConfigDict
 from nemo_edge import __version__
 from nemo_edge.bundle.manifest import GateResult, Manifest, check_output, copy_tree, open_bundle, publish, staging, verify
 from nemo_edge.export.production import OnnxFile, compile_stage, export_stage, is_large, neurons_stage, plan_stage
-from nemo_edge.ingredients import Ingredients, bundle_key, ingredients, stage_keys, used_versions
 from nemo_edge.model.architectures import configurations
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.preflight import check_unmade, preflight
 from nemo_edge.recipe.recipe import Recipe, portable
 from nemo_edge.recipe.targets import FLAVOUR_OF
+from nemo_edge.release.inputs import Ingredients, bundle_key, ingredients, stage_keys, used_versions
+from nemo_edge.release.preflight import check_unmade, preflight
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import explain, sha256_file, sha256_json, write_atomically
 from nemo_edge.system.processes import rest, run_apart
@@ -124,7 +124,9 @@ def _with_weights(recipe: Recipe, progress: Progress) -> Recipe:
     wanted, folder = recipe.random_weights, weights_folder(recipe)
     if not folder.is_dir():
         check_unmade(recipe, progress)
-    run_apart("make random weights", progress, "nemo_edge.random_weights.write_random", wanted.architecture, folder, "fp16", wanted.seed)
+    run_apart(
+        "make random weights", progress, "nemo_edge.release.random_weights.write_random", wanted.architecture, folder, "fp16", wanted.seed
+    )
     return recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"path": str(folder)})})
 
 
@@ -255,7 +257,7 @@ class _Build:
         stages.localize_stage(self.checkpoint, found, self.recipe, self.inputs.memorized, folder, self.progress)
 
     def _make_policies(self, localized: Path, folder: Path) -> None:
-        from nemo_edge.bundlepolicies import policies_stage
+        from nemo_edge.release.bundlepolicies import policies_stage
 
         general = [prompt.text for prompt in self.inputs.general]
         policies_stage(self.checkpoint, self.inputs.memorized, general, localized, folder, self.progress)

@@ -26,7 +26,6 @@ from nemo_edge.backends.readiness import check_runs
 from nemo_edge.backends.tensorrt.backend import compile_engine
 from nemo_edge.backends.tensorrt.flavours import FLAVOURS, check
 from nemo_edge.backends.tensorrt.plans import PlanFile, open_plan_file
-from nemo_edge.build import lock
 from nemo_edge.bundle.manifest import MEASURED, GateResult, Manifest, amend, check_output, open_bundle
 from nemo_edge.bundle.policies import POLICIES, Policies
 from nemo_edge.graph.onnxfile import open_graph
@@ -35,6 +34,7 @@ from nemo_edge.model.component import UNET_FOLDERS
 from nemo_edge.model.neurons import NeuronSet, read_neurons
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.targets import Flavour, PlanSettings
+from nemo_edge.release.build import lock
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency
 from nemo_edge.system.files import explain, sha256_file, sha256_json
 from nemo_edge.system.progress import Progress
@@ -99,7 +99,7 @@ def rebake(
     after.check_layers(before.layers, str(neurons))
     sources = None
     if measure:
-        from nemo_edge.remeasure import measure_again, open_sources
+        from nemo_edge.release.remeasure import measure_again, open_sources
 
         sources = open_sources(bundle, manifest, checkpoint, places)  # what is not there is found before the bundle is changed
         check_runs(sources.recipe)
@@ -251,7 +251,7 @@ class _Change:
             return None
         if self.checkpoint is None:
             raise InputError(f"{self.bundle} does not keep the weights of the {missing} neurons that come back: pass --checkpoint")
-        from nemo_edge.remeasure import original_rows
+        from nemo_edge.release.remeasure import original_rows
 
         return original_rows(self.manifest, self.before, self.checkpoint)
 

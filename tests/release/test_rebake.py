@@ -19,7 +19,6 @@ import pytest
 from plans import sidecar
 
 from nemo_edge.backends.onnxruntime import open_runner
-from nemo_edge.build import lock, plan
 from nemo_edge.bundle.manifest import MANIFEST, amend, open_bundle, open_verified, verify
 from nemo_edge.export.production import export_folder
 from nemo_edge.graph import valueweights
@@ -27,11 +26,12 @@ from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.graph.valueweights import SILENCED_ROWS, VALUE_DATA, open_value_weights
 from nemo_edge.model.checkpoint import open_checkpoint
 from nemo_edge.model.neurons import NeuronSet, OfficialRow, write_official_csv
-from nemo_edge.rebake import rebake
 from nemo_edge.recipe.recipe import load_recipe
 from nemo_edge.recipe.settings import ExportSettings, GateSettings
 from nemo_edge.recipe.targets import TensorRtRtxSettings
-from nemo_edge.review import judge_again, report_again, time_again
+from nemo_edge.release.build import lock, plan
+from nemo_edge.release.rebake import rebake
+from nemo_edge.release.review import judge_again, report_again, time_again
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import sha256_file
 from nemo_edge.system.progress import Progress
@@ -319,7 +319,7 @@ def test_a_full_disk_is_told_before_or_while_it_fills(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from nemo_edge import rebake
+from nemo_edge.release import rebake
 from nemo_edge.bundle import manifest as bundle
 from nemo_edge.graph import valueweights
 def die(*_, **__):

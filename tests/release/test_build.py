@@ -13,13 +13,13 @@ from PIL import Image
 from rebuilding import rebuilt
 
 from nemo_edge.backends.onnxruntime import open_runner
-from nemo_edge.build import build, lock, plan
 from nemo_edge.bundle.manifest import MANIFEST, Manifest, open_bundle, verify
 from nemo_edge.localization.groups import groups_in
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.settings import GateSettings
-from nemo_edge.review import judge_again
+from nemo_edge.release.build import build, lock, plan
+from nemo_edge.release.review import judge_again
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import sha256_file
 

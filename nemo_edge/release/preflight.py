@@ -10,13 +10,13 @@ __all__ = ["check_unmade", "preflight"]
 from collections.abc import Sequence
 from pathlib import Path
 
-from nemo_edge.footprint import Part, check_memory
-from nemo_edge.ingredients import Ingredients
 from nemo_edge.model.architectures import ARCHITECTURES, source
 from nemo_edge.model.configuration import Configuration
-from nemo_edge.random_weights import is_random
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.targets import FLAVOUR_OF
+from nemo_edge.release.footprint import Part, check_memory
+from nemo_edge.release.inputs import Ingredients
+from nemo_edge.release.random_weights import is_random
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import checkpoint_folder
 from nemo_edge.system.processes import run_apart
@@ -38,7 +38,7 @@ def check_unmade(recipe: Recipe, progress: Progress) -> None:
     assert recipe.random_weights is not None
     name = recipe.random_weights.architecture
     _check_tools(recipe, source(name))
-    found = run_apart("count the weights", progress, "nemo_edge.random_weights.parts_of", name)
+    found = run_apart("count the weights", progress, "nemo_edge.release.random_weights.parts_of", name)
     _check_memory(recipe, source(name), found)
 
 
