@@ -18,7 +18,7 @@ from typing import Any
 
 from models import DEMO, engines_of, save_sd15
 
-from nemo_edge.console import Bars
+from nemo_edge.cli.console import Bars
 from nemo_edge.measure.bench import bench
 from nemo_edge.measure.contender import Runnable
 from nemo_edge.measure.latency import Latency

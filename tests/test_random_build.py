@@ -12,10 +12,10 @@ from rebuilding import Record, rebuilt
 from test_random_weights import small
 from traces import traces
 
-from nemo_edge import datasheet
 from nemo_edge.bundle.engines import Contents, inspect
 from nemo_edge.bundle.engines import verify as verify_engine
 from nemo_edge.bundle.manifest import MANIFEST, open_bundle, verify
+from nemo_edge.cli import datasheet
 from nemo_edge.measure.comparison import Question, compare
 from nemo_edge.measure.latency import Latency
 from nemo_edge.model.neurons import NeuronSet

@@ -38,7 +38,7 @@ def exported(folder: Path, seed: int) -> dict[str, str]:
     """The hash of each file that a clone's own `nemo-edge export` writes, started from the clone, by a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONHASHSEED": str(seed), "PYTHONDONTWRITEBYTECODE": "1"}
     check = f"import nemo_edge; assert nemo_edge.__file__.startswith({str(folder)!r})"
-    run = "from nemo_edge.cli import main; main()"
+    run = "from nemo_edge.cli.main import main; main()"
     options = ["export", str(folder / "model"), "--out", "out", "--masked"]
     subprocess.run([sys.executable, "-c", f"{check}; {run}", *options], cwd=folder, env=environment, check=True, capture_output=True)
     return {p.relative_to(folder / "out").as_posix(): sha256_file(p) for p in (folder / "out").rglob("*") if p.is_file()}

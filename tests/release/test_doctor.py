@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from nemo_edge import __version__, console, demo
+from nemo_edge import __version__, demo
+from nemo_edge.cli import console
 from nemo_edge.release.doctor import Diagnosis, diagnose
 from nemo_edge.release.footprint import fitted, needs_of
 from nemo_edge.system.compatibility import Problem

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from traces import traces
 
-from nemo_edge import console
 from nemo_edge.bundle.manifest import open_bundle, open_verified
+from nemo_edge.cli import console
 from nemo_edge.measure.mitigation import Measurement
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.recipe import load_recipe

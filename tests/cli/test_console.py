@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from rich.text import Text
 
-from nemo_edge import console
 from nemo_edge.bundle.manifest import GateResult, Verification, open_bundle
+from nemo_edge.cli import console
 from nemo_edge.measure.comparison import Comparison
 from nemo_edge.measure.divergence import Divergence
 from nemo_edge.measure.fidelity import Agreement, StepError

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from nemo_edge.console import table_of
+from nemo_edge.cli.console import table_of
 from nemo_edge.localization.detectors import PAPER
 from nemo_edge.localization.groups import Group
 from nemo_edge.localization.localizer import Localization

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nemo_edge.options import Bundle, Json, print_result
+from nemo_edge.cli.options import Bundle, Json, print_result
 
 
 def register(app: typer.Typer) -> None:
@@ -38,7 +38,7 @@ def ship(
 
         print_result(ship_masks(bundle, repository), as_json, _show_masks)
         return
-    from nemo_edge import console
+    from nemo_edge.cli import console
     from nemo_edge.serving.repository import ship as run
 
     result = run(bundle, repository, backend, variant, instances=instances, log_prompts=log_prompts, progress=console.Bars())

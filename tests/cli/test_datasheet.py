@@ -8,9 +8,9 @@ from typing import Any
 import plans
 import pytest
 
-from nemo_edge import datasheet
 from nemo_edge.backends.tensorrt.fit import Fit
 from nemo_edge.bundle.engines import Engine, Here, Verified, inspect_engine
+from nemo_edge.cli import datasheet
 from nemo_edge.system.environment import Gpu
 
 RTX_3090 = Gpu(name="NVIDIA RTX 3090", driver="580.95.05", memory_mib=24564, compute_capability="8.6")

@@ -14,8 +14,10 @@ from typing import Annotated, Any
 
 import typer
 
-from nemo_edge import __version__, cli_bundle, cli_serving
-from nemo_edge.options import AllowPickle, Checkpoint, Device, Json, Summary, open_model, print_result
+from nemo_edge import __version__
+from nemo_edge.cli import bundle as cli_bundle
+from nemo_edge.cli import serving as cli_serving
+from nemo_edge.cli.options import AllowPickle, Checkpoint, Device, Json, Summary, open_model, print_result
 from nemo_edge.system.exits import INTERRUPTED, exit_code, stop_on_sigterm
 
 app = typer.Typer(
@@ -66,7 +68,7 @@ def build(
 
     Calibrate, localize, export, compile, measure, judge. Exit code 3 when a gate fails.
     """
-    from nemo_edge import console
+    from nemo_edge.cli import console
     from nemo_edge.recipe.recipe import load_recipe, with_random_weights
     from nemo_edge.release.build import build as run
     from nemo_edge.release.build import plan
@@ -101,8 +103,8 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Measure statistics and the threshold τ on general prompts."""
-    from nemo_edge import console
     from nemo_edge.bundle.manifest import check_file
+    from nemo_edge.cli import console
     from nemo_edge.recipe.prompts import distinct, read_prompts
 
     texts = [p.text for p in distinct(read_prompts(prompts))[:limit]]
@@ -134,14 +136,14 @@ def detect(
     With --out an interrupted run goes on where it stopped. Where the list says which prompts are memorized (column type: VM, TM) and which
     are not (N), detectors are compared.
     """
-    from nemo_edge import console
     from nemo_edge.bundle.manifest import check_folder
+    from nemo_edge.cli import console
     from nemo_edge.recipe.prompts import read_labelled
 
     listed = read_labelled(prompts, general)
     if out is not None:
         check_folder(out)
-    from nemo_edge.findings import show_detection
+    from nemo_edge.cli.findings import show_detection
     from nemo_edge.localization.stages import detect_all, open_detector
 
     detector = open_detector(open_model(checkpoint, allow_pickle, device), statistics, threshold, _localization(all_layers))
@@ -169,8 +171,8 @@ def localize(
 
     An interrupted run goes on where it stopped.
     """
-    from nemo_edge import console
     from nemo_edge.bundle.manifest import check_folder
+    from nemo_edge.cli import console
     from nemo_edge.recipe.prompts import read_prompts
 
     if whole and group_by != "prompt":
@@ -182,7 +184,7 @@ def localize(
     from nemo_edge.localization.localizer import open_localizer
 
     localizer = open_localizer(open_model(checkpoint, allow_pickle, device), statistics, threshold, settings)
-    from nemo_edge.findings import show_localizations
+    from nemo_edge.cli.findings import show_localizations
     from nemo_edge.localization.stages import find_neurons
 
     found, groups = find_neurons(localizer, listed, out, console.Bars())
@@ -203,7 +205,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export a checkpoint to ONNX, checked against eager PyTorch."""
-    from nemo_edge import console
+    from nemo_edge.cli import console
     from nemo_edge.export.production import export_folder
     from nemo_edge.recipe.recipe import from_options
     from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings
@@ -230,7 +232,7 @@ def doctor(
 
     What does not fit together is named. Exit code 4 when `build` cannot work.
     """
-    from nemo_edge import console
+    from nemo_edge.cli import console
     from nemo_edge.release.doctor import diagnose
 
     diagnosis = diagnose(model, output)

@@ -22,8 +22,9 @@ from test_random_weights import small
 from transformers import CLIPTokenizer
 
 import nemo_edge
-from nemo_edge import cli, demo
+from nemo_edge import demo
 from nemo_edge.bundle.manifest import open_bundle, verify
+from nemo_edge.cli import main as cli
 from nemo_edge.localization.calibration import Calibration
 from nemo_edge.model.neurons import NeuronSet, ValueLayer
 from nemo_edge.recipe.recipe import load_recipe

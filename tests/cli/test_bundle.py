@@ -15,8 +15,8 @@ import pytest
 import test_cli
 from test_cli import Ran, Run, assert_refused, assert_refused_last_line, recipe_in
 
-from nemo_edge import cli_bundle
 from nemo_edge.bundle.manifest import amend, open_bundle, verify
+from nemo_edge.cli import bundle as cli_bundle
 from nemo_edge.system.environment import gpus
 
 run, prompts, model = test_cli.run, test_cli.prompts, test_cli.model

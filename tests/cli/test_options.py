@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from nemo_edge.options import open_model, print_result
+from nemo_edge.cli.options import open_model, print_result
 from nemo_edge.system.errors import InputError
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nemo_edge.findings import show_detection, show_localizations
+from nemo_edge.cli.findings import show_detection, show_localizations
 from nemo_edge.localization.detection import Detection
 from nemo_edge.localization.detectors import PAPER
 from nemo_edge.localization.groups import Group, Member, Variant

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nemo_edge.options import AllowPickle, Bundle, Json, Summary, open_model, print_result
+from nemo_edge.cli.options import AllowPickle, Bundle, Json, Summary, open_model, print_result
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +30,7 @@ def rebake(
     as_json: Json = False,
 ) -> None:
     """Put another neuron set into a bundle, without an export. With --measure, exit code 3 when a gate fails."""
-    from nemo_edge import console
+    from nemo_edge.cli import console
     from nemo_edge.recipe.recipe import load_recipe
 
     places = load_recipe(recipe) if recipe else None
@@ -61,7 +61,7 @@ def bench(
 
     The bundle's gates and report follow. Exit code 3 when a gate fails.
     """
-    from nemo_edge import console
+    from nemo_edge.cli import console
 
     given: dict[str, Any] = {"targets": targets or None, "batches": batches or None, "sizes": sizes or None}
     given |= {"steps": steps, "runs": runs, "seconds": seconds, "threads": threads, "eager": eager, "compiled": compiled}
@@ -86,7 +86,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare two runners of the same checkpoint step by step. Exit code 3 when they differ, with the first tensor that does."""
-    from nemo_edge import console
+    from nemo_edge.cli import console
     from nemo_edge.recipe.prompts import read_prompts
 
     texts = tuple(p.text for p in read_prompts(prompts, limit)) if prompts else ()
@@ -108,7 +108,7 @@ def gate(
     as_json: Json = False,
 ) -> None:
     """Judge a bundle by other gates, from what was measured on it. Exit code 3 when one fails."""
-    from nemo_edge import console
+    from nemo_edge.cli import console
     from nemo_edge.recipe.recipe import load_recipe
 
     gates = load_recipe(recipe).gates
@@ -122,7 +122,7 @@ def gate(
 
 def report(bundle: Bundle, summary: Summary = None, as_json: Json = False) -> None:
     """Write a bundle's report again, from what was measured on it."""
-    from nemo_edge import console
+    from nemo_edge.cli import console
     from nemo_edge.release.review import report_again
 
     path = report_again(bundle, summary)
@@ -134,8 +134,8 @@ def verify(path: Annotated[Path, typer.Argument(help="Folder of a bundle, or an 
 
     Says which engines run here. Exit code 2 when a file differs.
     """
-    from nemo_edge import datasheet
     from nemo_edge.bundle.engines import verify as run
+    from nemo_edge.cli import datasheet
 
     result = run(path)
     print_result(result, as_json, datasheet.show_verified)
@@ -161,7 +161,7 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Make pictures with the engines of a bundle."""
-    from nemo_edge import console
+    from nemo_edge.cli import console
     from nemo_edge.sampling.generate import Request, draw
 
     wanted = {"steps": steps, "guidance": guidance, "height": height, "width": width}
@@ -179,8 +179,8 @@ def inspect(
 
     Says of engines whether they run here, and opens none.
     """
-    from nemo_edge import console, datasheet
     from nemo_edge.bundle.engines import inspect as run
+    from nemo_edge.cli import console, datasheet
 
     found = run(Path(path))
     if found is not None:
