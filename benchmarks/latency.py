@@ -19,8 +19,8 @@ from typing import Any
 from models import DEMO, engines_of, save_sd15
 
 from nemo_edge.cli.console import Bars
+from nemo_edge.measure._contender import Runnable
 from nemo_edge.measure.bench import bench
-from nemo_edge.measure.contender import Runnable
 from nemo_edge.measure.latency import Latency
 from nemo_edge.recipe.settings import LatencySettings, SamplingSettings
 from nemo_edge.recipe.targets import EngineSettings

@@ -10,11 +10,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from nemo_edge import demo
 from nemo_edge.backends import onnxruntime
-from nemo_edge.export.component import export_component
+from nemo_edge.export._component import export_component
 from nemo_edge.model.checkpoint import open_checkpoint, value_layers
-from nemo_edge.model.component import UNET_FOLDERS
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import gate, silenced
+from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.settings import ExportSettings
 
 DEMO = demo.CHECKPOINT

@@ -16,6 +16,6 @@ def __getattr__(name: str) -> Any:
     """Import what needs PyTorch only when it is asked for."""
     if name not in __all__:
         raise AttributeError(f"module 'nemo_edge' has no attribute {name!r}")
-    from nemo_edge.dropin import load as dropin
+    from nemo_edge.dropin import load
 
-    return getattr(dropin, name)
+    return getattr(load, name)

@@ -16,7 +16,7 @@ import pytest
 
 from nemo_edge.backends.onnxruntime import open_runner
 from nemo_edge.bundle.manifest import verify
-from nemo_edge.export.component import export_component
+from nemo_edge.export._component import export_component
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.recipe.settings import ExportSettings, SamplingSettings

@@ -22,7 +22,7 @@ from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.recipe import Recipe, load_recipe, with_random_weights
 from nemo_edge.recipe.settings import ExportSettings, GateSettings, LatencySettings
 from nemo_edge.recipe.targets import ProfileSettings, TensorRtRtxSettings, TensorRtSettings
-from nemo_edge.release import footprint
+from nemo_edge.release import _footprint as footprint
 from nemo_edge.release.build import build, plan, weights_folder
 from nemo_edge.release.review import judge_again, report_again, time_again
 from nemo_edge.system.environment import gpus

@@ -18,7 +18,7 @@ from traces import traces
 from transformers import CLIPTokenizer
 
 import nemo_edge
-from nemo_edge.export.component import export_component
+from nemo_edge.export._component import export_component
 from nemo_edge.graph.onnxfile import SCOPES, open_graph
 from nemo_edge.model.component import Component, Port
 from nemo_edge.recipe.settings import ExportSettings

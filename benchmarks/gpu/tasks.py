@@ -129,8 +129,8 @@ def export(work: Path, smoke: bool, model: str, dtype: str) -> dict[str, Any]:
     from nemo_edge.bundle.manifest import copy_tree
     from nemo_edge.export import parts
     from nemo_edge.export.production import PartJob
-    from nemo_edge.model.component import UNET_FOLDERS
     from nemo_edge.model.neurons import NeuronSet
+    from nemo_edge.recipe.components import UNET_FOLDERS
     from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings
     from nemo_edge.system.progress import Progress
 

@@ -263,7 +263,3 @@ def _localization(all_layers: bool, **options: str | int) -> Any:
     from nemo_edge.recipe.settings import LocalizationSettings
 
     return from_options(LocalizationSettings, {"layers": "all" if all_layers else "paper"}, options, {"group_by": "group-by"})
-
-
-if __name__ == "__main__":
-    main()

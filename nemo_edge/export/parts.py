@@ -17,9 +17,8 @@ import numpy as np
 import torch
 
 from nemo_edge.backends.torch import DTYPES
-from nemo_edge.export.component import Disagreement, export_component
-from nemo_edge.export.production import Chosen, PartJob
-from nemo_edge.export.verification import (
+from nemo_edge.export._component import Disagreement, export_component
+from nemo_edge.export._verification import (
     Case,
     Feed,
     Reference,
@@ -31,13 +30,15 @@ from nemo_edge.export.verification import (
     trajectory,
     write_cases,
 )
+from nemo_edge.export.production import Chosen, PartJob
 from nemo_edge.graph.agreement import Exported
 from nemo_edge.graph.valueweights import SILENCED_ROWS, save_rows
 from nemo_edge.model.checkpoint import Checkpoint, Layers, open_parts, value_layers
-from nemo_edge.model.component import UNET_FOLDERS, VALUE_MASK, Component
+from nemo_edge.model.component import VALUE_MASK, Component
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.neurons import ValueLayer
 from nemo_edge.model.surgery import bake_, gate, silenced, value_rows
+from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.settings import CheckpointSettings
 from nemo_edge.system.environment import cores
 from nemo_edge.system.progress import Progress

@@ -35,9 +35,9 @@ from nemo_edge.backends.tensorrt.profiles import plan_profiles
 from nemo_edge.bundle.manifest import check_folder, copy_tree, staging
 from nemo_edge.graph.agreement import Dtype, Exported
 from nemo_edge.graph.onnxfile import open_graph
-from nemo_edge.model.component import UNET_FOLDERS
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.neurons import NeuronSet, ValueLayer, read_neurons
+from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings, RandomSettings
 from nemo_edge.recipe.targets import EngineSettings, Flavour, PlanSettings, unfit_for_turing
 from nemo_edge.system.errors import InputError

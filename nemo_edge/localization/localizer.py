@@ -25,11 +25,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from nemo_edge.backends.torch import DTYPES, open_runner
+from nemo_edge.localization._decisions import Decisions
+from nemo_edge.localization._searches import Ask, Lists, Outcome, Search, grouped, highest, published, schedule
 from nemo_edge.localization.calibration import Statistics, activations, load_statistics, read_threshold
-from nemo_edge.localization.decisions import Decisions
 from nemo_edge.localization.memorization import NoiseProbe, finite, firm_seed_scores
 from nemo_edge.localization.multiscale import plain_ms_ssim
-from nemo_edge.localization.searches import Ask, Lists, Outcome, Search, grouped, highest, published, schedule
 from nemo_edge.localization.trials import Subject, Trial, Trials
 from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.compilation import check_compiler, compile_

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+from nemo_edge.localization._searches import Scores, highest
 from nemo_edge.localization.localizer import Examined, Localization
-from nemo_edge.localization.searches import Scores, highest
 from nemo_edge.localization.trials import Trial, Trials
 from nemo_edge.model.neurons import NeuronSet
 

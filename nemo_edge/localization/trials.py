@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from nemo_edge.backends.torch import open_runner
+from nemo_edge.localization._prefix import Kept, Prefix, answering
 from nemo_edge.localization.memorization import NoiseProbe
 from nemo_edge.localization.multiscale import ms_ssim
-from nemo_edge.localization.prefix import Kept, Prefix, answering
 from nemo_edge.model.checkpoint import Checkpoint, cross_attentions, value_layers
 from nemo_edge.model.component import VALUE_MASK
 from nemo_edge.model.neurons import NeuronSet

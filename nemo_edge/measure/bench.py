@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemo_edge.bundle.engines import PLANS
-from nemo_edge.measure.contender import Runnable, Setup, Stand
+from nemo_edge.measure._contender import Runnable, Setup, Stand
 from nemo_edge.measure.latency import Case, Latency, Ratio, Timing, Visit, ratio_of, timing_of
 from nemo_edge.model.compilation import check_compiler
 from nemo_edge.recipe.recipe import Recipe

@@ -21,10 +21,11 @@ from nemo_edge.measure.divergence import Divergence, EagerProbe, GraphProbe, Pro
 from nemo_edge.measure.fidelity import Agreement, Trajectory, compare_trajectories, merged, trace_trajectory
 from nemo_edge.measure.mitigation import Measurement
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
-from nemo_edge.model.component import UNET_FOLDERS, VALUE_MASK
+from nemo_edge.model.component import VALUE_MASK
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import silenced
+from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import ENGINE_TOLERANCES, SamplingSettings
 from nemo_edge.sampling.loop import Pipeline, latent_shape

@@ -34,9 +34,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from nemo_edge.model._forwards import DecoderGraph, HiddenTextGraph, TextGraph, UNetGraph
 from nemo_edge.model.component import Component, Port
 from nemo_edge.model.configuration import Configuration, check_pipeline
-from nemo_edge.model.forwards import DecoderGraph, HiddenTextGraph, TextGraph, UNetGraph
 from nemo_edge.model.neurons import ValueLayer
 from nemo_edge.recipe.settings import CheckpointSettings
 from nemo_edge.system.errors import InputError, MissingDependency, first_line

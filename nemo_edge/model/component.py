@@ -6,7 +6,7 @@ diffusers: `checkpoint` makes components.
 
 from __future__ import annotations
 
-__all__ = ["Component", "Port", "UNET_FOLDERS", "VALUE_MASK"]
+__all__ = ["Component", "Port", "VALUE_MASK"]
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 VALUE_MASK = "value_mask"
 """Name of the masked UNet's extra input, [B, N]: 1 keeps a neuron, 0 silences it."""
-
-UNET_FOLDERS = {"baked": "unet", "masked": "unet_masked"}
-"""Folder of each variant's UNet inside a bundle; a baked bundle has the layout of optimum's."""
 
 
 @dataclass(frozen=True)

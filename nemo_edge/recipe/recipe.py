@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, model_validator
 
-from nemo_edge.model.component import UNET_FOLDERS
+from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.settings import (
     ENGINE_TOLERANCES,
     CalibrationSettings,

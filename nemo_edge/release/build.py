@@ -27,8 +27,8 @@ from nemo_edge.model.architectures import configurations
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.recipe import Recipe, portable
 from nemo_edge.recipe.targets import FLAVOUR_OF
-from nemo_edge.release.inputs import Ingredients, bundle_key, ingredients, stage_keys, used_versions
-from nemo_edge.release.preflight import check_unmade, preflight
+from nemo_edge.release._inputs import Ingredients, bundle_key, ingredients, stage_keys, used_versions
+from nemo_edge.release._preflight import check_unmade, preflight
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import explain, sha256_file, sha256_json, write_atomically
 from nemo_edge.system.processes import rest, run_apart
@@ -188,7 +188,8 @@ class _Build:
         from nemo_edge.localization.groups import groups_in
         from nemo_edge.localization.localizer import read_results
         from nemo_edge.measure.gates import judge
-        from nemo_edge.report import Evidence, write_report
+        from nemo_edge.report.evidence import Evidence
+        from nemo_edge.report.folder import write_report
 
         by_prompt = {result.prompt: result for result in read_results(staged / "localization.jsonl")}
         localizations = [by_prompt[prompt.text] for prompt in self.inputs.memorized]
@@ -291,7 +292,7 @@ class _Build:
         """Examine the engines of a bundle that is being made; its measurement and the pictures of its report are put into it."""
         from nemo_edge.measure.examination import Subject, examine
         from nemo_edge.measure.mitigation import Measurement
-        from nemo_edge.report import store_pictures, worst_first
+        from nemo_edge.report.thumbnails import store_pictures, worst_first
 
         recipe, inputs = self.recipe, self.inputs
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nemo_edge import __version__
 from nemo_edge.backends.probes import BROKEN, Probe, RuntimeLinks, import_problems, probe_all, runtime_links
-from nemo_edge.release.footprint import Footprint, estimate
+from nemo_edge.release._footprint import Footprint, estimate
 from nemo_edge.system.compatibility import (
     Problem,
     installed,

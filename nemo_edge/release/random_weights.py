@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nemo_edge import __version__
 from nemo_edge.bundle.manifest import staging
 from nemo_edge.model.architectures import ARCHITECTURES, Configurations, configurations, modules, parts, source
-from nemo_edge.release.footprint import PLACES, Part, part_of
+from nemo_edge.release._footprint import PLACES, Part, part_of
 from nemo_edge.system.errors import InputError, first_line
 from nemo_edge.system.files import explain, sha256_json, write_atomically
 from nemo_edge.system.progress import Advance, Progress

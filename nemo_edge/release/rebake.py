@@ -30,8 +30,8 @@ from nemo_edge.bundle.manifest import MEASURED, GateResult, Manifest, amend, che
 from nemo_edge.bundle.policies import POLICIES, Policies
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.graph.valueweights import SILENCED_ROWS, Rows, ValueWeights, load_rows, open_value_weights, rows_of, save_rows
-from nemo_edge.model.component import UNET_FOLDERS
 from nemo_edge.model.neurons import NeuronSet, read_neurons
+from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.targets import Flavour, PlanSettings
 from nemo_edge.release.build import lock
@@ -99,7 +99,7 @@ def rebake(
     after.check_layers(before.layers, str(neurons))
     sources = None
     if measure:
-        from nemo_edge.release.remeasure import measure_again, open_sources
+        from nemo_edge.release._remeasure import measure_again, open_sources
 
         sources = open_sources(bundle, manifest, checkpoint, places)  # what is not there is found before the bundle is changed
         check_runs(sources.recipe)
@@ -251,7 +251,7 @@ class _Change:
             return None
         if self.checkpoint is None:
             raise InputError(f"{self.bundle} does not keep the weights of the {missing} neurons that come back: pass --checkpoint")
-        from nemo_edge.release.remeasure import original_rows
+        from nemo_edge.release._remeasure import original_rows
 
         return original_rows(self.manifest, self.before, self.checkpoint)
 

@@ -19,8 +19,10 @@ from nemo_edge.measure.gates import judge
 from nemo_edge.measure.latency import FEWEST_ROUNDS, Latency
 from nemo_edge.recipe.recipe import Recipe, anchored
 from nemo_edge.recipe.settings import GateSettings, LatencySettings
-from nemo_edge.report import Evidence, summary_markdown, write_report
+from nemo_edge.report.evidence import Evidence
+from nemo_edge.report.folder import write_report
 from nemo_edge.report.junit import junit_xml
+from nemo_edge.report.summary import summary_markdown
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import append, checkpoint_hashes, sha256_json, write_atomically
 from nemo_edge.system.progress import Progress

@@ -6,11 +6,11 @@ __all__ = ["write_report"]
 
 from pathlib import Path
 
-from nemo_edge.report.card import model_card
+from nemo_edge.report._card import model_card
+from nemo_edge.report._page import page_html
+from nemo_edge.report._record import record
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.junit import junit_xml
-from nemo_edge.report.page import page_html
-from nemo_edge.report.record import record
 from nemo_edge.report.thumbnails import open_gallery
 from nemo_edge.system.files import write_atomically
 

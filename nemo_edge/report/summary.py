@@ -4,10 +4,10 @@ from __future__ import annotations
 
 __all__ = ["summary_markdown"]
 
+from nemo_edge.report._markdown import escape, gates_table, latency_table, mitigation_table
+from nemo_edge.report._untested import untested
+from nemo_edge.report._verdict import verdict_of
 from nemo_edge.report.evidence import Evidence
-from nemo_edge.report.markdown import escape, gates_table, latency_table, mitigation_table
-from nemo_edge.report.untested import untested
-from nemo_edge.report.verdict import verdict_of
 
 _MARKS = {"passed": "✅", "failed": "❌", "unmeasured": "➖"}
 _UNTESTED = 6

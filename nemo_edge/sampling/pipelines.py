@@ -18,9 +18,9 @@ from nemo_edge.backends.base import Runner, onnxruntime, tensorrt, torch
 from nemo_edge.backends.readiness import check_plans
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.checkpoint import Checkpoint
-from nemo_edge.model.component import UNET_FOLDERS
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.neurons import NeuronSet
+from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.sampling.loop import Pipeline
 from nemo_edge.system.errors import InputError

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nemo_edge.bundle.manifest import MANIFEST, Manifest, check_shippable, verify
 from nemo_edge.bundle.policies import ALWAYS, POLICIES, read_policies
-from nemo_edge.model.component import UNET_FOLDERS
+from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.serving.updates import put_policies
 from nemo_edge.serving.versions import MODEL, describe_engine, newest_pipeline, read_pipeline
 from nemo_edge.system.errors import BundleError, InputError

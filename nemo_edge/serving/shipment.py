@@ -17,8 +17,8 @@ from nemo_edge.backends.tensorrt.plans import PlanFile, Tensor, open_plan_file
 from nemo_edge.backends.triton import Signature
 from nemo_edge.bundle.manifest import MANIFEST, Manifest
 from nemo_edge.graph.onnxfile import open_graph
-from nemo_edge.model.component import UNET_FOLDERS
 from nemo_edge.model.configuration import Configuration
+from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.targets import Flavour
 from nemo_edge.serving.modelconfig import engine_signature

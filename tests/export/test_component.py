@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner, open_runner
 from nemo_edge.backends.torch import open_runner as open_eager
-from nemo_edge.export.component import export_component
-from nemo_edge.export.verification import Reference, answered, random_feeds, verify
+from nemo_edge.export._component import export_component
+from nemo_edge.export._verification import Reference, answered, random_feeds, verify
 from nemo_edge.graph.agreement import Exported
 from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.component import VALUE_MASK, Component, Port

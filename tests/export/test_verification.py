@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from nemo_edge.backends.torch import open_runner
-from nemo_edge.export.component import Disagreement, export_component
-from nemo_edge.export.verification import (
+from nemo_edge.export._component import Disagreement, export_component
+from nemo_edge.export._verification import (
     Case,
     Reference,
     answered,

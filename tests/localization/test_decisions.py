@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from nemo_edge.localization.decisions import Decisions
-from nemo_edge.localization.searches import Lists, Scores
+from nemo_edge.localization._decisions import Decisions
+from nemo_edge.localization._searches import Lists, Scores
 
 SET: Lists = [[1], []]
 

@@ -12,7 +12,7 @@ from conftest import save_toy_sd, toy_unet
 from reference import Found, blocked_score, localize, noise_difference, similarity
 from transformers import CLIPTokenizer
 
-from nemo_edge.localization import decisions
+from nemo_edge.localization import _decisions as decisions
 from nemo_edge.localization.calibration import Statistics, calibrate
 from nemo_edge.localization.localizer import Localization, Localizer, open_localizer, read_results, union
 from nemo_edge.localization.multiscale import ROUNDING

@@ -8,7 +8,7 @@ import torch
 from conftest import toy_unet
 
 from nemo_edge.backends.torch import open_runner
-from nemo_edge.localization.prefix import Kept, Prefix, answering
+from nemo_edge.localization._prefix import Kept, Prefix, answering
 from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.component import VALUE_MASK
 from nemo_edge.model.neurons import NeuronSet

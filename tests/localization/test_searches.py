@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from nemo_edge.localization.searches import Ask, Lists, Outcome, Search, grouped, highest, published, schedule
+from nemo_edge.localization._searches import Ask, Lists, Outcome, Search, grouped, highest, published, schedule
 from nemo_edge.recipe.settings import LocalizationSettings
 
 TAU = 0.5

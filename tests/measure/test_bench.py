@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from nemo_edge.bundle.manifest import open_bundle
+from nemo_edge.measure._contender import Runnable
 from nemo_edge.measure.bench import bench, runnables
-from nemo_edge.measure.contender import Runnable
 from nemo_edge.measure.latency import Latency
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.settings import LatencySettings

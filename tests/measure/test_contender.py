@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_edge.measure.contender import Runnable, Setup, Stand
+from nemo_edge.measure._contender import Runnable, Setup, Stand
 from nemo_edge.measure.latency import Visit
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.settings import LatencySettings

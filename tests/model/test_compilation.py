@@ -10,7 +10,7 @@ import torch
 from conftest import toy_unet
 from torch import Tensor, nn
 
-from nemo_edge.localization.prefix import answering
+from nemo_edge.localization._prefix import answering
 from nemo_edge.model.compilation import check_compiler, compile_
 from nemo_edge.system.errors import MissingDependency
 

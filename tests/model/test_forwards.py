@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from nemo_edge.model._forwards import DecoderGraph, HiddenTextGraph, TextGraph, UNetGraph
 from nemo_edge.model.checkpoint import Checkpoint
-from nemo_edge.model.forwards import DecoderGraph, HiddenTextGraph, TextGraph, UNetGraph
 
 IDS = torch.tensor([[1, 5, 2], [1, 7, 2]])
 

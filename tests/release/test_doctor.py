@@ -11,8 +11,8 @@ import pytest
 
 from nemo_edge import __version__, demo
 from nemo_edge.cli import console
+from nemo_edge.release._footprint import fitted, needs_of
 from nemo_edge.release.doctor import Diagnosis, diagnose
-from nemo_edge.release.footprint import fitted, needs_of
 from nemo_edge.system.compatibility import Problem
 
 COMMAND = [sys.executable, "-m", "nemo_edge.cli", "doctor"]

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from nemo_edge.model.checkpoint import Checkpoint
-from nemo_edge.release.footprint import Footprint, Need, Part, check_memory, estimate, fitted, needs_of, parts
+from nemo_edge.release._footprint import Footprint, Need, Part, check_memory, estimate, fitted, needs_of, parts
 from nemo_edge.system.errors import InputError
 
 GB = 10**9
@@ -153,7 +153,7 @@ def test_counting_needs_no_torch(tmp_path: Path, toy_folder: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from nemo_edge.release.footprint import estimate
+from nemo_edge.release._footprint import estimate
 estimate({str(toy_folder)!r}, Path({str(tmp_path)!r}))
 print("torch" in sys.modules)
 """

@@ -14,7 +14,7 @@ import pytest
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.settings import LatencySettings, RandomSettings
 from nemo_edge.recipe.targets import ProfileSettings, TensorRtRtxSettings, TensorRtSettings
-from nemo_edge.release.inputs import Ingredients, bundle_key, ingredients, stage_keys, used_versions
+from nemo_edge.release._inputs import Ingredients, bundle_key, ingredients, stage_keys, used_versions
 from nemo_edge.system.environment import Gpu
 from nemo_edge.system.errors import InputError
 

@@ -12,7 +12,7 @@ from rebuilding import Record
 
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.settings import FidelitySettings, LatencySettings
-from nemo_edge.release import footprint
+from nemo_edge.release import _footprint as footprint
 from nemo_edge.release.build import build, plan
 from nemo_edge.release.random_weights import MARKER, RandomWeights
 from nemo_edge.system.errors import InputError

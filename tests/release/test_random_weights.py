@@ -18,7 +18,7 @@ from nemo_edge import demo
 from nemo_edge.model.architectures import ARCHITECTURES, configurations, modules
 from nemo_edge.model.checkpoint import open_checkpoint, value_layers
 from nemo_edge.model.configuration import Configuration
-from nemo_edge.release.footprint import parts
+from nemo_edge.release._footprint import parts
 from nemo_edge.release.random_weights import MARKER, is_random, parts_of, write_random
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.progress import Advance, Progress

@@ -14,8 +14,8 @@ from nemo_edge.cli import console
 from nemo_edge.measure.mitigation import Measurement
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.recipe import load_recipe
+from nemo_edge.release._remeasure import open_sources
 from nemo_edge.release.rebake import rebake
-from nemo_edge.release.remeasure import open_sources
 from nemo_edge.release.review import report_again
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import sha256_file

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 from matplotlib.axes import Axes
 
-from nemo_edge.report.canvas import LIMIT, SERIES, draw
+from nemo_edge.report._canvas import LIMIT, SERIES, draw
 
 
 def paint(axes: Sequence[Axes]) -> None:

@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 from test_evidence import evidence, recipe
 
-from nemo_edge.report.card import base_model, model_card
+from nemo_edge.report._card import base_model, model_card
 
 
 def test_the_metadata_is_the_hubs() -> None:

@@ -8,7 +8,7 @@ from test_evidence import agreement, evidence, latency, measurement, recipe, tim
 
 from nemo_edge.measure.latency import Case
 from nemo_edge.recipe.settings import GateSettings
-from nemo_edge.report.engineplots import agreement_plots, case_words, latency_plots
+from nemo_edge.report._engineplots import agreement_plots, case_words, latency_plots
 
 
 def test_the_error_of_each_step_with_the_limit() -> None:

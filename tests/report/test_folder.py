@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from test_evidence import agreement, evidence, measurement, mitigation, save_pictures
 
-from nemo_edge.report import store_pictures, write_report
 from nemo_edge.report.evidence import Evidence
+from nemo_edge.report.folder import write_report
+from nemo_edge.report.thumbnails import store_pictures
 
 FILES = {"index.html", "report.json", "junit.xml", "model_card.md"}
 

@@ -7,8 +7,8 @@ from typing import Any
 from test_evidence import evidence, localization
 
 from nemo_edge.localization.groups import Group, Member, Variant
+from nemo_edge.report._groupplots import group_plots, variant_plots
 from nemo_edge.report.evidence import Evidence
-from nemo_edge.report.groupplots import group_plots, variant_plots
 
 PROMPTS = ("first", "second", "third")
 

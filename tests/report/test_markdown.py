@@ -7,7 +7,7 @@ from math import nan
 import pytest
 from test_evidence import evidence, measurement, mitigation, shown
 
-from nemo_edge.report.markdown import escape, gates_table, latency_table, mitigation_table, table
+from nemo_edge.report._markdown import escape, gates_table, latency_table, mitigation_table, table
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from math import inf, nan
 import pytest
 
 from nemo_edge.measure.latency import Ratio
-from nemo_edge.report.numbers import clipped, count, joined, moment, number, ratio, share
+from nemo_edge.report._numbers import clipped, count, joined, moment, number, ratio, share
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from math import nan
 import pytest
 from test_evidence import evidence, measurement
 
-from nemo_edge.report.plots import cost_plots, neuron_plots, score_plots
+from nemo_edge.report._plots import cost_plots, neuron_plots, score_plots
 
 
 def test_scores_are_drawn_with_tau() -> None:

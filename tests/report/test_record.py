@@ -11,9 +11,9 @@ import pytest
 from test_evidence import evidence, measurement, mitigation, policies
 
 from nemo_edge.bundle.manifest import GateResult
+from nemo_edge.report._record import Report, record
+from nemo_edge.report._verdict import verdict_of
 from nemo_edge.report.evidence import Evidence
-from nemo_edge.report.record import Report, record
-from nemo_edge.report.verdict import verdict_of
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "report.schema.json"
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from test_evidence import evidence
 
 from nemo_edge.bundle.manifest import GateResult
-from nemo_edge.report import summary_markdown
+from nemo_edge.report.summary import summary_markdown
 
 
 def test_it_is_short_and_says_it_first() -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from test_evidence import evidence, measurement, mitigation, save_pictures, shown
 
-from nemo_edge.report import write_report
+from nemo_edge.report.folder import write_report
 from nemo_edge.report.thumbnails import PAGE_BYTES, Order, open_gallery, store_pictures, worst_first
 from nemo_edge.system.errors import InputError
 

@@ -7,7 +7,7 @@ from test_evidence import evidence, latency, measurement, mitigation, policies, 
 
 from nemo_edge.recipe.settings import GateSettings, LatencySettings, LocalizationSettings
 from nemo_edge.recipe.targets import EngineSettings, TensorRtSettings
-from nemo_edge.report.untested import untested
+from nemo_edge.report._untested import untested
 
 
 def lines(**changes: object) -> str:

@@ -10,7 +10,7 @@ from test_evidence import evidence, measurement, mitigation, recipe, replication
 
 from nemo_edge.bundle.manifest import GateResult
 from nemo_edge.recipe.settings import FidelitySettings, GateSettings
-from nemo_edge.report.verdict import GATES, above_words, gate_words, kind_words, leak_of, variant_words, verdict_of
+from nemo_edge.report._verdict import GATES, above_words, gate_words, kind_words, leak_of, variant_words, verdict_of
 
 NONE = "(0 of 4 a prompt: at most 53 % with 95 % confidence)"
 

@@ -69,7 +69,7 @@ def refuse(_: Progress) -> None:
 
 
 def fail_with_finite(_: Progress) -> None:
-    from nemo_edge.export.component import Disagreement
+    from nemo_edge.export._component import Disagreement
 
     error = Disagreement("off")
     error.finite = False
@@ -128,7 +128,7 @@ def test_progress_is_told_in_order(apart: bool) -> None:
 def test_an_error_on_purpose_is_raised_as_it_is() -> None:
     with pytest.raises(BundleError, match=r"^no bundle: make one$"):
         run_apart("refuse", Progress(), f"{HERE}.refuse")
-    from nemo_edge.export.component import Disagreement
+    from nemo_edge.export._component import Disagreement
 
     with pytest.raises(Disagreement, match=r"^off$") as raised:
         run_apart("disagree", Progress(), f"{HERE}.fail_with_finite")

@@ -32,7 +32,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nemo_edge.backends.tensorrt.build import Built, Job, run_job
+from nemo_edge.backends.tensorrt._build import Built, Job, run_job
+from nemo_edge.backends.tensorrt._run import TensorRtRunner, refit_weights, runtime_cache_path, serialize
 from nemo_edge.backends.tensorrt.flavours import (
     FLAVOURS,
     builder_flags,
@@ -44,7 +45,6 @@ from nemo_edge.backends.tensorrt.flavours import (
     this_capability,
 )
 from nemo_edge.backends.tensorrt.plans import PlanFile, Shapes, Tensor, open_plan_file
-from nemo_edge.backends.tensorrt.run import TensorRtRunner, refit_weights, runtime_cache_path, serialize
 from nemo_edge.graph.onnxfile import Graph, open_graph
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.targets import Flavour, PlanSettings, TensorRtRtxSettings, TensorRtSettings, target_name

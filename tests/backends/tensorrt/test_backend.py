@@ -20,7 +20,7 @@ from nemo_edge.backends.readiness import fit_here
 from nemo_edge.backends.tensorrt.backend import available, compile_engine, describe, find_plan, open_engine
 from nemo_edge.backends.tensorrt.plans import PlanFile, open_plan_file
 from nemo_edge.backends.tensorrt.profiles import plan_profiles
-from nemo_edge.export.component import export_component
+from nemo_edge.export._component import export_component
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.neurons import NeuronSet

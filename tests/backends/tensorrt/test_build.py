@@ -20,8 +20,8 @@ from plan_graphs import save_attention_graph, shapes
 
 import nemo_edge
 from nemo_edge.backends.base import building
+from nemo_edge.backends.tensorrt._build import Job, Phases, construct, make_logger, run_job
 from nemo_edge.backends.tensorrt.backend import available
-from nemo_edge.backends.tensorrt.build import Job, Phases, construct, make_logger, run_job
 from nemo_edge.system.environment import gpus
 from nemo_edge.system.errors import ExportError, InputError, MissingDependency
 from nemo_edge.system.progress import Advance, Progress
@@ -150,7 +150,7 @@ SLOW_BUILD = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-from nemo_edge.backends.tensorrt.build import Job, run_job
+from nemo_edge.backends.tensorrt._build import Job, run_job
 from nemo_edge.system.progress import Progress
 from plan_graphs import shapes
 

@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterable, Sequence
 
 from nemo_edge.measure.mitigation import PromptMitigation
+from nemo_edge.report._numbers import clipped, count, number, ratio
+from nemo_edge.report._verdict import gate_words, leak_of, variant_words
 from nemo_edge.report.evidence import Evidence
-from nemo_edge.report.numbers import clipped, count, number, ratio
-from nemo_edge.report.verdict import gate_words, leak_of, variant_words
 
 _MARKUP = re.compile(r"[!-&*+/<-@\[-`{-~]|[.:](?=[^\s\d])")
 

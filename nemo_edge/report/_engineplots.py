@@ -12,9 +12,9 @@ from matplotlib.ticker import MaxNLocator
 
 from nemo_edge.measure.fidelity import Agreement
 from nemo_edge.measure.latency import Case, Latency
-from nemo_edge.report.canvas import INK, LIMIT, SERIES, Plot, draw
+from nemo_edge.report._canvas import INK, LIMIT, SERIES, Plot, draw
+from nemo_edge.report._numbers import count, number
 from nemo_edge.report.evidence import Evidence
-from nemo_edge.report.numbers import count, number
 
 _CASES = 12
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

@@ -15,9 +15,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from nemo_edge.localization.groups import Group, Variant
-from nemo_edge.report.canvas import INK, LIMIT, SERIES, Plot, draw
+from nemo_edge.report._canvas import INK, LIMIT, SERIES, Plot, draw
+from nemo_edge.report._numbers import clipped, count, number
 from nemo_edge.report.evidence import Evidence
-from nemo_edge.report.numbers import clipped, count, number
 
 _SHOWN = 40
 """Prompts, and groups, that one plot has room for."""

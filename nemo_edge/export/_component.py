@@ -29,7 +29,7 @@ from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fix
 
 from nemo_edge.backends.torch import DTYPES
 from nemo_edge.bundle.manifest import staging
-from nemo_edge.export.verification import Reference, answered, first_bad, random_feeds, verify
+from nemo_edge.export._verification import Reference, answered, first_bad, random_feeds, verify
 from nemo_edge.graph.agreement import Agreement, Dtype, Exported
 from nemo_edge.graph.onnxfile import SCOPES, open_graph
 from nemo_edge.graph.valueweights import VALUE_DATA, open_value_weights

@@ -14,8 +14,8 @@ from nemo_edge.model.architectures import ARCHITECTURES, source
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.targets import FLAVOUR_OF
-from nemo_edge.release.footprint import Part, check_memory
-from nemo_edge.release.inputs import Ingredients
+from nemo_edge.release._footprint import Part, check_memory
+from nemo_edge.release._inputs import Ingredients
 from nemo_edge.release.random_weights import is_random
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import checkpoint_folder

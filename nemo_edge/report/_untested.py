@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from nemo_edge.backends.tensorrt.fit import product_of
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import GateSettings
+from nemo_edge.report._numbers import count, joined
 from nemo_edge.report.evidence import Evidence
-from nemo_edge.report.numbers import count, joined
 
 
 def untested(evidence: Evidence) -> tuple[str, ...]:

@@ -27,8 +27,8 @@ from nemo_edge.measure.bounds import upper_bound
 from nemo_edge.measure.latency import Latency
 from nemo_edge.measure.mitigation import Measurement, VariantMeasurement
 from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.report._verdict import leak_of, verdict_of
 from nemo_edge.report.evidence import Evidence
-from nemo_edge.report.verdict import leak_of, verdict_of
 from nemo_edge.system.environment import Machine
 
 _NOT_FINITE = ["NaN", "Infinity", "-Infinity"]

@@ -17,8 +17,8 @@ from nemo_edge.bundle.manifest import unjudged
 from nemo_edge.localization.groups import all_neurons
 from nemo_edge.measure.bounds import CONFIDENCE, at_most, upper_bound
 from nemo_edge.measure.mitigation import GeneralDrift, Measurement, PromptMitigation, Shown
+from nemo_edge.report._numbers import count, joined, number, ratio, share
 from nemo_edge.report.evidence import Evidence
-from nemo_edge.report.numbers import count, joined, number, ratio, share
 
 GATES = {
     "schedule_floor": "Prompts whose memory could not be brought below τ",

@@ -14,8 +14,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from nemo_edge.localization._searches import Lists, Scores, highest
 from nemo_edge.localization.multiscale import ROUNDING
-from nemo_edge.localization.searches import Lists, Scores, highest
 
 _MARGIN = {"fp32": ROUNDING, "fp16": 0.005, "bf16": 0.02}
 """How far a score may be off by the type and by what else is in a forward; decisions that are closer are made again. Ours."""

@@ -17,15 +17,15 @@ from nemo_edge.localization.localizer import Localization
 from nemo_edge.measure.bounds import at_most
 from nemo_edge.measure.latency import Latency
 from nemo_edge.measure.mitigation import PromptMitigation, Shown
-from nemo_edge.report import numbers
-from nemo_edge.report.engineplots import agreement_plots, case_words, latency_plots
+from nemo_edge.report import _numbers as numbers
+from nemo_edge.report._engineplots import agreement_plots, case_words, latency_plots
+from nemo_edge.report._groupplots import group_plots, variant_plots
+from nemo_edge.report._plots import cost_plots, neuron_plots, score_plots
+from nemo_edge.report._record import summarize_policies
+from nemo_edge.report._untested import untested
+from nemo_edge.report._verdict import above_words, gate_words, kind_words, leak_of, variant_words, verdict_of
 from nemo_edge.report.evidence import Evidence
-from nemo_edge.report.groupplots import group_plots, variant_plots
-from nemo_edge.report.plots import cost_plots, neuron_plots, score_plots
-from nemo_edge.report.record import summarize_policies
 from nemo_edge.report.thumbnails import Gallery, Views, worst_first
-from nemo_edge.report.untested import untested
-from nemo_edge.report.verdict import above_words, gate_words, kind_words, leak_of, variant_words, verdict_of
 from nemo_edge.system.environment import Machine
 
 _PROMPT_LENGTH = 300

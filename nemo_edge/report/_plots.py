@@ -18,10 +18,10 @@ from matplotlib.ticker import MaxNLocator
 
 from nemo_edge.localization.localizer import Localization
 from nemo_edge.measure.mitigation import CurvePoint, FoundNeuron, Measurement
-from nemo_edge.report.canvas import INK, LIMIT, LINE, SERIES, SOFT, Plot, draw
+from nemo_edge.report._canvas import INK, LIMIT, LINE, SERIES, SOFT, Plot, draw
+from nemo_edge.report._numbers import clipped, count, number
+from nemo_edge.report._verdict import above_words
 from nemo_edge.report.evidence import Evidence
-from nemo_edge.report.numbers import clipped, count, number
-from nemo_edge.report.verdict import above_words
 
 _SHOWN = 40
 """Prompts that one plot has room for."""

@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from nemo_edge.backends.feeds import check_feed, in_batches
-from nemo_edge.backends.tensorrt.build import construct, make_logger
+from nemo_edge.backends.tensorrt._build import construct, make_logger
 from nemo_edge.backends.tensorrt.flavours import FLAVOURS, load_product, runtime_settings
 from nemo_edge.backends.tensorrt.plans import PlanFile
 from nemo_edge.backends.tensorrt.profiles import choose_profile, rows_at_once

@@ -26,8 +26,10 @@ from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import value_rows
 from nemo_edge.recipe.recipe import Recipe, anchored, with_places
-from nemo_edge.release.inputs import Ingredients, ingredients
-from nemo_edge.report import Evidence, store_pictures, worst_first, write_report
+from nemo_edge.release._inputs import Ingredients, ingredients
+from nemo_edge.report.evidence import Evidence
+from nemo_edge.report.folder import write_report
+from nemo_edge.report.thumbnails import store_pictures, worst_first
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import checkpoint_folder, checkpoint_hashes
 from nemo_edge.system.progress import Progress

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from nemo_edge.report._markdown import escape, gates_table, latency_table, mitigation_table, table
+from nemo_edge.report._untested import untested
+from nemo_edge.report._verdict import verdict_of
 from nemo_edge.report.evidence import Evidence
-from nemo_edge.report.markdown import escape, gates_table, latency_table, mitigation_table, table
-from nemo_edge.report.untested import untested
-from nemo_edge.report.verdict import verdict_of
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TAGS = ["onnx", "text-to-image", "nemo-edge", "memorization-mitigation"]
