@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import importlib.util
+import os
+import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -16,128 +21,59 @@ import nemo_edge
 PACKAGE = Path(nemo_edge.__file__).parent
 HEAVY = ("torch", "onnx", "onnxruntime", "tensorrt", "diffusers", "transformers")
 
-LAYERS = {
-    "errors": 0,
-    "bounds": 1,
-    "environment": 1,
-    "files": 1,
-    "exits": 2,
-    "progress": 1,
-    "component": 1,
-    "compatibility": 2,
-    "graphs": 2,
-    "neurons": 2,
-    "masks": 3,
-    "targets": 1,
-    "plans": 2,
-    "fit": 3,
-    "engines": 4,
-    "settings": 1,
-    "recipe": 2,
-    "prompts": 2,
-    "configuration": 2,
-    "similarity": 2,
-    "architectures": 3,
-    "backends": 3,
-    "bundle": 3,
-    "forwards": 1,
-    "checkpoint": 3,
-    "memory": 1,
-    "footprint": 3,
-    "latency": 3,
-    "probes": 4,
-    "random_weights": 4,
-    "valueweights": 3,
-    "surgery": 4,
-    "sampling": 4,
-    "divergence": 4,
-    "fidelity": 5,
-    "memorization": 5,
-    "multiscale": 2,
-    "prefix": 2,
-    "searches": 3,
-    "trials": 6,
-    "pipelines": 5,
-    "replication": 5,
-    "readiness": 4,
-    "ingredients": 3,
-    "stand": 6,
-    "verification": 6,
-    "agreement": 1,
-    "apart": 3,
-    "production": 5,
-    "parts": 8,
-    "preload": 9,
-    "bench": 7,
-    "calibration": 6,
-    "compilation": 1,
-    "detection": 6,
-    "detectors": 7,
-    "roc": 2,
-    "decisions": 4,
-    "journal": 2,
-    "clusters": 3,
-    "paraphrases": 1,
-    "refinement": 8,
-    "groups": 9,
-    "localization": 7,
-    "export": 7,
-    "mitigation": 8,
-    "comparison": 9,
-    "examination": 9,
-    "gates": 10,
-    "report": 10,
-    "stages": 10,
-    "doctor": 11,
-    "studio": 11,
-    "substitutes": 5,
-    "triggers": 3,
-    "policies": 4,
-    "bundlepolicies": 10,
-    "serving": 12,
-    "dropin": 12,
-    "enginepipeline": 6,
-    "review": 11,
-    "preflight": 10,
-    "build": 11,
-    "remeasure": 12,
-    "refit": 7,
-    "rebake": 13,
-    "console": 12,
-    "findings": 13,
-    "datasheet": 13,
-    "options": 13,
-    "cli_bundle": 14,
-    "cli_serving": 14,
-    "cli": 15,
-}
-"""A module imports only from layers below its own; inside `backends`, `report` and `demo` from its own folder too."""
+NAMED = re.compile(r'"(nemo_edge(?:\.[a-z_]+){2,})"')
+"""A name in a string: what a process of its own is told to import, or calls."""
+NO_MODULES = ("nemo_edge.gates",)
+"""Names that are no modules: the class of a test in JUnit's words."""
 
 
-def modules() -> list[tuple[str, Path]]:
-    found = [(p.relative_to(PACKAGE).with_suffix("").parts, p) for p in PACKAGE.rglob("*.py")]
-    return [(parts[0], path) for parts, path in found if parts[0] not in ("__init__", "demo")]
+def modules() -> list[Path]:
+    return [path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py")]
 
 
-def imported(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "nemo_edge":
-            parts = node.module.split(".")[1:]
-            names |= {parts[0]} if parts else {alias.name for alias in node.names if alias.name != "__version__"}
-        if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("nemo_edge.")}
-    return names
+def lint_imports(config: Path) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--config", str(config), "--no-cache"]
+    return subprocess.run(command, cwd=config.parent, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": "."})
 
 
-@pytest.mark.parametrize(("module", "path"), modules(), ids=lambda v: v.name if isinstance(v, Path) else v)
-def test_imports_point_down(module: str, path: Path) -> None:
-    upward = {name for name in imported(path) - {module} if LAYERS[name] >= LAYERS[module]}
-    assert not upward, f"{path.name} (layer {LAYERS[module]}) imports {sorted(upward)}"
+@pytest.mark.parametrize(
+    ("room", "line", "broken"),
+    [
+        ("system/files.py", "import nemo_edge.recipe.settings", "Rooms import only from rooms above them"),
+        ("recipe/targets.py", "import nemo_edge.recipe.recipe", "Modules of a room import one another in one direction"),
+        ("release/build.py", "import nemo_edge.localization._prefix", "What begins with an underscore is its room's own"),
+    ],
+)
+def test_the_contract_sees_an_arrow_that_climbs(tmp_path: Path, room: str, line: str, broken: str) -> None:
+    shutil.copytree(PACKAGE, tmp_path / "nemo_edge", ignore=shutil.ignore_patterns("checkpoint", "prompts", "__pycache__"))
+    (tmp_path / "nemo_edge" / "localization" / "synonyms.txt").touch()
+    shutil.copy(PACKAGE.parent / "pyproject.toml", tmp_path)
+    assert lint_imports(tmp_path / "pyproject.toml").returncode == 0
+    path = tmp_path / "nemo_edge" / room
+    path.write_text(path.read_text() + f"\n{line}\n")
+    done = lint_imports(tmp_path / "pyproject.toml")
+    assert done.returncode == 1
+    assert f"{broken} BROKEN" in done.stdout
 
 
-def test_every_module_has_a_layer() -> None:
-    assert {module for module, _ in modules()} == set(LAYERS)
+def test_names_in_strings_are_there() -> None:
+    """What is named by text, so that the asking process need not hold the libraries, is not found by the contract."""
+    named = {name for path in modules() for name in NAMED.findall(path.read_text())} - set(NO_MODULES)
+    assert "nemo_edge.export.parts.export_part" in named
+    for name in named:
+        module, _, attribute = name.rpartition(".")
+        assert importlib.util.find_spec(name if (PACKAGE.parent / f"{name.replace('.', '/')}.py").is_file() else module) is not None
+        if importlib.util.find_spec(module).submodule_search_locations is None:  # type: ignore[union-attr]
+            assert hasattr(importlib.import_module(module), attribute), name
+
+
+def test_doors_are_light_and_short() -> None:
+    for door in PACKAGE.glob("*/__init__.py"):
+        tree = ast.parse(door.read_text())
+        assert len((ast.get_docstring(tree) or "").splitlines()) <= 15, door
+        named = set(re.findall(r"`(_?[a-z_]+)`", ast.get_docstring(tree) or ""))
+        own = {p.stem for p in door.parent.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()} - {"__init__", "__main__"}
+        assert own <= named or door.parent.name in ("demo", "serving"), f"{door.parent.name}: {sorted(own - named)} are not named"
 
 
 def test_importing_the_package_is_light() -> None:
@@ -161,7 +97,7 @@ def test_help_costs_little_more_than_python_itself() -> None:
 
 
 def test_every_public_name_is_exported() -> None:
-    for _, path in modules():
+    for path in modules():
         tree = ast.parse(path.read_text())
         exported = next(
             (ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"),
@@ -169,21 +105,13 @@ def test_every_public_name_is_exported() -> None:
         )
         assert exported is not None, f"{path.name} has no __all__"
         defined = {n.name for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and not n.name.startswith("_")}
-        assert defined <= set(exported) | {"app"} or path.name == "cli.py", f"{path.name}: {sorted(defined - set(exported))}"
+        assert defined <= set(exported) | {"app"} or path.name == "main.py", f"{path.name}: {sorted(defined - set(exported))}"
 
 
 def test_the_tests_mirror_the_package() -> None:
-    package, tests = Path(nemo_edge.__file__).parent, Path(__file__).parent
-    tested = {p.relative_to(package) for p in package.rglob("*.py") if not p.name.startswith("__")}
-    mirror = {p.relative_to(tests).with_name(p.name.removeprefix("test_")) for p in tests.rglob("test_*.py")}
-    house = {Path("imports.py"), Path("foreign_clients.py"), Path("demo/demo.py")}  # imports, other tools, and the checkpoint itself
-    house |= {
-        Path("readme.py"),
-        Path("where.py"),
-        Path("random_build.py"),
-        Path("traces.py"),
-        Path("benchmarks/gpu_kit.py"),
-        Path("benchmarks/gpu_run.py"),
-    }
-    assert mirror - tested == house
+    tests = Path(__file__).parent
+    tested = {p.relative_to(PACKAGE).with_name(p.name.removeprefix("_")) for p in PACKAGE.rglob("*.py") if not p.name.startswith("__")}
+    found = {p.relative_to(tests).with_name(p.name.removeprefix("test_")) for p in tests.rglob("test_*.py")}
+    mirror = {path for path in found if path.parts[0] not in ("journeys", "benchmarks")}
+    assert mirror - tested == {Path("imports.py"), Path("where.py"), Path("demo/demo.py")}  # the house, and the checkpoint itself
     assert tested - mirror == set()

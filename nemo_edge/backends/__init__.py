@@ -1,1 +1,11 @@
-"""."""
+"""What runs a graph: a component, a file or a plan in; a runner, a mapping of named arrays to named arrays, out.
+
+One file or folder a backend, each with the same verbs. Knows nothing of prompts, memories or bundles' verdicts.
+
+`base` the runner · `feeds` checks what it is given · `torch` eager PyTorch · `onnxruntime` · `tensorrt` in both of its products ·
+`triton` a served model · `probes` which of them work here · `readiness` whether what a recipe asks for runs here
+"""
+
+from __future__ import annotations
+
+__all__ = ()

@@ -5,21 +5,18 @@ Says so in the words of `fit`, which compares; looks at the machine, at sidecars
 
 from __future__ import annotations
 
-__all__ = ["check_compiles", "check_plans", "check_runs", "fit_here"]
+__all__ = ["check_compiles", "check_plans", "check_runs"]
 
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_edge.backends import onnxruntime
 from nemo_edge.backends.tensorrt.backend import plan_files
-from nemo_edge.backends.tensorrt.fit import Fit, check_here, product_of, serves
-from nemo_edge.backends.tensorrt.flavours import check, check_runtime, first_gpu
-from nemo_edge.backends.tensorrt.plans import PlanFile, read_header
+from nemo_edge.backends.tensorrt.fit import product_of, serves
+from nemo_edge.backends.tensorrt.flavours import check, check_runtime, fit_here
 from nemo_edge.model.configuration import upcasts_decoder
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.targets import FLAVOUR_OF, Flavour, unfit_for_turing
-from nemo_edge.system.compatibility import installed
 from nemo_edge.system.errors import InputError, MissingDependency
 
 
@@ -60,9 +57,3 @@ def check_plans(bundle: Path, places: Sequence[str], flavour: Flavour) -> None:
         if not any(fit.runs for fit in fits):
             remedy = f": {fits[0].remedy}" if fits[0].remedy else ""
             raise MissingDependency(f"the {product_of(flavour)} engine of {place} in {bundle}: {fits[0].reason}{remedy}")
-
-
-def fit_here(bundle: Path, plan: PlanFile) -> Fit:
-    """Say whether the first GPU of this machine, on which engines are opened, runs a plan."""
-    gpu = first_gpu()
-    return check_here(plan, read_header(bundle / plan.plan), (gpu,) if gpu else (), installed(), platform.system())

@@ -1,1 +1,11 @@
-"""."""
+"""A checkpoint as ONNX files: its parts in, files that were each held against eager out.
+
+Knows torch's exporter; neither memories nor what a file is for.
+
+`production` all files and engines of a checkpoint, part by part · `parts` one part from its weights to its file, in a process of its own ·
+`preload` what such processes import · `_component` one file · `_verification` that file against eager
+"""
+
+from __future__ import annotations
+
+__all__ = ()

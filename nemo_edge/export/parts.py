@@ -1,6 +1,6 @@
 """The parts of a checkpoint: what eager float32 answers, and from their weights to ONNX files that were held against it.
 
-What is done here is done in a process of its own where the weights are large (`apart`), and so takes and returns plain values.
+What is done here is done in a process of its own where the weights are large (`system.processes`), and so takes and returns plain values.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Imports what a process of its own needs, once, in the process that lends itself to all of them (`apart`): that is its whole use.
+"""Imports what a process of its own needs, once, in the process that lends itself to all of them (`processes`): that is its whole use.
 
 diffusers and transformers import most of themselves only when a pipeline is opened, and PyTorch when a graph is exported.
 """

@@ -1,6 +1,6 @@
 """ONNX files and engines of a whole checkpoint, in a bundle's layout, part by part.
 
-Asks for the work and does none of it: what needs PyTorch is named and done elsewhere (`apart`, `parts`), so that a large model's
+Asks for the work and does none of it: what needs PyTorch is named and done elsewhere (`system.processes`, `parts`), so that a large model's
 weights and compilers have the memory to themselves.
 """
 

@@ -1,6 +1,6 @@
 """How an exported file agrees with eager: values that are kept, and that need no PyTorch to be read.
 
-Knows neither how a file is made nor how it is compared: `export` and `verification` do.
+Knows neither how a file is made nor how it is compared: `export._component` and `export._verification` do.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which value neurons hold a prompt's memory: searches (`searches`) driven by what a UNet answers (`trials`).
+"""Which value neurons hold a prompt's memory: searches (`_searches`) driven by what a UNet answers (`trials`).
 
 Several prompts are searched at once and share forwards. A decision that is closer than the type and the batch may move a score is
 made again, in float32 and by the whole UNet alone.

@@ -1,6 +1,6 @@
 """Several prompts' neurons put together and refined together: what can be given back without bringing any of their memories back.
 
-Knows how neurons are found for one prompt only by what `localization` gives.
+Knows how neurons are found for one prompt only by what `localizer` gives.
 """
 
 from __future__ import annotations

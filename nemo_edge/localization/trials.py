@@ -1,7 +1,7 @@
 """The scores of prompts with value neurons silenced: many sets in one forward, and nothing computed twice.
 
 A score is the MS-SSIM of δ without and δ with the neurons silenced, for each seed a prompt is judged on. What comes before the first
-value layer that changed is kept (`prefix`), keys and values are computed once a prompt, and the rows of one forward are silenced
+value layer that changed is kept (`_prefix`), keys and values are computed once a prompt, and the rows of one forward are silenced
 each by its own factors. Knows no algorithm. Shapes: R rows, S seeds, C channels, H and W of the latents, N neurons, T tokens, D width.
 """
 

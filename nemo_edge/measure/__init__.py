@@ -1,1 +1,13 @@
-"""."""
+"""What an engine does: a checkpoint and its engines in; how faithful, mitigated and fast they are, and which gates hold, out.
+
+Knows values, and leaves words to the report.
+
+`similarity`, `replication` how alike pictures are, and which are copies · `bounds` what a count of a sample allows to be said ·
+`fidelity`, `divergence`, `comparison` runner against runner, and the first tensor that is wrong · `mitigation` what silencing does ·
+`examination` the stage that measures it · `latency` times and ratios · `_contender`, `bench` eager and engines in turns · `gates` what must
+hold
+"""
+
+from __future__ import annotations
+
+__all__ = ()

@@ -1,6 +1,6 @@
 """Opens a diffusers checkpoint and hands out what the rest needs: components, conditioning, value layers.
 
-With `forwards` the only module that knows the attribute names of diffusers' modules. Takes Stable Diffusion 1.x, 2.x, XL and UNets
+With `_forwards` the only module that knows the attribute names of diffusers' modules. Takes Stable Diffusion 1.x, 2.x, XL and UNets
 distilled from them.
 """
 

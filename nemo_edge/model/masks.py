@@ -1,6 +1,6 @@
 """What a masked engine is told to silence, in any of the forms it is given: neurons, a file of either, an array, or "off".
 
-Knows one mask for all pictures of a call, or one a picture; how it gets to the rows of the UNet is `sampling`'s, or a drop-in's.
+Knows one mask for all pictures of a call, or one a picture; how it gets to the rows of the UNet is `sampling.loop`'s, or a drop-in's.
 """
 
 from __future__ import annotations

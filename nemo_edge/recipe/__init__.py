@@ -1,1 +1,11 @@
-"""."""
+"""What the user asked for: a TOML file or options in, one frozen value out.
+
+Checks names, ranges and what does not go together; knows no model and opens no checkpoint.
+
+`settings` the tables with every default · `targets` what engines are compiled for · `components` what a bundle calls its parts ·
+`recipe` the whole, read, anchored and made portable · `prompts` lists of prompts and their training pictures
+"""
+
+from __future__ import annotations
+
+__all__ = ()

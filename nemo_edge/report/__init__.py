@@ -1,10 +1,12 @@
-"""What a build says to people and to machines: one HTML page, JSON, JUnit, a model card, a job summary."""
+"""What people and machines read: the evidence of a build in; one HTML page, JSON, JUnit, a model card and a job summary out.
+
+Measures nothing and decides nothing: gates are judged before.
+
+`evidence` all there is to say · `folder` writes the report · `summary` a job's summary · `thumbnails` its pictures · `junit` gates as
+tests · `_verdict` what it comes to, in sentences · `_untested` what was not measured · `_record` the JSON · `_card` the model card ·
+`_page`, `_plots`, `_engineplots`, `_groupplots`, `_canvas` the page · `_markdown`, `_numbers` how values are written
+"""
 
 from __future__ import annotations
 
-__all__ = ["Evidence", "store_pictures", "summary_markdown", "worst_first", "write_report"]
-
-from nemo_edge.report.evidence import Evidence
-from nemo_edge.report.folder import write_report
-from nemo_edge.report.summary import summary_markdown
-from nemo_edge.report.thumbnails import store_pictures, worst_first
+__all__ = ()

@@ -14,8 +14,10 @@ import numpy as np
 from torch import compile as compile_module
 from torch.nn import Module
 
-from nemo_edge.backends.base import Runner, onnxruntime, tensorrt, torch
+from nemo_edge.backends import onnxruntime, torch
+from nemo_edge.backends.base import Runner
 from nemo_edge.backends.readiness import check_plans
+from nemo_edge.backends.tensorrt import backend as tensorrt
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.model.configuration import Configuration

@@ -1,4 +1,11 @@
-"""Shipping a bundle to an inference server: the Triton model repository, what runs in the server, and a server to try it with."""
+"""A bundle on an inference server: a bundle in, a model repository, and what runs in the server, out.
+
+Knows Triton, KServe and Ray Serve; measures nothing. What a shipped `model.py` imports is here alone, so its names stay.
+
+`repository`, `shipment`, `versions`, `modelconfig` the repository · `models`, `painter`, `batches`, `requests` what runs in the server ·
+`updates`, `hotupdate` new policies for one that runs · `server`, `showcase`, `golden` a server to try it with · `kserve`, `local`, `ray`
+other ways to serve
+"""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ import plans
 import pytest
 
 from nemo_edge.backends import readiness
-from nemo_edge.backends.base import flavours
 from nemo_edge.backends.readiness import check_compiles, check_plans, check_runs
+from nemo_edge.backends.tensorrt import flavours
 from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import CheckpointSettings, PromptSettings
@@ -31,7 +31,7 @@ def with_machine(patch: pytest.MonkeyPatch, *capabilities: str, **versions: str)
     patch.setattr(flavours, "gpus", lambda: found)
     patch.setattr(flavours, "_torch_sees_gpu", lambda: bool(found))
     patch.setattr(flavours, "_device_0", lambda: (found[0].compute_capability, found[0].name))
-    patch.setattr(readiness, "installed", lambda: {name.replace("_", "-"): version for name, version in versions.items()})
+    patch.setattr(flavours, "installed", lambda: {name.replace("_", "-"): version for name, version in versions.items()})
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import plans
 import pytest
-import test_cli
-from test_cli import Ran, Run, assert_refused, assert_refused_last_line, recipe_in
 
+from cli import test_main as test_cli
+from cli.test_main import Ran, Run, assert_refused, assert_refused_last_line, recipe_in
 from nemo_edge.bundle.manifest import amend, open_bundle, verify
 from nemo_edge.cli import bundle as cli_bundle
 from nemo_edge.system.environment import gpus

@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import save_toy_sd, toy_unet
 from diffusers import UNet2DConditionModel
-from test_random_weights import small
+from release.test_random_weights import small
 from transformers import CLIPTokenizer
 
 import nemo_edge

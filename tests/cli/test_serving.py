@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_cli import Run, assert_refused, run
+
+from cli.test_main import Run, assert_refused, run
 
 pytest.importorskip("tritonclient.grpc")
 

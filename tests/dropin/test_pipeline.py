@@ -11,9 +11,9 @@ import pytest
 import torch
 from diffusers import AutoPipelineForText2Image
 from served import with_cluster
-from test_dropin import Model, latents, make_xl, noise
 from transformers import CLIPTokenizer
 
+from dropin.test_load import Model, latents, make_xl, noise
 from nemo_edge.dropin.load import load_pipeline, load_unet
 from nemo_edge.model.checkpoint import open_checkpoint
 from nemo_edge.system.errors import InputError

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from huggingface_hub import ModelCard
-from test_evidence import evidence, recipe
 
 from nemo_edge.report._card import base_model, model_card
+from report.test_evidence import evidence, recipe
 
 
 def test_the_metadata_is_the_hubs() -> None:

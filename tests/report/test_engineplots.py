@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from math import nan
 
-from test_evidence import agreement, evidence, latency, measurement, recipe, timing
-
 from nemo_edge.measure.latency import Case
 from nemo_edge.recipe.settings import GateSettings
 from nemo_edge.report._engineplots import agreement_plots, case_words, latency_plots
+from report.test_evidence import agreement, evidence, latency, measurement, recipe, timing
 
 
 def test_the_error_of_each_step_with_the_limit() -> None:

@@ -6,11 +6,11 @@ from math import nan
 from pathlib import Path
 
 import pytest
-from test_evidence import agreement, evidence, measurement, mitigation, save_pictures
 
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.folder import write_report
 from nemo_edge.report.thumbnails import store_pictures
+from report.test_evidence import agreement, evidence, measurement, mitigation, save_pictures
 
 FILES = {"index.html", "report.json", "junit.xml", "model_card.md"}
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from test_evidence import evidence, localization
-
 from nemo_edge.localization.groups import Group, Member, Variant
 from nemo_edge.report._groupplots import group_plots, variant_plots
 from nemo_edge.report.evidence import Evidence
+from report.test_evidence import evidence, localization
 
 PROMPTS = ("first", "second", "third")
 

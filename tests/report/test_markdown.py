@@ -5,9 +5,9 @@ from __future__ import annotations
 from math import nan
 
 import pytest
-from test_evidence import evidence, measurement, mitigation, shown
 
 from nemo_edge.report._markdown import escape, gates_table, latency_table, mitigation_table, table
+from report.test_evidence import evidence, measurement, mitigation, shown
 
 
 @pytest.mark.parametrize(

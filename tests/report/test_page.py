@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_evidence import evidence, latency, policies, save_pictures
 
 from nemo_edge.bundle.manifest import GateResult
 from nemo_edge.report._page import page_html
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.folder import write_report
 from nemo_edge.report.thumbnails import Gallery, store_pictures
+from report.test_evidence import evidence, latency, policies, save_pictures
 
 HOSTILE = '<script>alert(1)</script> & "co" \'\x00 \u202e $x$ {{ 7 * 7 }}'
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from math import nan
 
 import pytest
-from test_evidence import evidence, measurement
 
 from nemo_edge.report._plots import cost_plots, neuron_plots, score_plots
+from report.test_evidence import evidence, measurement
 
 
 def test_scores_are_drawn_with_tau() -> None:

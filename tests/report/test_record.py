@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_evidence import evidence, measurement, mitigation, policies
 
 from nemo_edge.bundle.manifest import GateResult
 from nemo_edge.report._record import Report, record
 from nemo_edge.report._verdict import verdict_of
 from nemo_edge.report.evidence import Evidence
+from report.test_evidence import evidence, measurement, mitigation, policies
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "report.schema.json"
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from test_evidence import evidence
-
 from nemo_edge.bundle.manifest import GateResult
 from nemo_edge.report.summary import summary_markdown
+from report.test_evidence import evidence
 
 
 def test_it_is_short_and_says_it_first() -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_evidence import evidence, measurement, mitigation, save_pictures, shown
 
 from nemo_edge.report.folder import write_report
 from nemo_edge.report.thumbnails import PAGE_BYTES, Order, open_gallery, store_pictures, worst_first
 from nemo_edge.system.errors import InputError
+from report.test_evidence import evidence, measurement, mitigation, save_pictures, shown
 
 
 def test_small_pictures_are_kept_exactly(tmp_path: Path) -> None:

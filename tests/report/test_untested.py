@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from test_evidence import evidence, latency, measurement, mitigation, policies, recipe, shown
 
 from nemo_edge.recipe.settings import GateSettings, LatencySettings, LocalizationSettings
 from nemo_edge.recipe.targets import EngineSettings, TensorRtSettings
 from nemo_edge.report._untested import untested
+from report.test_evidence import evidence, latency, measurement, mitigation, policies, recipe, shown
 
 
 def lines(**changes: object) -> str:

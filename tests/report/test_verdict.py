@@ -6,11 +6,11 @@ from dataclasses import replace
 from math import nan
 
 import pytest
-from test_evidence import evidence, measurement, mitigation, recipe, replication, shown
 
 from nemo_edge.bundle.manifest import GateResult
 from nemo_edge.recipe.settings import FidelitySettings, GateSettings
 from nemo_edge.report._verdict import GATES, above_words, gate_words, kind_words, leak_of, variant_words, verdict_of
+from report.test_evidence import evidence, measurement, mitigation, recipe, replication, shown
 
 NONE = "(0 of 4 a prompt: at most 53 % with 95 % confidence)"
 

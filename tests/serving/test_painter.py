@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_dropin
+from dropin import test_load as test_dropin
+from dropin.test_load import Model
 from served import with_cluster
-from test_dropin import Model
 
 from nemo_edge.backends.base import Runner
 from nemo_edge.bundle.policies import Policies

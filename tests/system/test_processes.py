@@ -20,7 +20,7 @@ from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.processes import run, run_apart
 from nemo_edge.system.progress import Advance, Progress
 
-HERE = "test_apart"
+HERE = "system.test_processes"
 
 
 class Told(Progress):
@@ -162,7 +162,7 @@ if __name__ == "__main__":
     stop_on_sigterm()
     print("started", flush=True)
     try:
-        run_apart("sleep", Loud(), "test_apart.sleep_in", Path(sys.argv[1]))
+        run_apart("sleep", Loud(), "system.test_processes.sleep_in", Path(sys.argv[1]))
     except BaseException as error:
         sys.exit(exit_code(error))
 """
@@ -172,7 +172,7 @@ if __name__ == "__main__":
 def parent(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A program that runs `sleep_in` apart, in a process group of its own, as a shell starts it."""
     (folder / "script.py").write_text(SCRIPT)
-    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
     process = subprocess.Popen(
         [sys.executable, str(folder / "script.py"), str(folder)],
         env={**os.environ, "PYTHONPATH": paths},
@@ -233,18 +233,18 @@ def test_ctrl_c_before_the_first_process_is_there_leaves_neither(tmp_path: Path)
 
 def test_a_run_says_nothing_of_its_own(tmp_path: Path) -> None:
     code = "from nemo_edge.system.processes import run_apart; from nemo_edge.system.progress import Progress\n"
-    code += "if __name__ == '__main__': print(run_apart('work', Progress(), 'test_apart.work'))\n"
+    code += "if __name__ == '__main__': print(run_apart('work', Progress(), 'system.test_processes.work'))\n"
     (tmp_path / "script.py").write_text(code)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
     done = subprocess.run([sys.executable, str(tmp_path / "script.py")], env=environment, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("done\n", "")
 
 
 def test_a_script_that_every_process_would_run_again_is_told_what_to_do(tmp_path: Path) -> None:
     code = "from nemo_edge.system.processes import run_apart; from nemo_edge.system.progress import Progress\n"
-    code += "print(run_apart('work', Progress(), 'test_apart.work'))\n"
+    code += "print(run_apart('work', Progress(), 'system.test_processes.work'))\n"
     (tmp_path / "script.py").write_text(code)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
     done = subprocess.run([sys.executable, str(tmp_path / "script.py")], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "the process that was to work could not begin: a script that calls nemo-edge does so below `if __name__" in done.stderr

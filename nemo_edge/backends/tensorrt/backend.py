@@ -1,7 +1,7 @@
 """TensorRT and TensorRT-RTX: compiles an ONNX file of a bundle into a plan with a sidecar, and opens a plan.
 
-One way for both: file → plan → runner; what is different is in `flavours`, the process that builds in `building`, the open
-engine in `running`. TensorRT's own API is used and not Polygraphy's: Polygraphy takes one of the two products for the whole
+One way for both: file → plan → runner; what is different is in `flavours`, the process that builds in `_build`, the open
+engine in `_run`. TensorRT's own API is used and not Polygraphy's: Polygraphy takes one of the two products for the whole
 process, by an environment variable read when it is imported, and says of its runner that it is not for production.
 """
 

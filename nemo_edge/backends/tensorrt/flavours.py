@@ -12,6 +12,7 @@ __all__ = [
     "check",
     "check_runtime",
     "first_gpu",
+    "fit_here",
     "load_product",
     "product_version",
     "runtime_settings",
@@ -19,11 +20,16 @@ __all__ = [
 ]
 
 import importlib
+import platform
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from nemo_edge.backends.tensorrt.fit import Fit, check_here
+from nemo_edge.backends.tensorrt.plans import PlanFile, read_header
 from nemo_edge.recipe.targets import Flavour, PlanSettings, TensorRtRtxSettings, TensorRtSettings
+from nemo_edge.system.compatibility import installed
 from nemo_edge.system.environment import Gpu, gpus
 from nemo_edge.system.errors import InputError, MissingDependency, first_line
 
@@ -173,6 +179,12 @@ def first_gpu() -> Gpu | None:
     if own is None:
         return found[0] if found else None
     return min(found, key=lambda gpu: (gpu.compute_capability != own[0], gpu.name != own[1]))
+
+
+def fit_here(bundle: Path, plan: PlanFile) -> Fit:
+    """Say whether the first GPU of this machine, on which engines are opened, runs a plan."""
+    gpu = first_gpu()
+    return check_here(plan, read_header(bundle / plan.plan), (gpu,) if gpu else (), installed(), platform.system())
 
 
 def this_capability() -> tuple[str, str] | None:

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
-from nemo_edge.backends.readiness import fit_here
 from nemo_edge.backends.tensorrt.backend import refit_engine
+from nemo_edge.backends.tensorrt.flavours import fit_here
 from nemo_edge.backends.tensorrt.plans import PlanFile
 from nemo_edge.backends.tensorrt.profiles import random_feed
 from nemo_edge.graph.agreement import TOLERANCES

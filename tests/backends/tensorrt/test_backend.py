@@ -14,10 +14,10 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from plan_graphs import save_attention_graph, shapes
 
-from nemo_edge.backends.readiness import fit_here
+from backends.tensorrt.plan_graphs import save_attention_graph, shapes
 from nemo_edge.backends.tensorrt.backend import available, compile_engine, describe, find_plan, open_engine
+from nemo_edge.backends.tensorrt.flavours import fit_here
 from nemo_edge.backends.tensorrt.plans import PlanFile, open_plan_file
 from nemo_edge.backends.tensorrt.profiles import plan_profiles
 from nemo_edge.export._component import export_component

@@ -16,10 +16,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from plan_graphs import save_attention_graph, shapes
 
 import nemo_edge
-from nemo_edge.backends.base import building
+from backends.tensorrt.plan_graphs import save_attention_graph, shapes
+from nemo_edge.backends.tensorrt import _build as building
 from nemo_edge.backends.tensorrt._build import Job, Phases, construct, make_logger, run_job
 from nemo_edge.backends.tensorrt.backend import available
 from nemo_edge.system.environment import gpus

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_edge.backends.base import flavours
+from nemo_edge.backends.tensorrt import flavours
 from nemo_edge.backends.tensorrt.flavours import (
     FLAVOURS,
     builder_flags,

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from plan_graphs import save_attention_graph, shapes
 
-from nemo_edge.backends.base import running
-from nemo_edge.backends.readiness import fit_here
+from backends.tensorrt.plan_graphs import save_attention_graph, shapes
+from nemo_edge.backends.tensorrt import _run as running
 from nemo_edge.backends.tensorrt._run import TensorRtRunner, refit_weights, runtime_cache_path
 from nemo_edge.backends.tensorrt.backend import available, compile_engine, open_engine
+from nemo_edge.backends.tensorrt.flavours import fit_here
 from nemo_edge.backends.tensorrt.plans import PlanFile
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.recipe.targets import TensorRtRtxSettings, TensorRtSettings

@@ -13,8 +13,8 @@ from PIL import Image
 pytest.importorskip("tritonclient.grpc")
 
 import tritonclient.http as http
+from dropin.test_load import make_xl
 from served import logged, metrics
-from test_dropin import make_xl
 from transformers import CLIPTokenizer
 from tritonclient.utils import np_to_triton_dtype
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from rebuilding import Record, rebuilt
-from test_random_weights import small
+from release.test_random_weights import small
 from traces import traces
 
 from nemo_edge.bundle.engines import Contents, inspect

@@ -24,7 +24,7 @@ from nemo_edge.release.build import build
 from nemo_edge.serving.repository import ship
 from nemo_edge.system.errors import InputError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 PROMPT = "saxophone falafel jubilee"
 LOOPBACK = "127.0.0.1"

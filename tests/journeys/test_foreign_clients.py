@@ -26,7 +26,7 @@ COMPONENTS = ("text_encoder", "unet", "unet_masked", "vae_decoder")
 SIZES = {"batch": 2, "height": 16, "width": 16}
 PROMPTS = ("a red pig", "a dog")
 SEEDS = (0, 1)
-OPTIMUM = Path(__file__).parents[1] / ".venv-optimum" / "bin" / "python"
+OPTIMUM = Path(__file__).parents[2] / ".venv-optimum" / "bin" / "python"
 needs_optimum = pytest.mark.skipif(not OPTIMUM.is_file(), reason="optimum-onnx needs an environment of its own: make optimum")
 
 
