@@ -15,8 +15,8 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from nemo_edge.serving.batches import answer
+from nemo_edge.serving.errors import InputError, NemoEdgeError
 from nemo_edge.serving.versions import open_engine
-from nemo_edge.system.errors import InputError, NemoEdgeError
 
 
 class TritonPythonModel:

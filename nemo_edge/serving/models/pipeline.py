@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb
 
+from nemo_edge.serving.errors import InputError, NemoEdgeError
 from nemo_edge.serving.painter import Painter, Painting
 from nemo_edge.serving.requests import INPUTS
-from nemo_edge.system.errors import InputError, NemoEdgeError
 
 SCORES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 """Bounds of the histogram of scores."""
