@@ -88,8 +88,9 @@ class Stand:
 
     def describe(self) -> Contender:
         """Say what was run, and the memory it took."""
-        from nemo_edge.backends import onnxruntime, tensorrt
+        from nemo_edge.backends import onnxruntime
         from nemo_edge.backends import torch as eager
+        from nemo_edge.backends.tensorrt import backend as tensorrt
 
         engine, runs = self.contender.engine, self.contender.kind == "engine"
         own = tensorrt.describe(engine.flavour) if engine.flavour else onnxruntime.describe()

@@ -115,7 +115,7 @@ def open_engine(folder: Path) -> Runner:
     version = read_engine(folder)
     flavour, engine = version.engine.flavour, version.engine
     if flavour is not None:
-        from nemo_edge.backends import tensorrt
+        from nemo_edge.backends.tensorrt import backend as tensorrt
 
         return tensorrt.open_engine(folder, version.place, flavour, factor=version.factor)
     from nemo_edge.backends import onnxruntime
