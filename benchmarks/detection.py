@@ -40,11 +40,13 @@ EARLY = 200
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=10_000, help="how many, the demo's memorized captions among them")
+    parser.add_argument("--only", nargs="*", default=["demo", "full_size"], choices=["demo", "full_size"])
     args = parser.parse_args()
-    found: dict[str, Any] = {"machine": machine().model_dump(mode="json"), "threads": torch.get_num_threads()}
+    found: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    found |= {"machine": machine().model_dump(mode="json"), "threads": torch.get_num_threads()}
     parts: dict[str, Callable[[], dict[str, Any]]] = {"demo": partial(of_the_demo, args.prompts), "full_size": full_size}
-    for name, part in parts.items():
-        found[name] = part()
+    for name in args.only:
+        found[name] = parts[name]()
         RESULT.write_text(json.dumps(found, indent=1) + "\n")
         print(name, json.dumps(found[name])[:1500], flush=True)
 

@@ -283,7 +283,8 @@ def detection_table(found: Result) -> list[str]:
     return [
         *lines,
         "",
-        f"{own['prompts']:,} captions of the demo, {own['rocs'][0]['memorized']} of them memorized, in {own['seconds']:.0f} s; above τ are "
+        f"{own['prompts']:,} captions of the demo, {own['rocs'][0]['memorized']} of them memorized, in {own['seconds']:.0f} s with "
+        f"{found['threads']} thread{'s' if found['threads'] > 1 else ''}; above τ are "
         f"{above['memorized']} of the memorized and {above['general']} of the {general:,} others. The UNet's forwards took "
         f"{own['unet_share']:.0%} of the time; at Stable Diffusion 1.5's size they take {size['unet_share']:.2%}. Memory: "
         f"{early[1]:.0f} MiB after {early[0]} prompts, {late[1]:.0f} MiB after {late[0]}. Measured on {machine(found)} "
