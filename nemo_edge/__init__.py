@@ -1,4 +1,4 @@
-"""nemo-edge ships text-to-image diffusion models as engines that do not give back their training images."""
+"""nemo-edge ships text-to-image diffusion models as engines without their memorization neurons, with the evidence."""
 
 from __future__ import annotations
 

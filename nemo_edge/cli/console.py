@@ -364,8 +364,9 @@ def _verdict(judged: Any) -> str:
 def _show_gates(out: Console, gates: Sequence[Any]) -> None:
     table = table_of("Gate", "Measured", "Limit", "Verdict")
     for gate in gates:
-        if gate.value is None:
-            table.add_row(gate.name, "–", f"{gate.limit:.3g}", f"[yellow]not measured[/]: {escape(gate.detail)}")
+        if gate.unmeasured:
+            measured = "–" if gate.value is None else f"{gate.value:.3g}"
+            table.add_row(gate.name, measured, f"{gate.limit:.3g}", f"[yellow]not measured[/]: {escape(gate.gap or gate.detail)}")
             continue
         verdict = "[green]passed[/]" if gate.passed else "[red]failed[/]"
         table.add_row(gate.name, f"{gate.value:.3g}", f"{gate.limit:.3g}", verdict)

@@ -18,6 +18,7 @@ from nemo_edge import __version__
 from nemo_edge.cli import bundle as cli_bundle
 from nemo_edge.cli import serving as cli_serving
 from nemo_edge.cli.options import AllowPickle, Checkpoint, Device, Json, Summary, open_model, print_result
+from nemo_edge.system.errors import InputError
 from nemo_edge.system.exits import INTERRUPTED, exit_code, stop_on_sigterm
 
 app = typer.Typer(
@@ -108,6 +109,10 @@ def calibrate(
     from nemo_edge.recipe.prompts import distinct, read_prompts
 
     texts = [p.text for p in distinct(read_prompts(prompts))[:limit]]
+    if limit is not None and len(texts) < limit:
+        raise InputError(
+            f"prompts file {prompts} holds {len(texts)} different prompts, fewer than --limit {limit}: leave --limit out, or add some"
+        )
     check_file(out)
     from nemo_edge.localization.calibration import calibrate as run
 

@@ -1,8 +1,9 @@
 """The scores that decisions about one prompt rest on: those too close to be trusted are computed anew, as the official code would.
 
-That is in float32, all latents in one forward of the whole UNet, and the similarity operation by operation in torchmetrics' order, so
-that these decisions fall as the official code's do on the same machine and PyTorch in float32. On a GPU the official code runs under
-fp16 autocast, whose rounding (about 1e-3) decides there, and differs from one GPU to another: no such promise can be made for that.
+That is in float32, all latents in one forward of the whole UNet (where so many rows run together, as at 512 pixels: `system.memory`), and
+the similarity operation by operation in torchmetrics' order, so that these decisions fall as the official code's do on the same machine and
+PyTorch in float32. On a GPU the official code runs under fp16 autocast, whose rounding (about 1e-3) decides there, and differs from one GPU
+to another: no such promise can be made for that.
 Knows neither UNets nor prompts: what computes a score anew is given.
 """
 

@@ -6,7 +6,7 @@ Shapes: B prompts, T tokens, D text width, W neurons of one layer.
 
 from __future__ import annotations
 
-__all__ = ["Calibration", "Provenance", "Statistics", "activations", "calibrate", "load_statistics", "read_threshold"]
+__all__ = ["Calibration", "Provenance", "Statistics", "activations", "calibrate", "check_own", "load_statistics", "read_threshold"]
 
 import json
 import math
@@ -214,6 +214,17 @@ def load_statistics(path: Path, layers: Sequence[ValueLayer]) -> Statistics:
             "make its own with `nemo-edge calibrate`"
         )
     return Statistics(tuple(layers), statistics.mean, statistics.std)
+
+
+def check_own(path: Path, checkpoint: Checkpoint) -> None:
+    """Raise `InputError` for a statistics file of ours that was measured on other weights, whose τ says nothing of these."""
+    if path.suffix == ".pt":
+        return
+    measured = Calibration.load(path).provenance
+    if measured.checkpoint_hash != checkpoint.content_hash():
+        raise InputError(
+            f"statistics {path} were measured on another checkpoint ({measured.checkpoint}, or other weights of that name): {_ANEW}"
+        )
 
 
 def read_threshold(path: Path) -> float:

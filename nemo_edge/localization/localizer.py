@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from nemo_edge.backends.torch import DTYPES, open_runner
 from nemo_edge.localization._decisions import Decisions
 from nemo_edge.localization._searches import Ask, Lists, Outcome, Search, grouped, highest, published, schedule
-from nemo_edge.localization.calibration import Statistics, activations, load_statistics, read_threshold
+from nemo_edge.localization.calibration import Statistics, activations, check_own, load_statistics, read_threshold
 from nemo_edge.localization.memorization import NoiseProbe, finite, firm_seed_scores
 from nemo_edge.localization.multiscale import plain_ms_ssim
 from nemo_edge.localization.trials import Subject, Trial, Trials
@@ -207,6 +207,7 @@ def open_localizer(checkpoint: Checkpoint, path: Path, threshold: float | None, 
     Raises `InputError` when the file is of another model, or holds no τ and none is given.
     """
     statistics = load_statistics(path, value_layers(checkpoint.unet, settings.layers))
+    check_own(path, checkpoint)
     return Localizer(checkpoint, statistics, read_threshold(path) if threshold is None else threshold, settings)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.localization.calibration import Calibration, calibrate, load_statistics, read_threshold
+from nemo_edge.localization.calibration import Calibration, calibrate, check_own, load_statistics, read_threshold
 from nemo_edge.localization.detection import Detection, Detector
 from nemo_edge.localization.detectors import label_of, rocs_of
 from nemo_edge.localization.groups import GROUPS, Group, Groups, all_neurons, clusters_of
@@ -34,6 +34,8 @@ def calibrate_stage(checkpoint: Checkpoint, recipe: Recipe, general: Sequence[Pr
     settings, prompts = recipe.calibration, [p.text for p in general][: recipe.calibration.prompts]
     layers = value_layers(checkpoint.unet, recipe.localization.layers)
     given = load_statistics(settings.statistics, layers) if settings.statistics else None
+    if settings.statistics:
+        check_own(settings.statistics, checkpoint)
     with progress.task("calibrate", len(prompts)) as advance:
         measured = calibrate(checkpoint, prompts, recipe.localization, advance, with_threshold=settings.threshold is None)
     threshold = measured.threshold
@@ -123,6 +125,7 @@ def open_detector(checkpoint: Checkpoint, statistics: Path, threshold: float | N
     Raises `InputError` when the file is of another model, or holds no τ and none is given.
     """
     load_statistics(statistics, value_layers(checkpoint.unet, settings.layers))
+    check_own(statistics, checkpoint)
     return Detector(checkpoint, read_threshold(statistics) if threshold is None else threshold, settings)
 
 

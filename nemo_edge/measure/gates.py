@@ -32,7 +32,7 @@ def judge(
     if floor is not False:
         floors = [r.prompt for r in localizations if r.floor]
         results.append(_gate("schedule_floor", floor, len(floors), f"prompts at the floor: {', '.join(floors)}" if floors else ""))
-    if recipe.gates.paraphrases is not False and any(group.variants for group in groups):
+    if recipe.gates.paraphrases is not False and (recipe.localization.paraphrases or any(group.variants for group in groups)):
         results.append(_of_paraphrases(recipe.gates.paraphrases, groups))
     for variant in measurement.variants:
         results += [*_of_memories(variant, measurement, recipe, leaky), *_of_others(variant, recipe), *_of_engine(variant, recipe)]
@@ -51,7 +51,8 @@ def _of_paraphrases(limit: float, groups: Sequence[Group]) -> GateResult:
     """Whether a small change of words brings a memory back."""
     memorized = sum(len(group.memorized) for group in groups)
     if not memorized:
-        return _gate("paraphrases", limit, None, "no variant of a prompt is memorized")
+        why = "no variant of a prompt is memorized" if groups else "no variant was tried with these neurons"
+        return _gate("paraphrases", limit, None, why)
     leaking = [variant.text for group in groups for variant in group.leaking_after]
     return _gate(
         "paraphrases", limit, len(leaking) / memorized, f"of {memorized} variants" + (f": {', '.join(leaking)}" if leaking else "")

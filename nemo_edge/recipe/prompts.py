@@ -7,6 +7,7 @@ __all__ = ["Prompt", "check_apart", "distinct", "read_labelled", "read_prompts"]
 import csv
 import io
 import json
+import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -80,9 +81,10 @@ def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
 
 
 def check_apart(general: Iterable[Prompt], memorized: Iterable[Prompt], general_path: Path, memorized_path: Path) -> None:
-    """Raise `InputError` where a general prompt is a memorized one, however it is written: τ would be calibrated on a memory."""
-    known = {_as_read(prompt.text) for prompt in memorized}
-    both = [prompt.text for prompt in distinct(general) if _as_read(prompt.text) in known]
+    """Raise `InputError` where a general prompt is a memorized one in any case, spacing and punctuation: τ, and what counts as a
+    copy, would be taken from a memory."""
+    known = {_words(prompt.text) for prompt in memorized}
+    both = [prompt.text for prompt in distinct(general) if _words(prompt.text) in known]
     if both:
         named = ", ".join(repr(text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}…") for text in both[:_NAMED])
         more = f" and {len(both) - _NAMED} more" if len(both) > _NAMED else ""
@@ -90,6 +92,12 @@ def check_apart(general: Iterable[Prompt], memorized: Iterable[Prompt], general_
             f"{len(both)} of the general prompts in {general_path} stand among the memorized ones of {memorized_path} too ({named}{more}): "
             "a prompt is one or the other, so take each out of one of the lists"
         )
+
+
+def _words(text: str) -> str:
+    """A prompt without its punctuation, which hardly keeps a memory from being asked for; as it is where it has no word."""
+    read = _as_read(text)
+    return " ".join(re.findall(r"\w+", read)) or read
 
 
 def _as_read(text: str) -> str:

@@ -253,13 +253,22 @@ class LatencySettings(Settings):
 
 
 def _limit(value: object) -> object:
-    if value is False or value is None or (isinstance(value, int | float) and value is not True and 0 <= value < inf):
+    """A limit as it was meant: 0 is a number, though pydantic takes it for `False` where it is whole."""
+    if value is False or value is None:
         return value
+    if isinstance(value, int | float) and value is not True and 0 <= value < inf:
+        return float(value)
     raise ValueError("a gate is a number from 0 on, or false, which turns it off; leave the key out for its default")
 
 
 ENGINE_TOLERANCES = {"fp32": 1e-4, "fp16": 0.05, "bf16": 0.2}
 """Largest error of engine against eager where a recipe says nothing, by the type of the weights."""
+
+
+def _count(value: object) -> object:
+    found = _limit(value)
+    return int(found) if isinstance(found, float) and found.is_integer() else found
+
 
 Limit = Annotated[float | Literal[False], BeforeValidator(_limit)]
 
@@ -269,11 +278,11 @@ class GateSettings(Settings):
 
     memorization_score: Limit | None = None
     """Highest score left on a memorized prompt; τ where it is not given."""
-    schedule_floor: Annotated[int | Literal[False], BeforeValidator(_limit)] = 0
+    schedule_floor: Annotated[int | Literal[False], BeforeValidator(_count)] = 0
     """How many prompts may end at the schedule's floor, with a score above τ."""
-    paraphrases: Limit = 0
+    paraphrases: Limit = 0.0
     """Highest share of the variants that are memorized too which still bring a memory back, where variants were made."""
-    replication: Limit = 0
+    replication: Limit = 0.0
     """Highest share of the examined prompts that return a known training picture, their own or another's, from any seed."""
     general_drift: Limit = 0.1
     """Largest mean drift of general pictures, 1 - SSIM, against the unmitigated model."""

@@ -24,6 +24,8 @@ _CALIBRATED = ("layers", "seed", "samples", "steps")
 """The localization's settings that statistics and τ hang on."""
 _NO_MATTER = ("rows", "prompts")
 """Those of them that only the time hangs on."""
+_FORMAT = "ONNX files without the exporter's notes"
+"""What exported files are like: those that were kept from before are not taken for them."""
 _COUNTED = "copies of every known training picture"
 """What the measurement counts: one that counted less is not taken for it."""
 _FEWEST = 2
@@ -86,7 +88,7 @@ def stage_keys(recipe: Recipe, given: Ingredients) -> dict[str, str]:
         keys = {"calibrate": calibrate, "localize": localize}
         if "masked" in recipe.export.variants:
             keys["policies"] = sha256_json([localize, "policies"])
-    export = sha256_json([localize, r["export"]])
+    export = sha256_json([localize, r["export"], _FORMAT])
     keys["export"] = export
     for table, product in FLAVOUR_OF.items():
         if r[table] is not None:

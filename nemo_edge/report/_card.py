@@ -52,8 +52,8 @@ def _intro(evidence: Evidence) -> str:
     }
     source = base_model(evidence.recipe.checkpoint.path) or Path(evidence.recipe.checkpoint.path).name
     text = (
-        f"ONNX engines of {escape(source)} ({escape(evidence.family)}, {evidence.recipe.export.dtype}) without the value neurons in which "
-        "NeMo (Hintersdorf et al. 2024) found memories of training pictures. `report/index.html` shows what was drawn and measured."
+        f"ONNX engines of {escape(source)} ({escape(evidence.family)}, {evidence.recipe.export.dtype}) that silence the value neurons in "
+        "which NeMo (Hintersdorf et al. 2024) found memories of training pictures. `report/index.html` shows what was drawn and measured."
     )
     return " ".join([text, *(variants[v.variant] for v in evidence.measurement.variants if v.variant in variants)])
 

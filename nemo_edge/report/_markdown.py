@@ -32,7 +32,7 @@ def gates_table(evidence: Evidence) -> str:
     rows = [
         (
             f"`{gate.name}`",
-            "➖ not measured" if gate.value is None else marks[gate.passed],
+            "➖ not measured" if gate.unmeasured else marks[gate.passed],
             escape(f"{gate_words(gate.name)}{'; ' if gate.detail and gate_words(gate.name) else ''}{gate.detail}", 320),
             number(gate.value),
             number(gate.limit),

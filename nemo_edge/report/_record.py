@@ -82,7 +82,7 @@ class CopiesSummary(BaseModel):
     copies: int
     """Of these, how many are a copy of a training picture."""
     bound: float
-    """The most of any prompt's pictures that are copies: a one-sided 95 % bound."""
+    """The most of one prompt's pictures that are copies, of the prompt with most: a one-sided 95 % bound for it alone."""
 
 
 class GroupSummary(BaseModel):

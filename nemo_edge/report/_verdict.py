@@ -37,8 +37,8 @@ GATES = {
 """What each gate asks, by the first part of its name."""
 
 _KINDS = {
-    "VM": "verbatim: the whole picture comes back",
-    "TM": "template: the layout or an object comes back, details vary",
+    "VM": "listed as verbatim: the whole picture comes back",
+    "TM": "listed as a template: the layout or an object comes back, details vary",
     "N": "listed as not memorized",
 }
 
@@ -184,7 +184,7 @@ def _copies(measured: Measurement) -> str:
     """How many copies there were in how many pictures, on the variant with most."""
     leak = max((leak_of(v.mitigations, "after") for v in measured.variants), key=lambda each: each.copies)
     if not leak.copies:
-        return f"no copy of a training picture in {count(leak.total, 'picture')} of {count(leak.of, 'prompt')}"
+        return f"no copy of a known training picture in {count(leak.total, 'picture')} of {count(leak.of, 'prompt')}"
     found = count(leak.copies, "copy of a training picture", "copies of training pictures")
     return f"{found} in {count(leak.drawn, 'picture')} of {count(leak.compared, 'prompt')}"
 
@@ -206,10 +206,10 @@ def _found(evidence: Evidence) -> str:
     if not memorized:
         so = "so no neuron was silenced." if not evidence.measurement.neurons else f"but others were chosen: {_silenced(evidence)}"
         return f"{count(examined, 'prompt').capitalize()} {_were(examined)} examined. None is memorized, {so}"
-    which = "this one" if memorized == 1 else "these"
     return (
-        f"{count(examined, 'prompt').capitalize()} {_were(examined)} examined; {memorized} {_are(memorized)} memorized: for {which} "
-        f"the model draws nearly the same picture from every seed. {_silenced(evidence)}"
+        f"{count(examined, 'prompt').capitalize()} {_were(examined)} examined; {memorized} {_are(memorized)} memorized: "
+        f"what the model predicts for {'it' if memorized == 1 else 'them'} hangs so little on the seed that a score is above τ. "
+        f"{_silenced(evidence)}"
     )
 
 
@@ -232,9 +232,10 @@ def _variants(evidence: Evidence) -> str:
     memorized, before, after = (
         sum(len(getattr(group, which)) for group in evidence.groups) for which in ("memorized", "leaking_before", "leaking_after")
     )
+    do = "does" if after < 2 else "do"
     return (
         f"Small changes of words: {memorized} of {count(tried, 'variant')} of the prompts are memorized too. With the prompts' own neurons "
-        f"silenced {before} of them brought a memory back; with those found for the worst of them as well, {after or 'none'} does."
+        f"silenced {before} of them brought a memory back; with those found for the worst of them as well, {after or 'none'} {do}."
     )
 
 
@@ -267,7 +268,9 @@ def _leak_words(leak: Leak, still: str) -> str:
         verb = "gives" if still else "gave"
         text = f"none of {count(leak.of, 'prompt')} {verb} back its training picture, in any of {count(leak.total, 'picture')}"
     if leak.others:
-        text += f", but {leak.others} of {count(leak.drawn, 'picture')} {_are(leak.others)} a copy of another prompt's"
+        text += (
+            f", but {leak.others} of {count(leak.drawn, 'picture')} {'is a copy' if leak.others == 1 else 'are copies'} of another prompt's"
+        )
     return text + _bracket(leak)
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from nemo_edge.bundle.manifest import GateResult, Manifest, check_measurable, open_bundle
 from nemo_edge.bundle.policies import Policies, policies_in
-from nemo_edge.localization.groups import Group, groups_in
+from nemo_edge.localization.groups import Group, all_neurons, groups_in
 from nemo_edge.localization.localizer import Localization, read_results
 from nemo_edge.measure.latency import Latency
 from nemo_edge.measure.mitigation import Measurement
@@ -92,6 +92,8 @@ class Evidence:
         try:
             localizations = tuple(read_results(bundle / "localization.jsonl"))
             groups, policies = groups_in(bundle), policies_in(bundle)
+            if all_neurons(groups, localizations).content_hash() != manifest.neurons_hash:
+                groups = []  # what variants bring back was found with the groups' own neurons
         except (OSError, InputError) as error:
             raise _unreadable(bundle, "localization.jsonl, groups.jsonl or policies.json") from error
         measurement = _model(Measurement, bundle / "measurement.json")

@@ -14,15 +14,15 @@ _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 def junit_xml(bundle: str, gates: Sequence[GateResult]) -> str:
-    """Return the XML of one test suite; a failed gate is a failure with its value and limit, one without a value is skipped."""
-    failures, skipped = sum(not gate.passed for gate in gates), sum(gate.value is None for gate in gates)
+    """Return the XML of one test suite; a failed gate is a failure with its value and limit, one that was not measured is skipped."""
+    failures, skipped = sum(not gate.passed for gate in gates), sum(gate.unmeasured for gate in gates)
     counts = {"tests": str(len(gates)), "failures": str(failures), "skipped": str(skipped)}
     suite = ElementTree.Element("testsuite", {"name": f"nemo-edge {bundle}", **counts})
     for gate in gates:
         case = ElementTree.SubElement(suite, "testcase", classname="nemo_edge.gates", name=gate.name)
         value = "not measured" if gate.value is None else f"{gate.value:.4g}"
         text = _FORBIDDEN.sub("�", f"{gate.name}: {value}, limit {gate.limit:.4g} {gate.detail}".strip())
-        if gate.value is None:
+        if gate.unmeasured:
             ElementTree.SubElement(case, "skipped", message=text)
         elif not gate.passed:
             ElementTree.SubElement(case, "failure", message=text)

@@ -166,6 +166,18 @@ def test_a_file_that_is_not_the_manifests_is_found(tmp_path: Path, change: Calla
     assert not verify(folder).passed
 
 
+def test_a_bundle_of_a_former_schema_is_built_again_in_its_place(tmp_path: Path) -> None:
+    folder = published(tmp_path / "out")
+    content = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**content, "schema_version": 2}))
+    with pytest.raises(BundleError, match="build the bundle again"):
+        open_bundle(folder)
+    check_output(folder)
+    (folder / "manifest.json").write_text('{"schema_version": 2}')
+    with pytest.raises(InputError, match="is not empty and not a bundle"):
+        check_output(folder)
+
+
 def test_a_folder_without_a_manifest_is_not_a_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"no manifest\.json and is not a finished bundle"):
         open_bundle(tmp_path)

@@ -16,7 +16,7 @@ from conftest import shared_data
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from nemo_edge.localization.calibration import Calibration, activations, calibrate, load_statistics, read_threshold
+from nemo_edge.localization.calibration import Calibration, activations, calibrate, check_own, load_statistics, read_threshold
 from nemo_edge.localization.memorization import Threshold
 from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.neurons import ValueLayer
@@ -106,6 +106,15 @@ def test_a_file_of_another_score_is_refused(toy: Checkpoint, tmp_path: Path) -> 
     edited(path, lambda _, provenance: provenance.update(schema_version=1))
     with pytest.raises(InputError, match=r"have schema 1, expected 2, whose τ is of the published score: make it anew with `nemo-edge cal"):
         Calibration.load(path)
+
+
+def test_statistics_of_other_weights_are_refused(toy: Checkpoint, toy_sdxl: Checkpoint, tmp_path: Path) -> None:
+    """Their τ says nothing of these, however alike the two are built."""
+    path = tmp_path / "c.safetensors"
+    calibrate(toy, PROMPTS, SETTINGS, with_threshold=False).save(path)
+    check_own(path, toy)
+    with pytest.raises(InputError, match=r"were measured on another checkpoint .*make it anew with `nemo-edge calibrate`"):
+        check_own(path, toy_sdxl)
 
 
 Edit = Callable[[dict[str, torch.Tensor], dict[str, Any]], object]

@@ -128,3 +128,11 @@ def test_a_file_over_64_mb_is_refused_unread(written: Write) -> None:
     os.truncate(path, MAX_SIZE_BYTES + 1)
     with pytest.raises(InputError, match="64 MB, more than 64"):
         read_prompts(path)
+
+
+@pytest.mark.parametrize("general", ["saxophone falafel jubilee.", "Saxophone,  falafel — JUBILEE!", '"saxophone" falafel jubilee'])
+def test_punctuation_makes_no_general_prompt_of_a_memorized_one(general: str) -> None:
+    memorized = [Prompt(text="saxophone falafel jubilee")]
+    with pytest.raises(InputError, match=r"1 of the general prompts in g\.txt stand among the memorized ones of m\.csv too"):
+        check_apart([Prompt(text="a red pig"), Prompt(text=general)], memorized, Path("g.txt"), Path("m.csv"))
+    check_apart([Prompt(text="saxophone falafel"), Prompt(text="…")], [*memorized, Prompt(text="!")], Path("g.txt"), Path("m.csv"))

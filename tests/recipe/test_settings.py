@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import tomllib
+
 import pytest
 from pydantic import ValidationError
 
 from nemo_edge.recipe.settings import CalibrationSettings, ExportSettings, GateSettings, LatencySettings
+
+
+@pytest.mark.parametrize("name", GateSettings.model_fields)
+@pytest.mark.parametrize("limit", [0, 0.0, 1, False])
+def test_a_limit_of_nothing_is_a_limit_and_stays_one(name: str, limit: float | bool) -> None:
+    """0 turns no gate off, neither as it is written in TOML nor where a manifest is read again; `false` does."""
+    given = GateSettings.model_validate(tomllib.loads(f"{name} = {str(limit).lower()}"))
+    again = GateSettings.model_validate_json(given.model_dump_json())
+    for found in (getattr(given, name), getattr(again, name)):
+        assert found is False if limit is False else found == limit and found is not False
+
+
+def test_the_defaults_come_back_from_a_manifest_as_they_are() -> None:
+    again = GateSettings.model_validate_json(GateSettings().model_dump_json())
+    for name in GateSettings.model_fields:
+        assert type(getattr(again, name)) is type(getattr(GateSettings(), name)), name
+    assert again.replication is not False
+    assert again.paraphrases is not False
 
 
 def test_what_is_pinned_is_in_latents_and_only_where_there_are_sizes() -> None:

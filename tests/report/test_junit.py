@@ -22,3 +22,11 @@ def test_a_case_for_each_gate_and_a_failure_for_each_that_failed() -> None:
     assert failure.get("message") == 'b: 2, limit 1 <&"� prompt'
     assert suite[0].find("failure") is None
     assert [len(case.findall("skipped")) for case in suite] == [0, 0, 1]
+
+
+def test_a_gate_that_holds_for_too_few_is_skipped_and_one_that_fails_fails() -> None:
+    gap = "4 of 16 examined prompts have no known training picture"
+    gates = [GateResult(name=f"replication.{i}", limit=0, value=value, passed=value == 0, gap=gap) for i, value in enumerate((0, 0.5))]
+    suite = ElementTree.fromstring(junit_xml("demo", gates))
+    assert (suite.get("failures"), suite.get("skipped")) == ("1", "1")
+    assert [next(child.tag for child in case) for case in suite] == ["skipped", "failure"]

@@ -19,7 +19,7 @@ def test_a_leak_that_was_found_before_and_not_after() -> None:
     verdict = verdict_of(evidence(recipe=recipe(fidelity=FidelitySettings(seeds=4))))
     assert verdict.state == "passed"
     assert verdict.headline == (
-        "Every gate passed: no copy of a training picture in 12 pictures of 3 prompts. 1 gate had nothing to judge."
+        "Every gate passed: no copy of a known training picture in 12 pictures of 3 prompts. 1 gate had nothing to judge."
     )
     assert verdict.scope == (
         "Measured: the 3 prompts that were given, 4 seeds each. Not measured: other text that people may send, and what somebody who has "
@@ -42,7 +42,7 @@ def test_what_still_leaks_is_said_by_variant() -> None:
     verdict = verdict_of(evidence(measurement=measured.model_copy(update={"variants": changed})))
     one, two = "up to 1 of 4 a prompt: at most 76 %", "up to 2 of 4 a prompt: at most 91 %"
     assert f"After, baked: 1 of 3 prompts still gives back its training picture, in 1 of 12 pictures ({one} with 95 %" in verdict.after
-    other = "in any of 12 pictures, but 2 of 12 pictures are a copy of another prompt's"
+    other = "in any of 12 pictures, but 2 of 12 pictures are copies of another prompt's"
     assert f"After, masked: none of 3 prompts gives back its training picture, {other} ({two} with 95 % confidence)." in verdict.after
     allowed = verdict_of(evidence(measurement=measured.model_copy(update={"variants": changed})))
     assert allowed.headline.startswith("Every gate passed: 2 copies of training pictures in 12 pictures of 3 prompts.")
@@ -111,5 +111,5 @@ def test_every_gate_of_the_recipe_has_its_words() -> None:
     assert set(GATES) == set(GateSettings.model_fields)
     assert gate_words("replication.baked") == GATES["replication"]
     assert gate_words("other") == ""
-    assert kind_words("VM").startswith("verbatim")
+    assert kind_words("VM").startswith("listed as verbatim")
     assert (kind_words(""), kind_words("RV"), variant_words("baked")) == ("", "labelled RV", "after, baked")
