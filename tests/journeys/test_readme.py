@@ -28,7 +28,6 @@ ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 PROMPT = "saxophone falafel jubilee"
 LOOPBACK = "127.0.0.1"
-pytestmark = pytest.mark.timeout(1500)  # a build of its own, the exports in it
 RECIPE = f"""
 name = "demo"
 output = "out/demo"
