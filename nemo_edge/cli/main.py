@@ -50,7 +50,7 @@ def common(
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
 ) -> None:
-    """Ship text-to-image diffusion models as engines that do not give back their training images."""
+    """Ship text-to-image diffusion models as engines without their memorization neurons."""
     if version:
         print(f"nemo-edge {__version__}")
         raise typer.Exit
