@@ -271,6 +271,13 @@ def test_calibrate_shows_how_many_general_prompts_lie_above_the_threshold(run: R
     assert ran.out.splitlines()[-2].split() == [*tau, "3", f"{above}", f"({above / 3:.1%})"]
 
 
+def test_calibrate_refuses_fewer_prompts_than_are_asked_for(run: Run, model: Path, prompts: Path, tmp_path: Path) -> None:
+    prompts.write_text("a pig\na balloon\nA  Pig\n")
+    ran = run("calibrate", model, prompts, "-o", tmp_path / "s.safetensors", "--limit", "3")
+    assert_refused(ran, "holds 2 different prompts, fewer than --limit 3: leave --limit out, or add some")
+    assert not (tmp_path / "s.safetensors").exists()
+
+
 def test_detect_refuses_a_prompt_that_is_in_both_lists(run: Run, model: Path, prompts: Path, statistics: Path, tmp_path: Path) -> None:
     (tmp_path / "general.txt").write_text("a tree\nA PIG\n")
     ran = run("detect", model, prompts, "--statistics", statistics, "--general", tmp_path / "general.txt", "-o", tmp_path / "out")

@@ -194,6 +194,13 @@ def test_paraphrases_are_a_share_of_the_variants_that_are_memorized() -> None:
         assert "paraphrases" not in others
 
 
+def test_variants_that_the_recipe_asks_for_and_nobody_tried_were_not_measured() -> None:
+    asked = recipe(GateSettings())
+    asked = asked.model_copy(update={"localization": asked.localization.model_copy(update={"paraphrases": 12})})
+    gate = next(g for g in judge(measurement(), [localization()], asked) if g.name == "paraphrases")
+    assert (gate.value, gate.unmeasured, gate.detail) == (None, True, "no variant was tried with these neurons")
+
+
 def replication(*rows: PromptMitigation, **gates: Any) -> GateResult:
     judged = judge(measurement(mitigations=rows), [localization()], recipe(GateSettings(**gates)))
     return next(g for g in judged if g.name == "replication.baked")
