@@ -73,7 +73,7 @@ def test_the_verdict_is_in_plain_words() -> None:
     failed = GateResult(name="replication.baked", limit=0.1, value=1, passed=False)
     assert "must not be shipped" in page_html(replace(evidence(), passed=False, gates=(failed,)), nothing)
     page = page_html(evidence(latency=None), nothing)
-    assert "Every gate passed: no copy of a training picture in 12 pictures of 3 prompts." in page
+    assert "Every gate passed: no copy of a known training picture in 12 pictures of 3 prompts." in page
     assert "can be shipped" not in page
     assert "3 of 3 prompts gave back their training picture, in 12 of 12 pictures" in page
     assert "No times were taken" in page
