@@ -34,8 +34,7 @@ MODELS = {"sd15": 512, "sd21": 768, "bk-sdm-small": 512, "sdxl": 1024}
 WEIGHTS = """
 import sys
 from pathlib import Path
-from nemo_edge.release.build import weights_folder
-from nemo_edge.release.random_weights import write_random
+from nemo_edge.release.random_weights import weights_folder, write_random
 from nemo_edge.recipe.recipe import load_recipe
 recipe = load_recipe(Path(sys.argv[1]))
 write_random(recipe.random_weights.architecture, weights_folder(recipe))

@@ -3,7 +3,7 @@
 One file or folder a backend, each with the same verbs. Knows nothing of prompts, memories or bundles' verdicts.
 
 `base` the runner · `feeds` checks what it is given · `torch` eager PyTorch · `onnxruntime` · `tensorrt` in both of its products ·
-`triton` a served model · `probes` which of them work here · `readiness` whether what a recipe asks for runs here
+`triton` a served model · `probes` which of them work here · `readiness` whether a bundle's engines run here
 """
 
 from __future__ import annotations

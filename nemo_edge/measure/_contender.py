@@ -5,7 +5,7 @@ Heavy imports are inside the functions, so that the memory of a process before i
 
 from __future__ import annotations
 
-__all__ = ["Runnable", "Setup", "Stand"]
+__all__ = ["Runnable", "Setup", "OpenContender"]
 
 import time
 from collections.abc import Callable
@@ -52,7 +52,7 @@ class Setup:
 
 
 @dataclass
-class Stand:
+class OpenContender:
     """A contender inside its process."""
 
     contender: Runnable

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemo_edge.bundle.engines import PLANS
-from nemo_edge.measure._contender import Runnable, Setup, Stand
+from nemo_edge.measure._contender import OpenContender, Runnable, Setup
 from nemo_edge.measure.latency import Case, Latency, Ratio, Timing, Visit, ratio_of, timing_of
 from nemo_edge.model.compilation import check_compiler
 from nemo_edge.recipe.recipe import Recipe
@@ -195,11 +195,11 @@ def _serve(contender: Runnable, settings: LatencySettings, resident: bool, pipe:
     """The life of a process: do what is asked for until it is ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    stand = Stand(contender, settings, resident)
+    opened = OpenContender(contender, settings, resident)
     while True:
         try:
             what, arguments = pipe.recv()
-            answer = (True, getattr(stand, what)(*arguments))
+            answer = (True, getattr(opened, what)(*arguments))
         except EOFError:
             return
         except NemoEdgeError as error:

@@ -2,9 +2,11 @@
 
 Calls the rooms above in order, keeps their results and knows none of their insides.
 
-`build` the stages · `_inputs` what they are made from, and their keys · `_preflight` what is found out before · `_footprint` memory and
-disk that a build takes · `random_weights` checkpoints to measure with · `bundlepolicies` policies from what was found · `rebake` other
-neurons in a finished bundle, and with `_remeasure` measured again · `review` timed, judged and reported again · `doctor` what works here
+`build` from a recipe to a bundle: `_preflight` the one look before, with `_inputs` what the recipe names and `_footprint` the memory it
+takes · `_stages` the list of stages, with `_keys` what each depends on, run and kept by `_cache` · `_judgement` gates, manifest and report
+· `bundlepolicies` policies from what was found · `random_weights` checkpoints to measure with
+`rebake` other neurons in a finished bundle, and with `_remeasure` measured again · `review` timed, judged and reported again
+`doctor` what works here
 """
 
 from __future__ import annotations

@@ -136,12 +136,13 @@ class Footprint(BaseModel):
     """What to do where it does not."""
 
 
-def estimate(model: str, output: Path) -> Footprint:
+def estimate(model: str, output: Path, found: Sequence[Part] | None = None) -> Footprint:
     """Estimate what a build of `model`, a local diffusers folder or `.safetensors` file, takes with its bundle in `output`.
 
-    Raises `InputError` for a model that does not exist or whose weights are not safetensors.
+    `found` are the parts of a folder that has only their configurations yet. Raises `InputError` for a model that does not exist or
+    whose weights are not safetensors.
     """
-    found = parts(model)
+    found = parts(model) if found is None else found
     family = _family(found)
     pixels = _pixels(Path(model).expanduser(), family)
     memory, (place, disk) = memory_available(), _disk_free(output)
@@ -205,33 +206,19 @@ def fitted(
     )
 
 
-def check_memory(
-    model: str,
-    dtype: Literal["fp32", "fp16", "bf16"],
-    *,
-    compiled: bool,
-    available: int | None = None,
-    found: Sequence[Part] | None = None,
-) -> None:
-    """Raise `InputError` when exporting a local checkpoint, or compiling it for TensorRT, takes more memory than there is.
-
-    `available` are the bytes that may be taken, this machine's where it is not given; `found` are the parts of a folder that has
-    only their configurations yet. A checkpoint without safetensors is not judged.
-    """
-    try:
-        found = parts(model) if found is None else found
-    except InputError:
-        return
-    memory = memory_available() if available is None else available
+def check_memory(footprint: Footprint, dtype: Literal["fp32", "fp16", "bf16"], *, compiled: bool) -> None:
+    """Raise `InputError` when exporting a model in a type, or compiling it for TensorRT, takes more memory than there is."""
     kind: Literal["fp32", "fp16"] = "fp32" if dtype == "fp32" else "fp16"
-    takes = {"exporting": _need(found, _pixels(Path(model), _family(found)), kind, 1, memory, 0).export_bytes}
+    takes = {"exporting": next(need.export_bytes for need in footprint.needs if need.dtype == kind)}
     if compiled:
-        takes["compiling TensorRT engines"] = int(PLAN_PROCESS_BYTES + PLAN_WEIGHTS * BYTES[kind] * max(part.exported for part in found))
+        largest = max(part.exported for part in footprint.parts)
+        takes["compiling TensorRT engines"] = int(PLAN_PROCESS_BYTES + PLAN_WEIGHTS * BYTES[kind] * largest)
     what, most = max(takes.items(), key=lambda item: item[1])
-    if most > memory:
+    if most > footprint.memory_available_bytes:
         remedy = "" if kind == "fp16" else ', or set export.dtype = "fp16"'
+        free = footprint.memory_available_bytes / GB
         raise InputError(
-            f"{what} this model takes about {most / GB:.1f} GB of memory, and {memory / GB:.1f} GB are free: use a larger machine{remedy}"
+            f"{what} this model takes about {most / GB:.1f} GB of memory, and {free:.1f} GB are free: use a larger machine{remedy}"
         )
 
 

@@ -1,57 +1,51 @@
-"""What a build is made from: the recipe's files, read and hashed, and from them the key of each stage.
+"""What a build is made from: the files that its recipe names, read and hashed, and the machine.
 
-A key is a hash of everything that a stage's result depends on, so that no result is taken for that of other inputs.
+Knows recipes, prompts and hashes; nothing of what is done with them.
 """
 
 from __future__ import annotations
 
-__all__ = ["Ingredients", "bundle_key", "ingredients", "stage_keys", "used_versions"]
+__all__ = ["Inputs", "read_inputs", "used_versions"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nemo_edge.recipe.prompts import Prompt, check_apart, distinct, read_prompts
 from nemo_edge.recipe.recipe import Recipe
-from nemo_edge.recipe.settings import SCORE
 from nemo_edge.recipe.targets import FLAVOUR_OF
 from nemo_edge.system.environment import USED, Machine, machine, packages_of
 from nemo_edge.system.errors import InputError
-from nemo_edge.system.files import checkpoint_hashes, sha256_file, sha256_json, way_to
+from nemo_edge.system.files import checkpoint_hashes, sha256_file, way_to
 
-_CALIBRATED = ("layers", "seed", "samples", "steps")
-"""The localization's settings that statistics and τ hang on."""
-_NO_MATTER = ("rows", "prompts")
-"""Those of them that only the time hangs on."""
-_FORMAT = "ONNX files without the exporter's notes"
-"""What exported files are like: those that were kept from before are not taken for them."""
-_COUNTED = "copies of every known training picture"
-"""What the measurement counts: one that counted less is not taken for it."""
 _FEWEST = 2
 """General prompts that a standard deviation needs."""
 
 
 @dataclass(frozen=True)
-class Ingredients:
+class Inputs:
     """The recipe's files, read and hashed."""
 
     memorized: list[Prompt]
     general: list[Prompt]
+    """Those that calibrate."""
     held_out: list[Prompt]
+    """Those that are measured."""
     checkpoint: dict[str, str]
+    """Path and sha256 of every file of the checkpoint."""
     prompts: dict[str, str]
-    """Path, as `way_to` tells it from the folder of the memorized prompts, and sha256 of every file that the recipe names."""
+    """Path, as `way_to` tells it from the folder of the memorized prompts, and sha256 of every other file that the recipe names."""
     statistics: str | None
+    """sha256 of the statistics, where the recipe names some."""
     machine: Machine
 
 
-def ingredients(recipe: Recipe) -> Ingredients:
+def read_inputs(recipe: Recipe) -> Inputs:
     """Read and hash what the recipe names. Raises `InputError` for what is missing or cannot be used."""
     checkpoint = _checkpoint_hashes(recipe.checkpoint.path)
     if recipe.random_weights is not None:
         neurons = recipe.random_weights.neurons
-        return Ingredients([], [], [], checkpoint, {neurons.name: sha256_file(_there(neurons))} if neurons else {}, None, machine())
+        return Inputs([], [], [], checkpoint, {neurons.name: sha256_file(_there(neurons))} if neurons else {}, None, machine())
     memorized = read_prompts(recipe.prompts.memorized)
     used, held_out = _general(recipe, memorized)
     memorized = memorized[: recipe.prompts.limit]
@@ -61,7 +55,7 @@ def ingredients(recipe: Recipe) -> Ingredients:
     base = recipe.prompts.memorized.parent
     hashes = _hashes(files, base)
     statistics = sha256_file(recipe.calibration.statistics) if recipe.calibration.statistics else None
-    return Ingredients(memorized, used, held_out, checkpoint, hashes, statistics, machine())
+    return Inputs(memorized, used, held_out, checkpoint, hashes, statistics, machine())
 
 
 def used_versions(here: Machine, recipe: Recipe) -> dict[str, str]:
@@ -69,49 +63,6 @@ def used_versions(here: Machine, recipe: Recipe) -> dict[str, str]:
     flavours = [flavour for table, flavour in FLAVOUR_OF.items() if getattr(recipe, table) is not None]
     packages = {*USED, *(name for flavour in flavours for name in packages_of(flavour, here.versions))}
     return {name: version for name, version in here.versions.items() if name in packages}
-
-
-def stage_keys(recipe: Recipe, given: Ingredients) -> dict[str, str]:
-    """A hash for each stage of everything its result depends on, the stages before it included."""
-    r, here = recipe.model_dump(mode="json"), given.machine
-    versions = {name: version for name, version in here.versions.items() if name in USED}
-    if recipe.random_weights is not None:
-        localize = sha256_json([versions, given.checkpoint, given.prompts, r["random_weights"], r["localization"]["layers"]])
-        keys = {"localize": localize}
-    else:
-        general, memorized = [p.text for p in given.general], [p.text for p in given.memorized]
-        method = r["localization"]
-        device, settings = r["checkpoint"]["device"], [method[n] for n in _CALIBRATED]
-        calibrate = sha256_json([SCORE, versions, given.checkpoint, device, general, r["calibration"], given.statistics, settings])
-        search = {name: value for name, value in method.items() if name not in _NO_MATTER}
-        localize = sha256_json([calibrate, memorized, [(p.url, p.cluster) for p in given.memorized], search])
-        keys = {"calibrate": calibrate, "localize": localize}
-        if "masked" in recipe.export.variants:
-            keys["policies"] = sha256_json([localize, "policies"])
-    export = sha256_json([localize, r["export"], _FORMAT])
-    keys["export"] = export
-    for table, product in FLAVOUR_OF.items():
-        if r[table] is not None:
-            compiler = packages_of(product, here.versions)
-            gpus = [(gpu.name, gpu.driver) for gpu in here.gpus] if table == "tensorrt" else []
-            keys[table] = sha256_json([export, r[table], compiler, gpus])
-    flavour = recipe.engine.flavour
-    used = next((keys[table] for table, value in FLAVOUR_OF.items() if value == flavour), None)
-    run = [r["engine"], used, [(gpu.name, gpu.driver) for gpu in here.gpus]] if used else r["engine"]
-    if recipe.random_weights is None:
-        held_out = [p.text for p in given.held_out]
-        keys["measure"] = sha256_json([export, run, given.prompts, held_out, r["sampling"], r["fidelity"], _COUNTED])
-    if recipe.latency is not None:
-        state: Any = {"gpus": {"__all__": {"clock_mhz", "temperature_c", "throttled_by"}}, "versions": True}
-        keys["latency"] = sha256_json([export, run, r["sampling"], r["latency"], here.model_dump(mode="json", exclude=state)])
-    return keys
-
-
-def bundle_key(recipe: Recipe, keys: dict[str, str]) -> str:
-    """A hash of all that the bundle depends on: those of its last stages, and what costs no work: its name, the gates, how it is run."""
-    last = [keys[stage] for stage in keys if stage not in ("calibrate", "localize")]
-    own = recipe.model_dump(mode="json", include={"name", "gates", "engine", "sampling"})
-    return sha256_json([last, own])
 
 
 def _general(recipe: Recipe, memorized: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:

@@ -1,52 +1,135 @@
-"""What a build finds out before its stages: whether what it needs is there, fits together and fits into the memory.
+"""One look before the work: at the output, the weights, the prompts, this machine and its memory.
 
-Knows recipes and their inputs; runs nothing.
+What a build would stumble over after hours is found here, and handed on as one value. A build, its dry run and `doctor --model` look
+with the same eyes; nothing is run, and nothing is written.
 """
 
 from __future__ import annotations
 
-__all__ = ["check_unmade", "preflight"]
+__all__ = ["Preflight", "check_compiles", "check_runs", "preflight"]
 
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from nemo_edge.backends import onnxruntime
+from nemo_edge.backends.tensorrt.fit import serves
+from nemo_edge.backends.tensorrt.flavours import check, check_runtime
+from nemo_edge.bundle.manifest import check_output, open_bundle, verify
 from nemo_edge.model.architectures import ARCHITECTURES, source
-from nemo_edge.model.configuration import Configuration
+from nemo_edge.model.configuration import Configuration, upcasts_decoder
+from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.recipe import Recipe
-from nemo_edge.recipe.targets import FLAVOUR_OF
-from nemo_edge.release._footprint import Part, check_memory
-from nemo_edge.release._inputs import Ingredients
-from nemo_edge.release.random_weights import is_random
-from nemo_edge.system.errors import InputError
+from nemo_edge.recipe.targets import FLAVOUR_OF, unfit_for_turing
+from nemo_edge.release._footprint import Footprint, check_memory, estimate
+from nemo_edge.release._inputs import Inputs, read_inputs
+from nemo_edge.release._keys import bundle_key
+from nemo_edge.release._stages import stage_keys
+from nemo_edge.release.random_weights import is_random, weights_folder
+from nemo_edge.system.errors import BundleError, InputError, MissingDependency
 from nemo_edge.system.files import checkpoint_folder
-from nemo_edge.system.processes import run_apart
+from nemo_edge.system.processes import run_in_process
 from nemo_edge.system.progress import Progress
 
 
-def preflight(recipe: Recipe, inputs: Ingredients) -> None:
-    """Find out now, not after hours of work, what the last stages would stumble over: `InputError` or `MissingDependency` says what."""
-    local = checkpoint_folder(recipe.checkpoint.path)
-    _check_tools(recipe, local)
-    _check_memory(recipe, local)
+@dataclass(frozen=True)
+class Preflight:
+    """What was seen: a recipe that can be built here, and what of it is there already."""
+
+    recipe: Recipe
+    """With the place of its random weights for its checkpoint, where it wants some."""
+    inputs: Inputs | None
+    """None where the random weights are still to be made: their hashes are part of every key."""
+    keys: dict[str, str] = field(default_factory=dict)
+    """The key of each stage."""
+    key: str = ""
+    """The key of the bundle."""
+    up_to_date: bool = False
+    """The bundle is there, made from exactly this, with every file as it was. Then nothing else was looked at."""
+    footprint: Footprint | None = None
+    """Memory and disk that a build takes; None where nobody can tell, as without safetensors."""
+
+
+def preflight(recipe: Recipe, progress: Progress) -> Preflight:
+    """Look at all that a build needs.
+
+    Raises `InputError` for what cannot be used or does not fit together, and for too little memory; `MissingDependency` for a
+    compiler, a provider or a GPU that is not here.
+    """
+    check_output(recipe.output)
+    recipe = _with_weights(recipe)
+    if recipe.random_weights is not None and not Path(recipe.checkpoint.path).is_dir():
+        return Preflight(recipe, None, footprint=_check_unmade(recipe, recipe.random_weights.architecture, progress))
+    inputs = read_inputs(recipe)
+    keys = stage_keys(recipe, inputs)
+    key = bundle_key(recipe, keys)
+    if _up_to_date(recipe.output, key):
+        return Preflight(recipe, inputs, keys, key, up_to_date=True)
+    model = checkpoint_folder(recipe.checkpoint.path)
+    _check_model(recipe, model)
+    footprint = _footprint(recipe, model)
     if recipe.random_weights is None:
-        _check_trained(local)
+        _check_trained(model)
         _check_evidence(recipe, inputs)
+    return Preflight(recipe, inputs, keys, key, footprint=footprint)
 
 
-def check_unmade(recipe: Recipe, progress: Progress) -> None:
-    """Find out before gigabytes of random weights are written, which are not needed for that, what `preflight` would."""
-    assert recipe.random_weights is not None
-    name = recipe.random_weights.architecture
-    _check_tools(recipe, source(name))
-    found = run_apart("count the weights", progress, "nemo_edge.release.random_weights.parts_of", name)
-    _check_memory(recipe, source(name), found)
+def check_runs(recipe: Recipe) -> None:
+    """Raise `MissingDependency` unless what a recipe's engines are to be run with is here, and runs what it compiles."""
+    engine = recipe.engine
+    if engine.flavour is None:
+        onnxruntime.probe_provider(engine.provider)
+        return
+    here, _ = check_runtime(engine.flavour)
+    targets = recipe.tensorrt_rtx.targets if recipe.tensorrt_rtx and engine.flavour == "tensorrt-rtx" else None
+    if targets is not None and not serves(engine.flavour, targets, here):
+        raise MissingDependency(
+            f"the TensorRT-RTX engines that [tensorrt_rtx] compiles do not run here, and engine.backend = 'tensorrt-rtx' runs them: "
+            f"this machine has {here}; change its targets, or the backend"
+        )
 
 
-def _check_tools(recipe: Recipe, model: Path) -> None:
-    """What runs, compiles and times the engines of a model, of which configurations are read."""
-    from nemo_edge.backends.readiness import check_compiles, check_runs
+def check_compiles(recipe: Recipe, model: Path) -> None:
+    """Find out whether what a recipe says of a model, a local checkpoint or the configurations of one, is compiled here.
 
-    _check_sizes(recipe, model)
+    Raises `InputError` for a type that a target lacks, `MissingDependency` for a compiler or a GPU that is not here.
+    """
+    upcast = recipe.export.dtype != "fp32" and recipe.tensorrt_rtx is not None and upcasts_decoder(model)
+    why = unfit_for_turing(recipe.tensorrt_rtx, {"vae_decoder": "fp32"}) if recipe.tensorrt_rtx and upcast else ""
+    if why:
+        raise InputError(f"{why}; the checkpoint's VAE decodes in fp32 (force_upcast)")
+    for table, flavour in FLAVOUR_OF.items():
+        if getattr(recipe, table) is not None:
+            check(flavour, getattr(recipe, table))
+
+
+def _with_weights(recipe: Recipe) -> Recipe:
+    """The recipe with the place of its random weights as its checkpoint, where it wants some."""
+    if recipe.random_weights is None:
+        return recipe
+    return recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"path": str(weights_folder(recipe))})})
+
+
+def _up_to_date(output: Path, key: str) -> bool:
+    try:
+        return open_bundle(output).key == key and verify(output).passed
+    except BundleError:
+        return False
+
+
+def _check_unmade(recipe: Recipe, architecture: str, progress: Progress) -> Footprint:
+    """Look at random weights before gigabytes of them are written, which are not needed for that."""
+    model = source(architecture)
+    _check_model(recipe, model)
+    found = run_in_process("count the weights", progress, "nemo_edge.release.random_weights.parts_of", architecture)
+    footprint = estimate(str(model), recipe.output, found)
+    check_memory(footprint, recipe.export.dtype, compiled=_compiled(recipe))
+    return footprint
+
+
+def _check_model(recipe: Recipe, model: Path) -> None:
+    """Whether the recipe fits the model, of which configurations are read, and this machine runs, compiles and times its engines."""
+    if model.is_dir():
+        _check_configuration(recipe, Configuration.load(model, tokenizers=False))
     check_runs(recipe)
     check_compiles(recipe, model)
     if recipe.checkpoint.device != "cpu":
@@ -60,19 +143,30 @@ def _check_tools(recipe: Recipe, model: Path) -> None:
             check_compiler(f"{table}.compiled")
 
 
-def _check_sizes(recipe: Recipe, model: Path) -> None:
-    """The sizes of the pictures that are drawn and timed, which the graph must take."""
+def _check_configuration(recipe: Recipe, config: Configuration) -> None:
+    """The sizes that are drawn and timed, which the graph must take, and the components that are compiled."""
     from nemo_edge.sampling.loop import check_size
 
-    config = Configuration.load(model, tokenizers=False)
     free = [name for name in ("height", "width") if not getattr(recipe.export, name)]
     for height, width in ((recipe.sampling.height, recipe.sampling.width), *(recipe.latency.sizes if recipe.latency else ())):
         check_size(config, recipe.sampling.model_copy(update={"height": height, "width": width}), free)
+    try:
+        recipe.check_compiled([*config.text_encoder_names, *(UNET_FOLDERS[variant] for variant in recipe.export.variants), "vae_decoder"])
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
-def _check_memory(recipe: Recipe, model: Path, found: Sequence[Part] | None = None) -> None:
-    compiled = any(getattr(recipe, table) is not None for table in FLAVOUR_OF)
-    check_memory(str(model), recipe.export.dtype, compiled=compiled, found=found)
+def _footprint(recipe: Recipe, model: Path) -> Footprint | None:
+    try:
+        found = estimate(str(model), recipe.output)
+    except InputError:
+        return None
+    check_memory(found, recipe.export.dtype, compiled=_compiled(recipe))
+    return found
+
+
+def _compiled(recipe: Recipe) -> bool:
+    return any(getattr(recipe, table) is not None for table in FLAVOUR_OF)
 
 
 def _check_trained(checkpoint: Path) -> None:
@@ -83,7 +177,7 @@ def _check_trained(checkpoint: Path) -> None:
         raise InputError(f"checkpoint {checkpoint} carries random weights ({name}), on which nothing is measured: {remedy}")
 
 
-def _check_evidence(recipe: Recipe, inputs: Ingredients) -> None:
+def _check_evidence(recipe: Recipe, inputs: Inputs) -> None:
     """What the measurement will be made with: weights, training pictures, the copy detector."""
     from nemo_edge.measure.replication import load_picture, load_sscd
     from nemo_edge.model.checkpoint import check_files

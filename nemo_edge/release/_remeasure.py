@@ -9,27 +9,21 @@ __all__ = ["Sources", "measure_again", "open_sources", "original_rows"]
 
 import shutil
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from nemo_edge.backends.torch import DTYPES
 from nemo_edge.bundle.manifest import Manifest, amend, open_verified, staging
-from nemo_edge.bundle.policies import policies_in
 from nemo_edge.graph.valueweights import Rows
-from nemo_edge.localization.calibration import Calibration
-from nemo_edge.localization.groups import all_neurons, groups_in
 from nemo_edge.localization.localizer import read_results
-from nemo_edge.measure.examination import Subject, examine
-from nemo_edge.measure.gates import judge
-from nemo_edge.measure.latency import Latency
-from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
+from nemo_edge.measure.mitigation import Measurement
+from nemo_edge.model.checkpoint import open_checkpoint
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import value_rows
 from nemo_edge.recipe.recipe import Recipe, anchored, with_places
-from nemo_edge.release._inputs import Ingredients, ingredients
+from nemo_edge.release._inputs import Inputs, read_inputs
+from nemo_edge.release._judgement import judged, write_evidence
+from nemo_edge.release._stages import Checkpoint, Work, measure
 from nemo_edge.report.evidence import Evidence
-from nemo_edge.report.folder import write_report
-from nemo_edge.report.thumbnails import store_pictures, worst_first
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import checkpoint_folder, checkpoint_hashes
 from nemo_edge.system.progress import Progress
@@ -37,16 +31,11 @@ from nemo_edge.system.progress import Progress
 
 @dataclass(frozen=True)
 class Sources:
-    """What a bundle was made from, found again: its prompts, and where its weights are."""
+    """What a bundle was made from, found again."""
 
     recipe: Recipe
     """The bundle's, with the checkpoint that is here."""
-    inputs: Ingredients
-
-    def checkpoint(self) -> Checkpoint:
-        """Open the weights."""
-        source = self.recipe.checkpoint
-        return open_checkpoint(source.path, allow_pickle=source.allow_pickle, device=source.device)
+    inputs: Inputs
 
 
 def open_sources(bundle: Path, manifest: Manifest, checkpoint: str | None = None, places: Recipe | None = None) -> Sources:
@@ -59,7 +48,7 @@ def open_sources(bundle: Path, manifest: Manifest, checkpoint: str | None = None
     own = anchored(Recipe.model_validate(manifest.recipe), bundle)
     recipe = _from(with_places(own, places) if places else own, checkpoint)
     _check_there(recipe)
-    inputs = ingredients(recipe)
+    inputs = read_inputs(recipe)
     _check_weights(manifest, recipe.checkpoint.path, inputs.checkpoint)
     changed = sorted(name for name, digest in manifest.prompts.items() if digest not in inputs.prompts.values())
     if changed:
@@ -79,35 +68,24 @@ def original_rows(manifest: Manifest, neurons: NeuronSet, checkpoint: str) -> Ro
 
 
 def measure_again(bundle: Path, sources: Sources, progress: Progress | None = None) -> Manifest:
-    """Examine a bundle's engines with the neurons that they silence now; the bundle then holds what was found, judged anew.
+    """Run the build's stage that measures on a bundle, with the neurons that it silences now; the bundle then holds what was found.
 
     Every file is checked before an engine is opened. Raises `BundleError` for a bundle that was changed.
     """
-    manifest, inputs = open_verified(bundle), sources.inputs
-    found = {result.prompt: result for result in read_results(bundle / "localization.jsonl")}
+    manifest, inputs, recipe = open_verified(bundle), sources.inputs, sources.recipe
+    found = {result.prompt for result in read_results(bundle / "localization.jsonl")}
     if any(prompt.text not in found for prompt in inputs.memorized):
         raise BundleError(f"{bundle}: localization.jsonl is of other prompts than the recipe's: build the bundle again")
-    localizations = [found[prompt.text] for prompt in inputs.memorized]
-    calibration, neurons = Calibration.load(bundle / "calibration.safetensors"), NeuronSet.load(bundle / "neurons.json")
-    subject = Subject(sources.checkpoint(), bundle, sources.recipe, inputs.memorized, inputs.held_out, localizations, calibration, neurons)
-    groups = groups_in(bundle)
-    if all_neurons(groups, localizations) != neurons:
-        groups = []  # what variants bring back was found with the groups' own neurons
-    times = bundle / "latency.json"
-    latency = Latency.model_validate_json(times.read_bytes()) if times.is_file() else None
-    with staging(bundle) as work:
-        measurement = examine(subject, work, progress or Progress())
-        gates = judge(measurement, localizations, sources.recipe, latency, groups)
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        changes = {"gates": gates, "passed": all(gate.passed for gate in gates), "machine": inputs.machine, "created": now}
-        manifest = manifest.model_copy(update=changes)
+    with staging(bundle) as folder:
+        measure(Work(recipe, inputs, Checkpoint(recipe.checkpoint), bundle, progress or Progress()), folder)
+        manifest = manifest.model_copy(update={"machine": inputs.machine})
+        manifest, evidence = judged(manifest, recipe, Evidence.gather(bundle, manifest, Measurement.read(folder)))
 
         def change(staged: Path) -> None:
             shutil.rmtree(staged / "report", ignore_errors=True)
             (staged / "measurement.json").unlink(missing_ok=True)
-            shutil.copyfile(work / "measurement.json", staged / "measurement.json")
-            store_pictures(work / "pictures", staged / "report" / "pictures", worst_first(measurement))
-            write_report(staged / "report", Evidence.of(manifest, measurement, localizations, latency, groups, policies_in(staged)))
+            shutil.copyfile(folder / "measurement.json", staged / "measurement.json")
+            write_evidence(staged, evidence, folder / "pictures")
 
         return amend(bundle, manifest, change)
 

@@ -6,7 +6,7 @@ for, nor which architectures there are.
 
 from __future__ import annotations
 
-__all__ = ["MARKER", "RandomWeights", "is_random", "parts_of", "write_random"]
+__all__ = ["MARKER", "RandomWeights", "is_random", "parts_of", "weights_folder", "write_random"]
 
 import hashlib
 import json
@@ -23,6 +23,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nemo_edge import __version__
 from nemo_edge.bundle.manifest import staging
 from nemo_edge.model.architectures import ARCHITECTURES, Configurations, configurations, modules, parts, source
+from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.release._cache import cache_of
 from nemo_edge.release._footprint import PLACES, Part, part_of
 from nemo_edge.system.errors import InputError, first_line
 from nemo_edge.system.files import explain, sha256_json, write_atomically
@@ -58,6 +60,13 @@ class RandomWeights(BaseModel):
     def matches(self, other: RandomWeights | None) -> bool:
         """Whether the weights are the same, whatever versions wrote them."""
         return other is not None and self.model_copy(update={"versions": other.versions}) == other
+
+
+def weights_folder(recipe: Recipe) -> Path:
+    """Return where the random weights of a recipe are made, and found again."""
+    assert recipe.random_weights is not None
+    name, seed = recipe.random_weights.architecture, recipe.random_weights.seed
+    return cache_of(recipe.output) / f"weights-{sha256_json([name, configurations(name), seed])[:12]}"
 
 
 def write_random(name: str, folder: Path, dtype: Dtype = "fp16", seed: int = 0, progress: Progress | None = None) -> Path:

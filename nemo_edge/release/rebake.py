@@ -22,7 +22,6 @@ from typing import get_args
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.backends.readiness import check_runs
 from nemo_edge.backends.tensorrt.backend import compile_engine
 from nemo_edge.backends.tensorrt.flavours import FLAVOURS, check
 from nemo_edge.backends.tensorrt.plans import PlanFile, open_plan_file
@@ -34,7 +33,8 @@ from nemo_edge.model.neurons import NeuronSet, read_neurons
 from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.targets import Flavour, PlanSettings
-from nemo_edge.release.build import lock
+from nemo_edge.release._cache import cache_of, lock
+from nemo_edge.release._preflight import check_runs
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency
 from nemo_edge.system.files import explain, sha256_file, sha256_json
 from nemo_edge.system.progress import Progress
@@ -105,8 +105,7 @@ def rebake(
         check_runs(sources.recipe)
     removed: tuple[str, ...] = ()
     if after != before:
-        cache = bundle.parent / f".{bundle.name}.build"
-        with lock(bundle) if cache.is_dir() else nullcontext():
+        with lock(bundle) if cache_of(bundle).is_dir() else nullcontext():
             manifest, removed = _Change(bundle, manifest, before, after, checkpoint, progress or Progress()).run()
     seconds = time.perf_counter() - started
     if sources is not None and not (after == before and manifest.measured):

@@ -8,19 +8,18 @@ from __future__ import annotations
 __all__ = ["Timed", "Verdict", "check_outputs", "judge_again", "report_again", "summarize", "time_again"]
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nemo_edge.bundle.manifest import GateResult, Manifest, amend, check_file, check_output, open_verified
 from nemo_edge.measure.bench import bench, runnables
-from nemo_edge.measure.gates import judge
 from nemo_edge.measure.latency import FEWEST_ROUNDS, Latency
 from nemo_edge.recipe.recipe import Recipe, anchored
 from nemo_edge.recipe.settings import GateSettings, LatencySettings
+from nemo_edge.release._judgement import judged, write_evidence
 from nemo_edge.report.evidence import Evidence
-from nemo_edge.report.folder import write_report
 from nemo_edge.report.junit import junit_xml
 from nemo_edge.report.summary import summary_markdown
 from nemo_edge.system.errors import InputError
@@ -73,7 +72,7 @@ def judge_again(bundle: Path, gates: GateSettings, *, write: bool, junit: Path |
     except ValidationError as error:
         why = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise InputError(f"{bundle} cannot be judged so: {why}; `nemo-edge bench` takes a bundle's times") from error
-    manifest, evidence = _judged(manifest, recipe, evidence, evidence.latency)
+    manifest, evidence = _judged(manifest, recipe, evidence)
     if write:
         _put(bundle, manifest, evidence)
     if junit is not None:
@@ -115,7 +114,7 @@ def time_again(
         amend(bundle, manifest, lambda folder: write_atomically(folder / "latency.json", content))
     if evidence is None:
         return Timed(bundle=str(bundle), latency=found)
-    manifest, evidence = _judged(manifest, recipe, evidence, found)
+    manifest, evidence = _judged(manifest, recipe, replace(evidence, latency=found))
     _put(bundle, manifest, evidence, {"latency.json": content})
     return Timed(bundle=str(bundle), latency=found, gates=manifest.gates)
 
@@ -161,14 +160,11 @@ def _weights(manifest: Manifest, path: str) -> str:
     return path
 
 
-def _judged(manifest: Manifest, recipe: Recipe, evidence: Evidence, latency: Latency | None) -> tuple[Manifest, Evidence]:
+def _judged(manifest: Manifest, recipe: Recipe, evidence: Evidence) -> tuple[Manifest, Evidence]:
     """The manifest and the evidence with a new verdict; the key is another where the gates are, so that a build judges by its own again."""
-    gates = judge(evidence.measurement, evidence.localizations, recipe, latency, evidence.groups)
     other = recipe.gates.model_dump(mode="json") != manifest.recipe["gates"]
     key = sha256_json([manifest.key, recipe.gates.model_dump(mode="json")]) if other else manifest.key
-    changes = {"key": key, "gates": gates, "passed": all(g.passed for g in gates), "recipe": recipe.model_dump(mode="json")}
-    again = manifest.model_copy(update={**changes, "created": datetime.now(UTC).isoformat(timespec="seconds")})
-    return again, Evidence.of(again, evidence.measurement, evidence.localizations, latency, evidence.groups, evidence.policies)
+    return judged(manifest.model_copy(update={"key": key, "recipe": recipe.model_dump(mode="json")}), recipe, evidence)
 
 
 def _put(bundle: Path, manifest: Manifest, evidence: Evidence, files: Mapping[str, str] | None = None) -> None:
@@ -177,6 +173,6 @@ def _put(bundle: Path, manifest: Manifest, evidence: Evidence, files: Mapping[st
     def change(folder: Path) -> None:
         for name, content in (files or {}).items():
             write_atomically(folder / name, content)
-        write_report(folder / "report", evidence)
+        write_evidence(folder, evidence)
 
     amend(bundle, manifest, change)

@@ -80,6 +80,10 @@ class Evidence:
             date=manifest.created,
         )
 
+    def under(self, manifest: Manifest) -> Evidence:
+        """Return the same evidence under another manifest: another verdict, or a later one."""
+        return Evidence.of(manifest, self.measurement, self.localizations, self.latency, self.groups, self.policies)
+
     @classmethod
     def read(cls, bundle: Path) -> Evidence:
         """Read the evidence of a finished bundle. Raises `BundleError` for a folder that is none, or lacks its measurement."""
@@ -88,6 +92,14 @@ class Evidence:
         if not manifest.measured:
             again = f"nemo-edge rebake {bundle} --neurons {bundle}/neurons.json --measure"
             raise BundleError(f"the neurons of {bundle} were changed since it was measured: measure it again with `{again}`")
+        return cls.gather(bundle, manifest, _model(Measurement, bundle / "measurement.json"))
+
+    @classmethod
+    def gather(cls, bundle: Path, manifest: Manifest, measurement: Measurement) -> Evidence:
+        """Read what lies in a bundle, be it one that is not finished, beside a measurement of it.
+
+        Raises `BundleError` for what is missing, and for prompts that are not those of the measurement.
+        """
         latency = _model(Latency, bundle / "latency.json") if (bundle / "latency.json").is_file() else None
         try:
             localizations = tuple(read_results(bundle / "localization.jsonl"))
@@ -96,7 +108,6 @@ class Evidence:
                 groups = []  # what variants bring back was found with the groups' own neurons
         except (OSError, InputError) as error:
             raise _unreadable(bundle, "localization.jsonl, groups.jsonl or policies.json") from error
-        measurement = _model(Measurement, bundle / "measurement.json")
         if {m.prompt for v in measurement.variants for m in v.mitigations} - {r.prompt for r in localizations}:
             raise BundleError(f"{bundle}: measurement.json and localization.jsonl are of different prompts: build the bundle again")
         return cls.of(manifest, measurement, localizations, latency, groups, policies)

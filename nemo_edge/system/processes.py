@@ -6,7 +6,7 @@ The function is named and not given, so that the process that asks need not hold
 
 from __future__ import annotations
 
-__all__ = ["beside", "rest", "run", "run_apart"]
+__all__ = ["beside", "rest", "run", "run_in_process", "why_ended"]
 
 import multiprocessing
 import os
@@ -25,12 +25,12 @@ _LIBRARIES = "nemo_edge.export.preload"
 """What most functions need; imported once, for all processes, where the system can fork."""
 
 
-def run(apart: bool, what: str, progress: Progress, function: str, *arguments: Any) -> Any:
-    """Call `function` here, or `apart`."""
-    return run_apart(what, progress, function, *arguments) if apart else _resolve(function)(*arguments, progress)
+def run(separate: bool, what: str, progress: Progress, function: str, *arguments: Any) -> Any:
+    """Call `function` here, or in a `separate` process."""
+    return run_in_process(what, progress, function, *arguments) if separate else _resolve(function)(*arguments, progress)
 
 
-def run_apart(what: str, progress: Progress, function: str, *arguments: Any) -> Any:
+def run_in_process(what: str, progress: Progress, function: str, *arguments: Any) -> Any:
     """Return `function(*arguments, progress)`, called in a fresh process; its progress is told to `progress` here.
 
     `function` is "module.name"; arguments, result and errors go through pickle. Raises what the function raises, and
@@ -41,13 +41,13 @@ def run_apart(what: str, progress: Progress, function: str, *arguments: Any) -> 
 
 
 @contextmanager
-def beside(apart: bool, what: str, progress: Progress, function: str, *arguments: Any) -> Iterator[Callable[[], Any]]:
-    """Within the context `function` runs `apart`, and other work goes on here; yields the function that waits for its result.
+def beside(separate: bool, what: str, progress: Progress, function: str, *arguments: Any) -> Iterator[Callable[[], Any]]:
+    """Within the context `function` runs in a `separate` process, beside what goes on here; yields the function that waits for its result.
 
-    It leaves a core to what goes on here, and is ended at once where the context is left without having waited. Without `apart` it
+    It leaves a core to what goes on here, and is ended at once where the context is left without having waited. Without one it
     runs when its result is asked for.
     """
-    if apart:
+    if separate:
         with _started(what, progress, function, *arguments, aside=True) as answer:
             yield answer
     else:
@@ -66,15 +66,8 @@ def _started(what: str, progress: Progress, function: str, *arguments: Any, asid
             done, value = _answer(here, progress)
         except EOFError as error:
             process.join()
-            if process.exitcode == 1:  # a signal's is negative: it could not import the program that runs here
-                raise InputError(
-                    f"the process that was to {what} could not begin: a script that calls nemo-edge does so below "
-                    "`if __name__ == '__main__':`, since every process imports it"
-                ) from error
-            raise InputError(
-                f"the process that was to {what} was killed (exit code {process.exitcode}): "
-                "is there enough memory? `nemo-edge doctor --model` estimates it"
-            ) from error
+            remedy = "is there enough memory? `nemo-edge doctor --model` estimates it"
+            raise why_ended(process.exitcode, what, remedy) from error
         process.join(_PATIENCE_S)
         if not done:
             raise value
@@ -91,6 +84,16 @@ def _started(what: str, progress: Progress, function: str, *arguments: Any, asid
             process.join(_PATIENCE_S)
             process.kill()  # it was busy inside of a library
             process.join()
+
+
+def why_ended(exit_code: int | None, what: str, remedy: str) -> InputError:
+    """Return what to say of a process that was to do `what` and ended without an answer; `remedy` is for one that was killed."""
+    if exit_code == 1:  # a signal's is negative: it could not import the program that runs here
+        return InputError(
+            f"the process that was to {what} could not begin: a script that calls nemo-edge does so below "
+            "`if __name__ == '__main__':`, since every process imports it"
+        )
+    return InputError(f"the process that was to {what} was killed (exit code {exit_code}): {remedy}")
 
 
 def rest() -> None:

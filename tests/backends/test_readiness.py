@@ -1,20 +1,14 @@
-"""A machine that cannot run a bundle's engines, or those of a recipe, is told in one line, before anything is opened or built."""
+"""A machine that cannot run a bundle's engines is told in one line, before anything is opened."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Any
 
 import plans
 import pytest
 
-from nemo_edge.backends import readiness
-from nemo_edge.backends.readiness import check_compiles, check_plans, check_runs
+from nemo_edge.backends.readiness import check_plans
 from nemo_edge.backends.tensorrt import flavours
-from nemo_edge.model.checkpoint import Checkpoint
-from nemo_edge.recipe.recipe import Recipe
-from nemo_edge.recipe.settings import CheckpointSettings, PromptSettings
 from nemo_edge.system.environment import Gpu
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency
 
@@ -41,12 +35,6 @@ def bundle(tmp_path: Path) -> Path:
         name = f"engines/{place}.tensorrt.sm90.plan"
         plans.write(tmp_path, plans.standard(), plans.standard_sidecar(component=place, plan=name), name)
     return tmp_path
-
-
-def recipe(backend: str = "tensorrt", **tables: Any) -> Recipe:
-    own = {"name": "x", "output": Path("o"), "checkpoint": CheckpointSettings(path="c")}
-    prompts = PromptSettings(memorized=Path("m"), general=Path("g"))
-    return Recipe.model_validate({**own, "prompts": prompts, "engine": {"backend": backend}, "tensorrt": {}, "tensorrt_rtx": {}, **tables})
 
 
 def test_engines_for_this_gpu_and_version_are_let_pass(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,55 +76,3 @@ def test_a_component_without_an_engine_comes_before_the_machine(bundle: Path, mo
     (bundle / "engines" / "unet.tensorrt.sm90.json").write_text("{}")
     with pytest.raises(BundleError, match="does not describe a plan"):
         check_plans(bundle, PLACES, "tensorrt")
-
-
-def test_a_build_that_runs_tensorrt_s_engines_needs_a_gpu_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_machine(monkeypatch)
-    pytest.importorskip("tensorrt_rtx")
-    with pytest.raises(MissingDependency, match="TensorRT-RTX runs on an NVIDIA GPU, and nvidia-smi sees none here"):
-        check_runs(recipe("tensorrt-rtx"))
-    check_runs(recipe("onnxruntime"))
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(MissingDependency, match="TensorRT is not installed"):
-        check_runs(recipe("tensorrt"))
-
-
-@pytest.mark.parametrize(
-    ("targets", "capability", "runs"), [((), "8.9", True), ((), "9.0", False), (("sm86",), "8.6", True), (("sm86",), "8.9", False)]
-)
-def test_a_build_whose_targets_are_other_gpus_is_refused(
-    monkeypatch: pytest.MonkeyPatch, targets: tuple[str, ...], capability: str, runs: bool
-) -> None:
-    pytest.importorskip("tensorrt_rtx")
-    with_machine(monkeypatch, capability)
-    settings = recipe("tensorrt-rtx", tensorrt_rtx={"targets": targets})
-    if runs:
-        check_runs(settings)
-        return
-    with pytest.raises(
-        MissingDependency, match=f"do not run here, .* this machine has sm{capability.replace('.', '')}; change its targets"
-    ):
-        check_runs(settings)
-
-
-def test_a_decoder_that_stays_in_fp32_is_not_for_turing_and_that_is_told_before_the_export(
-    toy_sdxl: Checkpoint, toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(readiness, "check", lambda flavour, _: asked.append(flavour))
-    xl = Path(toy_sdxl.source)
-
-    def turing(**changes: Any) -> Recipe:
-        rtx = {"targets": ("sm75", "sm86"), **changes}
-        return recipe("onnxruntime", export={"dtype": "fp16"}, tensorrt=None, tensorrt_rtx=rtx)
-
-    said = r"vae_decoder is fp32: leave vae_decoder out of tensorrt_rtx.components, or sm75 out of its targets; .*\(force_upcast\)"
-    for components in (None, ("unet_masked", "vae_decoder")):
-        with pytest.raises(InputError, match=said):
-            check_compiles(turing(components=components), xl)
-    assert asked == []
-    check_compiles(turing(components=("unet_masked",)), xl)
-    check_compiles(turing(targets=("sm86",)), xl)
-    check_compiles(turing(), toy_folder)
-    check_compiles(turing(), tmp_path / "single.safetensors")
-    assert asked == ["tensorrt-rtx"] * 4

@@ -190,7 +190,7 @@ def test_processes_of_their_own_write_the_same_bytes(source: CheckpointSettings,
 
     here = export("here")
     monkeypatch.setattr(production, "_LARGE_BYTES", 0)
-    assert export("apart") == here
+    assert export("separate") == here
     assert [e.model for e in here[1]] == [f"{p}/model.onnx" for p in ("text_encoder", "unet", "unet_masked", "vae_decoder")]
     assert not [name for name in here[0] if name.startswith(".")]
 

@@ -1,4 +1,4 @@
-"""What processes apart import: quietly, and before they need it."""
+"""What processes of their own import: quietly, and before they need it."""
 
 from __future__ import annotations
 

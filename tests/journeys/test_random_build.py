@@ -23,7 +23,8 @@ from nemo_edge.recipe.recipe import Recipe, load_recipe, with_random_weights
 from nemo_edge.recipe.settings import ExportSettings, GateSettings, LatencySettings
 from nemo_edge.recipe.targets import ProfileSettings, TensorRtRtxSettings, TensorRtSettings
 from nemo_edge.release import _footprint as footprint
-from nemo_edge.release.build import build, plan, weights_folder
+from nemo_edge.release.build import build, plan
+from nemo_edge.release.random_weights import weights_folder
 from nemo_edge.release.review import judge_again, report_again, time_again
 from nemo_edge.system.environment import gpus
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency

@@ -18,7 +18,8 @@ from nemo_edge.localization.groups import groups_in
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.settings import GateSettings
-from nemo_edge.release.build import build, lock, plan
+from nemo_edge.release._cache import lock
+from nemo_edge.release.build import build, plan
 from nemo_edge.release.review import judge_again
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import sha256_file

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
+from backends.test_readiness import with_machine
 from rebuilding import Record
+from safetensors.torch import load_file
 
+from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.recipe.recipe import Recipe, load_recipe
-from nemo_edge.recipe.settings import FidelitySettings, LatencySettings
+from nemo_edge.recipe.settings import CheckpointSettings, FidelitySettings, LatencySettings, PromptSettings
 from nemo_edge.release import _footprint as footprint
+from nemo_edge.release import _preflight
+from nemo_edge.release._footprint import estimate
+from nemo_edge.release._preflight import check_compiles, check_runs, preflight
 from nemo_edge.release.build import build, plan
 from nemo_edge.release.random_weights import MARKER, RandomWeights
-from nemo_edge.system.errors import InputError
+from nemo_edge.system.errors import InputError, MissingDependency
 
 
 def test_a_dry_run_says_which_sizes_the_graph_cannot_take(tiny_recipe: Path) -> None:
@@ -111,3 +120,96 @@ def test_random_weights_are_no_checkpoint(tiny_recipe: Path, tmp_path: Path, nam
         with pytest.raises(InputError, match=rf"carries random weights \({name}\), .*: pass --random-weights {remedy}$"):
             run(recipe)
     assert not recipe.output.exists()
+
+
+def small(backend: str = "tensorrt", **tables: Any) -> Recipe:
+    own = {"name": "x", "output": Path("o"), "checkpoint": CheckpointSettings(path="c")}
+    prompts = PromptSettings(memorized=Path("m"), general=Path("g"))
+    return Recipe.model_validate({**own, "prompts": prompts, "engine": {"backend": backend}, "tensorrt": {}, "tensorrt_rtx": {}, **tables})
+
+
+def test_a_build_that_runs_tensorrt_s_engines_needs_a_gpu_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_machine(monkeypatch)
+    pytest.importorskip("tensorrt_rtx")
+    with pytest.raises(MissingDependency, match="TensorRT-RTX runs on an NVIDIA GPU, and nvidia-smi sees none here"):
+        check_runs(small("tensorrt-rtx"))
+    check_runs(small("onnxruntime"))
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(MissingDependency, match="TensorRT is not installed"):
+        check_runs(small("tensorrt"))
+
+
+@pytest.mark.parametrize(
+    ("targets", "capability", "runs"), [((), "8.9", True), ((), "9.0", False), (("sm86",), "8.6", True), (("sm86",), "8.9", False)]
+)
+def test_a_build_whose_targets_are_other_gpus_is_refused(
+    monkeypatch: pytest.MonkeyPatch, targets: tuple[str, ...], capability: str, runs: bool
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    with_machine(monkeypatch, capability)
+    settings = small("tensorrt-rtx", tensorrt_rtx={"targets": targets})
+    if runs:
+        check_runs(settings)
+        return
+    with pytest.raises(
+        MissingDependency, match=f"do not run here, .* this machine has sm{capability.replace('.', '')}; change its targets"
+    ):
+        check_runs(settings)
+
+
+def test_a_decoder_that_stays_in_fp32_is_not_for_turing_and_that_is_told_before_the_export(
+    toy_sdxl: Checkpoint, toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(_preflight, "check", lambda flavour, _: asked.append(flavour))
+    xl = Path(toy_sdxl.source)
+
+    def turing(**changes: Any) -> Recipe:
+        rtx = {"targets": ("sm75", "sm86"), **changes}
+        return small("onnxruntime", export={"dtype": "fp16"}, tensorrt=None, tensorrt_rtx=rtx)
+
+    said = r"vae_decoder is fp32: leave vae_decoder out of tensorrt_rtx.components, or sm75 out of its targets; .*\(force_upcast\)"
+    for components in (None, ("unet_masked", "vae_decoder")):
+        with pytest.raises(InputError, match=said):
+            check_compiles(turing(components=components), xl)
+    assert asked == []
+    check_compiles(turing(components=("unet_masked",)), xl)
+    check_compiles(turing(targets=("sm86",)), xl)
+    check_compiles(turing(), toy_folder)
+    check_compiles(turing(), tmp_path / "single.safetensors")
+    assert asked == ["tensorrt-rtx"] * 4
+
+
+def test_weights_that_are_no_safetensors_are_not_judged_by_their_size(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = shutil.copytree(tiny_recipe.parent / "model", tmp_path / "model")
+    for path in list(model.rglob("*.safetensors")):
+        torch.save(load_file(path), path.with_suffix(".bin"))
+        path.unlink()
+    recipe = load_recipe(tiny_recipe)
+    checkpoint = recipe.checkpoint.model_copy(update={"path": str(model), "allow_pickle": True})
+    recipe = recipe.model_copy(update={"checkpoint": checkpoint, "output": tmp_path / "out"})
+    monkeypatch.setattr(footprint, "memory_available", lambda: 0)
+    assert preflight(recipe, Record()).footprint is None
+
+
+def test_a_build_sees_what_its_dry_run_saw(tiny_recipe: Path, tiny_bundle: Path) -> None:
+    recipe = load_recipe(tiny_recipe)
+    seen = preflight(recipe, Record())
+    assert (seen.up_to_date, seen.footprint) == (True, None)
+    assert (seen.key, seen.keys) == (plan(recipe).key, plan(tiny_recipe).stages)
+    other = preflight(recipe.model_copy(update={"name": "other"}), Record())
+    assert other.keys == seen.keys
+    assert (other.key == seen.key, other.up_to_date) == (False, False)
+    assert other.footprint == estimate(recipe.checkpoint.path, recipe.output).model_copy(
+        update={"memory_available_bytes": other.footprint.memory_available_bytes, "disk_free_bytes": other.footprint.disk_free_bytes}
+    )
+
+
+def test_components_that_are_run_and_not_compiled_are_found_before_the_export(toy_sdxl: Checkpoint) -> None:
+    """How many text encoders there are is known once the checkpoint is looked at."""
+    components = ("text_encoder", "unet", "unet_masked", "vae_decoder")
+    recipe = small("tensorrt-rtx", tensorrt=None, tensorrt_rtx={"components": components})
+    with pytest.raises(InputError, match=r"needs engines of text_encoder_2 too: add them to tensorrt_rtx\.components"):
+        _preflight._check_model(recipe, Path(toy_sdxl.source))

@@ -29,7 +29,8 @@ from nemo_edge.model.neurons import NeuronSet, OfficialRow, write_official_csv
 from nemo_edge.recipe.recipe import load_recipe
 from nemo_edge.recipe.settings import ExportSettings, GateSettings
 from nemo_edge.recipe.targets import TensorRtRtxSettings
-from nemo_edge.release.build import lock, plan
+from nemo_edge.release._cache import lock
+from nemo_edge.release.build import plan
 from nemo_edge.release.rebake import rebake
 from nemo_edge.release.review import judge_again, report_again, time_again
 from nemo_edge.system.errors import BundleError, InputError

@@ -17,7 +17,7 @@ import pytest
 
 from nemo_edge.recipe.settings import ExportSettings
 from nemo_edge.system.errors import BundleError, InputError
-from nemo_edge.system.processes import run, run_apart
+from nemo_edge.system.processes import run, run_in_process
 from nemo_edge.system.progress import Advance, Progress
 
 HERE = "system.test_processes"
@@ -105,7 +105,7 @@ def no_process_is_left() -> Iterator[None]:
 
 @pytest.mark.parametrize("value", [ExportSettings(dtype="fp16", fp32=("unet",)), Plain(Path("/x"), ExportSettings()), {"a": (1, None)}])
 def test_what_goes_there_comes_back_the_same_from_another_process(value: object) -> None:
-    found, pid = run_apart("give back", Progress(), f"{HERE}.give_back", value)
+    found, pid = run_in_process("give back", Progress(), f"{HERE}.give_back", value)
     assert (found, type(found)) == (value, type(value))
     assert pid != os.getpid()
 
@@ -115,10 +115,10 @@ def test_a_function_is_called_here_unless_it_is_wanted_apart() -> None:
     assert run(True, "give back", Progress(), f"{HERE}.give_back", 1)[1] != os.getpid()
 
 
-@pytest.mark.parametrize("apart", [False, True])
-def test_progress_is_told_in_order(apart: bool) -> None:
+@pytest.mark.parametrize("separate", [False, True])
+def test_progress_is_told_in_order(separate: bool) -> None:
     told = Told()
-    assert run(apart, "work", told, f"{HERE}.work") == "done"
+    assert run(separate, "work", told, f"{HERE}.work") == "done"
     assert told.said == [
         *(("first", 3), 2, "phase: half", "note: in first", 1, "end"),
         *(("second", 3), 2, "phase: half", "note: in second", 1, "end"),
@@ -127,30 +127,30 @@ def test_progress_is_told_in_order(apart: bool) -> None:
 
 def test_an_error_on_purpose_is_raised_as_it_is() -> None:
     with pytest.raises(BundleError, match=r"^no bundle: make one$"):
-        run_apart("refuse", Progress(), f"{HERE}.refuse")
+        run_in_process("refuse", Progress(), f"{HERE}.refuse")
     from nemo_edge.export._component import Disagreement
 
     with pytest.raises(Disagreement, match=r"^off$") as raised:
-        run_apart("disagree", Progress(), f"{HERE}.fail_with_finite")
+        run_in_process("disagree", Progress(), f"{HERE}.fail_with_finite")
     assert not raised.value.finite
 
 
 def test_another_error_keeps_its_name() -> None:
     with pytest.raises(RuntimeError, match=r"^ZeroDivisionError: division by zero$"):
-        run_apart("stumble", Progress(), f"{HERE}.stumble")
+        run_in_process("stumble", Progress(), f"{HERE}.stumble")
 
 
 def test_a_process_that_is_killed_is_named_with_its_exit_code() -> None:
     told = Told()
     with pytest.raises(InputError, match=r"the process that was to export unet was killed \(exit code -9\): is there enough memory\?"):
-        run_apart("export unet", told, f"{HERE}.die")
+        run_in_process("export unet", told, f"{HERE}.die")
     assert told.said[:2] == [("dying", 2), 1]
 
 
 SCRIPT = """
 import sys
 from pathlib import Path
-from nemo_edge.system.processes import run_apart
+from nemo_edge.system.processes import run_in_process
 from nemo_edge.system.exits import exit_code, stop_on_sigterm
 from nemo_edge.system.progress import Progress
 
@@ -162,7 +162,7 @@ if __name__ == "__main__":
     stop_on_sigterm()
     print("started", flush=True)
     try:
-        run_apart("sleep", Loud(), "system.test_processes.sleep_in", Path(sys.argv[1]))
+        run_in_process("sleep", Loud(), "system.test_processes.sleep_in", Path(sys.argv[1]))
     except BaseException as error:
         sys.exit(exit_code(error))
 """
@@ -170,7 +170,7 @@ if __name__ == "__main__":
 
 @contextmanager
 def parent(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A program that runs `sleep_in` apart, in a process group of its own, as a shell starts it."""
+    """A program that runs `sleep_in` in a separate process, in a process group of its own, as a shell starts it."""
     (folder / "script.py").write_text(SCRIPT)
     paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
     process = subprocess.Popen(
@@ -232,8 +232,8 @@ def test_ctrl_c_before_the_first_process_is_there_leaves_neither(tmp_path: Path)
 
 
 def test_a_run_says_nothing_of_its_own(tmp_path: Path) -> None:
-    code = "from nemo_edge.system.processes import run_apart; from nemo_edge.system.progress import Progress\n"
-    code += "if __name__ == '__main__': print(run_apart('work', Progress(), 'system.test_processes.work'))\n"
+    code = "from nemo_edge.system.processes import run_in_process; from nemo_edge.system.progress import Progress\n"
+    code += "if __name__ == '__main__': print(run_in_process('work', Progress(), 'system.test_processes.work'))\n"
     (tmp_path / "script.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
     done = subprocess.run([sys.executable, str(tmp_path / "script.py")], env=environment, capture_output=True, text=True, check=True)
@@ -241,8 +241,8 @@ def test_a_run_says_nothing_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_script_that_every_process_would_run_again_is_told_what_to_do(tmp_path: Path) -> None:
-    code = "from nemo_edge.system.processes import run_apart; from nemo_edge.system.progress import Progress\n"
-    code += "print(run_apart('work', Progress(), 'system.test_processes.work'))\n"
+    code = "from nemo_edge.system.processes import run_in_process; from nemo_edge.system.progress import Progress\n"
+    code += "print(run_in_process('work', Progress(), 'system.test_processes.work'))\n"
     (tmp_path / "script.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
     done = subprocess.run([sys.executable, str(tmp_path / "script.py")], env=environment, capture_output=True, text=True, check=False)

@@ -22,6 +22,7 @@ from typing import Any
 from nemo_edge.backends.tensorrt.plans import Shapes
 from nemo_edge.system.errors import ExportError, InputError, MissingDependency, NemoEdgeError
 from nemo_edge.system.files import explain, write_atomically
+from nemo_edge.system.processes import why_ended
 from nemo_edge.system.progress import Advance, Progress
 
 _SCALE = 100
@@ -126,10 +127,8 @@ def run_job(job: Job, description: str, progress: Progress) -> Built:
         finished = True
     except EOFError as error:
         process.join()
-        raise InputError(
-            f"the process that compiled {job.model} was killed (exit code {process.exitcode}), most often for want of memory: free some, "
-            "compile one component at a time, or take smaller profiles"
-        ) from error
+        remedy = "most often for want of memory: free some, compile one component at a time, or take smaller profiles"
+        raise why_ended(process.exitcode, f"compile {job.model}", remedy) from error
     finally:
         if process.pid is not None:
             process.kill() if not finished else None

@@ -1,0 +1,86 @@
+"""Runs the stages whose results are not there yet, and puts all results into a bundle.
+
+Results are kept in `.<bundle>.build/<stage>-<key>/` beside the bundle, with the hash of each file. Knows folders and hashes; what a
+stage does is its own business.
+"""
+
+from __future__ import annotations
+
+__all__ = ["cache_of", "is_kept", "lock", "run_stages"]
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from nemo_edge.bundle.manifest import copy_tree
+from nemo_edge.release._stages import Stage, Work, stages_of
+from nemo_edge.system.errors import InputError
+from nemo_edge.system.files import sha256_file, write_atomically
+
+_RECORD = "stage.json"
+
+
+def cache_of(output: Path) -> Path:
+    """Where a build of the bundle `output` keeps the results of its stages."""
+    return output.parent / f".{output.name}.build"
+
+
+def is_kept(output: Path, stage: str, key: str) -> bool:
+    """Whether a stage has left its results under this key; whether they are whole is not asked."""
+    return (_folder(output, stage, key) / _RECORD).is_file()
+
+
+@contextmanager
+def lock(output: Path) -> Iterator[None]:
+    """Hold the build's cache for this process. Raises `InputError` while another build of the same bundle runs."""
+    folder = cache_of(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another build of {output} is running: wait for it, or give another output") from error
+        yield
+
+
+def run_stages(work: Work, keys: Mapping[str, str]) -> dict[str, str]:
+    """Fill `work.bundle`, stage by stage; return the hashes of the files in it that are known already.
+
+    What a stage left before is taken where its key is the same and its files are as it left them.
+    """
+    hashes: dict[str, str] = {}
+    for stage in stages_of(work.recipe):
+        if stage.key is None:
+            stage.work(work, work.bundle)
+            continue
+        folder = _folder(work.recipe.output, stage.name, keys[stage.name])
+        found = _results(stage, work, folder)
+        work.results[stage.name] = folder
+        private = (_RECORD, *stage.private)
+        copy_tree(folder, work.bundle, leave=private)
+        hashes |= {name: digest for name, digest in found.items() if Path(name).parts[0] not in private}
+    return hashes
+
+
+def _folder(output: Path, stage: str, key: str) -> Path:
+    return cache_of(output) / f"{stage}-{key[:12]}"
+
+
+def _results(stage: Stage, work: Work, folder: Path) -> dict[str, str]:
+    """The hash of each file of a stage's results in `folder`, which are made now unless they are there as they were left."""
+    record = folder / _RECORD
+    if record.is_file():
+        found: dict[str, str] = json.loads(record.read_text())
+        if all((folder / name).is_file() and sha256_file(folder / name) == digest for name, digest in found.items()):
+            work.progress.note(f"{stage.name}: nothing has changed")
+            return found
+    if folder.is_dir() and (record.is_file() or not stage.goes_on):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    stage.work(work, folder)
+    found = {p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    write_atomically(record, json.dumps(found, indent=1) + "\n")
+    return found

@@ -1,0 +1,117 @@
+"""The key of each stage: a hash of everything its result depends on, so that no result is taken for that of other inputs.
+
+A key is made of the keys of the stages before it; each function here names what else a stage depends on.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Given", "bundle_key"]
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.recipe.settings import SCORE
+from nemo_edge.recipe.targets import FLAVOUR_OF
+from nemo_edge.release._inputs import Inputs
+from nemo_edge.system.environment import USED, packages_of
+from nemo_edge.system.files import sha256_json
+
+_CALIBRATED = ("layers", "seed", "samples", "steps")
+"""The localization's settings that statistics and τ hang on."""
+_NO_MATTER = ("rows", "prompts")
+"""Those of them that only the time hangs on."""
+_FORMAT = "ONNX files without the exporter's notes"
+"""What exported files are like: those that were kept from before are not taken for them."""
+_COUNTED = "copies of every known training picture"
+"""What the measurement counts: one that counted less is not taken for it."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a key is made of: the recipe, what it names, and the keys of the stages before."""
+
+    recipe: Recipe
+    inputs: Inputs
+    keys: Mapping[str, str]
+
+    @cached_property
+    def tables(self) -> dict[str, Any]:
+        """The recipe's tables as JSON has them."""
+        return self.recipe.model_dump(mode="json")
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The versions of the packages that every stage uses."""
+        return {name: version for name, version in self.inputs.machine.versions.items() if name in USED}
+
+    @property
+    def gpus(self) -> list[tuple[str, str]]:
+        """The name of each GPU and its driver."""
+        return [(gpu.name, gpu.driver) for gpu in self.inputs.machine.gpus]
+
+    @property
+    def engine(self) -> object:
+        """How engines are run, and where they are compiled ones, which and on which GPUs."""
+        flavour = self.recipe.engine.flavour
+        used = next((self.keys[table] for table, value in FLAVOUR_OF.items() if value == flavour), None)
+        return [self.tables["engine"], used, self.gpus] if used else self.tables["engine"]
+
+
+def of_calibrate(given: Given) -> object:
+    """General prompts, weights, and the settings of statistics and τ."""
+    inputs, tables, general = given.inputs, given.tables, [prompt.text for prompt in given.inputs.general]
+    settings = [tables["localization"][name] for name in _CALIBRATED]
+    device = tables["checkpoint"]["device"]
+    return [SCORE, given.versions, inputs.checkpoint, device, general, tables["calibration"], inputs.statistics, settings]
+
+
+def of_localize(given: Given) -> object:
+    """Memorized prompts, and the settings of the search."""
+    memorized = given.inputs.memorized
+    search = {name: value for name, value in given.tables["localization"].items() if name not in _NO_MATTER}
+    return [given.keys["calibrate"], [p.text for p in memorized], [(p.url, p.cluster) for p in memorized], search]
+
+
+def of_random_neurons(given: Given) -> object:
+    """Random weights, and which neurons they are to lose."""
+    inputs, tables = given.inputs, given.tables
+    return [given.versions, inputs.checkpoint, inputs.prompts, tables["random_weights"], tables["localization"]["layers"]]
+
+
+def of_policies(given: Given) -> object:
+    """What was localized."""
+    return [given.keys["localize"], "policies"]
+
+
+def of_export(given: Given) -> object:
+    """The neurons, and the settings of the ONNX files."""
+    return [given.keys["localize"], given.tables["export"], _FORMAT]
+
+
+def of_plans(table: str, given: Given) -> object:
+    """The ONNX files, the settings of `table`, its compiler, and for TensorRT the GPU."""
+    compiler = packages_of(FLAVOUR_OF[table], given.inputs.machine.versions)
+    return [given.keys["export"], given.tables[table], compiler, given.gpus if table == "tensorrt" else []]
+
+
+def of_measure(given: Given) -> object:
+    """The engines, how they are run, training pictures, and the settings of the examination."""
+    held_out, tables = [prompt.text for prompt in given.inputs.held_out], given.tables
+    return [given.keys["export"], given.engine, given.inputs.prompts, held_out, tables["sampling"], tables["fidelity"], _COUNTED]
+
+
+def of_latency(given: Given) -> object:
+    """The engines, how they are run, and the machine."""
+    passing: Any = {"gpus": {"__all__": {"clock_mhz", "temperature_c", "throttled_by"}}, "versions": True}
+    here = given.inputs.machine.model_dump(mode="json", exclude=passing)
+    return [given.keys["export"], given.engine, given.tables["sampling"], given.tables["latency"], here]
+
+
+def bundle_key(recipe: Recipe, keys: Mapping[str, str]) -> str:
+    """A hash of all that the bundle depends on: those of its last stages, and what costs no work: its name, the gates, how it is run."""
+    last = [keys[stage] for stage in keys if stage not in ("calibrate", "localize")]
+    own = recipe.model_dump(mode="json", include={"name", "gates", "engine", "sampling"})
+    return sha256_json([last, own])

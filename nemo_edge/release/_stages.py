@@ -1,0 +1,214 @@
+"""The stages of a build, as data: what each is called, what its key is made of, and the function that does it.
+
+A stage reads the recipe, its inputs and the bundle as far as it is made, and leaves files in a folder of its own, which become a
+part of the bundle. To add one is to add an entry to `STAGES`; which of them must run is for `_cache` to find out.
+"""
+
+from __future__ import annotations
+
+__all__ = ["STAGES", "Checkpoint", "Stage", "Work", "measure", "stage_keys", "stages_of"]
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nemo_edge import __version__
+from nemo_edge.export.production import OnnxFile, compile_stage, export_stage, is_large, neurons_stage, plan_stage
+from nemo_edge.model.neurons import NeuronSet
+from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.recipe.settings import CheckpointSettings
+from nemo_edge.recipe.targets import FLAVOUR_OF
+from nemo_edge.release import _keys as keys
+from nemo_edge.release._inputs import Inputs
+from nemo_edge.system.files import sha256_json, write_atomically
+from nemo_edge.system.processes import rest
+from nemo_edge.system.progress import Progress
+
+if TYPE_CHECKING:
+    from nemo_edge.model import checkpoint as opened
+
+_EXPORTED = "exported.json"
+"""What the export says of its files; the bundle has it in other words."""
+
+
+class Checkpoint:
+    """The checkpoint in float32, opened by the first stage that needs it."""
+
+    def __init__(self, source: CheckpointSettings) -> None:
+        self.source = source
+        self._open: opened.Checkpoint | None = None
+
+    def open(self) -> opened.Checkpoint:
+        """Return it, open."""
+        if self._open is None:
+            from nemo_edge.model.checkpoint import open_checkpoint
+
+            self._open = open_checkpoint(self.source.path, allow_pickle=self.source.allow_pickle, device=self.source.device)
+        return self._open
+
+    def close(self) -> None:
+        """Give its memory to what comes next."""
+        self._open = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage gets."""
+
+    recipe: Recipe
+    inputs: Inputs
+    checkpoint: Checkpoint
+    bundle: Path
+    """The bundle as far as the stages before have made it."""
+    progress: Progress
+    results: dict[str, Path] = field(default_factory=dict)
+    """The folder of each stage that is done: it also has what is not for the bundle."""
+
+    @property
+    def onnx_files(self) -> list[OnnxFile]:
+        """The ONNX files of the bundle."""
+        return [OnnxFile(file["model"], file["dtype"]) for file in json.loads((self.results["export"] / _EXPORTED).read_text())]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: `work` fills a folder, which is kept until `key` returns something else."""
+
+    name: str
+    key: Callable[[keys.Given], object] | None
+    """None: it costs nothing, so that it is done each time, and its folder is the bundle."""
+    work: Callable[[Work, Path], object]
+    wanted: Callable[[Recipe], bool] = lambda _: True
+    goes_on: bool = False
+    """Whether it takes up what an interrupted run of it has left in the folder, which it gets empty otherwise."""
+    private: tuple[str, ...] = ()
+    """Names in its folder that are not for the bundle."""
+
+
+def stages_of(recipe: Recipe) -> list[Stage]:
+    """The stages that a recipe's build has, in order."""
+    return [stage for stage in STAGES if stage.wanted(recipe)]
+
+
+def stage_keys(recipe: Recipe, inputs: Inputs) -> dict[str, str]:
+    """The key of each stage of a recipe's build whose results are kept."""
+    found: dict[str, str] = {}
+    for stage in stages_of(recipe):
+        if stage.key is not None:
+            found[stage.name] = sha256_json(stage.key(keys.Given(recipe, inputs, found)))
+    return found
+
+
+def calibrate(work: Work, folder: Path) -> None:
+    """Statistics of the neurons on general prompts, and τ: `calibration.safetensors`."""
+    from nemo_edge.localization.stages import calibrate_stage
+
+    calibrate_stage(work.checkpoint.open(), work.recipe, work.inputs.general, folder, work.progress)
+
+
+def localize(work: Work, folder: Path) -> None:
+    """The neurons of each memorized prompt, and all of them: `localization.jsonl`, `neurons.json`."""
+    from nemo_edge.localization.calibration import Calibration
+    from nemo_edge.localization.stages import localize_stage
+
+    calibration = Calibration.load(work.bundle / "calibration.safetensors")
+    localize_stage(work.checkpoint.open(), calibration, work.recipe, work.inputs.memorized, folder, work.progress)
+
+
+def choose_neurons(work: Work, folder: Path) -> None:
+    """`neurons.json` of random weights, which hold no memories."""
+    assert work.recipe.random_weights is not None
+    neurons_stage(work.recipe.checkpoint, work.recipe.random_weights, work.recipe.localization.layers, folder, work.progress)
+
+
+def make_policies(work: Work, folder: Path) -> None:
+    """What a server can be asked to silence: `policies.json`."""
+    from nemo_edge.release.bundlepolicies import policies_stage
+
+    general = [prompt.text for prompt in work.inputs.general]
+    policies_stage(work.checkpoint.open(), work.inputs.memorized, general, work.bundle, folder, work.progress)
+
+
+def export(work: Work, folder: Path) -> None:
+    """ONNX files of every component, each compared with eager."""
+    if is_large(work.recipe.checkpoint):
+        work.checkpoint.close()  # its memory is for the processes that export
+    neurons = NeuronSet.load(work.bundle / "neurons.json")
+    provenance = {"version": __version__, "checkpoint": sha256_json(work.inputs.checkpoint)}
+    exported = export_stage(work.recipe.checkpoint, work.recipe.export, neurons, folder, provenance, work.progress)
+    write_atomically(folder / _EXPORTED, json.dumps([e.model_dump(mode="json") for e in exported], indent=1) + "\n")
+
+
+def compile_plans(table: str, work: Work, folder: Path) -> None:
+    """TensorRT engines, as a table of the recipe wants them."""
+    rest()  # the compiler needs the memory, and none of the libraries
+    plan_stage(work.bundle, work.onnx_files, getattr(work.recipe, table), FLAVOUR_OF[table], folder, work.progress)
+
+
+def describe_sessions(work: Work, folder: Path) -> None:
+    """How ONNX Runtime runs each ONNX file: `engines/<component>.onnxruntime.<provider>.json`."""
+    compile_stage(folder, work.recipe.engine, work.onnx_files)
+
+
+def measure(work: Work, folder: Path) -> None:
+    """What the engines do with the memories and with everybody else's pictures: `measurement.json`, and the pictures."""
+    from nemo_edge.localization.calibration import Calibration
+    from nemo_edge.localization.localizer import read_results
+    from nemo_edge.measure.examination import Subject, examine
+
+    found = {result.prompt: result for result in read_results(work.bundle / "localization.jsonl")}
+    subject = Subject(
+        checkpoint=work.checkpoint.open(),
+        bundle=work.bundle,
+        recipe=work.recipe,
+        memorized=work.inputs.memorized,
+        general=work.inputs.held_out,
+        localizations=[found[prompt.text] for prompt in work.inputs.memorized],
+        calibration=Calibration.load(work.bundle / "calibration.safetensors"),
+        neurons=NeuronSet.load(work.bundle / "neurons.json"),
+    )
+    examine(subject, folder, work.progress)
+
+
+def take_times(work: Work, folder: Path) -> None:
+    """How fast the engines are, side by side with eager: `latency.json`."""
+    from nemo_edge.measure.bench import bench, runnables
+
+    recipe, settings = work.recipe, work.recipe.latency
+    assert settings is not None
+    work.checkpoint.close()  # its memory is for the processes that are timed
+    found = bench(runnables(work.bundle, recipe, settings, recipe.checkpoint.path), recipe.sampling, settings, work.progress)
+    write_atomically(folder / "latency.json", found.model_dump_json(indent=1) + "\n")
+
+
+def _random(recipe: Recipe) -> bool:
+    return recipe.random_weights is not None
+
+
+def _trained(recipe: Recipe) -> bool:
+    return recipe.random_weights is None
+
+
+def _masked(recipe: Recipe) -> bool:
+    return _trained(recipe) and "masked" in recipe.export.variants
+
+
+def _has(table: str, recipe: Recipe) -> bool:
+    return getattr(recipe, table) is not None
+
+
+STAGES = (
+    Stage("calibrate", keys.of_calibrate, calibrate, _trained),
+    Stage("localize", keys.of_localize, localize, _trained, goes_on=True),
+    Stage("localize", keys.of_random_neurons, choose_neurons, _random),
+    Stage("policies", keys.of_policies, make_policies, _masked),
+    Stage("export", keys.of_export, export, private=(_EXPORTED,)),
+    *(Stage(table, partial(keys.of_plans, table), partial(compile_plans, table), partial(_has, table)) for table in FLAVOUR_OF),
+    Stage("onnxruntime", None, describe_sessions),
+    Stage("measure", keys.of_measure, measure, _trained, goes_on=True, private=("pictures",)),
+    Stage("latency", keys.of_latency, take_times, partial(_has, "latency")),
+)
+"""Every stage there is, in order."""
