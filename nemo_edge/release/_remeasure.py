@@ -22,7 +22,7 @@ from nemo_edge.model.surgery import value_rows
 from nemo_edge.recipe.recipe import Recipe, anchored, with_places
 from nemo_edge.release._inputs import Inputs, read_inputs
 from nemo_edge.release._judgement import judged, write_evidence
-from nemo_edge.release._stages import Checkpoint, Work, measure
+from nemo_edge.release._stages import LazyCheckpoint, Work, measure
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import checkpoint_folder, checkpoint_hashes
@@ -77,7 +77,7 @@ def measure_again(bundle: Path, sources: Sources, progress: Progress | None = No
     if any(prompt.text not in found for prompt in inputs.memorized):
         raise BundleError(f"{bundle}: localization.jsonl is of other prompts than the recipe's: build the bundle again")
     with staging(bundle) as folder:
-        measure(Work(recipe, inputs, Checkpoint(recipe.checkpoint), bundle, progress or Progress()), folder)
+        measure(Work(recipe, inputs, LazyCheckpoint(recipe.checkpoint), bundle, progress or Progress()), folder)
         manifest = manifest.model_copy(update={"machine": inputs.machine})
         manifest, evidence = judged(manifest, recipe, Evidence.gather(bundle, manifest, Measurement.read(folder)))
 

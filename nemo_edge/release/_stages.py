@@ -6,7 +6,7 @@ part of the bundle. To add one is to add an entry to `STAGES`; which of them mus
 
 from __future__ import annotations
 
-__all__ = ["STAGES", "Checkpoint", "Stage", "Work", "measure", "stage_keys", "stages_of"]
+__all__ = ["STAGES", "LazyCheckpoint", "Stage", "Work", "measure", "stage_keys", "stages_of"]
 
 import json
 from collections.abc import Callable
@@ -34,7 +34,7 @@ _EXPORTED = "exported.json"
 """What the export says of its files; the bundle has it in other words."""
 
 
-class Checkpoint:
+class LazyCheckpoint:
     """The checkpoint in float32, opened by the first stage that needs it."""
 
     def __init__(self, source: CheckpointSettings) -> None:
@@ -60,7 +60,7 @@ class Work:
 
     recipe: Recipe
     inputs: Inputs
-    checkpoint: Checkpoint
+    checkpoint: LazyCheckpoint
     bundle: Path
     """The bundle as far as the stages before have made it."""
     progress: Progress

@@ -16,7 +16,7 @@ from nemo_edge.bundle.manifest import Manifest, open_bundle, publish, staging
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.release._cache import is_kept, lock, run_stages
 from nemo_edge.release._preflight import preflight
-from nemo_edge.release._stages import Checkpoint, Work
+from nemo_edge.release._stages import LazyCheckpoint, Work
 from nemo_edge.system.files import explain
 from nemo_edge.system.processes import run_in_process
 from nemo_edge.system.progress import Progress
@@ -84,7 +84,7 @@ def build(recipe: Recipe | str | PathLike[str], progress: Progress | None = None
                 return BuildResult(bundle=str(output), skipped=True, manifest=open_bundle(output))
             assert seen.inputs is not None
             with staging(output) as bundle:
-                work = Work(seen.recipe, seen.inputs, Checkpoint(seen.recipe.checkpoint), bundle, progress)
+                work = Work(seen.recipe, seen.inputs, LazyCheckpoint(seen.recipe.checkpoint), bundle, progress)
                 hashes = run_stages(work, seen.keys)
                 from nemo_edge.release._judgement import conclude  # after the stages, whose processes need the memory
 
