@@ -89,7 +89,7 @@ def compare(
     from nemo_edge.cli import console
     from nemo_edge.recipe.prompts import read_prompts
 
-    texts = tuple(p.text for p in read_prompts(prompts, limit)) if prompts else ()
+    texts = tuple(p.text for p in read_prompts(prompts, limit, console.Bars().note)) if prompts else ()
     from nemo_edge.measure.comparison import Question
     from nemo_edge.measure.comparison import compare as run
 

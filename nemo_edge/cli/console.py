@@ -85,7 +85,7 @@ class Bars(Progress):
 
     def note(self, message: str) -> None:
         """Print one line."""
-        self._console.print(escape(message), style="dim", highlight=False)
+        self._console.print(escape(message), style="dim", highlight=False, soft_wrap=True)
 
 
 def show_build(result: Any) -> None:

@@ -108,7 +108,7 @@ def calibrate(
     from nemo_edge.cli import console
     from nemo_edge.recipe.prompts import distinct, read_prompts
 
-    texts = [p.text for p in distinct(read_prompts(prompts))[:limit]]
+    texts = [p.text for p in distinct(read_prompts(prompts, tell=console.Bars().note))[:limit]]
     if limit is not None and len(texts) < limit:
         raise InputError(
             f"prompts file {prompts} holds {len(texts)} different prompts, fewer than --limit {limit}: leave --limit out, or add some"
@@ -145,7 +145,7 @@ def detect(
     from nemo_edge.cli import console
     from nemo_edge.recipe.prompts import read_labelled
 
-    listed = read_labelled(prompts, general)
+    listed = read_labelled(prompts, general, console.Bars().note)
     if out is not None:
         check_folder(out)
     from nemo_edge.cli.findings import show_detection
@@ -182,7 +182,7 @@ def localize(
 
     if whole and group_by != "prompt":
         raise typer.BadParameter("--union: the whole list has one set, so leave --group-by out")
-    listed = read_prompts(prompts)
+    listed = read_prompts(prompts, tell=console.Bars().note)
     check_folder(out)
     group_by = "list" if whole else group_by
     settings = _localization(all_layers, mode=mode, dtype=dtype, group_by=group_by, paraphrases=paraphrases)

@@ -1,24 +1,30 @@
-"""Lists of prompts: read from text, CSV or JSON lines, with the training picture of each where it is known."""
+"""Lists of prompts: read from text, CSV, TSV or JSON, with the training picture of each where it is known."""
 
 from __future__ import annotations
 
 __all__ = ["Prompt", "check_apart", "distinct", "read_labelled", "read_prompts"]
 
-import csv
-import io
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from nemo_edge.recipe._tables import Row, read_rows
 from nemo_edge.system.errors import InputError
 
-MAX_SIZE_BYTES = 64 * 2**20
-COLUMNS = ("Caption", "caption", "prompt", "Prompt", "text")
+_COLUMNS = {
+    "text": ("caption", "prompt", "text"),
+    "image": ("image", "file_name"),
+    "kind": ("type", "kind"),
+    "url": ("url",),
+    "cluster": ("cluster",),
+}
+"""The names of a prompt's columns in any case, the first before the others: LAION writes TEXT, image folders `file_name`."""
+_NOTHING = {"", "#N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"}
+"""What pandas writes or reads for a field that holds nothing."""
 _NAMED = 3
 """Prompts that a complaint names."""
 _LETTERS = 60
@@ -44,30 +50,33 @@ class Prompt(BaseModel):
         return None if not kind else kind != "N"
 
 
-def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
-    """Read prompts from `.txt` (one a line), `.csv` (`,` or `;`, column Caption or prompt) or `.jsonl`.
+def read_prompts(path: Path, limit: int | None = None, tell: Callable[[str], None] | None = None) -> list[Prompt]:
+    """Read prompts from `.txt` (one a line), `.csv`, `.tsv`, `.json` or `.jsonl`, of the column Caption, prompt or text.
 
-    Images are looked up beside the file. Raises `InputError` when the file is missing, empty, binary, not UTF-8, too
-    large, or has no column of prompts.
+    Rows without a prompt, empty or pandas' `nan`, are left out; `tell` gets one line with how many were read, left out, and are there
+    twice. Images are looked up beside the file. Raises `InputError` for a file that is missing, empty, binary, not Unicode, too large or
+    of another ending, has no column of prompts, or a row that does not fit its header.
     """
-    text = _read_text(path)
-    readers = {".csv": _rows_of_csv, ".jsonl": _rows_of_jsonl}
-    rows = readers.get(path.suffix.lower(), _rows_of_text)(text, path)
-    prompts = [_prompt(row, path, number) for number, row in enumerate(rows, 1)][:limit]
+    rows = read_rows(path)
+    found = [(row, _prompt(row, path)) for row in rows]
+    prompts = [prompt for _, prompt in found if prompt]
     if not prompts:
         raise InputError(f"prompts file {path} holds no prompt: write one prompt a line, or a CSV with a column Caption")
-    return prompts
+    if tell is not None:
+        tell(_told(path, found, prompts))
+    return prompts[:limit]
 
 
-def read_labelled(prompts: Path, general: Path | None) -> list[Prompt]:
+def read_labelled(prompts: Path, general: Path | None, tell: Callable[[str], None] | None = None) -> list[Prompt]:
     """Read prompts, and with `general` prompts that are known not to be memorized: the others then count as memorized.
 
     A prompt's own label (`kind`) goes before that. Raises `InputError` as `read_prompts` does, and for a prompt that counts as both.
     """
-    listed = read_prompts(prompts)
+    listed = read_prompts(prompts, tell=tell)
     if general is not None:
         memorized = [p if p.kind else p.model_copy(update={"kind": "VM or TM"}) for p in listed]
-        listed = [*memorized, *(p if p.kind else p.model_copy(update={"kind": "N"}) for p in read_prompts(general))]
+        harmless = read_prompts(general, tell=tell)
+        listed = [*memorized, *(p if p.kind else p.model_copy(update={"kind": "N"}) for p in harmless)]
     check_apart([p for p in listed if p.label is False], [p for p in listed if p.label], general or prompts, prompts)
     return listed
 
@@ -105,69 +114,55 @@ def _as_read(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
-def _read_text(path: Path) -> str:
-    try:
-        size = path.stat().st_size
-        if path.is_dir():
-            raise InputError(f"prompts file {path} is a folder: give a .txt, .csv or .jsonl file")
-        if size > MAX_SIZE_BYTES:
-            raise InputError(f"prompts file {path} has {size / 2**20:.0f} MB, more than {MAX_SIZE_BYTES >> 20}: split it")
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"prompts file {path} does not exist") from error
-    except OSError as error:
-        raise InputError(f"prompts file {path} cannot be read: {error.strerror}") from error
-    if b"\0" in data:
-        raise InputError(f"prompts file {path} is binary: give a text file (.txt, .csv or .jsonl)")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise InputError(f"prompts file {path} is not UTF-8 (line {line}): convert it, e.g. iconv -t UTF-8") from error
+def _told(path: Path, found: Sequence[tuple[Row, Prompt | None]], prompts: Sequence[Prompt]) -> str:
+    """One line on what became of the rows."""
+    left_out, long = [row.place for row, prompt in found if not prompt], [row.place for row, _ in found if row.lines > 1]
+    twice = len(prompts) - len(distinct(prompts))
+    said = f"prompts file {path}: {len(prompts)} read, {len(left_out)} left out{_places(left_out)}, {twice} duplicate{'s' * (twice != 1)}"
+    said += f"; {len(long)} over several lines{_places(long)}" if long else ""
+    columns = next(_columns(row, "text", path) for row, prompt in found if prompt)
+    return said + (f"; of the columns {', '.join(columns)} the first was read" if len(columns) > 1 else "")
 
 
-def _rows_of_text(text: str, path: Path) -> Iterable[dict[str, Any]]:
-    return [{"prompt": line.strip()} for line in text.split("\n") if line.strip()]
+def _places(places: Sequence[str]) -> str:
+    more = ", …" if len(places) > _NAMED else ""
+    return f" ({', '.join(places[:_NAMED])}{more})" if places else ""
 
 
-def _rows_of_jsonl(text: str, path: Path) -> Iterable[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"prompts file {path}, line {number} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise InputError(f'prompts file {path}, line {number}: expected an object like {{"prompt": "…"}}')
-        rows.append(row)
-    return rows
-
-
-def _rows_of_csv(text: str, path: Path) -> Iterable[dict[str, Any]]:
-    header = text.partition("\n")[0]
-    delimiter = ";" if header.count(";") > header.count(",") else ","
-    try:
-        return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
-    except csv.Error as error:
-        raise InputError(f"prompts file {path} is not a CSV file: {error}") from error
-
-
-def _prompt(row: dict[str, Any], path: Path, number: int) -> Prompt:
-    column = next((name for name in COLUMNS if name in row), None)
-    if column is None:
-        found = ", ".join(repr(name) for name in row if name) or "none"
-        raise InputError(f"prompts file {path} has no column of prompts: expected Caption or prompt, found {found}")
-    image = row.get("image") or row.get("Image")
-    kind = row.get("type") or row.get("kind") or ""
-    url, group = row.get("URL") or "", row.get("cluster") or ""
-    for name, value in ((column, row[column] or ""), ("image", image or ""), ("type", kind), ("URL", url), ("cluster", group)):
-        if not isinstance(value, str):
-            raise InputError(f"prompts file {path}, prompt {number}: {name} is not a text but {json.dumps(value)}")
-    if not (row[column] or "").strip():
-        raise InputError(f"prompts file {path}, prompt {number} has no text: write it, or take the row out")
-    place = path.parent / image if image else None
+def _prompt(row: Row, path: Path) -> Prompt | None:
+    """The prompt of a row; None where the row is empty, or its prompt is."""
+    if not row.values:
+        return None
+    texts = _columns(row, "text", path)
+    if not texts:
+        found = ", ".join(map(repr, row.values)) or "none"
+        raise InputError(f"prompts file {path}, {row.place} has no column of prompts: expected Caption, prompt or text, found {found}")
+    values = {field: _value(row, texts[:1] if field == "text" else _columns(row, field, path), path) for field in _COLUMNS}
+    if not values["text"]:
+        return None
+    place = path.parent / values["image"] if values["image"] else None
     if place is not None and not place.is_file():
-        raise InputError(f"prompts file {path}: the picture {place} does not exist")
-    return Prompt(text=row[column].strip(), image=place, kind=kind, url=url, cluster=group.strip())
+        raise InputError(f"prompts file {path}, {row.place}: the picture {place} does not exist")
+    return Prompt(**{**values, "image": place})
+
+
+def _columns(row: Row, field: str, path: Path) -> list[str]:
+    """The names of the columns that may hold a field, as the file writes them. Raises `InputError` for one in two spellings."""
+    names = {name: [own for own in row.values if own.casefold() == name] for name in _COLUMNS[field]}
+    for spellings in names.values():
+        if len(spellings) > 1:
+            raise InputError(f"prompts file {path} has the columns {' and '.join(map(repr, spellings))}: rename one of them")
+    return [spelling for spellings in names.values() for spelling in spellings]
+
+
+def _value(row: Row, names: Sequence[str], path: Path) -> str:
+    """The text of the first of these columns that holds one."""
+    for name in names:
+        value = row.values[name]
+        if value is None or (isinstance(value, float) and value != value):  # NaN
+            continue
+        if not isinstance(value, str):
+            raise InputError(f"prompts file {path}, {row.place}: {name} is not a text but {json.dumps(value)}")
+        if value.strip() not in _NOTHING:
+            return value.strip()
+    return ""

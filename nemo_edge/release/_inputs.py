@@ -7,7 +7,7 @@ from __future__ import annotations
 
 __all__ = ["Inputs", "read_inputs", "used_versions"]
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,14 +40,14 @@ class Inputs:
     machine: Machine
 
 
-def read_inputs(recipe: Recipe) -> Inputs:
-    """Read and hash what the recipe names. Raises `InputError` for what is missing or cannot be used."""
+def read_inputs(recipe: Recipe, tell: Callable[[str], None] | None = None) -> Inputs:
+    """Read and hash what the recipe names; `tell` gets a line on each list. Raises `InputError` for what is missing or cannot be used."""
     checkpoint = _checkpoint_hashes(recipe.checkpoint.path)
     if recipe.random_weights is not None:
         neurons = recipe.random_weights.neurons
         return Inputs([], [], [], checkpoint, {neurons.name: sha256_file(_there(neurons))} if neurons else {}, None, machine())
-    memorized = read_prompts(recipe.prompts.memorized)
-    used, held_out = _general(recipe, memorized)
+    memorized = read_prompts(recipe.prompts.memorized, tell=tell)
+    used, held_out = _general(recipe, memorized, tell)
     memorized = memorized[: recipe.prompts.limit]
     files = [recipe.prompts.memorized, recipe.prompts.general]
     files += [_there(p) for p in (recipe.calibration.statistics, recipe.fidelity.sscd) if p is not None]
@@ -65,13 +65,13 @@ def used_versions(here: Machine, recipe: Recipe) -> dict[str, str]:
     return {name: version for name, version in here.versions.items() if name in packages}
 
 
-def _general(recipe: Recipe, memorized: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+def _general(recipe: Recipe, memorized: Sequence[Prompt], tell: Callable[[str], None] | None) -> tuple[list[Prompt], list[Prompt]]:
     """The general prompts that calibrate, the first of the list, and those that are measured, its last.
 
     Raises `InputError` for one that is memorized, be it beyond the recipe's limit, and where there are fewer than the recipe asks for.
     """
     path, calibrated, measured = recipe.prompts.general, recipe.calibration.prompts, recipe.fidelity.general_prompts
-    general = distinct(read_prompts(path))
+    general = distinct(read_prompts(path, tell=tell))
     check_apart(general, memorized, path, recipe.prompts.memorized)
     lacking = calibrated + measured - len(general)
     if lacking > 0:

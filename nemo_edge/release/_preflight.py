@@ -59,7 +59,7 @@ def preflight(recipe: Recipe, progress: Progress) -> Preflight:
     recipe = _with_weights(recipe)
     if recipe.random_weights is not None and not Path(recipe.checkpoint.path).is_dir():
         return Preflight(recipe, None, footprint=_check_unmade(recipe, recipe.random_weights.architecture, progress))
-    inputs = read_inputs(recipe)
+    inputs = read_inputs(recipe, progress.note)
     keys = stage_keys(recipe, inputs)
     key = bundle_key(recipe, keys)
     if _up_to_date(recipe.output, key):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import shared_data
 
-from nemo_edge.recipe.prompts import MAX_SIZE_BYTES, Prompt, check_apart, distinct, read_labelled, read_prompts
+from nemo_edge.recipe._tables import MAX_SIZE_BYTES
+from nemo_edge.recipe.prompts import Prompt, check_apart, distinct, read_labelled, read_prompts
 from nemo_edge.system.errors import InputError
 
 Write = Callable[[str, str | bytes], Path]
@@ -29,6 +31,20 @@ def texts(path: Path) -> list[str]:
         ("p.csv", '\ufeffprompt\n"a pig, red"\nan öwl\n'),
         ("p.CSV", "x;Prompt\r\n1;a pig, red\r\n2;an öwl\r\n"),
         ("p.jsonl", '{"prompt": "a pig, red"}\n\n{"text": "an öwl"}\n'),
+        ("p.jsonl", '"a pig, red"\r{"Text": "an öwl"}\r'),
+        ("p.txt", b"a pig, red\ran \xc3\xb6wl\r"),
+        ("p.csv", 'Caption,URL\r"a pig, red",u\ran öwl,v\r'),
+        ("p.csv", "URL\tTEXT\nu\ta pig, red\nv\tan öwl\n"),
+        ("p.csv", "TEXT, URL\n'a',u\n".replace("'a'", '"a pig, red"') + "an öwl,v\n"),
+        ("p.tsv", "Caption\tURL\na pig, red\tu\nan öwl\tv\n"),
+        ("p.tsv", "prompt\na pig, red\nan öwl\n"),
+        ("p.tsv", '\n"Caption, in English"\tprompt\nx\ta pig, red\ny\tan öwl\n'),
+        ("p.json", '["a pig, red", {"caption": "an öwl"}]'),
+        ("p.json", '[\n {"TEXT": "a pig, red", "similarity": 0.3},\n {"TEXT": "an öwl", "similarity": NaN}\n]\n'),
+        ("p.txt", "a pig, red\nan öwl\n".encode("utf-16")),
+        ("p.txt", "a pig, red\nan öwl\n".encode("utf-16-le")),
+        ("p.txt", "a pig, red\nan öwl\n".encode("utf-32")),
+        ("p.csv", "\ufeffCaption;URL\r\na pig, red;u\r\nan öwl;v\r\n".encode("utf-16-be")),
     ],
 )
 def test_every_form_gives_the_same_prompts(written: Write, name: str, content: str | bytes) -> None:
@@ -46,6 +62,33 @@ def test_columns_beside_the_prompt_are_read(written: Write) -> None:
         Prompt(text="a", url="http://x", kind="VM", image=path.parent / "pictures/a.png"),
         Prompt(text="b"),
     ]
+
+
+def test_an_image_folder_s_own_list_names_its_pictures(written: Write) -> None:
+    written("folder/images/a.png", b"png")
+    row = {"file_name": "images/a.png", "text": "a pig", "width": 64}
+    path = written("folder/metadata.jsonl", json.dumps(row) + "\n" + json.dumps({"file_name": None, "text": "an owl"}))
+    assert read_prompts(path) == [Prompt(text="a pig", image=path.parent / "images/a.png"), Prompt(text="an owl")]
+
+
+def test_what_holds_no_prompt_is_left_out_and_told_with_its_line(written: Write) -> None:
+    told: list[str] = []
+    path = written("p.csv", ';Caption;type\n0;a pig;nan\n1;nan;VM\n2;;VM\n;;\n\n5;A Pig;N\n6;"an owl,\nall grey";\n\n'.replace("\\", ""))
+    prompts = read_prompts(path, limit=2, tell=told.append)
+    assert [(p.text, p.label) for p in prompts] == [("a pig", None), ("A Pig", False)]
+    assert told == [f"prompts file {path}: 3 read, 4 left out (line 3, line 4, line 5, …), 1 duplicate; 1 over several lines (line 8)"]
+    for name, content in (("p.json", '["a", null, NaN, {"prompt": "nan"}, {"prompt": NaN}]'), ("p.txt", "a\n\nnan\n \nNaN\n\n\n")):
+        told.clear()
+        assert texts(written(name, content)) == ["a"]
+        read_prompts(written(name, content), tell=told.append)
+        assert ": 1 read, 4 left out (" in told[0]
+
+
+def test_of_two_columns_of_prompts_the_first_is_read_and_that_is_told(written: Write) -> None:
+    told: list[str] = []
+    path = written("p.csv", "prompt;Caption\nx;a pig\ny;\n")
+    assert [p.text for p in read_prompts(path, tell=told.append)] == ["a pig"]
+    assert told[0].endswith("1 left out (line 3), 0 duplicates; of the columns Caption, prompt the first was read")
 
 
 def test_the_limit_takes_the_first(written: Write) -> None:
@@ -66,16 +109,39 @@ def test_the_official_list_has_500_prompts() -> None:
         ("p.txt", "", "holds no prompt"),
         ("p.txt", " \n\n", "holds no prompt"),
         ("p.csv", "Caption;URL\n", "holds no prompt"),
-        ("p.csv", "Caption;URL\na pig;u\n;v\n", "prompt 2 has no text"),
-        ("p.jsonl", '{"prompt": ""}\n', "prompt 1 has no text"),
+        ("p.csv", "Caption;URL\n;v\nnan;w\n", "holds no prompt"),
+        ("p.jsonl", '{"prompt": ""}\n', "holds no prompt"),
+        ("p.json", "", "holds no prompt"),
+        ("p.json", "[]", "holds no prompt"),
+        ("p.parquet", "PAR1", r"the ending \.parquet: give one of \.txt, \.csv, \.tsv, \.json, \.jsonl"),
+        ("p", "a pig\n", r"no ending: give one of \.txt"),
+        ("p.csv", "Caption;URL\na pig;u\nan owl; grey;v\n", "line 3 has 3 fields, its header in line 1 2 fields"),
+        ("p.csv", 'Caption;URL\n"two\nlines";u\nan owl\n', "line 4 has 1 field, its header in line 1 2 fields"),
+        ("p.tsv", "Caption\tURL\na pig\tu\tv\n", "line 2 has 3 fields"),
+        ("p.csv", "prompt\na pig, red\n", "line 2 has 2 fields, its header in line 1 1 field: put a field"),
+        ("p.csv", 'Caption;URL\na pig;u\n"an owl;v\na cat;w\n', "the row of line 3 opens a quote that is not closed"),
+        ("p.csv", 'Caption;URL\na pig;u\n"an owl;v\n"a cat";w\n', "the row of line 3 has letters after a closing quote, or a quote that"),
+        ("p.csv", 'Caption;URL\n"Listen" to this;u\n', "the row of line 2 has letters after a closing quote"),
+        ("p.csv", "Caption;Caption\na;b\n", "the column 'Caption' twice"),
+        ("p.csv", "Caption;caption\na;b\n", "the columns 'Caption' and 'caption'"),
+        ("p.csv", "Caption,URL\na pig,u\n".encode("utf-16")[:-1], r"not UTF-16 \(line 2\)"),
+        ("p.csv", b"Caption,URL\ra pig,u\ra caf\xe9,v\r", r"not UTF-8 \(line 3\)"),
+        ("p.txt", b"PK\x03\x04\0\0\0\0", "is binary"),
+        ("p.json", '{"prompt": "a"}', "expected an array"),
+        ("p.json", '{"prompt": "a"}\n{"prompt": "b"}\n', r"line 2 is not JSON: Extra data; one object a line is \.jsonl"),
+        ("p.json", '["a",\n "b"', "line 2 is not JSON"),
+        ("p.json", '["a", 3]', "entry 2: expected a text or an object"),
+        ("p.json", '[{"URL": "a"}]', "entry 1 has no column of prompts: expected Caption, prompt or text, found 'URL'"),
+        ("p.json", '[{"prompt": "a", "prompt": "b"}]', "the key 'prompt' is there twice"),
+        ("p.jsonl", '\n{"prompt": "a", "prompt": "b"}', "line 2 is not JSON that can be read: the key 'prompt' is there twice"),
         ("p.txt", b"a pig\0\n", "is binary"),
         ("p.txt", b"a pig\nan owl\na caf\xe9\n", r"not UTF-8 \(line 3\)"),
-        ("p.csv", "Title;URL\na pig;u\n", "expected Caption or prompt, found 'Title', 'URL'"),
+        ("p.csv", "Title;URL\na pig;u\n", "expected Caption, prompt or text, found 'Title', 'URL'"),
         ("p.jsonl", '{"prompt": "a"}\nnonsense\n', "line 2 is not JSON"),
-        ("p.jsonl", '["a"]\n', "line 1: expected an object"),
-        ("p.jsonl", '{"prompt": 3}\n', "prompt 1: prompt is not a text but 3"),
-        ("p.jsonl", '{"prompt": "a", "image": 3}\n', "prompt 1: image is not a text but 3"),
-        ("p.csv", "Caption;image\na;none.png\n", r"the picture .*none\.png does not exist"),
+        ("p.jsonl", '["a"]\n', "line 1: expected a text or an object"),
+        ("p.jsonl", '{"prompt": 3}\n', "line 1: prompt is not a text but 3"),
+        ("p.jsonl", '{"prompt": "a", "image": 3}\n', "line 1: image is not a text but 3"),
+        ("p.csv", "Caption;image\na;none.png\n", r"line 2: the picture .*none\.png does not exist"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_by_name(written: Write, name: str, content: str | bytes, reason: str) -> None:
