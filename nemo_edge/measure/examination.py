@@ -21,9 +21,11 @@ from PIL import Image
 
 from nemo_edge.localization.calibration import Calibration
 from nemo_edge.localization.localizer import Localization
-from nemo_edge.measure import mitigation, replication
+from nemo_edge.measure import mitigation
 from nemo_edge.measure.fidelity import Agreement, Trajectory, compare_trajectories, trace_trajectory
 from nemo_edge.measure.mitigation import CurvePoint, Drawn, Measurement, PromptMitigation, Shown, VariantMeasurement
+from nemo_edge.measure.readings import load_readings
+from nemo_edge.measure.replication import Training, copy_threshold, nearest_readings
 from nemo_edge.measure.similarity import relative_error
 from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.model.component import VALUE_MASK
@@ -90,9 +92,9 @@ class _Examination:
         for which in ("before", *variants, "random"):
             self._draw_memorized(which)
         general = {which: self._draw_general(which) for which in ("before", *variants)}
-        self._save_training()
         threshold = self._copy_threshold(general["before"])
         views = {which: self._views(which, threshold) for which in ("before", *variants, "random")}
+        self._save_training(views["before"])
         mitigations = self._mitigations(views)
         return Measurement(
             threshold=s.calibration.threshold.value,
@@ -193,11 +195,10 @@ class _Examination:
         return self.folder / f"{index:03d}" / f"{which}-{seed:02d}.png"
 
     @cached_property
-    def _training(self) -> np.ndarray:
-        """The training pictures that are known, [K, H, W, 3], in the order of their prompts."""
+    def _training(self) -> Training:
+        """The training pictures that are known, in all their readings and in the order of their prompts."""
         paths = [p.image for p in self.subject.memorized if p.image]
-        pictures = [replication.load_picture(path, self._size) for path in paths]
-        return np.stack(pictures) if pictures else np.empty((0, *self._size, 3), np.uint8)
+        return Training.of([load_readings(path, self._size) for path in paths], self._size)
 
     @cached_property
     def _size(self) -> tuple[int, int]:
@@ -218,15 +219,16 @@ class _Examination:
         places = iter(range(len(self._training)))
         return tuple(next(places) if prompt.image else None for prompt in self.subject.memorized)
 
-    def _save_training(self) -> None:
-        for index, own in enumerate(self._own):
+    def _save_training(self, before: Sequence[Shown]) -> None:
+        """Each training picture in the reading that the unmitigated pictures are nearest to."""
+        for index, (own, view) in enumerate(zip(self._own, before, strict=True)):
             if own is not None:
-                _save(self._training[own], self.folder / f"{index:03d}" / "training.png")
+                _save(self._training.picture(own, view.reading), self.folder / f"{index:03d}" / "training.png")
 
     def _copy_threshold(self, general: Drawn) -> float | None:
         """The threshold of copies, from the distances between general pictures and training pictures, which are unrelated."""
         unrelated = general.pictures.reshape(-1, *general.pictures.shape[2:])
-        return replication.copy_threshold(replication.tiled_distances(unrelated, self._training)) if len(self._training) else None
+        return copy_threshold(nearest_readings(unrelated, self._training)[0]) if len(self._training) else None
 
     def _views(self, which: str, threshold: float | None) -> list[Shown]:
         seeds, sscd = range(self.subject.recipe.fidelity.seeds), self.subject.recipe.fidelity.sscd
@@ -280,12 +282,12 @@ class _Examination:
         seeds = range(min(settings.agreement_seeds, settings.seeds))
         if own is None or not seeds:
             return
-        training = self._training[own : own + 1]
+        training = self._training.only(own)
         with silenced(s.checkpoint.unet, s.neurons):
             eager = mitigation.draw_prompts(self.eager, [s.memorized[index].text], seeds, s.recipe.sampling).pictures[0]
-        expected = replication.tiled_distances(eager, training)
+        expected, _ = nearest_readings(eager, training)
         for variant in s.recipe.export.variants:
-            got = replication.tiled_distances(_load([self._path(index, variant, seed) for seed in seeds]), training)
+            got, _ = nearest_readings(_load([self._path(index, variant, seed) for seed in seeds]), training)
             yield variant, float(np.abs(expected - got).max())
 
     def _curve(self, before: Drawn) -> Iterator[CurvePoint]:

@@ -36,7 +36,7 @@ from nemo_edge.localization.localizer import Localization
 from nemo_edge.localization.memorization import NoiseProbe
 from nemo_edge.localization.multiscale import ms_ssim
 from nemo_edge.measure.fidelity import Agreement
-from nemo_edge.measure.replication import sscd_similarities, tiled_distances
+from nemo_edge.measure.replication import Training, nearest_readings, sscd_similarities
 from nemo_edge.measure.similarity import diversity, ssim
 from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.recipe.settings import LocalizationSettings, SamplingSettings
@@ -57,7 +57,9 @@ class Shown(_Result):
     others: int | None = None
     """How many are a copy of another prompt's training picture and not of its own; None where no training picture is known at all."""
     distance: float | None = None
-    """Median tiled ℓ2 distance to the training picture."""
+    """Median tiled ℓ2 distance to the training picture, each picture to the reading of it that is nearest."""
+    reading: str = ""
+    """The reading of the training picture that the nearest of the pictures is nearest to; empty where no distance was taken."""
     sscd: float | None = None
     """Median SSCD similarity to the training picture, where SSCD was given."""
     diversity: float
@@ -158,7 +160,7 @@ class VariantMeasurement(_Result):
 class Measurement(_Result):
     """What a build measured on its engines."""
 
-    schema_version: Literal[3] = 3
+    schema_version: Literal[4] = 4
     threshold: float
     """τ"""
     copy_threshold: float | None
@@ -247,9 +249,7 @@ def draw_prompts(
     return Drawn(made.reshape(*lead, *made.shape[1:]), np.concatenate(latents).reshape(*lead, *shape))
 
 
-def shown(
-    pictures_SHW3: np.ndarray, own: int | None, training_BHW3: np.ndarray, threshold: float | None, sscd: Path | None = None
-) -> Shown:
+def shown(pictures_SHW3: np.ndarray, own: int | None, training: Training, threshold: float | None, sscd: Path | None = None) -> Shown:
     """Judge one prompt's pictures against all training pictures that are known.
 
     `own` is the place of the prompt's own picture among them (None: it is not known); `threshold` decides what is a copy (None: no
@@ -258,17 +258,24 @@ def shown(
     spread = diversity(pictures_SHW3)
     if threshold is None:
         return Shown(diversity=spread)
-    distances_SB = tiled_distances(pictures_SHW3, training_BHW3)
-    near_SB = distances_SB <= threshold
+    distances_SK, readings_SK = nearest_readings(pictures_SHW3, training)
+    near_SK = distances_SK <= threshold
     if own is None:
-        return Shown(others=int(near_SB.any(axis=1).sum()), diversity=spread)
+        return Shown(others=int(near_SK.any(axis=1).sum()), diversity=spread)
+    nearest = readings_SK[distances_SK[:, own].argmin(), own]
     return Shown(
-        copies=int(near_SB[:, own].sum()),
-        others=int((near_SB.any(axis=1) & ~near_SB[:, own]).sum()),
-        distance=float(np.median(distances_SB[:, own])),
-        sscd=float(np.median(sscd_similarities(pictures_SHW3, training_BHW3[own : own + 1], sscd))) if sscd else None,
+        copies=int(near_SK[:, own].sum()),
+        others=int((near_SK.any(axis=1) & ~near_SK[:, own]).sum()),
+        distance=float(np.median(distances_SK[:, own])),
+        reading=training.names[nearest],
+        sscd=_sscd(pictures_SHW3, training.only(own), sscd) if sscd else None,
         diversity=spread,
     )
+
+
+def _sscd(pictures_SHW3: np.ndarray, own: Training, model: Path) -> float:
+    """The median similarity to the training picture, each picture's to the reading that is most similar."""
+    return float(np.median(sscd_similarities(pictures_SHW3, own.pictures_RHW3, model).max(axis=1)))
 
 
 def general_drift(before: Drawn, after: Drawn) -> GeneralDrift:

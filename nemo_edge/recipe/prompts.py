@@ -143,7 +143,7 @@ def _prompt(row: Row, path: Path) -> Prompt | None:
     place = path.parent / values["image"] if values["image"] else None
     if place is not None and not place.is_file():
         raise InputError(f"prompts file {path}, {row.place}: the picture {place} does not exist")
-    return Prompt(**{**values, "image": place})
+    return Prompt(text=values["text"], image=place, kind=values["kind"], url=values["url"], cluster=values["cluster"])
 
 
 def _columns(row: Row, field: str, path: Path) -> list[str]:

@@ -179,12 +179,13 @@ def _check_trained(checkpoint: Path) -> None:
 
 def _check_evidence(recipe: Recipe, inputs: Inputs) -> None:
     """What the measurement will be made with: weights, training pictures, the copy detector."""
-    from nemo_edge.measure.replication import load_picture, load_sscd
+    from nemo_edge.measure.readings import load_readings
+    from nemo_edge.measure.replication import load_sscd
     from nemo_edge.model.checkpoint import check_files
 
     check_files(recipe.checkpoint.path, allow_pickle=recipe.checkpoint.allow_pickle)
     for prompt in inputs.memorized:
         if prompt.image:
-            load_picture(prompt.image, (8, 8))
+            load_readings(prompt.image, (8, 8))
     if recipe.fidelity.sscd:
         load_sscd(recipe.fidelity.sscd)

@@ -17,6 +17,7 @@ from nemo_edge.localization.localizer import Localization
 from nemo_edge.measure.bounds import at_most
 from nemo_edge.measure.latency import Latency
 from nemo_edge.measure.mitigation import PromptMitigation, Shown
+from nemo_edge.measure.readings import WHOLE
 from nemo_edge.report import _numbers as numbers
 from nemo_edge.report._engineplots import agreement_plots, case_words, latency_plots
 from nemo_edge.report._groupplots import group_plots, variant_plots
@@ -56,6 +57,8 @@ class _Card:
     kind: str
     found: Localization
     training: str | None
+    reading: str
+    """How the training picture was read, where there was a choice."""
     seeds: int
     shown: int
     strips: Sequence[_Strip]
@@ -144,6 +147,7 @@ def _card(evidence: Evidence, gallery: Gallery, place: int) -> _Card:
         kind=kind_words(first.kind),
         found=evidence.localizations[place],
         training=gallery.training.get(place),
+        reading=_chosen(first.before),
         seeds=first.seeds,
         shown=max(map(len, views.values()), default=0),
         strips=[_strip(which, judged.get(which, first), pictures) for which, pictures in views.items()],
@@ -154,7 +158,8 @@ def _strip(which: str, judged: PromptMitigation, pictures: Sequence[str]) -> _St
     shown: Shown = getattr(judged, which if which in ("before", "random") else "after")
     score = {"before": judged.score_before, "random": None}.get(which, judged.score_after if judged.neurons else None)
     facts = [f"{'score' if which == 'before' else 'score left'} {numbers.number(score)}"] if score is not None else []
-    facts += [f"distance {numbers.number(shown.distance)}"] if shown.distance is not None else []
+    reading = f" ({_chosen(shown)})" if _chosen(shown) else ""
+    facts += [f"distance {numbers.number(shown.distance)}{reading}"] if shown.distance is not None else []
     facts += [f"SSCD {numbers.number(shown.sscd)}"] if shown.sscd is not None else []
     own, others = shown.copies is not None, shown.others or 0
     said = [f"{shown.copies} of {judged.seeds} copies"] if own else []
@@ -164,6 +169,11 @@ def _strip(which: str, judged: PromptMitigation, pictures: Sequence[str]) -> _St
     words += f" ({bound})" if bound else ""
     tone = "bad" if shown.returned else "good" if own else ""
     return _Strip(which, variant_words(which), tone, words, " · ".join(facts), pictures)
+
+
+def _chosen(shown: Shown) -> str:
+    """The reading of the training picture that counted; empty where there was no choice."""
+    return "" if shown.reading == WHOLE else shown.reading
 
 
 def _bound(shown: Shown, seeds: int) -> str:

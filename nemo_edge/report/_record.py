@@ -126,7 +126,7 @@ class Report(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", title="nemo-edge report")
 
-    schema_version: Literal[3] = 3
+    schema_version: Literal[4] = 4
     name: str
     family: str
     passed: bool

@@ -16,6 +16,7 @@ from nemo_edge.localization.calibration import Calibration
 from nemo_edge.localization.localizer import read_results
 from nemo_edge.measure.examination import Subject, _Examination, examine
 from nemo_edge.measure.mitigation import Measurement
+from nemo_edge.measure.readings import WHOLE
 from nemo_edge.measure.replication import load_picture, tiled_distances
 from nemo_edge.model.checkpoint import open_checkpoint
 from nemo_edge.model.neurons import NeuronSet
@@ -123,6 +124,7 @@ def test_with_a_training_picture_copies_are_counted_and_compared_with_eager_s(
             distances = tiled_distances(pictures, load_picture(images / "a.png", (32, 32))[None])
             assert view.copies == (distances <= measurement.copy_threshold).sum()
             assert view.distance == pytest.approx(np.median(distances))
+            assert view.reading == WHOLE
             assert view.others == 0  # there is no other training picture
         assert known.distance_error is not None
         assert 0 <= known.distance_error < 1e-2

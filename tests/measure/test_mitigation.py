@@ -26,6 +26,8 @@ from nemo_edge.measure.mitigation import (
     shown,
     z_scores,
 )
+from nemo_edge.measure.readings import WHOLE
+from nemo_edge.measure.replication import Training, tiled_distances
 from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import silenced
@@ -66,6 +68,10 @@ def found(toy: Checkpoint, lists: list[list[int]], seeds: tuple[int, ...] = (0, 
         exact=0,
         seconds=0.1,
     )
+
+
+def whole(pictures: np.ndarray) -> Training:
+    return Training.of([{WHOLE: picture} for picture in pictures], pictures.shape[1:3])
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -115,35 +121,48 @@ def test_what_is_drawn_at_once_changes_no_picture(eager: Pipeline, monkeypatch: 
 
 
 def test_copies_are_counted_by_seed_and_other_memories_apart() -> None:
-    training, others = noise(2), noise(3, seed=1)
-    own = shown(np.stack([training[0]] * 3), 0, training, 0.1)
+    pictures, others = noise(2), noise(3, seed=1)
+    training = whole(pictures)
+    own = shown(np.stack([pictures[0]] * 3), 0, training, 0.1)
     assert (own.copies, own.others, own.distance, own.sscd) == (3, 0, 0, None)
+    assert own.reading == WHOLE
     assert own.diversity == pytest.approx(0, abs=1e-6)
-    replaced = shown(np.stack([training[1], others[1], others[2]]), 0, training, 0.1)
+    replaced = shown(np.stack([pictures[1], others[1], others[2]]), 0, training, 0.1)
     assert (replaced.copies, replaced.others) == (0, 1)
     assert replaced.distance is not None
     assert replaced.distance > 0.1
     assert replaced.diversity > 0.5
-    assert shown(np.stack([training[1]] * 2), 1, training, 0.1).copies == 2
+    assert shown(np.stack([pictures[1]] * 2), 1, training, 0.1).copies == 2
+
+
+def test_the_nearer_reading_counts_for_each_picture_and_the_nearest_is_told() -> None:
+    crop, squashed, other, unrelated = noise(4)
+    training = Training.of([{"centre crop": crop, "squashed": squashed}, {WHOLE: other}], (32, 32))
+    near = np.clip(squashed.astype(int) + 9, 0, 255).astype(np.uint8)
+    judged = shown(np.stack([near, crop, unrelated]), 0, training, 0.1)
+    assert (judged.copies, judged.others, judged.reading) == (2, 0, "centre crop")
+    assert judged.distance == pytest.approx(tiled_distances(near[None], squashed[None])[0, 0])
+    assert shown(near[None], 0, training, 0.1).reading == "squashed"
+    assert (len(training), shown(other[None], 0, training, 0.1).others) == (2, 1)
 
 
 def test_the_distance_is_the_median_of_the_seeds() -> None:
     training = np.zeros((1, 32, 32, 3), np.uint8)
     pictures = np.stack([np.full((32, 32, 3), level, np.uint8) for level in (51, 102, 255)])
-    judged = shown(pictures, 0, training, 0.5)
+    judged = shown(pictures, 0, whole(training), 0.5)
     assert (judged.copies, judged.others) == (2, 0)
     assert judged.distance == pytest.approx(0.4)
 
 
 def test_a_picture_that_two_prompts_share_is_one_copy_of_each() -> None:
     training = np.repeat(noise(1), 2, axis=0)
-    judged = shown(np.stack([training[0], noise(1, seed=1)[0]]), 0, training, 0.1)
+    judged = shown(np.stack([training[0], noise(1, seed=1)[0]]), 0, whole(training), 0.1)
     assert (judged.copies, judged.others, judged.returned) == (1, 0, 1)
 
 
 def test_pictures_of_a_prompt_without_its_own_are_compared_with_all_others() -> None:
     training, other = noise(2), noise(1, seed=1)
-    judged = shown(np.stack([training[0], other[0], training[1]]), None, training, 0.1)
+    judged = shown(np.stack([training[0], other[0], training[1]]), None, whole(training), 0.1)
     assert (judged.copies, judged.others, judged.distance, judged.sscd) == (None, 2, None, None)
     assert (judged.compared, judged.returned) == (True, 2)
 
@@ -161,7 +180,7 @@ def test_a_copy_where_there_was_none_of_its_kind_is_new() -> None:
 
 @pytest.mark.parametrize("own", [None, 0])
 def test_where_no_training_picture_is_known_nothing_is_counted(own: int | None) -> None:
-    judged = shown(noise(1), own, noise(1), None)
+    judged = shown(noise(1), own, whole(noise(1)), None)
     assert (judged.copies, judged.others, judged.distance, judged.compared) == (None, None, None, False)
     assert isnan(judged.diversity)  # of one seed
     assert isnan(Shown.model_validate_json(judged.model_dump_json()).diversity)

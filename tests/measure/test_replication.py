@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nemo_edge.measure.replication import copy_threshold, load_picture, sscd_similarities, tiled_distances
+from nemo_edge.measure.replication import Training, copy_threshold, load_picture, nearest_readings, sscd_similarities, tiled_distances
 from nemo_edge.system.errors import InputError
 
 
@@ -38,6 +38,22 @@ def test_a_shared_background_does_not_make_a_copy() -> None:
     b[0, 12:20, 12:20] = 0
     mean = np.sqrt(np.square(a / 255.0 - b / 255.0).mean())
     assert tiled_distances(a, b)[0, 0] == pytest.approx(2 * mean)
+
+
+def test_each_training_picture_is_as_near_as_its_nearest_reading() -> None:
+    a, b, c, d = pictures(4)
+    training = Training.of([{"x": a, "y": b}, {"x": c}], (32, 32))
+    distances, places = nearest_readings(np.stack([b, c, d]), training)
+    assert (places[0, 0], places[:, 1].tolist()) == (1, [2, 2, 2])
+    assert distances == pytest.approx(np.minimum(*(tiled_distances(np.stack([b, c, d]), np.stack(each)) for each in ([a, c], [b, c]))))
+    assert (training.picture(0, "y") == b).all()
+    assert (training.picture(0, "z") == a).all()
+    assert nearest_readings(a[None], Training.of([], (32, 32)))[0].shape == (1, 0)
+
+
+def test_many_pictures_have_the_distances_of_each_two() -> None:
+    many = pictures(40, 8)
+    assert tiled_distances(many[:3], many)[2, 35] == tiled_distances(many[2:3], many[35:36])[0, 0]
 
 
 def test_the_threshold_lets_one_unrelated_pair_in_a_thousand_pass() -> None:
