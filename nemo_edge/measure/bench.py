@@ -25,7 +25,7 @@ from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import LatencySettings, SamplingSettings, Target
 from nemo_edge.system.environment import gpus, machine
 from nemo_edge.system.errors import InputError, NemoEdgeError
-from nemo_edge.system.files import checkpoint_folder
+from nemo_edge.system.files import weight_bytes
 from nemo_edge.system.memory import memory_available
 from nemo_edge.system.progress import Progress
 
@@ -50,7 +50,7 @@ def runnables(bundle: Path, recipe: Recipe, settings: LatencySettings, checkpoin
         check_compiler("latency.compiled")
     for name, wanted in (("eager", settings.eager), ("compiled", settings.compiled)):
         if wanted and checkpoint is not None:
-            size = _mib(checkpoint_folder(checkpoint), (".safetensors", ".bin", ".ckpt"))
+            size = weight_bytes(checkpoint) / 2**20
             kind: Literal["eager", "compiled"] = "eager" if name == "eager" else "compiled"
             dtype = "fp32" if engine.device == "cpu" else export.dtype
             found.append(

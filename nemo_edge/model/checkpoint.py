@@ -21,7 +21,6 @@ __all__ = [
     "value_projections",
 ]
 
-import json
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,17 +34,18 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from nemo_edge.model._forwards import DecoderGraph, HiddenTextGraph, TextGraph, UNetGraph
+from nemo_edge.model._opening import pipeline_from_folder, quiet
 from nemo_edge.model.component import Component, Port
 from nemo_edge.model.configuration import Configuration, check_pipeline
+from nemo_edge.model.inspection import check_folder, pickle_error
 from nemo_edge.model.neurons import ValueLayer
 from nemo_edge.recipe.settings import CheckpointSettings
 from nemo_edge.system.errors import InputError, MissingDependency, first_line
 from nemo_edge.system.files import PICKLE_FILES, WEIGHT_FILES, checkpoint_folder, checkpoint_hashes, sha256_json
+from nemo_edge.system.weights import WEIGHTED_PARTS
 
 Layers = Literal["paper", "all"]
 
-_WEIGHTED_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
-_CLASSES = ("UNet2DConditionModel", "AutoencoderKL", "CLIPTextModel", "CLIPTextModelWithProjection")
 _XL_KEY = "conditioner.embedders.1."  # only a single file of Stable Diffusion XL has a second text encoder
 Conditioning = dict[str, Tensor]
 """UNet inputs that come from the prompt, each [B, …]: `encoder_hidden_states`, and XL's `text_embeds`, `time_ids`."""
@@ -214,9 +214,9 @@ def open_checkpoint(
     """
     check_device(device)
     local = check_files(path, allow_pickle=allow_pickle)
-    wanted = _WEIGHTED_PARTS if parts is None else tuple(parts)
+    wanted = WEIGHTED_PARTS if parts is None else tuple(parts)
     if local.is_dir():
-        pipeline = _pipeline_from_folder(local, allow_pickle, dtype, [part for part in _WEIGHTED_PARTS if part not in wanted])
+        pipeline = pipeline_from_folder(local, dtype, [part for part in WEIGHTED_PARTS if part not in wanted])
     else:
         pipeline = _pipeline_from_file(local, dtype)
     return _from_pipeline(pipeline, path, device, dtype, wanted)
@@ -244,85 +244,24 @@ def open_parts(source: CheckpointSettings, parts: Collection[str] = (), dtype: t
 
 
 def check_files(path: str, *, allow_pickle: bool = False) -> Path:
-    """Return where a checkpoint lies; read no weights. Raises `InputError` for a folder without any, or for a pickle."""
+    """Return where a checkpoint lies; read no weights. Raises `InputError` as `check_folder` does, and for a file that is none."""
     local = checkpoint_folder(path)
     if local.is_dir():
-        _check_folder(local, allow_pickle)
+        check_folder(local, allow_pickle=allow_pickle)
     elif local.suffix not in WEIGHT_FILES and not allow_pickle:
         if local.suffix not in PICKLE_FILES:
             raise InputError(
                 f"{local} is no checkpoint: give a diffusers folder or a .safetensors file; of a bundle, its folder or an engine"
             )
-        raise _pickle_error(local)
+        raise pickle_error(local)
     return local
-
-
-def _check_folder(folder: Path, allow_pickle: bool) -> None:
-    index = folder / "model_index.json"
-    if not index.is_file():
-        state = "is empty" if not any(folder.iterdir()) else "has no model_index.json"
-        raise InputError(f"checkpoint folder {folder} {state}: give a folder saved with diffusers' save_pretrained")
-    parts = [p for part in _WEIGHTED_PARTS if (folder / part).is_dir() for p in (folder / part).iterdir()]
-    weights = [p for p in parts if p.suffix in (*WEIGHT_FILES, *PICKLE_FILES)]
-    if not weights:
-        raise InputError(f"checkpoint folder {folder} holds no weights (*.safetensors): it was not copied whole")
-    pickles = [p for p in weights if p.suffix in PICKLE_FILES and not any(p.parent.glob("*.safetensors"))]
-    if pickles and not allow_pickle:
-        raise _pickle_error(pickles[0])
-
-
-def _pickle_error(path: Path) -> InputError:
-    return InputError(
-        f"{path} is a pickle, which can run any code when it is loaded: convert the checkpoint to safetensors, "
-        "or pass --allow-pickle (in a recipe: checkpoint.allow_pickle = true) if you trust where it comes from"
-    )
-
-
-def _pipeline_from_folder(path: Path, allow_pickle: bool, dtype: torch.dtype, leave: Sequence[str]) -> Any:
-    from diffusers import DiffusionPipeline
-
-    options = {"safety_checker": None, "requires_safety_checker": False, "use_safetensors": None if allow_pickle else True}
-    try:
-        with _quiet():
-            empty = {part: _without_weights(path, part) for part in leave if (path / part).is_dir()}
-            stored = _stored_dtype([path / part for part in _WEIGHTED_PARTS if part not in leave]) or dtype
-            return DiffusionPipeline.from_pretrained(str(path), torch_dtype=stored, **options, **empty)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"checkpoint {path} cannot be opened: {first_line(error)}") from error
 
 
 def import_pipelines() -> None:
     """Import what `open_checkpoint` needs of diffusers and transformers, which they do themselves only when a pipeline is opened."""
-    with _quiet():
+    with quiet():
         import diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion
         import diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl  # noqa: F401
-
-
-def _stored_dtype(folders: Sequence[Path]) -> torch.dtype | None:
-    """The type of half the size that all weights are stored in, if they are: read so and cast afterwards, they take less memory."""
-    files = [file for folder in folders for file in folder.glob("*.safetensors")]
-    found = set()
-    for file in files:
-        with safe_open(file, "pt") as opened:
-            found |= {opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118  not a dict
-    return {"F16": torch.float16, "BF16": torch.bfloat16}.get(found.pop()) if len(found) == 1 else None
-
-
-def _without_weights(folder: Path, part: str) -> Any:
-    """A part of a checkpoint made from its configuration alone."""
-    import diffusers
-    import transformers
-
-    name = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))[part][1]
-    if name not in _CLASSES:
-        raise InputError(f"checkpoint {folder}: its {part} is a {name}; nemo-edge takes {', '.join(_CLASSES)}")
-    config = folder / part
-    with torch.device("meta"):
-        if hasattr(diffusers, name):
-            cls = getattr(diffusers, name)
-            return cls.from_config(cls.load_config(str(config)))
-        cls = getattr(transformers, name)
-        return cls(cls.config_class.from_pretrained(str(config)))
 
 
 def _pipeline_from_file(path: Path, dtype: torch.dtype) -> Any:
@@ -330,7 +269,7 @@ def _pipeline_from_file(path: Path, dtype: torch.dtype) -> Any:
 
     try:
         pipeline = StableDiffusionXLPipeline if _is_xl(path) else StableDiffusionPipeline
-        with _quiet():
+        with quiet():
             return pipeline.from_single_file(str(path), torch_dtype=dtype)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = first_line(error)
@@ -356,8 +295,8 @@ def _from_pipeline(pipeline: Any, path: str, device: str, dtype: torch.dtype, pa
         text_encoders=tuple(m.config.to_dict() for m in encoders),
         tokenizers=tuple(tokenizers),
     )
-    with _quiet():
-        modules = {"unet": pipeline.unet, "vae": pipeline.vae, **dict(zip(_WEIGHTED_PARTS[2:], encoders, strict=False))}
+    with quiet():
+        modules = {"unet": pipeline.unet, "vae": pipeline.vae, **dict(zip(WEIGHTED_PARTS[2:], encoders, strict=False))}
         for part, module in modules.items():
             module.eval().requires_grad_(False)
             if part in parts:
@@ -365,25 +304,6 @@ def _from_pipeline(pipeline: Any, path: str, device: str, dtype: torch.dtype, pa
             else:
                 module.to("meta")
     return Checkpoint(path, config, pipeline.unet, pipeline.vae, tuple(encoders))
-
-
-def _quiet() -> Any:
-    """diffusers' and transformers' progress bars and advice off while a pipeline is opened."""
-    from contextlib import ExitStack
-
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    stack = ExitStack()
-    stack.enter_context(warnings.catch_warnings())
-    warnings.filterwarnings("ignore", message="`torch_dtype` is deprecated")  # its new name is too new
-    for library in (diffusers_logging, transformers_logging):
-        stack.callback(library.set_verbosity, library.get_verbosity())
-        if library.is_progress_bar_enabled():
-            stack.callback(library.enable_progress_bar)
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-    return stack
 
 
 def _int(value: Any) -> int:

@@ -4,9 +4,10 @@ can make pictures without the checkpoint it came from.
 
 from __future__ import annotations
 
-__all__ = ["PIPELINES", "Configuration", "check_pipeline", "upcasts_decoder"]
+__all__ = ["PIPELINES", "Configuration", "check_pipeline", "completed", "fit_tokenizer", "kin", "upcasts_decoder"]
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,38 @@ _PLACES = ("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenize
 """Keys under which diffusers and transformers note where a part was read from, on whatever machine."""
 
 PIPELINES: dict[str, Family] = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}
+
+_KIN = {
+    "StableDiffusionImg2ImgPipeline": "StableDiffusionPipeline",
+    "StableDiffusionInpaintPipeline": "StableDiffusionPipeline",
+    "StableDiffusionInpaintPipelineLegacy": "StableDiffusionPipeline",
+    "StableDiffusionInstructPix2PixPipeline": "StableDiffusionPipeline",
+    "StableDiffusionKDiffusionPipeline": "StableDiffusionPipeline",
+    "LatentConsistencyModelPipeline": "StableDiffusionPipeline",
+    "LatentConsistencyModelImg2ImgPipeline": "StableDiffusionPipeline",
+    "StableDiffusionXLImg2ImgPipeline": "StableDiffusionXLPipeline",
+    "StableDiffusionXLInpaintPipeline": "StableDiffusionXLPipeline",
+    "StableDiffusionXLInstructPix2PixPipeline": "StableDiffusionXLPipeline",
+    "StableDiffusionXLKDiffusionPipeline": "StableDiffusionXLPipeline",
+}
+"""diffusers' classes of the same parts, opened as those of `PIPELINES`; a UNet of other channels than the latents' is refused for that."""
+_UNSAID: dict[str, Mapping[str, Any]] = {
+    "unet": {
+        "sample_size": None,
+        "in_channels": 4,
+        "out_channels": 4,
+        "cross_attention_dim": 1280,
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    },
+    "vae": {"block_out_channels": (64,), "latent_channels": 4, "out_channels": 3, "scaling_factor": 0.18215, "force_upcast": True},
+    "tiny": {"block_out_channels": (64,) * 4, "latent_channels": 4, "out_channels": 3, "scaling_factor": 1.0, "force_upcast": False},
+    "scheduler": {"num_train_timesteps": 1000, "prediction_type": "epsilon"},
+}
+"""What diffusers takes for a key that a configuration, as an old one, does not have."""
+_TOKENS = 77
+"""The length of a text encoder whose configuration does not say it, as transformers takes it."""
 
 
 @dataclass(frozen=True)
@@ -134,19 +167,49 @@ class Configuration:
         """
         unet = next((f for f in ("unet", "unet_masked") if (bundle / f / "config.json").is_file()), "unet")
         vae = next((f for f in ("vae_decoder", "vae") if (bundle / f / "config.json").is_file()), "vae_decoder")
-        count = 1 + (bundle / "tokenizer_2").is_dir()
         try:
+            index = _read(bundle / "model_index.json")
+            index["_class_name"] = kin(str(index.get("_class_name")))
+            count = 2 if PIPELINES.get(index["_class_name"]) == "sdxl" else 1
             texts = [_read(bundle / _numbered("text_encoder", i) / "config.json") for i in range(count)]
+            family = PIPELINES.get(index["_class_name"], "sd")
             return cls(
-                index=_read(bundle / "model_index.json"),
-                unet=_read(bundle / unet / "config.json"),
-                vae=_read(bundle / vae / "config.json"),
-                scheduler=_read(bundle / "scheduler" / "scheduler_config.json"),
+                index=index,
+                unet=completed("unet", _read(bundle / unet / "config.json"), family),
+                vae=completed("vae", _read(bundle / vae / "config.json"), family),
+                scheduler=completed("scheduler", _read(bundle / "scheduler" / "scheduler_config.json"), family),
                 text_encoders=tuple(texts),
-                tokenizers=tuple(_load_tokenizer(bundle / _numbered("tokenizer", i)) for i in range(count)) if tokenizers else (),
+                tokenizers=tuple(_load_tokenizer(bundle / _numbered("tokenizer", i), texts[i]) for i in range(count)) if tokenizers else (),
             )
         except (OSError, ValueError) as error:
             raise BundleError(f"{bundle} lacks a part of its model: {error}") from error
+
+
+def kin(name: str) -> str:
+    """Return the class of `PIPELINES` that a pipeline is opened as; any other name as it is."""
+    return _KIN.get(name, name)
+
+
+def completed(part: str, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """Return the configuration of a "unet", "vae" or "scheduler" with what diffusers takes for what it does not say.
+
+    A UNet of Stable Diffusion 1.x saved before diffusers 0.9 is of 64 latents where it says fewer, as diffusers corrects it.
+    """
+    tiny = part == "vae" and config.get("_class_name") == "AutoencoderTiny"
+    found = {**_UNSAID["tiny" if tiny else part], **config}
+    if tiny:
+        found["block_out_channels"] = config.get("decoder_block_out_channels", found["block_out_channels"])
+    size = found.get("sample_size")
+    if part == "unet" and family == "sd" and _before_0_9(config) and isinstance(size, int) and size < 64:
+        found["sample_size"] = 64
+    return found
+
+
+def fit_tokenizer(tokenizer: Any, encoder: Mapping[str, Any]) -> Any:
+    """Return a tokenizer that gives as many tokens as its text encoder takes, where it says no length or a greater one."""
+    most = int(encoder.get("max_position_embeddings") or _TOKENS)
+    tokenizer.model_max_length = min(int(tokenizer.model_max_length), most)
+    return tokenizer
 
 
 def check_pipeline(name: str) -> None:
@@ -158,19 +221,24 @@ def check_pipeline(name: str) -> None:
 def upcasts_decoder(folder: Path) -> bool:
     """Whether `Configuration.upcasts_decoder` is true of a diffusers folder, of which only two files are read; False for anything else."""
     try:
-        return _upcasts(_read(folder / "model_index.json"), _read(folder / "vae" / "config.json"))
+        return _upcasts(_read(folder / "model_index.json"), completed("vae", _read(folder / "vae" / "config.json"), "sdxl"))
     except (OSError, ValueError):
         return False
 
 
 def _upcasts(index: Mapping[str, Any], vae: Mapping[str, Any]) -> bool:
-    return PIPELINES.get(str(index.get("_class_name"))) == "sdxl" and bool(vae.get("force_upcast", True))
+    return PIPELINES.get(kin(str(index.get("_class_name")))) == "sdxl" and bool(vae.get("force_upcast", True))
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def _before_0_9(config: Mapping[str, Any]) -> bool:
+    found = re.match(r"(\d+)\.(\d+)", str(config.get("_diffusers_version", "")))
+    return found is not None and (int(found[1]), int(found[2])) < (0, 9)
+
+
+def _load_tokenizer(folder: Path, encoder: Mapping[str, Any]) -> Any:
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer.from_pretrained(str(folder))
+    return fit_tokenizer(CLIPTokenizer.from_pretrained(str(folder)), encoder)
 
 
 def _save_tokenizer(tokenizer: Any, folder: Path) -> None:

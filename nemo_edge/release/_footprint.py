@@ -29,9 +29,12 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 
+from nemo_edge.model.configuration import completed
 from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.system.errors import InputError, first_line
+from nemo_edge.system.files import checkpoint_folder
 from nemo_edge.system.memory import GB, memory_available, pictures_at_once, rows_at_once, search_bytes
+from nemo_edge.system.weights import WEIGHTED_PARTS, weights_of
 
 BYTES = {"fp32": 4, "fp16": 2}
 DTYPES: tuple[Literal["fp32", "fp16"], ...] = ("fp32", "fp16")
@@ -67,8 +70,7 @@ OTHER_DISK_BYTES = 0.1 * GB
 _Tensor = tuple[str, str, int]
 """Key, type and number of values of a stored tensor."""
 
-PLACES = ("unet", "vae", "text_encoder", "text_encoder_2")
-"""The parts that hold weights."""
+PLACES = WEIGHTED_PARTS
 _SINGLE_FILE = {
     "model.diffusion_model.": "unet",
     "first_stage_model.": "vae",
@@ -144,7 +146,7 @@ def estimate(model: str, output: Path, found: Sequence[Part] | None = None) -> F
     """
     found = parts(model) if found is None else found
     family = _family(found)
-    pixels = _pixels(Path(model).expanduser(), family)
+    pixels = _pixels(checkpoint_folder(model), family)
     memory, (place, disk) = memory_available(), _disk_free(output)
     needs = needs_of(found, pixels, memory, disk)
     return fitted(model, family, found, needs, memory, disk, place)
@@ -155,14 +157,14 @@ def parts(model: str) -> tuple[Part, ...]:
 
     Raises `InputError` when there are none, or no UNet among them.
     """
-    local = Path(model).expanduser()
-    if not local.exists():
+    if not Path(model).expanduser().exists():
         raise InputError(f"model {model} does not exist: give a diffusers folder or a .safetensors file on this machine")
+    local = checkpoint_folder(model)
     if local.is_file():
         found = _parts_of_file(local)
     else:
-        places = {name: _weight_files(local / name) for name in PLACES}
-        found = {name: [t for file in files for t in _header(file)] for name, files in places.items() if files}
+        places = {name: weights for name in PLACES if (weights := weights_of(local / name)) is not None and not weights.pickled}
+        found = {name: [t for file in weights.files for t in _header(file)] for name, weights in places.items()}
     if "unet" not in found:
         raise InputError(f"model {model} holds no UNet as safetensors: sizes are read from their headers, pickles are not opened")
     return tuple(part_of(name, found[name]) for name in PLACES if name in found)
@@ -272,14 +274,6 @@ def _parts_of_file(path: Path) -> dict[str, list[_Tensor]]:
     return found
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The files diffusers reads: the one of the plain name, or its shards; a variant (fp16, ema) only where there is nothing else."""
-    files = sorted(folder.glob("*.safetensors"))
-    plain = [f for f in files if f.name.count(".") == 1]
-    whole = [f for f in plain if "-of-" not in f.name]
-    return whole[:1] or plain or files[:1]
-
-
 def _header(path: Path) -> list[_Tensor]:
     if path.suffix != ".safetensors":
         raise InputError(f"model {path} is not a .safetensors file: sizes are read from its header, pickles are not opened")
@@ -298,9 +292,10 @@ def _family(found: Iterable[Part]) -> Literal["sd", "sdxl"]:
 def _pixels(local: Path, family: Literal["sd", "sdxl"]) -> int:
     """Pixels of a picture of the size the model was trained on: its UNet's `sample_size`, each latent 8 pixels wide."""
     text = _read(local / "unet" / "config.json")
-    size = json.loads(text).get("sample_size") if text else None
-    side = size if isinstance(size, int) else {"sd": 64, "sdxl": 128}[family]
-    return (side * 8) ** 2
+    size = completed("unet", json.loads(text), family)["sample_size"] if text else None
+    side = {"sd": 64, "sdxl": 128}[family]
+    height, width = size if isinstance(size, list) else (size or side, size or side)
+    return int(height * width * 8 * 8)
 
 
 def _disk_free(output: Path) -> tuple[Path, int]:

@@ -17,6 +17,7 @@ from nemo_edge.backends.tensorrt.flavours import check, check_runtime
 from nemo_edge.bundle.manifest import check_output, open_bundle, verify
 from nemo_edge.model.architectures import ARCHITECTURES, source
 from nemo_edge.model.configuration import Configuration, upcasts_decoder
+from nemo_edge.model.inspection import check_folder, check_kind, check_layers
 from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.targets import FLAVOUR_OF, unfit_for_turing
@@ -59,12 +60,14 @@ def preflight(recipe: Recipe, progress: Progress) -> Preflight:
     recipe = _with_weights(recipe)
     if recipe.random_weights is not None and not Path(recipe.checkpoint.path).is_dir():
         return Preflight(recipe, None, footprint=_check_unmade(recipe, recipe.random_weights.architecture, progress))
+    model = checkpoint_folder(recipe.checkpoint.path)
+    if model.is_dir():
+        check_folder(model, allow_pickle=recipe.checkpoint.allow_pickle)
     inputs = read_inputs(recipe, progress.note)
     keys = stage_keys(recipe, inputs)
     key = bundle_key(recipe, keys)
     if _up_to_date(recipe.output, key):
         return Preflight(recipe, inputs, keys, key, up_to_date=True)
-    model = checkpoint_folder(recipe.checkpoint.path)
     _check_model(recipe, model)
     footprint = _footprint(recipe, model)
     if recipe.random_weights is None:
@@ -129,6 +132,7 @@ def _check_unmade(recipe: Recipe, architecture: str, progress: Progress) -> Foot
 def _check_model(recipe: Recipe, model: Path) -> None:
     """Whether the recipe fits the model, of which configurations are read, and this machine runs, compiles and times its engines."""
     if model.is_dir():
+        check_kind(model)
         _check_configuration(recipe, Configuration.load(model, tokenizers=False))
     check_runs(recipe)
     check_compiles(recipe, model)
@@ -147,6 +151,7 @@ def _check_configuration(recipe: Recipe, config: Configuration) -> None:
     """The sizes that are drawn and timed, which the graph must take, and the components that are compiled."""
     from nemo_edge.sampling.loop import check_size
 
+    check_layers(config.unet, recipe.localization.layers)
     free = [name for name in ("height", "width") if not getattr(recipe.export, name)]
     for height, width in ((recipe.sampling.height, recipe.sampling.width), *(recipe.latency.sizes if recipe.latency else ())):
         check_size(config, recipe.sampling.model_copy(update={"height": height, "width": width}), free)

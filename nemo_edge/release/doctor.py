@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nemo_edge import __version__
 from nemo_edge.backends.probes import BROKEN, Probe, RuntimeLinks, import_problems, probe_all, runtime_links
+from nemo_edge.model.inspection import check_kind
 from nemo_edge.release._footprint import Footprint, estimate
 from nemo_edge.system.compatibility import (
     Problem,
@@ -27,6 +28,7 @@ from nemo_edge.system.compatibility import (
     unmet,
 )
 from nemo_edge.system.environment import Machine, machine
+from nemo_edge.system.files import checkpoint_folder
 
 OURS = "nemo-edge"
 CHECKED = ("torch", "diffusers", "transformers", "huggingface-hub", "onnxscript", "onnxruntime-gpu", "onnxruntime", "accelerate")
@@ -62,9 +64,9 @@ class Diagnosis(BaseModel):
 def diagnose(model: str | None = None, output: Path = Path()) -> Diagnosis:
     """Examine this machine; with `model`, a local diffusers folder or `.safetensors` file, also whether a build of it fits.
 
-    `output` is where the bundle would go. Raises `InputError` for a model that is not there.
+    `output` is where the bundle would go. Raises `InputError` for a model that is not there, or of a kind that is not built.
     """
-    footprint = estimate(model, output) if model is not None else None  # first: a wrong path is told at once
+    footprint = _footprint(model, output) if model is not None else None  # first: a wrong path is told at once
     here, versions, links = machine(), installed(), runtime_links()
     broken = import_problems(versions)
     torch_cuda, runtime_cuda = _torch_cuda(), _runtime_cuda()
@@ -81,6 +83,14 @@ def diagnose(model: str | None = None, output: Path = Path()) -> Diagnosis:
         problems=(*broken, *_version_problems(versions, torch_cuda, runtime_cuda, links, drivers)),
         model=footprint,
     )
+
+
+def _footprint(model: str, output: Path) -> Footprint:
+    footprint = estimate(model, output)
+    local = checkpoint_folder(model)
+    if (local / "model_index.json").is_file():  # without one it may be a part of a copy, whose size is asked
+        check_kind(local)
+    return footprint
 
 
 def _version_problems(

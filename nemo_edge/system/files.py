@@ -27,11 +27,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from nemo_edge.system.errors import InputError, first_line
+from nemo_edge.system.weights import PICKLE_FILES, WEIGHT_FILES, opened_files
 
 _HOMES = ("home", "Users")
 """Folders of a machine that hold its users' own, by these users' names."""
-WEIGHT_FILES = (".safetensors",)
-PICKLE_FILES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -122,25 +121,25 @@ def _own_names() -> set[str]:
 
 
 def checkpoint_hashes(path: str) -> dict[str, str]:
-    """Return the sha256 of each file that makes a checkpoint what it is: weights, configurations, vocabularies.
+    """Return the sha256 of each file of a checkpoint that is opened: weights, configurations, vocabularies (`opened_files`).
 
     `path` is a folder, a file, or a hub id, which is fetched into the local cache. Raises `InputError` for anything else.
     """
     local = checkpoint_folder(path)
     if local.is_file():
         return {local.name: sha256_file(local)}
-    kept = (*WEIGHT_FILES, *PICKLE_FILES, ".json", ".txt")
-    return {p.relative_to(local).as_posix(): sha256_file(p) for p in sorted(local.rglob("*")) if p.suffix in kept}
+    return {p.relative_to(local).as_posix(): sha256_file(p) for p in opened_files(local)}
 
 
 def checkpoint_folder(path: str) -> Path:
     """Return where a checkpoint lies on this machine; a hub id is fetched (no pickles) unless it is in the cache.
 
-    Raises `InputError` when there is nothing of that name.
+    Of a model's folder in the hub's cache (`models--owner--name`) it is the snapshot of its main branch, or its only one. Raises
+    `InputError` when there is nothing of that name, and for several snapshots of which none is the main branch's.
     """
     local = Path(path).expanduser()
     if local.exists():
-        return local
+        return _snapshot(local)
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise InputError(f"checkpoint {path} does not exist: give a diffusers folder, a .safetensors file or a hub id (owner/name)")
     from huggingface_hub import snapshot_download
@@ -153,7 +152,26 @@ def checkpoint_folder(path: str) -> Path:
 
 
 def weight_bytes(path: str) -> int:
-    """Return the size of a checkpoint's weights, of those that diffusers may read."""
+    """Return the size of a checkpoint's weights, of those that are opened."""
     local = checkpoint_folder(path)
-    files = local.glob("*/*") if local.is_dir() else [local]
+    files = opened_files(local) if local.is_dir() else [local]
     return sum(p.stat().st_size for p in files if p.suffix in (*WEIGHT_FILES, *PICKLE_FILES))
+
+
+def _snapshot(local: Path) -> Path:
+    """What a folder of the hub's cache holds; any other folder as it is."""
+    if not local.is_dir() or (local / "model_index.json").is_file():
+        return local
+    root = local.parent if local.name == "snapshots" else local
+    places = sorted(path for path in (root / "snapshots").iterdir() if path.is_dir()) if (root / "snapshots").is_dir() else []
+    if not places:
+        return local
+    main = root / "refs" / "main"
+    named = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
+    found = next((path for path in places if path.name == named), places[0] if len(places) == 1 else None)
+    if found is None:
+        raise InputError(
+            f"checkpoint {local} holds {len(places)} snapshots and names none as its main branch's: give the folder of one, "
+            + " or ".join(str(path) for path in places)
+        )
+    return found

@@ -68,14 +68,14 @@ def test_a_single_file_is_read_by_its_prefixes(tmp_path: Path) -> None:
 def test_of_several_files_those_diffusers_reads_are_counted(tmp_path: Path) -> None:
     unet = tmp_path / "unet"
     unet.mkdir()
-    for name, size in {"a.fp16": 5, "a.non_ema": 5, "a-00001-of-00002": 3, "a-00002-of-00002": 4}.items():
-        save_file({name: np.zeros(size, np.float32)}, unet / f"{name}.safetensors")
+    for name, size in {".fp16": 5, ".non_ema": 5, "-00001-of-00002": 3, "-00002-of-00002": 4}.items():
+        save_file({name: np.zeros(size, np.float32)}, unet / f"diffusion_pytorch_model{name}.safetensors")
     assert parts(str(tmp_path))[0].parameters == 7
-    save_file({"whole": np.zeros(7, np.float32)}, unet / "a.safetensors")
+    save_file({"whole": np.zeros(7, np.float32)}, unet / "diffusion_pytorch_model.safetensors")
     assert parts(str(tmp_path))[0].parameters == 7
     for path in unet.iterdir():
         path.unlink()
-    save_file({"half": np.zeros(9, np.float16)}, unet / "a.fp16.safetensors")
+    save_file({"half": np.zeros(9, np.float16)}, unet / "diffusion_pytorch_model.fp16.safetensors")
     assert (parts(str(tmp_path))[0].parameters, parts(str(tmp_path))[0].dtypes) == (9, ("F16",))
 
 
