@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nemo_edge.cli.options import AllowPickle, Bundle, Json, Summary, open_model, print_result
+from nemo_edge.cli.options import AllowPickle, Bundle, Json, Loras, Summary, open_model, print_result
 
 
 def register(app: typer.Typer) -> None:
@@ -172,6 +172,7 @@ def generate(
 
 def inspect(
     path: Annotated[str, typer.Argument(help="A bundle, an engine, or a checkpoint.")],
+    lora: Loras = None,
     allow_pickle: AllowPickle = False,
     as_json: Json = False,
 ) -> None:
@@ -186,7 +187,7 @@ def inspect(
     if found is not None:
         print_result(found, as_json, datasheet.show)
         return
-    opened = open_model(path, allow_pickle)
+    opened = open_model(path, allow_pickle, loras=lora)
     from nemo_edge.model.checkpoint import summary
 
     print_result(summary(opened), as_json, console.show_checkpoint)

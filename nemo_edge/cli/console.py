@@ -110,6 +110,8 @@ def show_plan(plan: Any) -> None:
     out = Console()
     for stage, key in plan.stages.items():
         out.print(f"{stage:<10} {key[:12]}  {'done' if plan.up_to_date or stage in plan.done else 'would run'}", highlight=False)
+    for note in plan.notes:
+        out.print(f"note: {escape(note)}", soft_wrap=True, highlight=False)
     out.print(f"{escape(plan.output)}: {'up to date' if plan.up_to_date else 'would be built'}", soft_wrap=True)
 
 

@@ -17,7 +17,7 @@ import typer
 from nemo_edge import __version__
 from nemo_edge.cli import bundle as cli_bundle
 from nemo_edge.cli import serving as cli_serving
-from nemo_edge.cli.options import AllowPickle, Checkpoint, Device, Json, Summary, open_model, print_result
+from nemo_edge.cli.options import AllowPickle, Checkpoint, Device, Json, Loras, Summary, loras_of, open_model, print_result
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.exits import INTERRUPTED, exit_code, stop_on_sigterm
 
@@ -100,6 +100,7 @@ def calibrate(
     limit: Annotated[int | None, typer.Option("--limit", min=2, help="Use the first so many prompts.")] = None,
     all_layers: AllLayers = False,
     device: Device = "cpu",
+    lora: Loras = None,
     allow_pickle: AllowPickle = False,
     as_json: Json = False,
 ) -> None:
@@ -117,7 +118,7 @@ def calibrate(
     from nemo_edge.localization.calibration import calibrate as run
 
     with console.Bars().task("calibrate", len(texts)) as advance:
-        calibration = run(open_model(checkpoint, allow_pickle, device), texts, _localization(all_layers), advance)
+        calibration = run(open_model(checkpoint, allow_pickle, device, lora), texts, _localization(all_layers), advance)
     calibration.save(out)
     said = {**calibration.provenance.model_dump(mode="json"), "above_rate": calibration.above_rate}
     print_result(said, as_json, lambda _: console.show_calibration(calibration, out))
@@ -133,6 +134,7 @@ def detect(
     threshold: ThresholdOption = None,
     all_layers: AllLayers = False,
     device: Device = "cpu",
+    lora: Loras = None,
     allow_pickle: AllowPickle = False,
     as_json: Json = False,
 ) -> None:
@@ -151,7 +153,7 @@ def detect(
     from nemo_edge.cli.findings import show_detection
     from nemo_edge.localization.stages import detect_all, open_detector
 
-    detector = open_detector(open_model(checkpoint, allow_pickle, device), statistics, threshold, _localization(all_layers))
+    detector = open_detector(open_model(checkpoint, allow_pickle, device, lora), statistics, threshold, _localization(all_layers))
     print_result(detect_all(detector, listed, out, console.Bars()), as_json, lambda found: show_detection(found, out))
 
 
@@ -169,6 +171,7 @@ def localize(
     threshold: ThresholdOption = None,
     all_layers: AllLayers = False,
     device: Device = "cpu",
+    lora: Loras = None,
     allow_pickle: AllowPickle = False,
     as_json: Json = False,
 ) -> None:
@@ -188,7 +191,7 @@ def localize(
     settings = _localization(all_layers, mode=mode, dtype=dtype, group_by=group_by, paraphrases=paraphrases)
     from nemo_edge.localization.localizer import open_localizer
 
-    localizer = open_localizer(open_model(checkpoint, allow_pickle, device), statistics, threshold, settings)
+    localizer = open_localizer(open_model(checkpoint, allow_pickle, device, lora), statistics, threshold, settings)
     from nemo_edge.cli.findings import show_localizations
     from nemo_edge.localization.stages import find_neurons
 
@@ -206,6 +209,7 @@ def export(
     dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16.")] = "fp32",
     opset: Annotated[int, typer.Option("--opset", min=18, max=24, help="ONNX opset.")] = 23,
     all_layers: AllLayers = False,
+    lora: Loras = None,
     allow_pickle: AllowPickle = False,
     as_json: Json = False,
 ) -> None:
@@ -216,7 +220,7 @@ def export(
     from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings
 
     settings = from_options(ExportSettings, {"variants": ["masked" if masked else "baked"]}, {"dtype": dtype, "opset": opset})
-    source = CheckpointSettings(path=checkpoint, allow_pickle=allow_pickle)
+    source = CheckpointSettings(path=checkpoint, allow_pickle=allow_pickle, loras=loras_of(lora))
     exported = export_folder(source, settings, neurons, "all" if all_layers else "paper", out, console.Bars())
     print_result(
         {"out": str(out), "exported": [e.model_dump(mode="json") for e in exported]}, as_json, lambda _: console.show_export(exported, out)

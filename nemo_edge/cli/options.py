@@ -5,10 +5,10 @@ Imports nothing heavy, so that `--help` is immediate.
 
 from __future__ import annotations
 
-__all__ = ["AllowPickle", "Bundle", "Checkpoint", "Device", "Json", "Summary", "open_model", "print_result"]
+__all__ = ["AllowPickle", "Bundle", "Checkpoint", "Device", "Json", "Loras", "Summary", "loras_of", "open_model", "print_result"]
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ Bundle = Annotated[Path, typer.Argument(help="Folder of a bundle.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Open pickle weights, which can run any code.")]
 Device = Annotated[str, typer.Option("--device", help="What eager PyTorch runs on: cpu, or cuda.")]
+Loras = Annotated[list[str] | None, typer.Option("--lora", help="A LoRA to fuse, PATH or PATH:SCALE; may be repeated.")]
 Summary = Annotated[Path | None, typer.Option("--summary", help="Add a job summary in Markdown to this file.")]
 
 
@@ -32,8 +33,25 @@ def print_result(result: Any, as_json: bool, show: Callable[[Any], None]) -> Non
     print(json.dumps(content if passed is None else {**content, "passed": passed}, ensure_ascii=False))
 
 
-def open_model(path: str, allow_pickle: bool, device: str = "cpu") -> Any:
-    """Open a checkpoint on a device."""
+def loras_of(given: Sequence[str] | None) -> tuple[Any, ...]:
+    """The settings of LoRAs given as PATH or PATH:SCALE. Raises `InputError` for a scale that is no finite number."""
+    from nemo_edge.recipe.recipe import from_options
+    from nemo_edge.recipe.settings import LoraSettings
+
+    found = []
+    for text in given or ():
+        path, _, scale = text.rpartition(":")
+        with_scale = bool(path) and not Path(text).exists()
+        found.append(from_options(LoraSettings, {}, {"path": path, "scale": scale} if with_scale else {"path": text}, {"scale": "lora"}))
+    return tuple(found)
+
+
+def open_model(path: str, allow_pickle: bool, device: str = "cpu", loras: Sequence[str] | None = None) -> Any:
+    """Open a checkpoint on a device, LoRAs fused into it; say on standard error what was assumed of it."""
+    fused = loras_of(loras)
     from nemo_edge.model.checkpoint import open_checkpoint
 
-    return open_checkpoint(path, allow_pickle=allow_pickle, device=device)
+    opened = open_checkpoint(path, allow_pickle=allow_pickle, device=device, loras=fused)
+    for note in opened.notes:
+        typer.echo(f"note: {note}", err=True)
+    return opened

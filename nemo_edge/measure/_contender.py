@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemo_edge.measure.latency import Clock, Contender, Visit, visit, wall_clock, warm_up
-from nemo_edge.recipe.settings import LatencySettings, SamplingSettings, Target
+from nemo_edge.recipe.settings import LatencySettings, LoraSettings, SamplingSettings, Target
 from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.system.environment import cores
 
@@ -34,6 +34,8 @@ class Runnable:
     """What runs the bundle; eager runs on the same device, with as many threads."""
     dtype: str = "fp32"
     allow_pickle: bool = False
+    loras: tuple[LoraSettings, ...] = ()
+    """What is fused into the checkpoint's weights."""
     channels_last: bool = False
     weights_mib: float = 0.0
     targets: tuple[Target, ...] = ("text_encoder", "unet", "vae_decoder", "pipeline")
@@ -151,7 +153,8 @@ def _opened(contender: Runnable, stack: ExitStack) -> Any:
     from nemo_edge.model.checkpoint import open_checkpoint
 
     torch.set_num_threads(contender.engine.threads or cores())
-    checkpoint = open_checkpoint(contender.place, device=contender.engine.device, allow_pickle=contender.allow_pickle)
+    options = {"device": contender.engine.device, "allow_pickle": contender.allow_pickle}
+    checkpoint = open_checkpoint(contender.place, loras=contender.loras, **options)
     for module in (checkpoint.unet, checkpoint.vae, *checkpoint.text_encoders) if contender.dtype != "fp32" else ():
         module.to(DTYPES[contender.dtype])
     if contender.channels_last:

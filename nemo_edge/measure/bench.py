@@ -53,9 +53,8 @@ def runnables(bundle: Path, recipe: Recipe, settings: LatencySettings, checkpoin
             size = weight_bytes(checkpoint) / 2**20
             kind: Literal["eager", "compiled"] = "eager" if name == "eager" else "compiled"
             dtype = "fp32" if engine.device == "cpu" else export.dtype
-            found.append(
-                Runnable(name, kind, checkpoint, engine, dtype=dtype, allow_pickle=recipe.checkpoint.allow_pickle, weights_mib=size)
-            )
+            own = recipe.checkpoint
+            found.append(Runnable(name, kind, checkpoint, engine, dtype, allow_pickle=own.allow_pickle, loras=own.loras, weights_mib=size))
     names = [*([UNMITIGATED] if has_unmitigated(export.variants, engine) else []), *export.variants]
     size = _mib(bundle, PLANS if engine.flavour else (".data", ".onnx")) / max(1, len(export.variants))
     for name in names:

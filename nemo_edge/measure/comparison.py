@@ -26,7 +26,7 @@ from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import silenced
 from nemo_edge.recipe.components import UNET_FOLDERS
-from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.recipe.recipe import Recipe, anchored
 from nemo_edge.recipe.settings import ENGINE_TOLERANCES, SamplingSettings
 from nemo_edge.sampling.loop import Pipeline, latent_shape
 from nemo_edge.sampling.pipelines import UNMITIGATED, eager_pipeline, has_unmitigated, open_pipeline, original_weights
@@ -210,8 +210,9 @@ def _sides(reference: str, candidate: str, allow_pickle: bool) -> tuple[_Side, _
             continue
         if not bundles:
             raise InputError(f"neither {reference} nor {candidate} is a bundle: one side must be one (`nemo-edge build` makes it)")
-        bundle, theirs, _ = bundles[0]
-        checkpoint = open_checkpoint(str(path), allow_pickle=allow_pickle)
+        bundle, theirs, bundled = bundles[0]
+        loras = anchored(Recipe.model_validate(bundled.recipe), bundle).checkpoint.loras
+        checkpoint = open_checkpoint(str(path), allow_pickle=allow_pickle, loras=loras)
         pure = (variant or (UNMITIGATED if theirs == UNMITIGATED else MITIGATED)) == UNMITIGATED
         neurons = NeuronSet.load(bundle / "neurons.json")
         found.append(

@@ -5,7 +5,7 @@ A safety checker, a feature extractor and an image encoder are left out: nothing
 
 from __future__ import annotations
 
-__all__ = ["pipeline_from_folder", "quiet"]
+__all__ = ["pipeline_from_folder", "quiet", "without_weights"]
 
 import json
 import warnings
@@ -35,7 +35,7 @@ def pipeline_from_folder(path: Path, dtype: torch.dtype, leave: Sequence[str]) -
             weights = {part: found for part in WEIGHTED_PARTS if part_entry(index, part) and (found := weights_of(path / part))}
             stored = _stored_dtype([found for part, found in weights.items() if part not in leave]) or dtype
             parts = {
-                part: _without_weights(path, part) if part in leave else _with_weights(path, part, found, stored)
+                part: without_weights(path, part) if part in leave else _with_weights(path, part, found, stored)
                 for part, found in weights.items()
                 if part != "text_encoder_2" or PIPELINES[name] == "sdxl"
             }
@@ -90,7 +90,7 @@ def _with_weights(folder: Path, part: str, weights: Weights, dtype: torch.dtype)
     return _class_of(folder, part).from_pretrained(str(folder / part), **options)
 
 
-def _without_weights(folder: Path, part: str) -> Any:
+def without_weights(folder: Path, part: str) -> Any:
     """A part of a checkpoint made from its configuration alone."""
     cls, config = _class_of(folder, part), folder / part
     with torch.device("meta"):

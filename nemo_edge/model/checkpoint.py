@@ -16,37 +16,39 @@ __all__ = [
     "import_pipelines",
     "open_checkpoint",
     "open_parts",
+    "open_source",
     "summary",
     "value_layers",
     "value_projections",
 ]
 
 import warnings
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from nemo_edge.model._filekinds import check_complete
 from nemo_edge.model._forwards import DecoderGraph, HiddenTextGraph, TextGraph, UNetGraph
+from nemo_edge.model._loras import fuse_
 from nemo_edge.model._opening import pipeline_from_folder, quiet
 from nemo_edge.model.component import Component, Port
 from nemo_edge.model.configuration import Configuration, check_pipeline
 from nemo_edge.model.inspection import check_folder, pickle_error
 from nemo_edge.model.neurons import ValueLayer
-from nemo_edge.recipe.settings import CheckpointSettings
-from nemo_edge.system.errors import InputError, MissingDependency, first_line
+from nemo_edge.model.singlefile import pipeline_from_file
+from nemo_edge.recipe.settings import CheckpointSettings, LoraSettings
+from nemo_edge.system.errors import InputError, MissingDependency
 from nemo_edge.system.files import PICKLE_FILES, WEIGHT_FILES, checkpoint_folder, checkpoint_hashes, sha256_json
 from nemo_edge.system.weights import WEIGHTED_PARTS
 
 Layers = Literal["paper", "all"]
 
-_XL_KEY = "conditioner.embedders.1."  # only a single file of Stable Diffusion XL has a second text encoder
 Conditioning = dict[str, Tensor]
 """UNet inputs that come from the prompt, each [B, …]: `encoder_hidden_states`, and XL's `text_embeds`, `time_ids`."""
 
@@ -63,11 +65,15 @@ class Checkpoint:
     unet: nn.Module
     vae: nn.Module
     text_encoders: tuple[Any, ...]
+    fused: Mapping[str, Path] = field(default_factory=dict)
+    """The LoRAs that are in its weights, by names that tell their order and scale."""
+    notes: tuple[str, ...] = ()
+    """What was assumed of it: a line each."""
 
     @cached_property
     def files(self) -> dict[str, str]:
         """The files it was read from and their sha256."""
-        return checkpoint_hashes(self.source)
+        return checkpoint_hashes(self.source, self.fused)
 
     @property
     def device(self) -> torch.device:
@@ -83,11 +89,22 @@ class Checkpoint:
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Encode prompts: `encoder_hidden_states` [B, T, D], for XL also `text_embeds` [B, P] and `time_ids` [B, 6]."""
         components = [self.text_component(i) for i in range(len(self.text_encoders))]
-        ids = self.config.token_ids(prompts)
         outputs = [
-            dict(zip(c.outputs, c.module(torch.from_numpy(i).to(self.device)), strict=True)) for c, i in zip(components, ids, strict=True)
+            dict(zip(c.outputs, c.module(torch.from_numpy(i).to(self.device)), strict=True))
+            for c, i in zip(components, self.token_ids(prompts), strict=True)
         ]
         return conditioning(self.config.family, outputs, self.config.pixel_size)
+
+    def token_ids(self, prompts: Sequence[str]) -> list[np.ndarray]:
+        """Return the ids for each text encoder, int64 [B, T]. Raises `InputError` for ids that it has no embedding of."""
+        ids = self.config.token_ids(prompts)
+        for own, encoder in zip(ids, self.text_encoders, strict=True):
+            if own.max() >= encoder.config.vocab_size:
+                raise InputError(
+                    f"checkpoint {self.source}: its tokenizer gives ids up to {own.max()}, but its text encoder knows "
+                    f"{encoder.config.vocab_size} of them: give a diffusers folder with the tokenizer that belongs to it"
+                )
+        return ids
 
     def components(self) -> tuple[Component, ...]:
         """Return every graph of the checkpoint: text encoders, UNet, VAE decoder."""
@@ -195,6 +212,7 @@ def summary(checkpoint: Checkpoint) -> dict[str, Any]:
         "parameters": {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()},
         "value_layers": [{**v.model_dump(), "paper": v.name in paper} for v in value_layers(checkpoint.unet, "all")],
         "files": checkpoint.files,
+        "notes": list(checkpoint.notes),
     }
 
 
@@ -205,8 +223,9 @@ def open_checkpoint(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     parts: Collection[str] | None = None,
+    loras: Sequence[LoraSettings] = (),
 ) -> Checkpoint:
-    """Open a checkpoint: a diffusers folder, a hub id, or a single `.safetensors` file.
+    """Open a checkpoint: a diffusers folder, a hub id, or a single `.safetensors` file; fuse `loras` into its weights.
 
     Weights are read from safetensors and held in `dtype`; a pickle is refused unless `allow_pickle` is set. With `parts`
     ("unet", "vae", "text_encoder", "text_encoder_2") only those get weights, the others their shape alone. Raises `InputError` for
@@ -215,11 +234,20 @@ def open_checkpoint(
     check_device(device)
     local = check_files(path, allow_pickle=allow_pickle)
     wanted = WEIGHTED_PARTS if parts is None else tuple(parts)
+    leave = [part for part in WEIGHTED_PARTS if part not in wanted]
+    read = torch.float32 if loras else dtype  # what is fused is summed as eager has it, and rounded once, in the end
+    notes: tuple[str, ...]
     if local.is_dir():
-        pipeline = pipeline_from_folder(local, dtype, [part for part in WEIGHTED_PARTS if part not in wanted])
+        pipeline, notes = pipeline_from_folder(local, read, leave), ()
     else:
-        pipeline = _pipeline_from_file(local, dtype)
-    return _from_pipeline(pipeline, path, device, dtype, wanted)
+        pipeline, notes = pipeline_from_file(local, read, leave)
+    if loras:
+        for part in wanted:
+            if getattr(pipeline, part, None) is not None:
+                getattr(pipeline, part).to(torch.float32)
+        fuse_(pipeline, loras, wanted)
+    opened = _from_pipeline(pipeline, path, device, dtype, wanted)
+    return replace(opened, fused=CheckpointSettings(path=path, loras=tuple(loras)).fused, notes=notes)
 
 
 def check_device(device: str) -> None:
@@ -240,7 +268,12 @@ def check_device(device: str) -> None:
 
 def open_parts(source: CheckpointSettings, parts: Collection[str] = (), dtype: torch.dtype = torch.float32) -> Checkpoint:
     """Open a recipe's checkpoint with the weights of some of its parts, or of none."""
-    return open_checkpoint(source.path, allow_pickle=source.allow_pickle, dtype=dtype, parts=parts)
+    return open_checkpoint(source.path, allow_pickle=source.allow_pickle, dtype=dtype, parts=parts, loras=source.loras)
+
+
+def open_source(source: CheckpointSettings) -> Checkpoint:
+    """Open a recipe's checkpoint whole, on its device."""
+    return open_checkpoint(source.path, allow_pickle=source.allow_pickle, device=source.device, loras=source.loras)
 
 
 def check_files(path: str, *, allow_pickle: bool = False) -> Path:
@@ -248,7 +281,9 @@ def check_files(path: str, *, allow_pickle: bool = False) -> Path:
     local = checkpoint_folder(path)
     if local.is_dir():
         check_folder(local, allow_pickle=allow_pickle)
-    elif local.suffix not in WEIGHT_FILES and not allow_pickle:
+        return local
+    check_complete(local)
+    if local.suffix not in WEIGHT_FILES and not allow_pickle:
         if local.suffix not in PICKLE_FILES:
             raise InputError(
                 f"{local} is no checkpoint: give a diffusers folder or a .safetensors file; of a bundle, its folder or an engine"
@@ -264,25 +299,6 @@ def import_pipelines() -> None:
         import diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl  # noqa: F401
 
 
-def _pipeline_from_file(path: Path, dtype: torch.dtype) -> Any:
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-
-    try:
-        pipeline = StableDiffusionXLPipeline if _is_xl(path) else StableDiffusionPipeline
-        with quiet():
-            return pipeline.from_single_file(str(path), torch_dtype=dtype)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = first_line(error)
-        raise InputError(f"checkpoint {path} is not a Stable Diffusion file, or its configuration cannot be fetched: {reason}") from error
-
-
-def _is_xl(path: Path) -> bool:
-    if path.suffix not in WEIGHT_FILES:
-        return "xl" in path.stem.lower()
-    with safe_open(path, "pt") as file:
-        return any(key.startswith(_XL_KEY) for key in file.keys())  # noqa: SIM118  not a dict
-
-
 def _from_pipeline(pipeline: Any, path: str, device: str, dtype: torch.dtype, parts: Collection[str]) -> Checkpoint:
     check_pipeline(type(pipeline).__name__)
     encoders = [m for m in (pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)) if m is not None]
@@ -296,7 +312,6 @@ def _from_pipeline(pipeline: Any, path: str, device: str, dtype: torch.dtype, pa
         tokenizers=tuple(tokenizers),
     )
     with quiet():
-        modules = {"unet": pipeline.unet, "vae": pipeline.vae, **dict(zip(WEIGHTED_PARTS[2:], encoders, strict=False))}
         for part, module in modules.items():
             module.eval().requires_grad_(False)
             if part in parts:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemo_edge.model._betas import unfit_schedule
+from nemo_edge.model._filekinds import check_complete, is_lora, read_contents
 from nemo_edge.model._inputs import unfit_unet, unfit_vae
 from nemo_edge.model.configuration import PIPELINES, Family, completed, kin
 from nemo_edge.system.errors import InputError, first_line
@@ -43,7 +44,8 @@ _ATTENTION = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCross
 def check_folder(folder: Path, *, allow_pickle: bool = False) -> None:
     """Raise `InputError` for a diffusers folder that is not whole, has pickles for weights, or is of a kind that is not taken."""
     if not (folder / "model_index.json").is_file():
-        state = "is empty" if not any(folder.iterdir()) else "has no model_index.json"
+        lora = next((p.name for p in sorted(folder.glob("*.safetensors")) if is_lora(read_contents(p).shapes)), None)
+        state = "is empty" if not any(folder.iterdir()) else f"is a LoRA's ({lora})" if lora else "has no model_index.json"
         raise InputError(f"checkpoint folder {folder} {state}: give a folder saved with diffusers' save_pretrained")
     found = {part: weights_of(folder / part) for part in WEIGHTED_PARTS}
     if not any(found.values()):
@@ -60,7 +62,16 @@ def check_folder(folder: Path, *, allow_pickle: bool = False) -> None:
             raise InputError(f"checkpoint folder {folder} lacks {part}/{weights.missing()[0]}: it was not copied whole")
         if weights.pickled and not allow_pickle:
             raise pickle_error(weights.files[0])
+        for file in weights.files:
+            _check_whole(folder, file)
     _check_tokenizers(folder, family)
+
+
+def _check_whole(folder: Path, file: Path) -> None:
+    try:
+        check_complete(file)
+    except InputError as error:
+        raise InputError(f"checkpoint {folder} cannot be opened: {error}") from error
 
 
 def check_kind(folder: Path) -> Family:

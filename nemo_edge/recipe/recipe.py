@@ -181,7 +181,7 @@ def with_places(recipe: Recipe, places: Recipe) -> Recipe:
     prompts = places.prompts.model_copy(update={"limit": recipe.prompts.limit})
     calibration = recipe.calibration.model_copy(update={"statistics": places.calibration.statistics})
     fidelity = recipe.fidelity.model_copy(update={"sscd": places.fidelity.sscd})
-    checkpoint = recipe.checkpoint.model_copy(update={"path": places.checkpoint.path})
+    checkpoint = recipe.checkpoint.model_copy(update={"path": places.checkpoint.path, "loras": places.checkpoint.loras})
     return recipe.model_copy(update={"prompts": prompts, "calibration": calibration, "fidelity": fidelity, "checkpoint": checkpoint})
 
 
@@ -262,6 +262,8 @@ def _placed(recipe: Recipe, place: Callable[[Path], Path]) -> Recipe:
             return place(value)
         if isinstance(value, BaseModel):
             return value.model_copy(update={name: other(getattr(value, name)) for name in type(value).model_fields})
+        if isinstance(value, tuple) and any(isinstance(entry, BaseModel) for entry in value):
+            return tuple(map(other, value))
         return value
 
     placed: Recipe = other(recipe)

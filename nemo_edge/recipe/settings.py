@@ -14,6 +14,7 @@ __all__ = [
     "GateSettings",
     "LatencySettings",
     "LocalizationSettings",
+    "LoraSettings",
     "PromptSettings",
     "RandomSettings",
     "SCORE",
@@ -62,6 +63,14 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class LoraSettings(Settings):
+    """A LoRA that is fused into the weights before anything else, so that all that follows sees the fused model."""
+
+    path: Path
+    scale: float = Field(default=1.0, allow_inf_nan=False)
+    """What its part of the weights is multiplied by; its own alpha comes on top."""
+
+
 class CheckpointSettings(Settings):
     """Which model: a diffusers folder, a hub id, or a single `.safetensors` file."""
 
@@ -70,6 +79,13 @@ class CheckpointSettings(Settings):
     """Open pickle weights (.bin, .ckpt), which can run any code when loaded."""
     device: Literal["cpu", "cuda"] = "cpu"
     """What eager PyTorch runs on: calibration, the search for neurons, and what engines are held against."""
+    loras: tuple[LoraSettings, ...] = ()
+    """LoRAs, in the order in which they are fused: `[{path = "mine.safetensors", scale = 0.8}]`."""
+
+    @property
+    def fused(self) -> dict[str, Path]:
+        """The files of the LoRAs, by names that tell their order and scale: so they are hashed beside the checkpoint's own files."""
+        return {f"loras/{i}/{lora.path.name} × {lora.scale!r}": lora.path for i, lora in enumerate(self.loras)}
 
 
 class RandomSettings(Settings):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nemo_edge.recipe.prompts import Prompt, check_apart, distinct, read_prompts
 from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.recipe.settings import CheckpointSettings
 from nemo_edge.recipe.targets import FLAVOUR_OF
 from nemo_edge.system.environment import USED, Machine, machine, packages_of
 from nemo_edge.system.errors import InputError
@@ -42,7 +43,7 @@ class Inputs:
 
 def read_inputs(recipe: Recipe, tell: Callable[[str], None] | None = None) -> Inputs:
     """Read and hash what the recipe names; `tell` gets a line on each list. Raises `InputError` for what is missing or cannot be used."""
-    checkpoint = _checkpoint_hashes(recipe.checkpoint.path)
+    checkpoint = _checkpoint_hashes(recipe.checkpoint)
     if recipe.random_weights is not None:
         neurons = recipe.random_weights.neurons
         return Inputs([], [], [], checkpoint, {neurons.name: sha256_file(_there(neurons))} if neurons else {}, None, machine())
@@ -106,8 +107,8 @@ def _there(path: Path) -> Path:
     return path
 
 
-def _checkpoint_hashes(path: str) -> dict[str, str]:
-    hashes = checkpoint_hashes(path)
-    if not hashes:
-        raise InputError(f"checkpoint {path} holds no files of a model: give a diffusers folder, a .safetensors file or a hub id")
+def _checkpoint_hashes(source: CheckpointSettings) -> dict[str, str]:
+    hashes = checkpoint_hashes(source.path, source.fused)
+    if len(hashes) == len(source.fused):
+        raise InputError(f"checkpoint {source.path} holds no files of a model: give a diffusers folder, a .safetensors file or a hub id")
     return hashes

@@ -45,7 +45,8 @@ class Given:
     @property
     def versions(self) -> dict[str, str]:
         """The versions of the packages that every stage uses."""
-        return {name: version for name, version in self.inputs.machine.versions.items() if name in USED}
+        fusing = ("peft",) if self.recipe.checkpoint.loras else ()
+        return {name: version for name, version in self.inputs.machine.versions.items() if name in (*USED, *fusing)}
 
     @property
     def gpus(self) -> list[tuple[str, str]]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 __all__ = ["Preflight", "check_compiles", "check_runs", "preflight"]
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +50,8 @@ class Preflight:
     """The bundle is there, made from exactly this, with every file as it was. Then nothing else was looked at."""
     footprint: Footprint | None = None
     """Memory and disk that a build takes; None where nobody can tell, as without safetensors."""
+    notes: tuple[str, ...] = ()
+    """What was assumed of the checkpoint: a line each."""
 
 
 def preflight(recipe: Recipe, progress: Progress) -> Preflight:
@@ -68,12 +72,14 @@ def preflight(recipe: Recipe, progress: Progress) -> Preflight:
     key = bundle_key(recipe, keys)
     if _up_to_date(recipe.output, key):
         return Preflight(recipe, inputs, keys, key, up_to_date=True)
-    _check_model(recipe, model)
+    notes = _check_weights(recipe, model)
+    with _configurations(model) as configured:
+        _check_model(recipe, configured)
     footprint = _footprint(recipe, model)
     if recipe.random_weights is None:
         _check_trained(model)
         _check_evidence(recipe, inputs)
-    return Preflight(recipe, inputs, keys, key, footprint=footprint)
+    return Preflight(recipe, inputs, keys, key, footprint=footprint, notes=notes)
 
 
 def check_runs(recipe: Recipe) -> None:
@@ -109,7 +115,8 @@ def _with_weights(recipe: Recipe) -> Recipe:
     """The recipe with the place of its random weights as its checkpoint, where it wants some."""
     if recipe.random_weights is None:
         return recipe
-    return recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"path": str(weights_folder(recipe))})})
+    checkpoint = recipe.checkpoint.model_copy(update={"path": str(weights_folder(recipe)), "loras": ()})
+    return recipe.model_copy(update={"checkpoint": checkpoint})
 
 
 def _up_to_date(output: Path, key: str) -> bool:
@@ -129,11 +136,34 @@ def _check_unmade(recipe: Recipe, architecture: str, progress: Progress) -> Foot
     return footprint
 
 
+def _check_weights(recipe: Recipe, model: Path) -> tuple[str, ...]:
+    """Whether a single file is a whole model and the LoRAs fit, of which no weight is read; return what was assumed."""
+    from nemo_edge.model.checkpoint import check_files, open_parts
+
+    check_files(recipe.checkpoint.path, allow_pickle=recipe.checkpoint.allow_pickle)
+    if model.is_dir() and not recipe.checkpoint.loras:
+        return ()
+    opened = open_parts(recipe.checkpoint)
+    opened.token_ids([""])
+    return opened.notes
+
+
+@contextmanager
+def _configurations(model: Path) -> Iterator[Path]:
+    """The folder of a model's configurations: its own, or those of a single file while they are looked at."""
+    if model.is_dir():
+        yield model
+        return
+    from nemo_edge.model.singlefile import laid_out
+
+    with laid_out(model) as layout:
+        yield layout.folder
+
+
 def _check_model(recipe: Recipe, model: Path) -> None:
     """Whether the recipe fits the model, of which configurations are read, and this machine runs, compiles and times its engines."""
-    if model.is_dir():
-        check_kind(model)
-        _check_configuration(recipe, Configuration.load(model, tokenizers=False))
+    check_kind(model)
+    _check_configuration(recipe, Configuration.load(model, tokenizers=False))
     check_runs(recipe)
     check_compiles(recipe, model)
     if recipe.checkpoint.device != "cpu":
@@ -183,12 +213,10 @@ def _check_trained(checkpoint: Path) -> None:
 
 
 def _check_evidence(recipe: Recipe, inputs: Inputs) -> None:
-    """What the measurement will be made with: weights, training pictures, the copy detector."""
+    """What the measurement will be made with: training pictures, the copy detector."""
     from nemo_edge.measure.readings import load_readings
     from nemo_edge.measure.replication import load_sscd
-    from nemo_edge.model.checkpoint import check_files
 
-    check_files(recipe.checkpoint.path, allow_pickle=recipe.checkpoint.allow_pickle)
     for prompt in inputs.memorized:
         if prompt.image:
             load_readings(prompt.image, (8, 8))

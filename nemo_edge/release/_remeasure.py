@@ -16,7 +16,7 @@ from nemo_edge.bundle.manifest import Manifest, amend, open_verified, staging
 from nemo_edge.graph.valueweights import Rows
 from nemo_edge.localization.localizer import read_results
 from nemo_edge.measure.mitigation import Measurement
-from nemo_edge.model.checkpoint import open_checkpoint
+from nemo_edge.model.checkpoint import open_parts
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import value_rows
 from nemo_edge.recipe.recipe import Recipe, anchored, with_places
@@ -56,14 +56,14 @@ def open_sources(bundle: Path, manifest: Manifest, checkpoint: str | None = None
     return Sources(recipe, inputs)
 
 
-def original_rows(manifest: Manifest, neurons: NeuronSet, checkpoint: str) -> Rows:
+def original_rows(bundle: Path, manifest: Manifest, neurons: NeuronSet, checkpoint: str) -> Rows:
     """Return the rows of a set's neurons from the checkpoint, in the type of the bundle's graphs.
 
     Raises `InputError` for a checkpoint that the bundle is not made from.
     """
-    recipe = _from(Recipe.model_validate(manifest.recipe), checkpoint)
-    _check_weights(manifest, checkpoint, checkpoint_hashes(checkpoint))
-    opened = open_checkpoint(checkpoint, allow_pickle=recipe.checkpoint.allow_pickle)
+    recipe = _from(anchored(Recipe.model_validate(manifest.recipe), bundle), checkpoint)
+    _check_weights(manifest, checkpoint, checkpoint_hashes(checkpoint, recipe.checkpoint.fused))
+    opened = open_parts(recipe.checkpoint, ("unet",))
     return value_rows(opened.unet, neurons, DTYPES[recipe.export.dtype])
 
 

@@ -44,9 +44,9 @@ class LazyCheckpoint:
     def open(self) -> opened.Checkpoint:
         """Return it, open."""
         if self._open is None:
-            from nemo_edge.model.checkpoint import open_checkpoint
+            from nemo_edge.model.checkpoint import open_source
 
-            self._open = open_checkpoint(self.source.path, allow_pickle=self.source.allow_pickle, device=self.source.device)
+            self._open = open_source(self.source)
         return self._open
 
     def close(self) -> None:

@@ -34,6 +34,8 @@ class Plan(BaseModel):
     """The bundle is there, made from exactly this, with every file as it was."""
     stages: dict[str, str]
     done: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What was assumed of the checkpoint: a line each."""
 
 
 class BuildResult(BaseModel):
@@ -63,6 +65,7 @@ def plan(recipe: Recipe | str | PathLike[str]) -> Plan:
         up_to_date=seen.up_to_date,
         stages=seen.keys if seen.inputs else {"random weights": ""},
         done=tuple(stage for stage, key in seen.keys.items() if is_kept(output, stage, key)),
+        notes=seen.notes,
     )
 
 
@@ -83,6 +86,8 @@ def build(recipe: Recipe | str | PathLike[str], progress: Progress | None = None
             if seen.up_to_date:
                 return BuildResult(bundle=str(output), skipped=True, manifest=open_bundle(output))
             assert seen.inputs is not None
+            for note in seen.notes:
+                progress.note(note)
             with staging(output) as bundle:
                 work = Work(seen.recipe, seen.inputs, LazyCheckpoint(seen.recipe.checkpoint), bundle, progress)
                 hashes = run_stages(work, seen.keys)

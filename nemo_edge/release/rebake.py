@@ -252,7 +252,7 @@ class _Change:
             raise InputError(f"{self.bundle} does not keep the weights of the {missing} neurons that come back: pass --checkpoint")
         from nemo_edge.release._remeasure import original_rows
 
-        return original_rows(self.manifest, self.before, self.checkpoint)
+        return original_rows(self.bundle, self.manifest, self.before, self.checkpoint)
 
     def _check_room(self, weights: ValueWeights) -> None:
         needed = sum((self.bundle / UNET_FOLDERS["baked"] / name).stat().st_size for name in weights.data)

@@ -17,7 +17,7 @@ from nemo_edge.bundle.manifest import GateResult, Manifest, amend, check_file, c
 from nemo_edge.measure.bench import bench, runnables
 from nemo_edge.measure.latency import FEWEST_ROUNDS, Latency
 from nemo_edge.recipe.recipe import Recipe, anchored
-from nemo_edge.recipe.settings import GateSettings, LatencySettings
+from nemo_edge.recipe.settings import CheckpointSettings, GateSettings, LatencySettings
 from nemo_edge.release._judgement import judged, write_evidence
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.junit import junit_xml
@@ -105,8 +105,9 @@ def time_again(
     if judged and ("unet" not in wanted.targets or wanted.runs < FEWEST_ROUNDS):
         raise InputError(f"a bundle is judged by {FEWEST_ROUNDS} rounds of its UNet or more: pass --out to keep these times elsewhere")
     evidence = Evidence.read(bundle) if judged else None  # a bundle that holds none is refused before the work
-    weights = _weights(manifest, checkpoint or anchored(recipe, bundle).checkpoint.path) if wanted.eager or wanted.compiled else None
-    found = bench(runnables(bundle, recipe, wanted, weights), recipe.sampling, wanted, progress)
+    source = anchored(recipe, bundle).checkpoint.model_copy(update={"path": checkpoint} if checkpoint else {})
+    weights = _weights(manifest, source) if wanted.eager or wanted.compiled else None
+    found = bench(runnables(bundle, recipe.model_copy(update={"checkpoint": source}), wanted, weights), recipe.sampling, wanted, progress)
     content = found.model_dump_json(indent=1) + "\n"
     if out is not None:
         write_atomically(out, content)
@@ -149,10 +150,11 @@ def check_outputs(bundle: Path, *paths: Path | None) -> None:
             raise InputError(f"the output {path} lies in the bundle, whose files are all in its manifest: give another path")
 
 
-def _weights(manifest: Manifest, path: str) -> str:
-    """Where the weights are, if the bundle was made from them."""
+def _weights(manifest: Manifest, source: CheckpointSettings) -> str:
+    """Where the weights are, if the bundle was made from them and from its LoRAs."""
+    path = source.path
     try:
-        found = checkpoint_hashes(path)
+        found = checkpoint_hashes(path, source.fused)
     except InputError as error:
         raise InputError(f"{error}; pass --checkpoint, or --no-eager to time the engines alone") from error
     if found != manifest.checkpoint:

@@ -33,8 +33,8 @@ USED = (
 )
 """Packages whose versions a build's results depend on."""
 
-PACKAGES = (*USED, "openvino")
-"""Those, and the packages of backends that builds do not use. Those of TensorRT have more than one name (`packages_of`)."""
+PACKAGES = (*USED, "peft", "openvino")
+"""Those, the one that fuses LoRAs, and those of backends that builds do not use; TensorRT's have more than one name (`packages_of`)."""
 
 _QUERY = "name,driver_version,memory.total,compute_cap,clocks.sm,clocks.max.sm,temperature.gpu"
 _REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")

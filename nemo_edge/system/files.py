@@ -6,6 +6,7 @@ __all__ = [
     "PICKLE_FILES",
     "WEIGHT_FILES",
     "append",
+    "check_lora",
     "checkpoint_folder",
     "checkpoint_hashes",
     "explain",
@@ -23,8 +24,10 @@ import json
 import os
 import platform
 import secrets
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 
 from nemo_edge.system.errors import InputError, first_line
 from nemo_edge.system.weights import PICKLE_FILES, WEIGHT_FILES, opened_files
@@ -120,14 +123,30 @@ def _own_names() -> set[str]:
     return {platform.node()}
 
 
-def checkpoint_hashes(path: str) -> dict[str, str]:
-    """Return the sha256 of each file of a checkpoint that is opened: weights, configurations, vocabularies (`opened_files`).
+def checkpoint_hashes(path: str, fused: Mapping[str, Path] = MappingProxyType({})) -> dict[str, str]:
+    """Return the sha256 of each file that makes a checkpoint what it is: weights, configurations, vocabularies, and what is `fused`.
 
-    `path` is a folder, a file, or a hub id, which is fetched into the local cache. Raises `InputError` for anything else.
+    `path` is a folder, a file (the original configuration beside it, of its name with .yaml, counts too), or a hub id, which is fetched
+    into the local cache. `fused` are LoRAs by their names. Raises `InputError` for anything else, and for a LoRA that is not there.
     """
+    for lora in fused.values():
+        check_lora(lora)
+    return {**_own_hashes(path), **{name: sha256_file(lora) for name, lora in fused.items()}}
+
+
+def check_lora(path: Path) -> None:
+    """Raise `InputError` for a LoRA that is no file, or not of safetensors by its name."""
+    if not path.is_file():
+        state = "is a folder: name the .safetensors file in it" if path.is_dir() else "does not exist"
+        raise InputError(f"LoRA {path} {state}")
+    if path.suffix not in WEIGHT_FILES:
+        raise InputError(f"LoRA {path} is no .safetensors file: convert it, or leave it out of checkpoint.loras")
+
+
+def _own_hashes(path: str) -> dict[str, str]:
     local = checkpoint_folder(path)
     if local.is_file():
-        return {local.name: sha256_file(local)}
+        return {p.name: sha256_file(p) for p in dict.fromkeys((local, local.with_suffix(".yaml"))) if p.is_file()}
     return {p.relative_to(local).as_posix(): sha256_file(p) for p in opened_files(local)}
 
 

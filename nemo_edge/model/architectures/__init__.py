@@ -1,13 +1,13 @@
 """Architectures without weights: the values of published configurations, beside this file, or a folder of someone's own.
 
 Facts about models, as diffusers and transformers spell them: stable-diffusion-v1-5/stable-diffusion-v1-5,
-stabilityai/stable-diffusion-2-1, stabilityai/stable-diffusion-xl-base-1.0, nota-ai/bk-sdm-small. Neither weights nor
-vocabularies come with them.
+stabilityai/stable-diffusion-2-1, stabilityai/stable-diffusion-xl-base-1.0, nota-ai/bk-sdm-small. No weights come with them; the
+vocabulary is OpenAI CLIP's, which all of them have (`clip/merges.txt`, under the MIT licence beside it).
 """
 
 from __future__ import annotations
 
-__all__ = ["ARCHITECTURES", "Configurations", "configurations", "modules", "parts", "source"]
+__all__ = ["ARCHITECTURES", "Configurations", "configurations", "modules", "parts", "source", "write_vocabulary"]
 
 import json
 from pathlib import Path
@@ -71,6 +71,23 @@ def modules(name: str) -> dict[str, nn.Module]:
     found = configurations(name)
     index = found["model_index.json"]
     return {path.split("/")[0]: _module(path, index, config) for path, config in found.items() if path.endswith("/config.json")}
+
+
+def write_vocabulary(tokenizer: Path) -> None:
+    """Write CLIP's vocabulary into a tokenizer's folder: `vocab.json` and `merges.txt`, which every version of transformers reads."""
+    merges = (Path(__file__).parent / "clip" / "merges.txt").read_text(encoding="utf-8")
+    letters = _letters()
+    pieces = [line.replace(" ", "") for line in merges.splitlines()[1:]]  # the first line is the format's version
+    words = [*letters, *(f"{letter}</w>" for letter in letters), *pieces, "<|startoftext|>", "<|endoftext|>"]
+    tokenizer.mkdir(parents=True, exist_ok=True)
+    (tokenizer / "merges.txt").write_text(merges, encoding="utf-8")
+    (tokenizer / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}, ensure_ascii=False), encoding="utf-8")
+
+
+def _letters() -> list[str]:
+    """A letter for each of the 256 bytes, in the order of GPT-2's byte pairs: those that can be seen, then the rest from U+0100 on."""
+    seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return [*map(chr, seen), *(chr(256 + i) for i in range(256 - len(seen)))]
 
 
 def _index(folder: Path) -> dict[str, Any]:
