@@ -153,8 +153,8 @@ def _opened(contender: Runnable, stack: ExitStack) -> Any:
     from nemo_edge.model.checkpoint import open_checkpoint
 
     torch.set_num_threads(contender.engine.threads or cores())
-    options = {"device": contender.engine.device, "allow_pickle": contender.allow_pickle}
-    checkpoint = open_checkpoint(contender.place, loras=contender.loras, **options)
+    engine, allow_pickle = contender.engine, contender.allow_pickle
+    checkpoint = open_checkpoint(contender.place, device=engine.device, allow_pickle=allow_pickle, loras=contender.loras)
     for module in (checkpoint.unet, checkpoint.vae, *checkpoint.text_encoders) if contender.dtype != "fp32" else ():
         module.to(DTYPES[contender.dtype])
     if contender.channels_last:

@@ -30,10 +30,10 @@ def fuse_(pipeline: Any, loras: Sequence[LoraSettings], parts: Collection[str]) 
     The other parts have no weights, and are only looked at. Raises `InputError` for a file that is no LoRA, and for one that was made
     for another architecture; `MissingDependency` without peft.
     """
+    counts = [_check_kind(lora.path) for lora in loras]
     if loras:
         _check_peft()
-    for lora in loras:
-        count = _check_kind(lora.path)
+    for lora, count in zip(loras, counts, strict=True):
         with quiet():
             try:
                 pipeline.load_lora_weights(str(lora.path.parent), weight_name=lora.path.name, local_files_only=True)

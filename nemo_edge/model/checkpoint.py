@@ -312,6 +312,7 @@ def _from_pipeline(pipeline: Any, path: str, device: str, dtype: torch.dtype, pa
         tokenizers=tuple(tokenizers),
     )
     with quiet():
+        modules = {"unet": pipeline.unet, "vae": pipeline.vae, **dict(zip(WEIGHTED_PARTS[2:], encoders, strict=False))}
         for part, module in modules.items():
             module.eval().requires_grad_(False)
             if part in parts:

@@ -1,0 +1,33 @@
+"""The keys of the stages: whatever the weights hang on is part of each."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from nemo_edge.recipe.recipe import load_recipe
+from nemo_edge.recipe.settings import LoraSettings
+from nemo_edge.release._inputs import read_inputs
+from nemo_edge.release._stages import stage_keys
+
+
+def test_a_lora_s_file_and_scale_are_part_of_every_key(tiny_recipe: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(tiny_recipe)
+    first, second = (tmp_path / name / "lora.safetensors" for name in ("first", "second"))
+    for value, path in enumerate((first, second)):
+        path.parent.mkdir()
+        save_file({"unet.mid_block.lora_A.weight": torch.full((1, 1), float(value))}, path)
+    copy = Path(shutil.copy(first, tmp_path / "lora.safetensors"))
+
+    def keys(*loras: LoraSettings) -> dict[str, str]:
+        changed = recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"loras": loras})})
+        return stage_keys(changed, read_inputs(changed))
+
+    one, half, other = (LoraSettings(path=path, scale=scale) for path, scale in ((first, 1.0), (first, 0.5), (second, 1.0)))
+    found = [keys(), keys(one), keys(half), keys(other), keys(one, other), keys(other, one)]
+    for stage in ("calibrate", "localize", "export", "measure"):
+        assert len({each[stage] for each in found}) == len(found)
+    assert keys(LoraSettings(path=copy)) == keys(one)
