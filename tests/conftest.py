@@ -19,6 +19,7 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    SchedulerMixin,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -105,8 +106,10 @@ def toy_vae() -> AutoencoderKL:
     ).eval()
 
 
-def save_toy_sd(folder: Path, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel | None = None, **schedule: object) -> Path:
-    scheduler = DDIMScheduler(
+def save_toy_sd(
+    folder: Path, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel | None = None, scheduler: SchedulerMixin | None = None, **schedule: object
+) -> Path:
+    scheduler = scheduler or DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1, **schedule
     )
     StableDiffusionPipeline(

@@ -41,7 +41,7 @@ from nemo_edge.measure.divergence import EagerProbe, GraphProbe, first_divergenc
 from nemo_edge.model.component import Component
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.recipe.settings import ExportSettings, SamplingSettings
-from nemo_edge.sampling.loop import Pipeline, denoise
+from nemo_edge.sampling.loop import Pipeline, denoise, guided
 
 _STEPS = 3
 """Time steps of the trajectory, from noise to picture: activations are largest at other times in other layers."""
@@ -94,13 +94,14 @@ def prompt_feeds(config: Configuration) -> tuple[Feed, ...]:
 def trajectory(config: Configuration, texts: Sequence[Case], unet: Component, settings: ExportSettings) -> tuple[list[Case], Feed]:
     """Eager's way to one picture, and what the decoder is fed at its end; `texts` are the answers to `prompt_feeds`.
 
-    All time steps are one case, a row each with and without the prompt; a pinned batch of two takes them one by one, another
-    takes none. Pinned sizes are kept; of free ones a small picture is made.
+    All time steps are one case, a row each with and without the prompt; a pinned batch of as many rows takes them one by one,
+    another takes none. Pinned sizes are kept; of free ones a small picture is made.
     """
-    if settings.batch not in (None, 2):
-        return [], {}
     height, width = (min(size, _LATENTS) * config.factor for size in config.latent_shape[1:])
-    sampling = SamplingSettings(steps=_STEPS, guidance=_GUIDANCE, height=settings.height or height, width=settings.width or width)
+    size = {"height": settings.height or height, "width": settings.width or width}
+    sampling = SamplingSettings(scheduler="ddim", steps=_STEPS, guidance=_GUIDANCE, **size)
+    if settings.batch not in (None, 2 if guided(config, sampling) else 1):
+        return [], {}
     runner = open_runner(unet)
     pipeline = Pipeline(config, tuple(_Recorded(case) for case in texts), runner, runner)
     steps = list(denoise(pipeline, [_PROMPT], [0], sampling))

@@ -58,7 +58,8 @@ class Detector:
     def __init__(self, checkpoint: Checkpoint, threshold: float, settings: LocalizationSettings) -> None:
         self.checkpoint, self.settings = checkpoint, settings
         self.threshold = check_threshold(threshold, "detection", "give the one of `nemo-edge calibrate`")
-        self.inputs = sha256_json([SCORE, checkpoint.files, threshold, settings.seed, settings.samples, settings.steps])
+        told = [settings.guidance] if checkpoint.config.guidance_width else []
+        self.inputs = sha256_json([SCORE, checkpoint.files, threshold, settings.seed, settings.samples, settings.steps, *told])
         self.rows = 0
         """Rows of the UNet that were run."""
         self.seconds = self.unet_seconds = 0.0

@@ -103,7 +103,7 @@ class Localizer:
         self.settings = settings
         tensors = {f"{kind}{i}": t for kind in ("mean", "std") for i, t in enumerate(getattr(statistics, kind))}
         measured = hashlib.sha256(save(tensors)).hexdigest()
-        self.inputs = sha256_json([SCORE, checkpoint.files, measured, threshold, settings.model_dump(exclude=_NO_MATTER)])
+        self.inputs = sha256_json([SCORE, checkpoint.files, measured, threshold, settings.model_dump(exclude=_no_matter(checkpoint))])
         height, width = checkpoint.config.pixel_size
         self._memory = room_bytes(checkpoint.device)
         rows = settings.rows or rows_at_once(height * width, self._memory)
@@ -209,6 +209,10 @@ def open_localizer(checkpoint: Checkpoint, path: Path, threshold: float | None, 
     statistics = load_statistics(path, value_layers(checkpoint.unet, settings.layers))
     check_own(path, checkpoint)
     return Localizer(checkpoint, statistics, read_threshold(path) if threshold is None else threshold, settings)
+
+
+def _no_matter(checkpoint: Checkpoint) -> set[str]:
+    return _NO_MATTER if checkpoint.config.guidance_width else {*_NO_MATTER, "guidance"}
 
 
 def read_results(path: Path) -> list[Localization]:

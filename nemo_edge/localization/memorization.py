@@ -10,7 +10,7 @@ from __future__ import annotations
 __all__ = ["NoiseProbe", "Threshold", "finite", "firm_seed_scores", "scaled", "seed_scores", "threshold_of"]
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -52,6 +52,8 @@ class NoiseProbe:
     alpha: float
     sigma: float
     prediction_type: str
+    told: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """One row of what the UNet of a consistency model is told of the guidance, which for it is no second forward."""
 
     @classmethod
     def of(cls, config: Configuration, settings: LocalizationSettings, shape: tuple[int, int, int] | None = None) -> NoiseProbe:
@@ -64,9 +66,10 @@ class NoiseProbe:
         scheduler.set_timesteps(settings.steps)
         timestep = int(scheduler.timesteps[1])
         alpha_bar = float(scheduler.alphas_cumprod[timestep])
+        told = config.told_guidance(settings.guidance, 1)
         generator = torch.Generator().manual_seed(settings.seed)
         latents = torch.randn((settings.samples, *(shape or config.latent_shape)), generator=generator)
-        return cls(latents, float(timestep), alpha_bar**0.5, (1 - alpha_bar) ** 0.5, config.prediction_type)
+        return cls(latents, float(timestep), alpha_bar**0.5, (1 - alpha_bar) ** 0.5, config.prediction_type, told)
 
     def __call__(
         self,
@@ -100,7 +103,8 @@ class NoiseProbe:
     def noise(self, unet: Runner, feed: Mapping[str, np.ndarray], x_SCHW: Tensor) -> Tensor:
         """Return ε, the noise predicted of the latents given; `feed` holds what else the UNet takes, row by row."""
         time = np.full(len(x_SCHW), self.timestep, np.float32)
-        output = unet({**feed, "sample": x_SCHW.numpy(), "timestep": time})["out_sample"]
+        told = {name: np.repeat(row, len(x_SCHW), axis=0) for name, row in self.told.items()}
+        output = unet({**feed, **told, "sample": x_SCHW.numpy(), "timestep": time})["out_sample"]
         return self._epsilon(torch.from_numpy(output), x_SCHW)
 
     def _epsilon(self, output: Tensor, x: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from nemo_edge.model.surgery import silenced
 from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.recipe import Recipe, anchored
 from nemo_edge.recipe.settings import ENGINE_TOLERANCES, SamplingSettings
-from nemo_edge.sampling.loop import Pipeline, latent_shape
+from nemo_edge.sampling.loop import Pipeline, guided, latent_shape
 from nemo_edge.sampling.pipelines import UNMITIGATED, eager_pipeline, has_unmitigated, open_pipeline, original_weights
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.memory import pictures_at_once
@@ -284,7 +284,7 @@ def _locate(
         first, second = second, first
     worst = max(range(len(agreement.steps)), key=lambda i: np.nan_to_num(agreement.steps[i].forced, nan=np.inf))
     config = first.pipeline.config
-    rows = [*([sampling.negative_prompt] * len(prompts) if sampling.guidance else []), *prompts]
+    rows = [*([sampling.negative_prompt] * len(prompts) if guided(config, sampling) else []), *prompts]
     texts = zip(config.text_encoder_names, config.token_ids(rows), strict=True)
     feeds: list[tuple[str, dict[str, np.ndarray]]] = [(name, {"input_ids": ids}) for name, ids in texts]
     feeds.append(("unet", expected.steps[worst].feed))

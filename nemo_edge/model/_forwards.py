@@ -7,9 +7,12 @@ from __future__ import annotations
 
 __all__ = ["DecoderGraph", "HiddenTextGraph", "TextGraph", "UNetGraph"]
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
+
+from nemo_edge.model.component import GUIDANCE
 
 
 class TextGraph(nn.Module):
@@ -37,23 +40,26 @@ class HiddenTextGraph(TextGraph):
 
 
 class UNetGraph(nn.Module):
-    """A UNet."""
+    """A UNet; `added` names what it takes beside latents, time and prompt."""
 
-    def __init__(self, unet: nn.Module) -> None:
+    def __init__(self, unet: nn.Module, added: Sequence[str] = ()) -> None:
         super().__init__()
         self.unet: Any = unet
+        self._added = tuple(added)
 
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *added: Tensor) -> tuple[Tensor]:
-        """`sample` [B, C, H, W], `timestep` [B], the prompt [B, T, D], of XL `text_embeds` and `time_ids` → the prediction [B, C, H, W]."""
+        """`sample` [B, C, H, W], `timestep` [B], the prompt [B, T, D], of XL `text_embeds` and `time_ids`, of an LCM `timestep_cond`
+        → the prediction [B, C, H, W]."""
         out: tuple[Tensor]
-        if not added:
-            out = self.unet(sample, timestep, encoder_hidden_states, return_dict=False)
+        conditions = dict(zip(self._added, added, strict=True))
+        told = {GUIDANCE: conditions.pop(GUIDANCE)} if GUIDANCE in conditions else {}
+        if not conditions:
+            out = self.unet(sample, timestep, encoder_hidden_states, **told, return_dict=False)
             return (out[0],)
         # XL joins sines in float32 with embeddings of its own type, which PyTorch's exporter writes as it is and ONNX does not allow
         handle = self.unet.add_time_proj.register_forward_hook(lambda _module, _args, sines: sines.to(sample.dtype))
         try:
-            conditions = dict(zip(("text_embeds", "time_ids"), added, strict=True))
-            out = self.unet(sample, timestep, encoder_hidden_states, return_dict=False, added_cond_kwargs=conditions)
+            out = self.unet(sample, timestep, encoder_hidden_states, **told, return_dict=False, added_cond_kwargs=conditions)
         finally:
             handle.remove()
         return (out[0],)

@@ -72,7 +72,7 @@ def _pipeline(path: Path, index: dict[str, Any], name: str, parts: dict[str, Any
         parts[place] = fit_tokenizer(CLIPTokenizer.from_pretrained(str(path / place)), parts[encoder].config.to_dict())
     parts["scheduler"] = getattr(diffusers, index["scheduler"][1]).from_pretrained(str(path / "scheduler"))
     if PIPELINES[name] == "sd":
-        return diffusers.StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        return getattr(diffusers, name)(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     zeros = index.get("force_zeros_for_empty_prompt", True)
     return diffusers.StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
 

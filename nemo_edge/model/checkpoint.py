@@ -37,7 +37,7 @@ from nemo_edge.model._filekinds import check_complete
 from nemo_edge.model._forwards import DecoderGraph, HiddenTextGraph, TextGraph, UNetGraph
 from nemo_edge.model._loras import fuse_
 from nemo_edge.model._opening import pipeline_from_folder, quiet
-from nemo_edge.model.component import Component, Port
+from nemo_edge.model.component import GUIDANCE, Component, Port
 from nemo_edge.model.configuration import Configuration, check_pipeline
 from nemo_edge.model.inspection import check_folder, pickle_error
 from nemo_edge.model.neurons import ValueLayer
@@ -125,7 +125,7 @@ class Checkpoint:
         return Component(name, HiddenTextGraph(encoder), (ids,), outputs, {})
 
     def unet_component(self) -> Component:
-        """The UNet as a graph: `sample`, `timestep`, conditioning → `out_sample`."""
+        """The UNet as a graph: `sample`, `timestep`, conditioning, of an LCM the guidance → `out_sample`."""
         channels, height, width = self.config.latent_shape
         tokens, wide = int(self.config.tokenizers[0].model_max_length), _int(self.config.unet["cross_attention_dim"])
         inputs = [
@@ -138,8 +138,11 @@ class Checkpoint:
                 Port("text_embeds", ("batch", int(self.text_encoders[-1].config.projection_dim))),
                 Port("time_ids", ("batch", 6), "time", 1024),
             ]
+        if self.config.guidance_width:
+            inputs.append(Port(GUIDANCE, ("batch", self.config.guidance_width)))
         sizes, multiples = {"height": height, "width": width}, dict.fromkeys(("height", "width"), self.config.latent_multiple)
-        return Component("unet", UNetGraph(self.unet), tuple(inputs), ("out_sample",), sizes, multiples)
+        graph = UNetGraph(self.unet, [port.name for port in inputs[3:]])
+        return Component("unet", graph, tuple(inputs), ("out_sample",), sizes, multiples)
 
     def vae_component(self) -> Component:
         """The VAE's decoder as a graph: `latent_sample` (already divided by the scaling factor) → `sample`."""

@@ -4,7 +4,7 @@ can make pictures without the checkpoint it came from.
 
 from __future__ import annotations
 
-__all__ = ["PIPELINES", "Configuration", "check_pipeline", "completed", "fit_tokenizer", "kin", "upcasts_decoder"]
+__all__ = ["LCM_PIPELINE", "PIPELINES", "Configuration", "check_pipeline", "completed", "fit_tokenizer", "kin", "upcasts_decoder"]
 
 import json
 import re
@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from nemo_edge.model.component import GUIDANCE
 from nemo_edge.system.errors import BundleError, InputError
 
 Family = Literal["sd", "sdxl"]
@@ -22,7 +23,9 @@ Family = Literal["sd", "sdxl"]
 _PLACES = ("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file")
 """Keys under which diffusers and transformers note where a part was read from, on whatever machine."""
 
-PIPELINES: dict[str, Family] = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}
+LCM_PIPELINE = "LatentConsistencyModelPipeline"
+"""diffusers' class of the first consistency models (LCM), whose parts are those of Stable Diffusion 1.x."""
+PIPELINES: dict[str, Family] = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl", LCM_PIPELINE: "sd"}
 
 _KIN = {
     "StableDiffusionImg2ImgPipeline": "StableDiffusionPipeline",
@@ -30,8 +33,7 @@ _KIN = {
     "StableDiffusionInpaintPipelineLegacy": "StableDiffusionPipeline",
     "StableDiffusionInstructPix2PixPipeline": "StableDiffusionPipeline",
     "StableDiffusionKDiffusionPipeline": "StableDiffusionPipeline",
-    "LatentConsistencyModelPipeline": "StableDiffusionPipeline",
-    "LatentConsistencyModelImg2ImgPipeline": "StableDiffusionPipeline",
+    "LatentConsistencyModelImg2ImgPipeline": LCM_PIPELINE,
     "StableDiffusionXLImg2ImgPipeline": "StableDiffusionXLPipeline",
     "StableDiffusionXLInpaintPipeline": "StableDiffusionXLPipeline",
     "StableDiffusionXLInstructPix2PixPipeline": "StableDiffusionXLPipeline",
@@ -106,6 +108,26 @@ class Configuration:
     def prediction_type(self) -> str:
         """What the UNet predicts: "epsilon", "v_prediction" or "sample"."""
         return str(self.scheduler.get("prediction_type", "epsilon"))
+
+    @property
+    def guidance_width(self) -> int:
+        """Width of the embedding by which the UNet is told the guidance scale, as that of a consistency model (LCM) is; 0: it is not."""
+        return int(self.unet.get("time_cond_proj_dim") or 0)
+
+    def told_guidance(self, guidance: float, rows: int) -> dict[str, np.ndarray]:
+        """The input of a UNet that is told the guidance scale, float32 [R, `guidance_width`]; none for any other.
+
+        diffusers' `get_guidance_scale_embedding` of the scale less 1: sines and cosines of the scale at falling frequencies.
+        """
+        if not self.guidance_width:
+            return {}
+        import torch  # whose sines diffusers takes
+
+        half = self.guidance_width // 2
+        step = torch.log(torch.tensor(10000.0)) / (half - 1)
+        angles = torch.tensor(guidance - 1) * 1000.0 * torch.exp(torch.arange(half, dtype=torch.float32) * -step)
+        row = torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()]), (0, self.guidance_width % 2))
+        return {GUIDANCE: np.repeat(row.numpy()[None], rows, axis=0)}
 
     @property
     def upcasts_decoder(self) -> bool:

@@ -19,6 +19,7 @@ __all__ = [
     "RandomSettings",
     "SCORE",
     "SamplingSettings",
+    "Scheduler",
     "Settings",
     "Target",
     "check_threshold",
@@ -38,6 +39,7 @@ SCORE = "MS-SSIM of torchmetrics 1.3.2"
 Share = Annotated[float, Field(ge=0, le=1)]
 Variant = Literal["baked", "masked"]
 Target = Literal["text_encoder", "unet", "vae_decoder", "pipeline"]
+Scheduler = Literal["checkpoint", "ddim", "pndm", "euler", "euler_a", "dpmsolver++", "sde-dpmsolver++", "unipc", "lcm"]
 
 
 def check_threshold(tau: float, source: str, remedy: str) -> float:
@@ -139,6 +141,8 @@ class LocalizationSettings(Settings):
     """Latents, 10 in paper (§3.1) and code."""
     steps: int = Field(default=50, ge=2, le=1000)
     """DDIM steps of the schedule, of which the second is used: the code's (the paper's δ is of the first)."""
+    guidance: float = Field(default=7.0, ge=0)
+    """What the UNet of a consistency model (LCM), which is told the guidance, is told; no other sees it."""
     initial_theta: float = Field(default=5.0, gt=0)
     """θ at the start, in standard deviations: paper (Alg. 2) and code."""
     theta_step: float = Field(default=0.25, gt=0)
@@ -192,11 +196,18 @@ class ExportSettings(Settings):
 
 
 class SamplingSettings(Settings):
-    """How pictures are made."""
+    """How pictures are made: what diffusers' own pipeline makes of the same settings."""
 
-    scheduler: Literal["ddim", "euler", "dpmsolver++"] = "ddim"
+    scheduler: Scheduler = "checkpoint"
+    """`checkpoint`: the model's own, as it is configured; another is made of its configuration, and clips latents only if that does."""
+    timestep_spacing: Literal["leading", "linspace", "trailing"] | None = None
+    """Where the steps lie on the noise schedule (diffusers' key); not given: as configured."""
+    karras: bool | None = None
+    """Noise levels after Karras et al. 2022, for euler, dpmsolver++, sde-dpmsolver++ and unipc; not given: as configured."""
     steps: int = Field(default=50, ge=1, le=1000)
     guidance: float = Field(default=7.0, ge=0)
+    """Guidance scale. Up to 1 there is none, and the UNet takes one row a picture. A UNet of a consistency model (LCM) is told the
+    scale, and takes one row in any case."""
     negative_prompt: str = ""
     height: int | None = Field(default=None, ge=8, multiple_of=8)
     width: int | None = Field(default=None, ge=8, multiple_of=8)

@@ -19,7 +19,7 @@ from nemo_edge.release._inputs import Inputs
 from nemo_edge.system.environment import USED, packages_of
 from nemo_edge.system.files import sha256_json
 
-_CALIBRATED = ("layers", "seed", "samples", "steps")
+_CALIBRATED = ("layers", "seed", "samples", "steps", "guidance")
 """The localization's settings that statistics and τ hang on."""
 _NO_MATTER = ("rows", "prompts")
 """Those of them that only the time hangs on."""

@@ -1,12 +1,13 @@
 """The denoising loop over any runner and any of diffusers' schedulers, as a generator of steps.
 
 Knows the names of the graphs' inputs and outputs, not what runs them. The same seed gives the same noise on every runner.
-Shapes: B pictures, R = 2B rows of guidance (unconditional first), C channels, H and W of the latents, N value neurons.
+What draws noise on its way goes on with each picture's own generator, as diffusers does with a generator a picture.
+Shapes: B pictures, R rows: B, or with guidance 2B (unconditional first); C channels, H and W of the latents, N value neurons.
 """
 
 from __future__ import annotations
 
-__all__ = ["Pipeline", "Step", "check_size", "condition", "denoise", "generate", "initial_noise", "latent_shape", "make_scheduler"]
+__all__ = ["Pipeline", "Step", "check_size", "condition", "denoise", "generate", "guided", "initial_noise", "latent_shape"]
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ import torch
 from nemo_edge.backends.base import Runner
 from nemo_edge.model.checkpoint import conditioning
 from nemo_edge.model.component import VALUE_MASK
-from nemo_edge.model.configuration import Configuration
+from nemo_edge.model.configuration import LCM_PIPELINE, Configuration
 from nemo_edge.recipe.settings import SamplingSettings
+from nemo_edge.sampling.schedulers import scheduled, step_options
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.progress import Advance
 
@@ -59,7 +61,8 @@ class Pipeline:
     def decode(self, latents_BCHW: np.ndarray) -> np.ndarray:
         """Latents to pictures: uint8 [B, height, width, 3]."""
         pictures = self.vae(self.decoder_feed(latents_BCHW))["sample"]
-        return np.rint((pictures.transpose(0, 2, 3, 1).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
+        half = np.float32(0.5)  # in diffusers' order, whose rounding this is
+        return np.rint((pictures.transpose(0, 2, 3, 1) * half + half).clip(0, 1) * 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -73,17 +76,14 @@ class Step:
     latents_BCHW: np.ndarray
 
 
-def make_scheduler(config: Configuration, name: str) -> Any:
-    """Make diffusers' scheduler `name` ("ddim", "euler", "dpmsolver++") with the model's noise schedule."""
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
-
-    classes = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "dpmsolver++": DPMSolverMultistepScheduler}
-    return classes[name].from_config(dict(config.scheduler))
-
-
 def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> np.ndarray:
     """Standard normal noise, float32 [B, C, H, W], each picture from a generator of its own seed."""
-    return np.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)).numpy() for seed in seeds])
+    return _noise(_generators(seeds), shape)
+
+
+def guided(config: Configuration, settings: SamplingSettings) -> bool:
+    """Whether a picture takes two rows of the UNet, one without the prompt; a UNet that is told the guidance takes one."""
+    return settings.guidance > 1 and not config.guidance_width
 
 
 def latent_shape(config: Configuration, settings: SamplingSettings) -> tuple[int, int, int]:
@@ -112,14 +112,14 @@ def condition(pipeline: Pipeline, prompts: Sequence[str], settings: SamplingSett
 
     Without a negative prompt XL's unconditional rows are zeros where its checkpoint says so, as in diffusers.
     """
-    batch, guided = len(prompts), settings.guidance != 0
+    batch, two = len(prompts), guided(pipeline.config, settings)
     _, height, width = latent_shape(pipeline.config, settings)
     size = (height * pipeline.config.factor, width * pipeline.config.factor)
-    found = pipeline.encode([*([settings.negative_prompt] * batch if guided else []), *prompts], size)
-    if guided and not settings.negative_prompt and pipeline.config.index.get("force_zeros_for_empty_prompt"):
+    found = pipeline.encode([*([settings.negative_prompt] * batch if two else []), *prompts], size)
+    if two and not settings.negative_prompt and pipeline.config.index.get("force_zeros_for_empty_prompt"):
         for name in found.keys() & {"encoder_hidden_states", "text_embeds"}:
             found[name] = np.concatenate([np.zeros_like(found[name][:batch]), found[name][batch:]])
-    return found
+    return {**found, **pipeline.config.told_guidance(settings.guidance, batch)}
 
 
 def denoise(
@@ -134,24 +134,25 @@ def denoise(
 
     `mask` is [N] or [B, N] and goes to both rows of guidance, as the official code does. For a masked UNet it defaults
     to all ones. `conditioning` is what `condition` gave for these prompts and settings, where it was asked already.
-    Raises `InputError` for a mask of the wrong width, for a UNet that takes none, for a size that does not fit, and for more steps
-    than the noise schedule has.
+    Raises `InputError` for a mask of the wrong width, for a UNet that takes none, for a size that does not fit, and as
+    `scheduled` does.
     """
     check_size(pipeline.config, settings, [dim for dim in pipeline.unet.inputs["sample"][2:] if isinstance(dim, str)])
-    scheduler = _scheduled(pipeline.config, settings)
-    batch, guided = len(prompts), settings.guidance != 0
-    shape = latent_shape(pipeline.config, settings)
-    rows = 2 * batch if guided else batch
+    scheduler = scheduled(pipeline.config, settings)
+    batch, two = len(prompts), guided(pipeline.config, settings)
+    rows, generators = 2 * batch if two else batch, _generators(seeds)
     told = condition(pipeline, prompts, settings) if conditioning is None else conditioning
     feed = {**told, **_mask_feed(pipeline.unet, mask, batch, rows)}
-    latents = torch.from_numpy(initial_noise(seeds, shape)) * scheduler.init_noise_sigma
+    latents = torch.from_numpy(_noise(generators, latent_shape(pipeline.config, settings))) * scheduler.init_noise_sigma
+    options = step_options(scheduler, generators)
     for index, t in enumerate(scheduler.timesteps):
         scaled = scheduler.scale_model_input(latents, t).numpy()
-        sample = np.concatenate([scaled, scaled]) if guided else scaled
+        sample = np.concatenate([scaled, scaled]) if two else scaled
         fed = {**feed, "sample": sample, "timestep": np.full(rows, float(t), np.float32)}
         output = pipeline.unet(fed)["out_sample"]
-        prediction = torch.from_numpy(_guided(output, settings.guidance) if guided else output)
-        latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
+        prediction = torch.from_numpy(_guided(output, settings.guidance) if two else output)
+        stepped = scheduler.step(prediction, t, latents, **options, return_dict=False)
+        latents = _last(pipeline.config, stepped) if index == len(scheduler.timesteps) - 1 else stepped[0]
         yield Step(index, float(t), fed, output, latents.numpy())
 
 
@@ -164,22 +165,26 @@ def generate(
     advance: Advance = lambda done: None,
     conditioning: Mapping[str, np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Make one picture a prompt and seed: uint8 [B, height, width, 3]. `advance` is told of every step of every picture."""
+    """Make one picture a prompt and seed: uint8 [B, height, width, 3]. `advance` is told of the `steps` of every picture."""
     latents = initial_noise(seeds, latent_shape(pipeline.config, settings))
     for step in denoise(pipeline, prompts, seeds, settings, mask, conditioning):
         latents = step.latents_BCHW
-        advance(len(prompts))
+        if step.index < settings.steps:  # some schedulers take more
+            advance(len(prompts))
     return pipeline.decode(latents)
 
 
-def _scheduled(config: Configuration, settings: SamplingSettings) -> Any:
-    """The scheduler with its steps. Of as many steps as there are times the first is beyond them all, where they are offset by one."""
-    scheduler = make_scheduler(config, settings.scheduler)
-    scheduler.set_timesteps(settings.steps)
-    times = int(scheduler.config.num_train_timesteps)
-    if float(scheduler.timesteps.max()) >= times:
-        raise InputError(f"steps {settings.steps} go beyond the {times} times of this model's noise schedule: take {times - 1} or fewer")
-    return scheduler
+def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def _noise(generators: Sequence[torch.Generator], shape: tuple[int, int, int]) -> np.ndarray:
+    return np.stack([torch.randn(shape, generator=generator).numpy() for generator in generators])
+
+
+def _last(config: Configuration, stepped: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What is decoded: the latents after the last step, for which diffusers' first pipeline of consistency models takes the prediction."""
+    return stepped[1] if config.index["_class_name"] == LCM_PIPELINE and len(stepped) > 1 else stepped[0]
 
 
 def _guided(output_RCHW: np.ndarray, guidance: float) -> np.ndarray:

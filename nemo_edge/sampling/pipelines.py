@@ -67,6 +67,7 @@ def open_engines(
 
 def eager_pipeline(checkpoint: Checkpoint, *, compiled: bool = False) -> Pipeline:
     """The checkpoint in eager PyTorch, the reference; or `compiled` by torch.compile, at the first call of each shape."""
+    checkpoint.vae.requires_grad_(True)  # as in diffusers: PyTorch rounds some products otherwise where no gradient is wanted
     components = checkpoint.components()
     if compiled:
         components = tuple(replace(c, module=cast(Module, compile_module(c.module))) for c in components)

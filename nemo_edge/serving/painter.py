@@ -19,7 +19,8 @@ from nemo_edge.backends.triton import Signature, TritonRunner
 from nemo_edge.bundle.policies import Policies, apply
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.recipe.settings import SamplingSettings
-from nemo_edge.sampling.loop import Pipeline, check_size, condition, generate, make_scheduler
+from nemo_edge.sampling.loop import Pipeline, check_size, condition, generate
+from nemo_edge.sampling.schedulers import make_scheduler
 from nemo_edge.serving.requests import PictureRequest, read_request
 from nemo_edge.serving.updates import PoliciesInForce
 from nemo_edge.serving.versions import PipelineVersion, read_pipeline
@@ -63,7 +64,7 @@ class Painter:
         Raises `BundleError` for files that are not as they were shipped.
         """
         version, config = read_pipeline(folder), Configuration.load(folder)
-        make_scheduler(config, version.sampling.scheduler)  # imports diffusers now, and not in the first request
+        make_scheduler(config, version.sampling)  # imports diffusers now, and not in the first request
         return cls(version, config, PoliciesInForce(folder, complain), call)
 
     def paint(self, tensors: Mapping[str, np.ndarray]) -> Painting:

@@ -31,7 +31,7 @@ def test_a_unet_of_xl_is_left_as_it_was(toy_sdxl: Checkpoint) -> None:
     """Its sines are cast on their way only while the graph runs."""
     feed = toy_sdxl.unet_component().example(2)
     arguments = [torch.from_numpy(array) for array in feed.values()]
-    (found,) = UNetGraph(toy_sdxl.unet)(*arguments)
+    (found,) = UNetGraph(toy_sdxl.unet, ["text_embeds", "time_ids"])(*arguments)
     sample, time, states, embeds, ids = arguments
     added = {"text_embeds": embeds, "time_ids": ids}
     expected = toy_sdxl.unet(sample, time, states, added_cond_kwargs=added).sample
