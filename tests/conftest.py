@@ -107,7 +107,11 @@ def toy_vae() -> AutoencoderKL:
 
 
 def save_toy_sd(
-    folder: Path, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel | None = None, scheduler: SchedulerMixin | None = None, **schedule: object
+    folder: Path,
+    tokenizer: CLIPTokenizer,
+    unet: UNet2DConditionModel | None = None,
+    scheduler: SchedulerMixin | None = None,
+    **schedule: object,
 ) -> Path:
     scheduler = scheduler or DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1, **schedule

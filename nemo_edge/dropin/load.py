@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import diffusers
 
@@ -26,10 +26,12 @@ from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.masks import Mask
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.recipe import Recipe, from_options
+from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.sampling.generate import choose_variant
 from nemo_edge.sampling.pipelines import open_engines
-from nemo_edge.system.errors import BundleError, InputError
+from nemo_edge.sampling.schedulers import make_scheduler
+from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import sha256_file
 
 
@@ -57,7 +59,8 @@ def load_pipeline(
 ) -> Any:
     """Open a bundle as diffusers' own `StableDiffusionPipeline` or `StableDiffusionXLPipeline`, all of whose parts are engines.
 
-    Tokenizers and scheduler are the bundle's; there is no safety checker and no watermark. `policy` is for the masked variant, in place
+    It samples as the bundle's recipe does (scheduler, steps, guidance, size, negative prompt) unless a call, or a scheduler put into it,
+    says otherwise; there is no safety checker and no watermark. `policy` is for the masked variant, in place
     of a mask: the name of one of the bundle's policies, by which each picture's prompt decides what is silenced, as on a server; it
     can be set later (the pipeline's `policy`). All else, with warnings and errors, is as in `load_unet`; the pipeline's `close`, or
     leaving its context, frees the engines.
@@ -72,10 +75,11 @@ def load_pipeline(
         runners = source.open(stack, [*model.text_encoder_names, "unet", "vae_decoder"])
         texts = {name: EngineTextEncoder(runners[name], config) for name, config in _numbered("text_encoder", model.text_encoders).items()}
         engines = {**texts, "unet": source.unet(runners, mask), "vae": EngineDecoder(runners["vae_decoder"], model.vae)}
-        parts = {**engines, **_numbered("tokenizer", model.tokenizers), "scheduler": _scheduler(model)}
+        parts = {**engines, **_numbered("tokenizer", model.tokenizers), "scheduler": make_scheduler(model, source.sampling)}
         pipeline = _pipeline_class(model)(**parts, **_options(model))
         stack.pop_all()
     pipeline._engines, pipeline._policies, pipeline._policy = tuple(engines.values()), policies, chosen
+    pipeline._sampling = source.sampling
     return pipeline
 
 
@@ -86,6 +90,7 @@ class _Source:
     bundle: Path
     model: Configuration
     engine: EngineSettings
+    sampling: SamplingSettings
     variant: str
     files: Collection[str]
 
@@ -108,19 +113,11 @@ def _verified(bundle: Path, variant: str | None, backend: str | None, *, masked:
     chosen = choose_variant(manifest, variant, masked=masked)
     if manifest.flaw:
         warnings.warn(f"the bundle {bundle} {manifest.flaw}: it must not be shipped", stacklevel=3)
-    return _Source(bundle, Configuration.load(bundle, tokenizers=tokenizers), engine, chosen, manifest.files)
+    return _Source(bundle, Configuration.load(bundle, tokenizers=tokenizers), engine, recipe.sampling, chosen, manifest.files)
 
 
 def _numbered(name: str, parts: Sequence[Any]) -> dict[str, Any]:
     return {name if i == 0 else f"{name}_{i + 1}": part for i, part in enumerate(parts)}
-
-
-def _scheduler(model: Configuration) -> Any:
-    name = str(model.scheduler.get("_class_name"))
-    found = getattr(diffusers, name, None)
-    if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
-        raise BundleError(f"the bundle's scheduler is a {name}, which diffusers {diffusers.__version__} lacks: take another version")
-    return cast(Any, found).from_config(dict(model.scheduler))
 
 
 def _options(model: Configuration) -> dict[str, Any]:

@@ -1,9 +1,12 @@
-"""What a pipeline of engines has before diffusers' own class: an end, policies, and a line for what engines do not do."""
+"""What a pipeline of engines has before diffusers' own class: an end, policies, the recipe's sampling, and a line for what engines do not
+do."""
 
 from __future__ import annotations
 
 __all__ = ["EnginePipeline"]
 
+from collections.abc import Mapping
+from inspect import signature
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -11,6 +14,7 @@ import torch
 
 from nemo_edge.bundle.policies import Policies, Policy, apply
 from nemo_edge.dropin.substitutes import refusal
+from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.system.errors import InputError
 
 
@@ -22,12 +26,14 @@ def _refused(part: str, name: str) -> Any:
 
 
 class EnginePipeline:
-    """The first base of such a pipeline, whose other is diffusers' class. Who makes one sets its engines and policies."""
+    """The first base of such a pipeline, whose other is diffusers' class. Who makes one sets its engines, policies and
+    sampling."""
 
     unet: Any
     _engines: tuple[Any, ...] = ()
     _policies: Policies
     _policy: Policy | None = None
+    _sampling: SamplingSettings
     _drawing = False
 
     @property
@@ -43,7 +49,11 @@ class EnginePipeline:
         self._policy = None if name is None else self._policies.choose(name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As diffusers' own, under the policy; the UNet's mask is afterwards what it was."""
+        """As diffusers' own, with the recipe's sampling where the call says nothing; under the policy, after which the UNet's mask is
+        what it was."""
+        own = signature(super().__call__)  # type: ignore[misc]
+        given = own.bind_partial(*args, **kwargs).arguments
+        kwargs |= {name: value for name, value in _asked(self._sampling, given).items() if name in own.parameters}
         if self._policy is None:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         former, self._drawing = self.unet.mask, True
@@ -85,3 +95,14 @@ class EnginePipeline:
     set_adapters = _refused("UNet", "set_adapters")
     load_ip_adapter = _refused("UNet", "load_ip_adapter")
     load_textual_inversion = _refused("text encoder", "load_textual_inversion")
+
+
+def _asked(sampling: SamplingSettings, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the recipe's sampling is called in diffusers, but for what a call has given itself."""
+    found: dict[str, Any] = {"num_inference_steps": sampling.steps, "guidance_scale": sampling.guidance}
+    found |= {"height": sampling.height, "width": sampling.width}
+    prompts = next((given[name] for name in ("prompt", "prompt_embeds") if given.get(name) is not None), "")
+    negative = sampling.negative_prompt
+    if negative and "negative_prompt_embeds" not in given:
+        found["negative_prompt"] = negative if isinstance(prompts, str) else [negative] * len(prompts)
+    return {name: value for name, value in found.items() if value is not None and name not in given}

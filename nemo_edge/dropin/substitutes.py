@@ -25,7 +25,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
 from nemo_edge.backends.base import Runner
-from nemo_edge.model.component import VALUE_MASK
+from nemo_edge.model.component import GUIDANCE, VALUE_MASK
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.masks import Mask, read_mask
 from nemo_edge.model.neurons import NeuronSet
@@ -185,6 +185,7 @@ class EngineUNet(_EngineModule):
         Raises `InputError` for a size or a batch that the engine does not take, and for `conditions` that its graph does not have.
         """
         added = dict(added_cond_kwargs or {})
+        told = conditions.pop(GUIDANCE, None) if GUIDANCE in self._runner.inputs else None
         self._refuse({**(cross_attention_kwargs or {}), "image_embeds": added.get("image_embeds"), **conditions})
         self._check_size(sample)
         rows, time = len(sample), _array(timestep).ravel()
@@ -194,6 +195,8 @@ class EngineUNet(_EngineModule):
             "encoder_hidden_states": _array(encoder_hidden_states),
             **{name: _array(value) for name, value in added.items()},
         }
+        if told is not None:
+            feed[GUIDANCE] = _array(told)
         if self._mask is not None:
             feed[VALUE_MASK] = _rows_of(self._mask, rows)
         out = torch.from_numpy(self._runner(feed)["out_sample"]).to(sample)

@@ -98,8 +98,8 @@ def trajectory(config: Configuration, texts: Sequence[Case], unet: Component, se
     another takes none. Pinned sizes are kept; of free ones a small picture is made.
     """
     height, width = (min(size, _LATENTS) * config.factor for size in config.latent_shape[1:])
-    size = {"height": settings.height or height, "width": settings.width or width}
-    sampling = SamplingSettings(scheduler="ddim", steps=_STEPS, guidance=_GUIDANCE, **size)
+    height, width = settings.height or height, settings.width or width
+    sampling = SamplingSettings(scheduler="ddim", steps=_STEPS, guidance=_GUIDANCE, height=height, width=width)
     if settings.batch not in (None, 2 if guided(config, sampling) else 1):
         return [], {}
     runner = open_runner(unet)

@@ -310,7 +310,7 @@ def _from_pipeline(pipeline: Any, path: str, device: str, dtype: torch.dtype, pa
         index={**pipeline.config, "_class_name": type(pipeline).__name__},
         unet=pipeline.unet.config,
         vae=pipeline.vae.config,
-        scheduler=pipeline.scheduler.config,
+        scheduler={**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__},
         text_encoders=tuple(m.config.to_dict() for m in encoders),
         tokenizers=tuple(tokenizers),
     )

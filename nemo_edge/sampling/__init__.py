@@ -2,7 +2,8 @@
 
 Takes runners, whatever runs them; knows no memories.
 
-`schedulers` diffusers' own by a recipe's names · `loop` the denoising loop · `pipelines` eager, or a bundle's engines, opened as one pipeline · `generate` pictures from a bundle
+`schedulers` diffusers' own, by a recipe's names · `loop` the denoising loop
+`pipelines` eager, or a bundle's engines, opened as one pipeline · `generate` pictures from a bundle
 """
 
 from __future__ import annotations

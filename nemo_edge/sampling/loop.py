@@ -11,7 +11,6 @@ __all__ = ["Pipeline", "Step", "check_size", "condition", "denoise", "generate",
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +61,8 @@ class Pipeline:
         """Latents to pictures: uint8 [B, height, width, 3]."""
         pictures = self.vae(self.decoder_feed(latents_BCHW))["sample"]
         half = np.float32(0.5)  # in diffusers' order, whose rounding this is
-        return np.rint((pictures.transpose(0, 2, 3, 1) * half + half).clip(0, 1) * 255).astype(np.uint8)
+        levels: np.ndarray = np.rint((pictures.transpose(0, 2, 3, 1) * half + half).clip(0, 1) * 255).astype(np.uint8)
+        return levels
 
 
 @dataclass(frozen=True)

@@ -257,6 +257,25 @@ def test_the_studio_draws_the_same_picture(sd: Model, tmp_path: Path) -> None:
     assert np.abs(np.asarray(got) - expected).max() <= 1
 
 
+@pytest.mark.parametrize("prompt", ["a red pig", ["a red pig"]])
+def test_it_samples_as_the_recipe_does_unless_told_otherwise(sd: Model, tmp_path: Path, prompt: str | list[str]) -> None:
+    """Scheduler with its noise on the way, spacing, steps, guidance, negative prompt and size; what the call says goes first."""
+    own = {"scheduler": "euler_a", "timestep_spacing": "trailing", "steps": 4, "guidance": 3.0, "negative_prompt": "a crab", "height": 48}
+    with staging(tmp_path / "new") as staged:
+        shutil.copytree(sd.bundle, staged, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+        manifest = open_bundle(sd.bundle)
+        sampling = {**manifest.recipe["sampling"], **own}
+        publish(staged, tmp_path / "new", manifest.model_copy(update={"recipe": {**manifest.recipe, "sampling": sampling}}))
+    (path,) = draw(tmp_path / "new", Request("a red pig", seed=3), tmp_path / "p.png")
+    (other,) = draw(tmp_path / "new", Request("a red pig", seed=3, overrides={"steps": 3, "guidance": 1.0}), tmp_path / "o.png")
+    with load_pipeline(tmp_path / "new") as pipeline:
+        for told, file in (({}, path), ({"num_inference_steps": 3, "guidance_scale": 1.0}, other)):
+            (got,) = pipeline(prompt, generator=torch.Generator().manual_seed(3), **told).images
+            expected = np.asarray(Image.open(file)).astype(int)
+            assert expected.shape == (48, 32, 3)
+            assert np.abs(np.asarray(got) - expected).max() <= 1
+
+
 def test_half_the_bits_are_half_the_bits_of_what_goes_in_and_out(pipeline: Any) -> None:
     exact = latents(pipeline)
     try:
@@ -355,13 +374,13 @@ def test_what_a_bundle_does_not_have_is_refused(sd: Model, tmp_path: Path) -> No
         load_pipeline(tmp_path / "none")
 
 
-def test_a_scheduler_that_this_diffusers_lacks_is_named(sdxl: Model, tmp_path: Path) -> None:
+def test_a_scheduler_that_is_not_known_is_named(sdxl: Model, tmp_path: Path) -> None:
     with staging(tmp_path / "new") as staged:
         shutil.copytree(sdxl.bundle, staged, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
         path = staged / "scheduler" / "scheduler_config.json"
         path.write_text(path.read_text().replace("EulerDiscreteScheduler", "UNet2DConditionModel"))
         publish(staged, tmp_path / "new", open_bundle(sdxl.bundle))
-    with pytest.raises(BundleError, match=r"the bundle's scheduler is a UNet2DConditionModel, which diffusers .* lacks"):
+    with pytest.raises(InputError, match="own scheduler is a UNet2DConditionModel, which nemo-edge does not sample with: name another"):
         load_pipeline(tmp_path / "new")
 
 
