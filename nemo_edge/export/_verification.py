@@ -9,6 +9,7 @@ __all__ = [
     "Case",
     "Reference",
     "answered",
+    "check_finite",
     "first_bad",
     "largest_values",
     "prompt_feeds",
@@ -42,6 +43,7 @@ from nemo_edge.model.component import Component
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.recipe.settings import ExportSettings, SamplingSettings
 from nemo_edge.sampling.loop import Pipeline, denoise, guided
+from nemo_edge.system.errors import InputError
 
 _STEPS = 3
 """Time steps of the trajectory, from noise to picture: activations are largest at other times in other layers."""
@@ -134,6 +136,17 @@ def answered(component: Component, feeds: Mapping[str, Feed]) -> list[Case]:
     """Run eager on each feed."""
     runner = open_runner(component)
     return [Case(name, feed, runner(feed)) for name, feed in feeds.items()]
+
+
+def check_finite(component: str, cases: Sequence[Case]) -> None:
+    """Raise `InputError` where eager gives no finite numbers itself: no graph can be held against that."""
+    for case in cases:
+        bad = next((name for name, array in case.expected.items() if not np.isfinite(array).all()), None)
+        if bad is not None:
+            raise InputError(
+                f"{component}: the checkpoint itself gives numbers in {bad} that are not finite, in eager float32 ({case.name}); no file "
+                "is made of it: check that diffusers draws with this checkpoint, or take another"
+            )
 
 
 @contextmanager

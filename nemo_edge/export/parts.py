@@ -23,6 +23,7 @@ from nemo_edge.export._verification import (
     Feed,
     Reference,
     answered,
+    check_finite,
     largest_values,
     prompt_feeds,
     random_feeds,
@@ -73,7 +74,9 @@ def _answered(jobs: Sequence[PartJob], part: str, answers: Path) -> list[tuple[s
     checkpoint, found = open_parts(own[0].source, (part,)), []
     for job in own:
         with _graph(job, checkpoint) as component, largest_values(component.module) as largest:
-            write_cases(answers / f"{job.place}.safetensors", _cases(job, component, checkpoint, answers))
+            cases = _cases(job, component, checkpoint, answers)
+        check_finite(job.place, cases)
+        write_cases(answers / f"{job.place}.safetensors", cases)
         found.append((job.place, _chosen(job, checkpoint.config, largest)))
     return found
 

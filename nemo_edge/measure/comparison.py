@@ -121,10 +121,11 @@ def _compared(
         for start in range(0, len(prompts), size):
             group = prompts[start : start + size]
             seeds = range(seed + start, seed + start + len(group))
-            with first.silence():
-                expected = trace_trajectory(first.pipeline, group, seeds, sampling, first.mask)
+            expected = first.traced(group, seeds, sampling)
             with second.silence():
                 agreement = compare_trajectories(expected, second.pipeline, group, seeds, sampling, second.mask)
+            if not np.isfinite(agreement.largest_error):
+                second.traced(group, seeds, sampling)  # which says so, where it is eager that gives no numbers
             divergence = None
             if not agreement.largest_error <= tolerance and all(part.divergence is None for part in found):
                 divergence = _located(first, second, expected, agreement, group, sampling, tolerance, progress)
@@ -176,6 +177,14 @@ class _Opened:
         """The context in which eager's neurons are silenced; nothing for an engine."""
         checkpoint, neurons = self.side.checkpoint, self.side.neurons
         return silenced(checkpoint.unet, neurons) if checkpoint is not None and neurons is not None else nullcontext()
+
+    def traced(self, prompts: Sequence[str], seeds: Sequence[int], sampling: SamplingSettings) -> Trajectory:
+        """The way from noise to pictures. Raises `InputError` where eager's own latents are not finite."""
+        with self.silence():
+            found = trace_trajectory(self.pipeline, prompts, seeds, sampling, self.mask)
+        if self.side.manifest is None:
+            found.check_finite(str(self.side.path))
+        return found
 
     def probe(self, component: str, feed: dict[str, np.ndarray]) -> Probe:
         """Look into a component on a feed of the pipeline; the feed's mask is left out, or put in, as the side needs."""

@@ -138,7 +138,9 @@ class _Examination:
         return self._trace()
 
     def _trace(self) -> Trajectory:
-        return trace_trajectory(self.eager, self._judged, range(len(self._judged)), self.subject.recipe.sampling)
+        found = trace_trajectory(self.eager, self._judged, range(len(self._judged)), self.subject.recipe.sampling)
+        found.check_finite(self.subject.checkpoint.source)
+        return found
 
     def _agreement(self, variant: str, reference: Trajectory, chosen: NeuronSet) -> Agreement:
         engine, prompts = self.engines[variant], self._judged

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from nemo_edge.measure.similarity import lpips, psnr, relative_error, ssim
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.sampling.loop import Pipeline, Step, denoise
+from nemo_edge.system.errors import InputError
 
 
 class _Result(BaseModel):
@@ -91,6 +92,15 @@ class Trajectory:
 
     steps: tuple[Step, ...]
     pictures_BHW3: np.ndarray
+
+    def check_finite(self, source: str) -> None:
+        """Raise `InputError` where eager's own latents of `source`, a checkpoint, are not finite: no engine is to blame for that."""
+        bad = next((step for step in self.steps if not np.isfinite(step.latents_BCHW).all()), None)
+        if bad is not None:
+            raise InputError(
+                f"the checkpoint itself gives latents that are not finite numbers, at step {bad.index + 1} (time {bad.time:g}) in eager "
+                f"PyTorch, whatever the engines do: check that diffusers draws with {source}, or take another scheduler"
+            )
 
 
 def trace_trajectory(

@@ -180,8 +180,10 @@ def _check_model(recipe: Recipe, model: Path) -> None:
 def _check_configuration(recipe: Recipe, config: Configuration) -> None:
     """The sizes that are drawn and timed, which the graph must take, and the components that are compiled."""
     from nemo_edge.sampling.loop import check_size
+    from nemo_edge.sampling.schedulers import scheduled
 
     check_layers(config.unet, recipe.localization.layers)
+    scheduled(config, recipe.sampling)
     free = [name for name in ("height", "width") if not getattr(recipe.export, name)]
     for height, width in ((recipe.sampling.height, recipe.sampling.width), *(recipe.latency.sizes if recipe.latency else ())):
         check_size(config, recipe.sampling.model_copy(update={"height": height, "width": width}), free)
