@@ -23,7 +23,7 @@ from nemo_edge.graph.valueweights import SILENCED_ROWS
 from nemo_edge.model.checkpoint import open_checkpoint, value_layers
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings
-from nemo_edge.system.errors import ExportError
+from nemo_edge.system.errors import ExportError, InputError
 from nemo_edge.system.progress import Progress
 
 FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
@@ -108,6 +108,14 @@ def test_a_decoder_that_overflows_fp16_stays_in_fp32_and_says_which_module(sourc
     assert (exported.dtype, kinds(tmp_path / "vae_decoder/model.onnx")) == ("fp32", {FLOAT})
     assert exported.note.startswith("vae_decoder stays in fp32, fp16 holds no more than 6.6e+04: decoder.conv_in yields ")
     assert all(a.passed and a.tolerance == 1e-4 for a in exported.agreement)
+
+
+def test_a_checkpoint_that_gives_no_numbers_itself_is_named(source: CheckpointSettings, tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
+    unet = open_checkpoint(source.path).unet
+    unet.conv_out.bias.fill_(float("nan"))
+    broken = CheckpointSettings(path=str(save_toy_sd(tmp_path / "broken", tokenizer, unet)))
+    with pytest.raises(InputError, match=r"unet: the checkpoint itself gives numbers in out_sample that are not finite, in eager float32"):
+        answer_parts([job(broken, "unet", tmp_path, ExportSettings())], tmp_path, Progress())
 
 
 def test_a_component_that_is_to_stay_in_fp32_does(source: CheckpointSettings, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.sampling.loop import Pipeline, generate
 from nemo_edge.sampling.pipelines import eager_pipeline
+from nemo_edge.system.errors import InputError
 
 SAMPLING = SamplingSettings(steps=4, guidance=2.0)
 PROMPTS, SEEDS = ["a pig", "a bus"], [0, 1]
@@ -78,6 +79,15 @@ def test_drift_starts_where_the_runner_changes(eager: Pipeline) -> None:
     assert agreement.picture_levels > 0
     assert agreement.psnr < inf
     assert agreement.ssim < 1
+
+
+def test_eager_without_numbers_is_said_to_be_the_checkpoint(eager: Pipeline) -> None:
+    off = Pipeline(eager.config, eager.text, Changed(eager, nan, after=2), eager.vae)  # type: ignore[arg-type]
+    trace_trajectory(eager, PROMPTS, SEEDS, SAMPLING).check_finite("a/model")
+    with pytest.raises(
+        InputError, match=r"the checkpoint itself gives latents .* at step 3 \(time .*\).*check that diffusers draws with a/model"
+    ):
+        trace_trajectory(off, PROMPTS, SEEDS, SAMPLING).check_finite("a/model")
 
 
 def step(latents: float, output: float = 0.0) -> StepError:

@@ -1,4 +1,4 @@
-"""A UNet that is told the guidance scale, that of a consistency model (LCM): in eager PyTorch, in its graph, and in the search for memories."""
+"""A UNet that is told the guidance scale, that of a consistency model (LCM): drawn with, as a graph, and searched for memories."""
 
 from __future__ import annotations
 
