@@ -12,7 +12,6 @@ __all__ = [
     "Verification",
     "amend",
     "check_file",
-    "check_folder",
     "check_measurable",
     "check_output",
     "check_shippable",
@@ -40,7 +39,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nemo_edge.system.environment import Machine
 from nemo_edge.system.errors import BundleError, InputError
-from nemo_edge.system.files import explain, sha256_file, write_atomically
+from nemo_edge.system.files import check_file, check_folder, explain, sha256_file, write_atomically
 
 MANIFEST = "manifest.json"
 SCHEMA: Literal[3] = 3
@@ -160,25 +159,6 @@ def _is_bundle(folder: Path) -> bool:
         return isinstance(content["schema_version"], int) and {"files", "neurons_hash"} <= content.keys()
     except (OSError, ValueError, TypeError, KeyError):
         return False
-
-
-def check_folder(folder: Path) -> None:
-    """Raise `InputError` unless files can be written into `folder`, which may be absent."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"the output {folder} is a file: give the path of a folder")
-    parent = next(p for p in folder.absolute().parents if p.exists())
-    if not parent.is_dir():
-        raise InputError(f"the output {folder} lies below {parent}, which is a file: give another path")
-    for place in (parent, *([folder] if folder.is_dir() else [])):
-        if not os.access(place, os.W_OK | os.X_OK):
-            raise InputError(f"the output folder {place} is read-only: give a folder you may write to")
-
-
-def check_file(path: Path) -> None:
-    """Raise `InputError` unless a file can be written at `path`."""
-    if path.is_dir():
-        raise InputError(f"the output {path} is a folder: give the path of a file")
-    check_folder(path.absolute().parent)
 
 
 @contextmanager

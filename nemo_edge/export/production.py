@@ -32,7 +32,7 @@ from nemo_edge.backends.tensorrt.backend import compile_engine
 from nemo_edge.backends.tensorrt.flavours import FLAVOURS
 from nemo_edge.backends.tensorrt.plans import PlanFile
 from nemo_edge.backends.tensorrt.profiles import plan_profiles
-from nemo_edge.bundle.manifest import check_folder, copy_tree, staging
+from nemo_edge.bundle.manifest import copy_tree, staging
 from nemo_edge.graph.agreement import Dtype, Exported
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.configuration import Configuration
@@ -41,7 +41,7 @@ from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings, RandomSettings
 from nemo_edge.recipe.targets import EngineSettings, Flavour, PlanSettings, unfit_for_turing
 from nemo_edge.system.errors import InputError
-from nemo_edge.system.files import weight_bytes
+from nemo_edge.system.files import check_folder, weight_bytes
 from nemo_edge.system.processes import beside, run
 from nemo_edge.system.progress import Advance, Progress
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nemo_edge.bundle.manifest import MANIFEST, Manifest, check_file, open_verified
+from nemo_edge.bundle.manifest import MANIFEST, Manifest, open_verified
 from nemo_edge.bundle.policies import Policy, apply, read_policies
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.masks import OFF, read_mask
@@ -24,7 +24,7 @@ from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.sampling.loop import Pipeline, condition, generate
 from nemo_edge.sampling.pipelines import open_pipeline
 from nemo_edge.system.errors import InputError
-from nemo_edge.system.files import sha256_file, write_atomically
+from nemo_edge.system.files import check_file, sha256_file, write_atomically
 from nemo_edge.system.progress import Progress
 
 _BATCH = 8

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.bundle.manifest import check_folder, check_shippable, open_verified, staging
+from nemo_edge.bundle.manifest import check_shippable, open_verified, staging
 from nemo_edge.bundle.policies import POLICIES, baked_policies, read_policies
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.configuration import Configuration
@@ -27,7 +27,7 @@ from nemo_edge.serving.modelconfig import Service, engine_config, pipeline_confi
 from nemo_edge.serving.shipment import Shipment, choose_backend
 from nemo_edge.serving.versions import DESCRIPTION, MODEL, ONNX, PIPELINE, EngineVersion, PipelineVersion, ServerBackend
 from nemo_edge.system.errors import InputError
-from nemo_edge.system.files import explain, sha256_file, write_atomically
+from nemo_edge.system.files import check_folder, explain, sha256_file, write_atomically
 from nemo_edge.system.progress import Progress
 
 _CONFIG = "config.pbtxt"

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, hashes, and the one place where a full disk is explained."""
+"""Files that are whole or absent: where they may go, atomic writes, hashes, and the one place where a full disk is explained."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ __all__ = [
     "PICKLE_FILES",
     "WEIGHT_FILES",
     "append",
+    "check_file",
+    "check_folder",
     "check_lora",
     "checkpoint_folder",
     "checkpoint_hashes",
@@ -85,6 +87,25 @@ def explain(error: OSError, path: Path) -> InputError:
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return InputError(f"{path} cannot be written ({error.strerror}): choose a folder you may write to")
     return InputError(f"{path} cannot be written: {error.strerror or error}")
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `InputError` unless files can be written into `folder`, which may be absent."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"the output {folder} is a file: give the path of a folder")
+    parent = next(p for p in folder.absolute().parents if p.exists())
+    if not parent.is_dir():
+        raise InputError(f"the output {folder} lies below {parent}, which is a file: give another path")
+    for place in (parent, *([folder] if folder.is_dir() else [])):
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise InputError(f"the output folder {place} is read-only: give a folder you may write to")
+
+
+def check_file(path: Path) -> None:
+    """Raise `InputError` unless a file can be written at `path`."""
+    if path.is_dir():
+        raise InputError(f"the output {path} is a folder: give the path of a file")
+    check_folder(path.absolute().parent)
 
 
 def sha256_file(path: Path) -> str:

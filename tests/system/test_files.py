@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nemo_edge.system.errors import InputError
-from nemo_edge.system.files import checkpoint_hashes, sha256_file, sha256_json, way_to, write_atomically
+from nemo_edge.system.files import check_file, check_folder, checkpoint_hashes, sha256_file, sha256_json, way_to, write_atomically
 
 
 @pytest.mark.parametrize(
@@ -115,3 +115,17 @@ def _read_only(place: Path) -> bool:
     if place.name == "locked":
         place.mkdir(mode=0o555)
     return place.is_dir() and not os.access(place, os.W_OK)
+
+
+def test_an_output_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    check_folder(tmp_path)
+    check_folder(tmp_path / "absent" / "deep")
+    check_file(tmp_path / "file")
+    with pytest.raises(InputError, match="file is a file: give the path of a folder"):
+        check_folder(tmp_path / "file")
+    with pytest.raises(InputError, match=r"lies below .*file, which is a file: give another path"):
+        check_file(tmp_path / "file" / "deep" / "x.png")
+    with pytest.raises(InputError, match="is a folder: give the path of a file"):
+        check_file(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
