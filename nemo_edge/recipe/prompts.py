@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["Prompt", "check_apart", "distinct", "read_labelled", "read_prompts"]
+__all__ = ["Given", "Prompt", "as_prompts", "check_apart", "distinct", "read_labelled", "read_prompts"]
 
 import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from os import PathLike
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -29,6 +30,8 @@ _NAMED = 3
 """Prompts that a complaint names."""
 _LETTERS = 60
 """Letters of a prompt that a complaint shows."""
+Given = str | PathLike[str] | Sequence[str]
+"""Prompts as they are given: the path of a list, or the texts themselves."""
 
 
 class Prompt(BaseModel):
@@ -67,18 +70,39 @@ def read_prompts(path: Path, limit: int | None = None, tell: Callable[[str], Non
     return prompts[:limit]
 
 
-def read_labelled(prompts: Path, general: Path | None, tell: Callable[[str], None] | None = None) -> list[Prompt]:
+def as_prompts(given: Given, tell: Callable[[str], None] | None = None) -> list[Prompt]:
+    """Return the prompts of a list, as `read_prompts` does, or those of some texts; a `str` is a path.
+
+    Raises `InputError` as `read_prompts` does, and where there are no texts, or one of them is empty or none.
+    """
+    if isinstance(given, str | PathLike):
+        return read_prompts(Path(given), tell=tell)
+    texts = list(given)
+    if not texts:
+        raise InputError("no prompt is given: give the path of a list, or texts")
+    for number, text in enumerate(texts, 1):
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(f"prompt {number} of those given is not a text but {text!r}: write it, or leave it out")
+    return [Prompt(text=text.strip()) for text in texts]
+
+
+def read_labelled(prompts: Given, general: Given | None, tell: Callable[[str], None] | None = None) -> list[Prompt]:
     """Read prompts, and with `general` prompts that are known not to be memorized: the others then count as memorized.
 
-    A prompt's own label (`kind`) goes before that. Raises `InputError` as `read_prompts` does, and for a prompt that counts as both.
+    A prompt's own label (`kind`) goes before that. Raises `InputError` as `as_prompts` does, and for a prompt that counts as both.
     """
-    listed = read_prompts(prompts, tell=tell)
+    listed = as_prompts(prompts, tell)
     if general is not None:
         memorized = [p if p.kind else p.model_copy(update={"kind": "VM or TM"}) for p in listed]
-        harmless = read_prompts(general, tell=tell)
-        listed = [*memorized, *(p if p.kind else p.model_copy(update={"kind": "N"}) for p in harmless)]
-    check_apart([p for p in listed if p.label is False], [p for p in listed if p.label], general or prompts, prompts)
+        listed = [*memorized, *(p if p.kind else p.model_copy(update={"kind": "N"}) for p in as_prompts(general, tell))]
+    places = (_place(prompts if general is None else general), _place(prompts))
+    check_apart([p for p in listed if p.label is False], [p for p in listed if p.label], *places)
     return listed
+
+
+def _place(given: Given) -> Path | str:
+    """What a complaint calls the prompts that are given."""
+    return Path(given) if isinstance(given, str | PathLike) else "the texts given"
 
 
 def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
@@ -89,7 +113,7 @@ def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
     return list(found.values())
 
 
-def check_apart(general: Iterable[Prompt], memorized: Iterable[Prompt], general_path: Path, memorized_path: Path) -> None:
+def check_apart(general: Iterable[Prompt], memorized: Iterable[Prompt], general_path: Path | str, memorized_path: Path | str) -> None:
     """Raise `InputError` where a general prompt is a memorized one in any case, spacing and punctuation: τ, and what counts as a
     copy, would be taken from a memory."""
     known = {_words(prompt.text) for prompt in memorized}

@@ -5,11 +5,22 @@ What a table may have is in `settings` and `targets`.
 
 from __future__ import annotations
 
-__all__ = ["Recipe", "anchored", "from_options", "load_recipe", "portable", "with_places", "with_random_weights"]
+__all__ = [
+    "Recipe",
+    "SettingError",
+    "anchored",
+    "from_keywords",
+    "from_options",
+    "load_recipe",
+    "portable",
+    "with_places",
+    "with_random_weights",
+]
 
 import difflib
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
@@ -130,11 +141,16 @@ class Recipe(Settings):
         return {**ENGINE_TOLERANCES, "fp32": 0.0}[dtype] if given is None else given
 
 
-def load_recipe(path: Path, *, random: bool = False) -> Recipe:
+def load_recipe(path: str | PathLike[str], *, random: bool = False) -> Recipe:
     """Read a recipe; its relative paths are relative to the recipe's folder. `random` says that it is for random weights.
 
     Raises `InputError` for TOML that is not valid, an unknown key (naming the nearest right one) or a value out of range.
+
+    >>> recipe = nemo_edge.load_recipe("recipe.toml")
+    >>> recipe.name, recipe.localization.mode
+    ('tiny', 'paper')
     """
+    path = Path(path)
     try:
         values = tomllib.loads(path.read_bytes().decode("utf-8"))
     except FileNotFoundError as error:
@@ -198,18 +214,40 @@ def with_random_weights(recipe: Recipe, architecture: str | None, neurons: Path 
     return recipe.model_copy(update={"random_weights": settings})
 
 
-def from_options(kind: type[_Kind], own: Mapping[str, Any], given: Mapping[str, Any], names: Mapping[str, str] | None = None) -> _Kind:
-    """Make settings from a recipe's `own` values and those `given` on the command line, which go before them.
+class SettingError(InputError):
+    """A setting with a value that it cannot have: `name`, `value` and `reason`. The message names the setting as Python does."""
 
-    Raises `InputError` that names the option: that of the setting's name, or the one that `names` has for it.
-    """
+    def __init__(self, name: str, value: object, reason: str) -> None:
+        super().__init__(name, value, reason)
+        self.name, self.value, self.reason = name, value, reason
+
+    def __str__(self) -> str:
+        return f"{self.name} = {self.value!r}: {self.reason}"
+
+    def of_option(self, names: Mapping[str, str] | None = None) -> InputError:
+        """The error as the command line says it: with the option of the setting's name, or the one that `names` has for it."""
+        return InputError(f"--{(names or {}).get(self.name, self.name)} {_words(self.value)}: {self.reason}")
+
+
+def from_keywords(kind: type[_Kind], given: Mapping[str, Any]) -> _Kind:
+    """Make settings from what a function was `given`. Raises `SettingError` for the first that cannot be."""
     try:
-        return kind.model_validate({**own, **given})
+        return kind.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
-        option = str(first["loc"][0])
-        raise InputError(f"--{(names or {}).get(option, option)} {_words(first['input'])}: {message[0].lower()}{message[1:]}") from error
+        raise SettingError(str(first["loc"][0]), first["input"], f"{message[0].lower()}{message[1:]}") from error
+
+
+def from_options(kind: type[_Kind], own: Mapping[str, Any], given: Mapping[str, Any], names: Mapping[str, str] | None = None) -> _Kind:
+    """Make settings from a recipe's `own` values and those `given` on the command line, which go before them.
+
+    Raises `InputError` that names the option, as `SettingError.of_option` does.
+    """
+    try:
+        return from_keywords(kind, {**own, **given})
+    except SettingError as error:
+        raise error.of_option(names) from error
 
 
 def _words(value: Any) -> str:

@@ -11,7 +11,7 @@ import pytest
 from conftest import shared_data
 
 from nemo_edge.recipe._tables import MAX_SIZE_BYTES
-from nemo_edge.recipe.prompts import Prompt, check_apart, distinct, read_labelled, read_prompts
+from nemo_edge.recipe.prompts import Prompt, as_prompts, check_apart, distinct, read_labelled, read_prompts
 from nemo_edge.system.errors import InputError
 
 Write = Callable[[str, str | bytes], Path]
@@ -202,3 +202,15 @@ def test_punctuation_makes_no_general_prompt_of_a_memorized_one(general: str) ->
     with pytest.raises(InputError, match=r"1 of the general prompts in g\.txt stand among the memorized ones of m\.csv too"):
         check_apart([Prompt(text="a red pig"), Prompt(text=general)], memorized, Path("g.txt"), Path("m.csv"))
     check_apart([Prompt(text="saxophone falafel"), Prompt(text="…")], [*memorized, Prompt(text="!")], Path("g.txt"), Path("m.csv"))
+
+
+def test_texts_are_taken_in_place_of_a_list(written: Write) -> None:
+    path = written("p.txt", "a pig\nan öwl\n")
+    listed = [Prompt(text="a pig"), Prompt(text="an öwl")]
+    assert as_prompts(["a pig\n", " an öwl"]) == as_prompts(("a pig", "an öwl")) == as_prompts(path) == as_prompts(str(path)) == listed
+    with pytest.raises(InputError, match="no prompt is given: give the path of a list, or texts"):
+        as_prompts([])
+    for wrong in (" ", None, 3):
+        with pytest.raises(InputError, match=rf"prompt 2 of those given is not a text but {wrong!r}: write it, or leave it out"):
+            as_prompts(["a pig", wrong])  # type: ignore[list-item]
+    assert [p.label for p in read_labelled(["a pig"], ["a bus"])] == [True, False]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from nemo_edge.recipe.recipe import Recipe, anchored, load_recipe, portable, with_random_weights
-from nemo_edge.recipe.settings import LatencySettings
+from nemo_edge.recipe.recipe import Recipe, SettingError, anchored, from_keywords, from_options, load_recipe, portable, with_random_weights
+from nemo_edge.recipe.settings import LatencySettings, LocalizationSettings
 from nemo_edge.recipe.targets import FLAVOUR_OF, EngineSettings, ProfileSettings
 from nemo_edge.system.errors import InputError
 
@@ -285,3 +286,16 @@ def test_bf16_is_built_without_a_gpu_where_nothing_is_run(written: Write) -> Non
     for tables in ("", drawn + "[latency]\n"):
         with pytest.raises(InputError, match=r"cannot run with engine.provider = 'cpu': .*; only random weights without \[latency\]"):
             load_recipe(written("r.toml", bf16 + tables))
+
+
+def test_a_setting_is_named_as_python_or_the_command_line_does() -> None:
+    assert from_keywords(LocalizationSettings, {"samples": 4}) == LocalizationSettings(samples=4)
+    with pytest.raises(SettingError) as refused:
+        from_keywords(LocalizationSettings, {"group_by": "colour"})
+    error = pickle.loads(pickle.dumps(refused.value))  # as it comes out of another process
+    assert str(error) == str(refused.value) == "group_by = 'colour': input should be 'prompt', 'cluster' or 'list'"
+    said = str(error.of_option({"group_by": "group-by"}))
+    assert said == "--group-by colour: input should be 'prompt', 'cluster' or 'list'"
+    with pytest.raises(InputError) as option:
+        from_options(LocalizationSettings, {"samples": 4}, {"group_by": "colour"}, {"group_by": "group-by"})
+    assert (str(option.value), type(option.value)) == (said, InputError)
