@@ -10,7 +10,7 @@ __all__ = ["app", "main"]
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -105,9 +105,10 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Measure statistics and the threshold τ on general prompts."""
-    from nemo_edge.bundle.manifest import check_file
     from nemo_edge.cli import console
     from nemo_edge.recipe.prompts import distinct, read_prompts
+    from nemo_edge.recipe.settings import LocalizationSettings
+    from nemo_edge.system.files import check_file
 
     texts = [p.text for p in distinct(read_prompts(prompts, tell=console.Bars().note))[:limit]]
     if limit is not None and len(texts) < limit:
@@ -118,7 +119,8 @@ def calibrate(
     from nemo_edge.localization.calibration import calibrate as run
 
     with console.Bars().task("calibrate", len(texts)) as advance:
-        calibration = run(open_model(checkpoint, allow_pickle, device, lora), texts, _localization(all_layers), advance)
+        model = open_model(checkpoint, allow_pickle, device, lora)
+        calibration = run(model, texts, LocalizationSettings(layers=_layers(all_layers)), advance)
     calibration.save(out)
     said = {**calibration.provenance.model_dump(mode="json"), "above_rate": calibration.above_rate}
     print_result(said, as_json, lambda _: console.show_calibration(calibration, out))
@@ -143,18 +145,14 @@ def detect(
     With --out an interrupted run goes on where it stopped. Where the list says which prompts are memorized (column type: VM, TM) and which
     are not (N), detectors are compared.
     """
-    from nemo_edge.bundle.manifest import check_folder
     from nemo_edge.cli import console
-    from nemo_edge.recipe.prompts import read_labelled
+    from nemo_edge.localization.promptlists import detect as run
 
-    listed = read_labelled(prompts, general, console.Bars().note)
-    if out is not None:
-        check_folder(out)
+    model: dict[str, Any] = {"device": device, "allow_pickle": allow_pickle, "layers": _layers(all_layers), "loras": loras_of(lora)}
+    result = run(checkpoint, prompts, statistics, out, general=general, threshold=threshold, progress=console.Bars(), **model)
     from nemo_edge.cli.findings import show_detection
-    from nemo_edge.localization.stages import detect_all, open_detector
 
-    detector = open_detector(open_model(checkpoint, allow_pickle, device, lora), statistics, threshold, _localization(all_layers))
-    print_result(detect_all(detector, listed, out, console.Bars()), as_json, lambda found: show_detection(found, out))
+    print_result(result, as_json, lambda found: show_detection(found, out))
 
 
 @app.command()
@@ -179,25 +177,21 @@ def localize(
 
     An interrupted run goes on where it stopped.
     """
-    from nemo_edge.bundle.manifest import check_folder
     from nemo_edge.cli import console
-    from nemo_edge.recipe.prompts import read_prompts
+    from nemo_edge.localization.promptlists import localize as run
+    from nemo_edge.recipe.recipe import SettingError
 
     if whole and group_by != "prompt":
         raise typer.BadParameter("--union: the whole list has one set, so leave --group-by out")
-    listed = read_prompts(prompts, tell=console.Bars().note)
-    check_folder(out)
-    group_by = "list" if whole else group_by
-    settings = _localization(all_layers, mode=mode, dtype=dtype, group_by=group_by, paraphrases=paraphrases)
-    from nemo_edge.localization.localizer import open_localizer
-
-    localizer = open_localizer(open_model(checkpoint, allow_pickle, device, lora), statistics, threshold, settings)
+    model: dict[str, Any] = {"device": device, "allow_pickle": allow_pickle, "layers": _layers(all_layers), "loras": loras_of(lora)}
+    search: dict[str, Any] = {"mode": mode, "dtype": dtype, "group_by": "list" if whole else group_by, "paraphrases": paraphrases}
+    try:
+        result = run(checkpoint, prompts, statistics, out, threshold=threshold, progress=console.Bars(), **model, **search)
+    except SettingError as error:
+        raise error.of_option({"group_by": "group-by"}) from error
     from nemo_edge.cli.findings import show_localizations
-    from nemo_edge.localization.stages import find_neurons
 
-    found, groups = find_neurons(localizer, listed, out, console.Bars())
-    said = {"results": [r.model_dump(mode="json") for r in found], "groups": [g.model_dump(mode="json") for g in groups], "out": str(out)}
-    print_result(said, as_json, lambda _: show_localizations(found, groups, out))
+    print_result(result, as_json, lambda found: show_localizations(found.results, found.groups, out))
 
 
 @app.command()
@@ -221,7 +215,7 @@ def export(
 
     settings = from_options(ExportSettings, {"variants": ["masked" if masked else "baked"]}, {"dtype": dtype, "opset": opset})
     source = CheckpointSettings(path=checkpoint, allow_pickle=allow_pickle, loras=loras_of(lora))
-    exported = export_folder(source, settings, neurons, "all" if all_layers else "paper", out, console.Bars())
+    exported = export_folder(source, settings, neurons, _layers(all_layers), out, console.Bars())
     print_result(
         {"out": str(out), "exported": [e.model_dump(mode="json") for e in exported]}, as_json, lambda _: console.show_export(exported, out)
     )
@@ -267,8 +261,5 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _localization(all_layers: bool, **options: str | int) -> Any:
-    from nemo_edge.recipe.recipe import from_options
-    from nemo_edge.recipe.settings import LocalizationSettings
-
-    return from_options(LocalizationSettings, {"layers": "all" if all_layers else "paper"}, options, {"group_by": "group-by"})
+def _layers(all_layers: bool) -> Literal["paper", "all"]:
+    return "all" if all_layers else "paper"

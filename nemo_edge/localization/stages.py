@@ -1,11 +1,11 @@
 """The stages of a build that find the neurons: calibrate, localize; and detection, which finds prompts.
 
-Each takes values and a folder, and leaves files; `build` decides which of them must run.
+Each takes values and a folder, and leaves files; who calls decides which of them must run, and checks what comes from outside.
 """
 
 from __future__ import annotations
 
-__all__ = ["Detected", "calibrate_stage", "detect_all", "find_neurons", "localize_stage", "open_detector"]
+__all__ = ["Detected", "Localized", "calibrate_stage", "detect_all", "find_neurons", "localize_stage", "open_detector"]
 
 import json
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from nemo_edge.localization.localizer import Localization, Localizer
 from nemo_edge.localization.memorization import Threshold
 from nemo_edge.localization.roc import Roc
 from nemo_edge.model.checkpoint import Checkpoint, value_layers
-from nemo_edge.model.neurons import OfficialRow, write_official_csv
+from nemo_edge.model.neurons import NeuronSet, OfficialRow, write_official_csv
 from nemo_edge.recipe.prompts import Prompt
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import LocalizationSettings
@@ -59,7 +59,7 @@ def localize_stage(
     """What `find_neurons` leaves, and the neurons of each prompt in the official code's format."""
     assert calibration.threshold is not None
     localizer = Localizer(checkpoint, calibration.statistics, calibration.threshold.value, recipe.localization)
-    found, _ = find_neurons(localizer, memorized, folder, progress)
+    found = find_neurons(localizer, memorized, folder, progress).results
     rows = [
         OfficialRow(
             caption=r.prompt,
@@ -72,26 +72,46 @@ def localize_stage(
         for r, p in zip(found, memorized, strict=True)
     ]
     write_official_csv(folder / "memorization_statistics.csv", rows)
-    return found
+    return list(found)
 
 
-def find_neurons(
-    localizer: Localizer, memorized: Sequence[Prompt], folder: Path, progress: Progress
-) -> tuple[list[Localization], list[Group]]:
-    """Neurons of each prompt in `localization.jsonl`, of each group in `groups.jsonl` where the settings want groups or variants (both
-    are taken up where they stopped), and all of them in `neurons.json`."""
+class Localized(BaseModel):
+    """What was found in a checkpoint for a list of prompts."""
+
+    model_config = ConfigDict(frozen=True)
+
+    results: tuple[Localization, ...]
+    """Of each prompt, in order."""
+    groups: tuple[Group, ...]
+    """Prompts with one set of neurons, where the settings want groups or variants."""
+    out: str | None
+    """The folder that holds the files, if one was given."""
+
+    @property
+    def neurons(self) -> NeuronSet:
+        """All neurons: those of the groups, where there are none those of the prompts."""
+        return all_neurons(self.groups, self.results)
+
+
+def find_neurons(localizer: Localizer, memorized: Sequence[Prompt], folder: Path | None, progress: Progress) -> Localized:
+    """Find the neurons of each prompt, and of each group where the settings want groups or variants.
+
+    In `folder` leave `localization.jsonl` and `groups.jsonl`, both taken up where they stopped, and all neurons in `neurons.json`.
+    """
     texts = [prompt.text for prompt in memorized]
     for warning in localizer.checkpoint.config.warnings(texts):
         progress.note(warning)
     with progress.task("localize", len(texts)) as advance:
-        found = localizer.localize_all(texts, folder / "localization.jsonl", lambda _: advance(1))
-    groups = _groups(localizer, memorized, found, folder / GROUPS, progress)
-    all_neurons(groups, found).save(folder / "neurons.json")
-    return found, groups
+        found = localizer.localize_all(texts, folder / "localization.jsonl" if folder else None, lambda _: advance(1))
+    groups = _groups(localizer, memorized, found, folder / GROUPS if folder else None, progress)
+    localized = Localized(results=tuple(found), groups=tuple(groups), out=str(folder) if folder else None)
+    if folder is not None:
+        localized.neurons.save(folder / "neurons.json")
+    return localized
 
 
 def _groups(
-    localizer: Localizer, memorized: Sequence[Prompt], found: Sequence[Localization], path: Path, progress: Progress
+    localizer: Localizer, memorized: Sequence[Prompt], found: Sequence[Localization], path: Path | None, progress: Progress
 ) -> list[Group]:
     settings = localizer.settings
     if settings.group_by == "prompt" and not settings.paraphrases:
