@@ -74,6 +74,10 @@ def build(recipe: Recipe | str | PathLike[str], progress: Progress | None = None
 
     `recipe` is a recipe or the path of one. Raises `InputError` for inputs that cannot be used and for too little memory,
     `MissingDependency` for a provider or a compiler that is not here, `ExportError` for a graph that does not agree with eager.
+
+    >>> result = nemo_edge.build("recipe.toml")
+    >>> result.bundle, result.passed
+    ('out', True)
     """
     recipe, progress = _loaded(recipe), progress or Progress()
     output = recipe.output
