@@ -9,6 +9,7 @@ __all__ = ["PLANS", "Contents", "Engine", "Here", "Verified", "inspect", "inspec
 
 import platform
 from collections.abc import Iterable, Mapping
+from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,11 +84,17 @@ def inspect_engine(path: Path, here: Here) -> Engine:
     return Engine(path=str(plan), header=header, sidecar=described, fit=check_here(described, header, *here))
 
 
-def verify(path: Path) -> Verified:
+def verify(path: str | PathLike[str]) -> Verified:
     """Compare a bundle's files, or one engine of a bundle and its sidecar, with the manifest.
 
-    Raises `BundleError` for a folder that is not a bundle, `InputError` for an engine that is not in one.
+    Files that differ are named in the result's `problems`. Raises `BundleError` for a folder that is not a bundle, `InputError` for an
+    engine that is not in one.
+
+    >>> found = nemo_edge.verify("out")
+    >>> found.passed, found.problems
+    (True, ())
     """
+    path = Path(path)
     if path.suffix not in (*PLANS, ".json") or path.is_dir():
         found = bundle.verify(path)
         names: Iterable[str] = bundle.open_bundle(path).files if found.passed else ()

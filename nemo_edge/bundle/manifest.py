@@ -32,6 +32,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -211,8 +212,16 @@ def _exchange(one: Path, other: Path) -> bool:
     return bool(rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0)
 
 
-def open_bundle(folder: Path) -> Manifest:
-    """Read a bundle's manifest. Raises `BundleError` for a folder that is not a finished bundle."""
+def open_bundle(folder: str | PathLike[str]) -> Manifest:
+    """Read a bundle's manifest: what it was made from, what it holds, its verdict. No other file is read (`verify` does).
+
+    Raises `BundleError` for a folder that is not a finished bundle.
+
+    >>> manifest = nemo_edge.open_bundle("out")
+    >>> manifest.variants, manifest.passed
+    (('baked', 'masked'), True)
+    """
+    folder = Path(folder)
     path = folder / MANIFEST
     if not path.is_file():
         state = "does not exist" if not folder.exists() else "has no manifest.json and is not a finished bundle"

@@ -42,6 +42,12 @@ def load_unet(bundle: str | PathLike[str], variant: str | None = None, mask: Mas
     otherwise, and can be set later (`EngineUNet.mask`); `backend` is what runs it where that is not the recipe's. Its `close`, or
     leaving its context, frees the engine. Warns of a bundle that must not be shipped. Raises `BundleError` for one that was changed,
     `InputError` for a variant or a mask that does not fit, `MissingDependency` for engines that do not run here.
+
+    >>> pipe = StableDiffusionPipeline.from_pretrained("model")  # of diffusers
+    >>> with nemo_edge.load_unet("out", "baked") as pipe.unet:
+    ...     picture = pipe("a red pig", num_inference_steps=3).images[0]
+    >>> picture.size
+    (32, 32)
     """
     source = _verified(Path(bundle), variant, backend, masked=mask is not None)
     with ExitStack() as stack:
@@ -62,8 +68,13 @@ def load_pipeline(
     It samples as the bundle's recipe does (scheduler, steps, guidance, size, negative prompt) unless a call, or a scheduler put into it,
     says otherwise; there is no safety checker and no watermark. `policy` is for the masked variant, in place
     of a mask: the name of one of the bundle's policies, by which each picture's prompt decides what is silenced, as on a server; it
-    can be set later (the pipeline's `policy`). All else, with warnings and errors, is as in `load_unet`; the pipeline's `close`, or
-    leaving its context, frees the engines.
+    can be set later (the pipeline's `policy`). All else is as in `load_unet`; the pipeline's `close`, or leaving its context, frees
+    the engines. Raises what `load_unet` does, and `InputError` for a policy that the bundle lacks, or beside a mask.
+
+    >>> with nemo_edge.load_pipeline("out", policy="triggered") as pipe:
+    ...     pictures = pipe(["a red pig", "a bus"], num_inference_steps=3).images
+    >>> [picture.size for picture in pictures]
+    [(32, 32), (32, 32)]
     """
     if mask is not None and policy is not None:
         raise InputError("mask and policy each say what is silenced: give one of them")
