@@ -23,6 +23,7 @@ from nemo_edge.localization.calibration import Calibration
 from nemo_edge.localization.localizer import Localization
 from nemo_edge.measure import mitigation
 from nemo_edge.measure.fidelity import Agreement, Trajectory, compare_trajectories, trace_trajectory
+from nemo_edge.measure.localcopies import unrelated_distances
 from nemo_edge.measure.mitigation import CurvePoint, Drawn, Measurement, PromptMitigation, Shown, VariantMeasurement
 from nemo_edge.measure.readings import load_readings
 from nemo_edge.measure.replication import Training, copy_threshold, nearest_readings
@@ -93,12 +94,16 @@ class _Examination:
             self._draw_memorized(which)
         general = {which: self._draw_general(which) for which in ("before", *variants)}
         threshold = self._copy_threshold(general["before"])
-        views = {which: self._views(which, threshold) for which in ("before", *variants, "random")}
+        unrelated = self._local(general["before"])
+        local = copy_threshold(unrelated) if unrelated is not None else None
+        views = {which: self._views(which, threshold, local) for which in ("before", *variants, "random")}
         self._save_training(views["before"])
         mitigations = self._mitigations(views)
         return Measurement(
             threshold=s.calibration.threshold.value,
             copy_threshold=threshold,
+            local_threshold=local,
+            local_pairs=len(unrelated) if unrelated is not None else 0,
             general_scores=s.calibration.highest,
             layers=tuple(layer.name for layer in s.neurons.layers),
             neurons=len(s.neurons),
@@ -232,12 +237,19 @@ class _Examination:
         unrelated = general.pictures.reshape(-1, *general.pictures.shape[2:])
         return copy_threshold(nearest_readings(unrelated, self._training)[0]) if len(self._training) else None
 
-    def _views(self, which: str, threshold: float | None) -> list[Shown]:
-        seeds, sscd = range(self.subject.recipe.fidelity.seeds), self.subject.recipe.fidelity.sscd
-        return [
-            mitigation.shown(_load([self._path(index, which, seed) for seed in seeds]), own, self._training, threshold, sscd)
-            for index, own in enumerate(self._own)
-        ]
+    def _local(self, general: Drawn) -> np.ndarray | None:
+        """The windowed distances of unrelated pairs, from which the threshold of local copies comes."""
+        unrelated = general.pictures.reshape(-1, *general.pictures.shape[2:])
+        return unrelated_distances(unrelated, self._training) if len(self._training) else None
+
+    def _views(self, which: str, threshold: float | None, local: float | None) -> list[Shown]:
+        seeds, sscd, judged = range(self.subject.recipe.fidelity.seeds), self.subject.recipe.fidelity.sscd, []
+        with self.progress.task(f"copies: {which}", len(self._own)) as advance:
+            for index, own in enumerate(self._own):
+                pictures = _load([self._path(index, which, seed) for seed in seeds])
+                judged.append(mitigation.shown(pictures, own, self._training, threshold, sscd, local))
+                advance(1)
+        return judged
 
     def _mitigations(self, views: dict[str, list[Shown]]) -> dict[str, tuple[PromptMitigation, ...]]:
         """Each prompt on each variant, against eager with the same neurons silenced."""

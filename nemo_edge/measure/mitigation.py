@@ -36,6 +36,7 @@ from nemo_edge.localization.localizer import Localization
 from nemo_edge.localization.memorization import NoiseProbe
 from nemo_edge.localization.multiscale import ms_ssim
 from nemo_edge.measure.fidelity import Agreement
+from nemo_edge.measure.localcopies import local_distances
 from nemo_edge.measure.replication import Training, nearest_readings, sscd_similarities
 from nemo_edge.measure.similarity import diversity, ssim
 from nemo_edge.model.checkpoint import Checkpoint
@@ -60,6 +61,10 @@ class Shown(_Result):
     """Median tiled ℓ2 distance to the training picture, each picture to the reading of it that is nearest."""
     reading: str = ""
     """The reading of the training picture that the nearest of the pictures is nearest to; empty where no distance was taken."""
+    local_copies: int | None = None
+    """How many hold a copy of a part of the prompt's own training picture, by the windowed distance; None where none is known."""
+    local_distance: float | None = None
+    """Median windowed distance to the training picture."""
     sscd: float | None = None
     """Median SSCD similarity to the training picture, where SSCD was given."""
     diversity: float
@@ -165,6 +170,10 @@ class Measurement(_Result):
     """τ"""
     copy_threshold: float | None
     """The tiled ℓ2 distance below which a picture is a copy; None where no training picture is known."""
+    local_threshold: float | None = None
+    """The windowed distance below which a picture holds a copy of a part; None where no training picture is known."""
+    local_pairs: int = 0
+    """Unrelated pairs that it comes from."""
     general_scores: tuple[float, ...]
     """The highest pairwise score of each general prompt that τ comes from."""
     layers: tuple[str, ...]
@@ -249,11 +258,18 @@ def draw_prompts(
     return Drawn(made.reshape(*lead, *made.shape[1:]), np.concatenate(latents).reshape(*lead, *shape))
 
 
-def shown(pictures_SHW3: np.ndarray, own: int | None, training: Training, threshold: float | None, sscd: Path | None = None) -> Shown:
+def shown(
+    pictures_SHW3: np.ndarray,
+    own: int | None,
+    training: Training,
+    threshold: float | None,
+    sscd: Path | None = None,
+    local_threshold: float | None = None,
+) -> Shown:
     """Judge one prompt's pictures against all training pictures that are known.
 
     `own` is the place of the prompt's own picture among them (None: it is not known); `threshold` decides what is a copy (None: no
-    training picture is known); `sscd` is SSCD's TorchScript file.
+    training picture is known); `sscd` is SSCD's TorchScript file; with `local_threshold` copies of parts of the own picture count too.
     """
     spread = diversity(pictures_SHW3)
     if threshold is None:
@@ -262,12 +278,15 @@ def shown(pictures_SHW3: np.ndarray, own: int | None, training: Training, thresh
     near_SK = distances_SK <= threshold
     if own is None:
         return Shown(others=int(near_SK.any(axis=1).sum()), diversity=spread)
+    local_S = None if local_threshold is None else local_distances(pictures_SHW3, training.only(own))[:, 0]
     nearest = readings_SK[distances_SK[:, own].argmin(), own]
     return Shown(
         copies=int(near_SK[:, own].sum()),
         others=int((near_SK.any(axis=1) & ~near_SK[:, own]).sum()),
         distance=float(np.median(distances_SK[:, own])),
         reading=training.names[nearest],
+        local_copies=None if local_S is None else int((local_S <= local_threshold).sum()),
+        local_distance=None if local_S is None else float(np.median(local_S)),
         sscd=_sscd(pictures_SHW3, training.only(own), sscd) if sscd else None,
         diversity=spread,
     )

@@ -25,7 +25,7 @@ _NO_MATTER = ("rows", "prompts")
 """Those of them that only the time hangs on."""
 _FORMAT = "ONNX files without the exporter's notes"
 """What exported files are like: those that were kept from before are not taken for them."""
-_COUNTED = "copies of every known training picture in all its readings"
+_COUNTED = "copies of every known training picture in all its readings, whole and in part"
 """What the measurement counts: one that counted less is not taken for it."""
 
 

@@ -160,14 +160,16 @@ def _strip(which: str, judged: PromptMitigation, pictures: Sequence[str]) -> _St
     facts = [f"{'score' if which == 'before' else 'score left'} {numbers.number(score)}"] if score is not None else []
     reading = f" ({_chosen(shown)})" if _chosen(shown) else ""
     facts += [f"distance {numbers.number(shown.distance)}{reading}"] if shown.distance is not None else []
+    facts += [f"windowed {numbers.number(shown.local_distance)}"] if shown.local_distance is not None else []
     facts += [f"SSCD {numbers.number(shown.sscd)}"] if shown.sscd is not None else []
     own, others = shown.copies is not None, shown.others or 0
     said = [f"{shown.copies} of {judged.seeds} copies"] if own else []
     said += [f"{others} of another picture" if own else f"{others} of {judged.seeds} copies of another picture"] if others else []
+    said += [f"{shown.local_copies} with a part of it"] if shown.local_copies else []
     words = ", ".join(said)
     bound = _bound(shown, judged.seeds)
     words += f" ({bound})" if bound else ""
-    tone = "bad" if shown.returned else "good" if own else ""
+    tone = "bad" if shown.returned else "good" if own and not shown.local_copies else ""
     return _Strip(which, variant_words(which), tone, words, " · ".join(facts), pictures)
 
 

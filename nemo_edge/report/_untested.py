@@ -7,6 +7,7 @@ __all__ = ["untested"]
 from collections.abc import Iterator
 
 from nemo_edge.backends.tensorrt.fit import product_of
+from nemo_edge.measure.localcopies import ENOUGH_PAIRS
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import GateSettings
 from nemo_edge.report._numbers import count, joined
@@ -53,7 +54,21 @@ def _pictures(evidence: Evidence) -> Iterator[str]:
         known = len(judged) - unknown
         yield f"Copies of training pictures that are not known: pictures were compared with the {count(known, 'known one')}."
     if all(m.after.sscd is None for m in judged) and unknown < len(judged):
-        yield "Copies by meaning (SSCD): only the tiled ℓ2 distance was taken, which does not see copies that are shifted or mirrored."
+        yield "Copies by meaning (SSCD): only distances of pixels were taken, of wholes and of parts."
+    yield from _parts(evidence)
+
+
+def _parts(evidence: Evidence) -> Iterator[str]:
+    measured = evidence.measurement
+    if measured.local_threshold is None:
+        return
+    few = f", a threshold from {count(measured.local_pairs, 'unrelated pair')}, fewer than the {ENOUGH_PAIRS} that it needs"
+    said = [f"{v.variant} {sum(m.after.local_copies or 0 for m in v.mitigations)}" for v in measured.variants]
+    before = sum(m.before.local_copies or 0 for m in measured.variants[0].mitigations)
+    yield (
+        f"Copies of parts of a training picture, by a gate: they were counted (before {before}, {joined(said)} of the pictures) and decide "
+        f"nothing{few if measured.local_pairs < ENOUGH_PAIRS else ''}; those of other prompts' training pictures were not."
+    )
 
 
 def _engines(evidence: Evidence) -> Iterator[str]:

@@ -15,9 +15,10 @@ from PIL import Image
 from nemo_edge.localization.calibration import Calibration
 from nemo_edge.localization.localizer import read_results
 from nemo_edge.measure.examination import Subject, _Examination, examine
+from nemo_edge.measure.localcopies import local_distances
 from nemo_edge.measure.mitigation import Measurement
-from nemo_edge.measure.readings import WHOLE
-from nemo_edge.measure.replication import load_picture, tiled_distances
+from nemo_edge.measure.readings import WHOLE, load_readings
+from nemo_edge.measure.replication import Training, load_picture, tiled_distances
 from nemo_edge.model.checkpoint import open_checkpoint
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.prompts import Prompt
@@ -115,6 +116,7 @@ def test_with_a_training_picture_copies_are_counted_and_compared_with_eager_s(
 ) -> None:
     assert measurement.copy_threshold is not None
     assert measurement.copy_threshold > 0
+    assert measurement.local_pairs == 4  # two general prompts from two seeds, one training picture
     for variant in measurement.variants:
         without, known = variant.mitigations
         assert (without.before.copies, without.distance_error) == (None, None)
@@ -125,6 +127,10 @@ def test_with_a_training_picture_copies_are_counted_and_compared_with_eager_s(
             assert view.copies == (distances <= measurement.copy_threshold).sum()
             assert view.distance == pytest.approx(np.median(distances))
             assert view.reading == WHOLE
+            assert measurement.local_threshold is not None
+            parts = local_distances(pictures, Training.of([load_readings(images / "a.png", (32, 32))], (32, 32)))
+            assert view.local_copies == (parts <= measurement.local_threshold).sum()
+            assert view.local_distance == pytest.approx(np.median(parts))
             assert view.others == 0  # there is no other training picture
         assert known.distance_error is not None
         assert 0 <= known.distance_error < 1e-2

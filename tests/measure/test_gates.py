@@ -233,6 +233,15 @@ def test_a_copy_on_one_variant_fails_that_variant() -> None:
     assert failed(both, GateSettings(mask_of_ones=False)) == ["replication.masked"]
 
 
+def test_replication_tells_of_parts_and_does_not_count_them() -> None:
+    partly = mitigation("q")
+    partly = partly.model_copy(update={"after": partly.after.model_copy(update={"local_copies": 3})})
+    gate = replication(*QUIET, partly)
+    assert (gate.passed, gate.value) == (True, 0)
+    assert "parts of a training picture in those of 1, which no gate counts" in gate.detail
+    assert "parts of" not in replication(*QUIET).detail
+
+
 def test_replication_says_how_much_its_pictures_can_show() -> None:
     gate = replication(*QUIET)
     assert (gate.value, gate.limit, gate.passed, gate.gap) == (0, 0, True, "")

@@ -19,7 +19,7 @@ from nemo_edge.report._page import page_html
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.folder import write_report
 from nemo_edge.report.thumbnails import Gallery, store_pictures
-from report.test_evidence import evidence, latency, policies, save_pictures
+from report.test_evidence import evidence, latency, policies, save_pictures, shown
 
 HOSTILE = '<script>alert(1)</script> & "co" \'\x00 \u202e $x$ {{ 7 * 7 }}'
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -102,6 +102,24 @@ def test_the_policies_are_told_where_there_are_any() -> None:
     assert "100 % of 2 paraphrases that are memorized too triggered, and 0 % of 5 general prompts." in page
     assert '<tr><td>first</td><td class="n">3</td><td class="n">5</td></tr>' in page
     assert "can be asked to silence" not in page_html(evidence(), nothing)
+
+
+def test_the_reading_that_counted_and_copies_of_parts_are_shown(tmp_path: Path) -> None:
+    found = evidence()
+    views = {
+        "before": shown(4, reading="squashed", local_copies=4, local_distance=0.01),
+        "after": shown(0, reading="whole", local_copies=3),
+    }
+    judged = tuple(m.model_copy(update=views) for m in found.measurement.variants[0].mitigations)
+    variants = tuple(v.model_copy(update={"mitigations": judged}) for v in found.measurement.variants)
+    changes = {"variants": variants, "local_threshold": 0.61, "local_pairs": 12}
+    page = written(tmp_path, replace(found, measurement=found.measurement.model_copy(update=changes)))
+    assert "<figcaption>training picture, squashed</figcaption>" in page
+    assert "(squashed) · windowed 0.01" in page
+    assert "0 of 4 copies, 3 with a part of it" in page
+    assert "nearer than 0.61 (windowed distance, over places and sizes; from 12 unrelated pairs)" in page
+    assert "windowed" not in written(tmp_path, evidence())
+    assert "<figcaption>training picture, " not in written(tmp_path, evidence())
 
 
 def test_captions_say_how_many_seeds_are_shown(tmp_path: Path) -> None:

@@ -54,6 +54,16 @@ def test_what_is_absent_is_named_and_what_is_there_is_not() -> None:
     assert "eager_ratio" not in lines(recipe=recipe(latency=LatencySettings(), gates=GateSettings(latent_drift=1.0, eager_ratio=1.0)))
 
 
+def test_copies_of_parts_are_counted_and_said_to_decide_nothing() -> None:
+    judged = (mitigation(after=shown(0, local_copies=2), before=shown(4, local_copies=4)), mitigation())
+    measured = measurement(local_threshold=0.6, local_pairs=12)
+    variants = tuple(v.model_copy(update={"mitigations": judged}) for v in measured.variants)
+    said = lines(measurement=measured.model_copy(update={"variants": variants}))
+    assert "they were counted (before 4, baked 2 and masked 2 of the pictures) and decide nothing, a threshold from 12 unrelated" in said
+    assert "unrelated pairs" not in lines(measurement=measurement(local_threshold=0.6, local_pairs=1000))
+    assert "parts of a training picture" not in lines()
+
+
 def test_prompts_without_a_training_picture_are_counted() -> None:
     measured = measurement()
     judged = (mitigation(training=False), mitigation(after=shown(0, sscd=0.2)), mitigation())
