@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
     DDIMScheduler,
     EulerDiscreteScheduler,
     SchedulerMixin,
@@ -104,6 +106,18 @@ def toy_vae() -> AutoencoderKL:
         norm_num_groups=4,
         sample_size=32,
     ).eval()
+
+
+def other_vae(folder: Path) -> AutoencoderTiny:
+    """Put a tiny VAE of another class into a saved checkpoint, and return it."""
+    torch.manual_seed(3)
+    widths = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    vae = AutoencoderTiny(**widths, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1)).eval()
+    shutil.rmtree(folder / "vae")
+    vae.save_pretrained(folder / "vae")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "vae": ["diffusers", "AutoencoderTiny"]}))
+    return vae
 
 
 def save_toy_sd(

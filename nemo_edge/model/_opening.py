@@ -52,6 +52,7 @@ def quiet() -> ExitStack:
     stack = ExitStack()
     stack.enter_context(warnings.catch_warnings())
     warnings.filterwarnings("ignore", message="`torch_dtype` is deprecated")  # its new name is too new
+    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")  # of old configurations, which diffusers corrects
     for library in (diffusers_logging, transformers_logging):
         stack.callback(library.set_verbosity, library.get_verbosity())
         if library.is_progress_bar_enabled():

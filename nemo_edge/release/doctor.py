@@ -86,11 +86,9 @@ def diagnose(model: str | None = None, output: Path = Path()) -> Diagnosis:
 
 
 def _footprint(model: str, output: Path) -> Footprint:
-    footprint = estimate(model, output)
-    local = checkpoint_folder(model)
-    if (local / "model_index.json").is_file():  # without one it may be a part of a copy, whose size is asked
-        check_kind(local)
-    return footprint
+    if Path(model).expanduser().exists() and (local := checkpoint_folder(model) / "model_index.json").is_file():
+        check_kind(local.parent)  # without an index it is a part of a copy, whose size is asked
+    return estimate(model, output)
 
 
 def _version_problems(

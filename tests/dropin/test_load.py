@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import warnings
@@ -12,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import save_toy_sdxl
+from conftest import other_vae, save_toy_sdxl
 from diffusers import (
     AutoencoderKL,
     AutoPipelineForImage2Image,
@@ -77,9 +78,16 @@ class Model(NamedTuple):
         return pipeline
 
 
-def make_xl(folder: Path, tokenizer: CLIPTokenizer, tiny_bundle: Path, dtype: Literal["fp32", "fp16"] = "fp32") -> Model:
+def make_xl(
+    folder: Path,
+    tokenizer: CLIPTokenizer,
+    tiny_bundle: Path,
+    dtype: Literal["fp32", "fp16"] = "fp32",
+    change: Callable[[Path], object] = lambda folder: None,
+) -> Model:
     """A bundle of Stable Diffusion XL's shape, made of the stages of a build that need no memories; it may be shipped."""
     source = CheckpointSettings(path=str(save_toy_sdxl(folder / "model", tokenizer, **XL)))
+    change(folder / "model")
     layers = value_layers(open_checkpoint(source.path).unet)
     neurons = NeuronSet.from_lists(layers, [range(0, layer.width, 3) for layer in layers])
     places = ("text_encoder", "text_encoder_2", "unet_masked", "vae_decoder")
@@ -143,6 +151,23 @@ def assert_same_pictures(got: np.ndarray, expected: np.ndarray) -> None:
     """Of pictures from 0 to 1: equal to one grey level."""
     assert got.shape == expected.shape
     assert np.abs(np.rint(255 * got) - np.rint(255 * expected)).max() <= 1
+
+
+def with_statistics(folder: Path) -> None:
+    """Give the VAE a mean and a deviation of its latents."""
+    said = {"latents_mean": [-1.5, 0.5, 1.0, 2.0], "latents_std": [0.5, 2.0, 3.0, 1.5]}
+    config = json.loads((folder / "vae/config.json").read_text())
+    (folder / "vae/config.json").write_text(json.dumps({**config, **said}))
+
+
+@pytest.mark.parametrize("change", [with_statistics, other_vae])
+def test_every_vae_that_is_taken_is_exported_and_decodes_as_diffusers_does(
+    tmp_path: Path, tokenizer: CLIPTokenizer, tiny_bundle: Path, change: Callable[[Path], object]
+) -> None:
+    model = make_xl(tmp_path, tokenizer, tiny_bundle, change=change)
+    with load_pipeline(model.bundle, "masked") as engines:
+        engines.set_progress_bar_config(disable=True)
+        assert_same_pictures(latents(engines, output_type="np"), latents(model.eager(), output_type="np"))
 
 
 def test_the_pipeline_draws_the_pictures_of_the_baked_checkpoint(model: Model) -> None:

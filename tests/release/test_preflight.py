@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -213,3 +214,21 @@ def test_components_that_are_run_and_not_compiled_are_found_before_the_export(to
     recipe = small("tensorrt-rtx", tensorrt=None, tensorrt_rtx={"components": components})
     with pytest.raises(InputError, match=r"needs engines of text_encoder_2 too: add them to tensorrt_rtx\.components"):
         _preflight._check_model(recipe, Path(toy_sdxl.source))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "reason"),
+    [
+        ("unet/config.json", {"in_channels": 9}, r"takes 9 channels \(inpainting\)"),
+        ("unet/config.json", {"down_block_types": ["DownBlock2D"] * 2, "mid_block_type": None}, "no cross-attention in its down and mid"),
+        ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, "no schedule of betas"),
+    ],
+)
+def test_a_dry_run_looks_at_the_kind_of_checkpoint(
+    tiny_recipe: Path, tmp_path: Path, file: str, changes: dict[str, Any], reason: str
+) -> None:
+    recipe = load_recipe(tiny_recipe)
+    folder = Path(shutil.copytree(recipe.checkpoint.path, tmp_path / "model"))
+    (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), **changes}))
+    with pytest.raises(InputError, match=reason):
+        plan(recipe.model_copy(update={"checkpoint": CheckpointSettings(path=str(folder))}))
