@@ -26,6 +26,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from once import once
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from nemo_edge import demo
@@ -33,9 +34,9 @@ from nemo_edge.demo.pictures import font_path
 from nemo_edge.localization.calibration import calibrate
 from nemo_edge.localization.localizer import Localizer
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
-from nemo_edge.recipe.recipe import load_recipe
+from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.settings import GateSettings, LocalizationSettings
-from nemo_edge.release.build import build
+from nemo_edge.release.build import BuildResult, build
 from nemo_edge.release.review import judge_again
 from nemo_edge.serving.golden import Golden, check_golden, make_golden
 from nemo_edge.serving.repository import ship
@@ -48,6 +49,46 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 def pytest_configure() -> None:
     """Hear Ctrl-C, which a shell has its background jobs ignore, and with them the programs that tests start and interrupt."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+OF_THE_DEMO = ("tests/demo/test_demo.py", "tests/journeys/test_readme.py")
+"""Files with tests on the built demo: one process runs them, which builds it once."""
+LONGEST = (
+    *OF_THE_DEMO,
+    "tests/benchmarks/test_gpu_run.py",
+    "tests/release/test_rebake.py",
+    "tests/release/test_build.py",
+    "tests/export/test_component.py",
+    "tests/export/test_parts.py",
+    "tests/localization/test_localizer.py",
+    "tests/cli/test_main.py",
+    "tests/cli/test_bundle.py",
+    "tests/journeys/test_random_build.py",
+    "tests/serving/models/test_pipeline.py",
+)
+"""Files that take minutes, in the order in which they are begun, so that no process is left with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin the longest files first."""
+    place = {file: number for number, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(LONGEST)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Under `--dist loadfile`, give those on the built demo to one process, and files to processes in the order of the items."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return OF_THE_DEMO[0] if file in OF_THE_DEMO else file
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
 
 
 def shared_data(name: str) -> Path:
@@ -198,6 +239,19 @@ def demo_localizer(demo_checkpoint: Checkpoint) -> Localizer:
     return Localizer(demo_checkpoint, calibrate(demo_checkpoint, texts, settings, with_threshold=False).statistics, 0.7, settings)
 
 
+@pytest.fixture(scope="session")
+def demo_recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """The demo's own recipe, which builds into a folder of this run."""
+    recipe = load_recipe(Path(__file__).parents[1] / "engines" / "demo.toml")
+    return recipe.model_copy(update={"output": tmp_path_factory.mktemp("demo") / "demo"})
+
+
+@pytest.fixture(scope="session")
+def demo_build(demo_recipe: Recipe) -> BuildResult:
+    """The demo, built as its recipe says, which takes minutes: files that use it are in `OF_THE_DEMO`. Tests leave it as it is."""
+    return build(demo_recipe)
+
+
 @pytest.fixture
 def font() -> Path:
     """The font that the demo's pictures are drawn with; tests that draw are skipped without it."""
@@ -242,10 +296,8 @@ general_prompts = 2
 """
 
 
-@pytest.fixture(scope="session")
-def tiny_recipe(tmp_path_factory: pytest.TempPathFactory, tokenizer: CLIPTokenizer) -> Path:
-    """The recipe of a build of two value layers and two prompts; τ is hardly above 0, so that both count as memorized."""
-    folder = tmp_path_factory.mktemp("tiny")
+def write_tiny(folder: Path, tokenizer: CLIPTokenizer) -> Path:
+    """Write the recipe of a build of two value layers and two prompts, with its model, into a folder."""
     unet = toy_unet(
         block_out_channels=(8, 8),
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -260,9 +312,23 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory, tokenizer: CLIPTokeniz
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_recipe: Path) -> Path:
+def tiny_recipe(tmp_path_factory: pytest.TempPathFactory, tokenizer: CLIPTokenizer) -> Path:
+    """The recipe of `write_tiny`; τ is hardly above 0, so that both prompts count as memorized."""
+    return write_tiny(tmp_path_factory.mktemp("tiny"), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_origin(tmp_path_factory: pytest.TempPathFactory, tokenizer: CLIPTokenizer) -> Path:
+    """The folder where the tiny bundle was made, once for all processes of this run."""
+    return once(tmp_path_factory, "tiny", lambda folder: build(load_recipe(write_tiny(folder, tokenizer))))
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_recipe: Path, tiny_origin: Path) -> Path:
     """The bundle of `tiny_recipe`, its stages' cache beside it. Tests leave both as they are and copy what they change."""
-    return Path(build(load_recipe(tiny_recipe)).bundle)
+    for name in ("out", ".out.build"):
+        shutil.copytree(tiny_origin / name, tiny_recipe.parent / name, dirs_exist_ok=True)
+    return tiny_recipe.parent / "out"
 
 
 @pytest.fixture(scope="session")

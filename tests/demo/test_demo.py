@@ -27,28 +27,17 @@ from nemo_edge.measure.mitigation import Measurement, PromptMitigation, VariantM
 from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.prompts import read_prompts
-from nemo_edge.recipe.recipe import Recipe, load_recipe
+from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.release.build import BuildResult, build
 from nemo_edge.sampling.pipelines import eager_pipeline
 
-RECIPE = Path(__file__).parents[2] / "engines" / "demo.toml"
 SEEDS = 10
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    return load_recipe(RECIPE).model_copy(update={"output": tmp_path_factory.mktemp("demo") / "demo"})
-
-
-@pytest.fixture(scope="module")
-def built(recipe: Recipe) -> BuildResult:
-    return build(recipe)
-
-
-@pytest.fixture(scope="module")
-def measurement(built: BuildResult) -> Measurement:
-    return Measurement.read(Path(built.bundle))
+def measurement(demo_build: BuildResult) -> Measurement:
+    return Measurement.read(Path(demo_build.bundle))
 
 
 def verbatim(variant: VariantMeasurement) -> list[PromptMitigation]:
@@ -106,17 +95,17 @@ def test_the_paper_s_score_tells_memorized_from_held_out_captions(demo_checkpoin
 
 
 @pytest.mark.slow
-def test_general_pictures_differ_between_seeds(demo_checkpoint: Checkpoint, recipe: Recipe) -> None:
-    made = draw_prompts(eager_pipeline(demo_checkpoint), ["a pig", "a rocket", "fish crown"], range(4), recipe.sampling)
+def test_general_pictures_differ_between_seeds(demo_checkpoint: Checkpoint, demo_recipe: Recipe) -> None:
+    made = draw_prompts(eager_pipeline(demo_checkpoint), ["a pig", "a rocket", "fish crown"], range(4), demo_recipe.sampling)
     for pictures in made.pictures.astype(np.float32) / 255:
         pairs = [np.sqrt(np.square(a - b).mean()) for i, a in enumerate(pictures) for b in pictures[:i]]
         assert min(pairs) > 0.05
 
 
 @pytest.mark.slow
-def test_the_build_passes_every_gate(built: BuildResult) -> None:
-    assert built.passed, [g for g in built.manifest.gates if not g.passed]
-    assert verify(Path(built.bundle)).passed
+def test_the_build_passes_every_gate(demo_build: BuildResult) -> None:
+    assert demo_build.passed, [g for g in demo_build.manifest.gates if not g.passed]
+    assert verify(Path(demo_build.bundle)).passed
 
 
 @pytest.mark.slow
@@ -127,8 +116,10 @@ def test_every_verbatim_caption_gives_back_its_picture(measurement: Measurement)
 
 
 @pytest.mark.slow
-def test_every_memorized_caption_ends_at_or_below_the_threshold_without_the_floor(built: BuildResult, measurement: Measurement) -> None:
-    localizations = read_results(Path(built.bundle) / "localization.jsonl")
+def test_every_memorized_caption_ends_at_or_below_the_threshold_without_the_floor(
+    demo_build: BuildResult, measurement: Measurement
+) -> None:
+    localizations = read_results(Path(demo_build.bundle) / "localization.jsonl")
     assert len(localizations) == len(MEMORIZED)
     for found in localizations:
         assert found.memorized
@@ -139,8 +130,8 @@ def test_every_memorized_caption_ends_at_or_below_the_threshold_without_the_floo
 
 
 @pytest.mark.slow
-def test_the_neurons_found_are_those_the_memories_were_trained_into(built: BuildResult) -> None:
-    found = {result.prompt: result.refined.indices for result in read_results(Path(built.bundle) / "localization.jsonl")}
+def test_the_neurons_found_are_those_the_memories_were_trained_into(demo_build: BuildResult) -> None:
+    found = {result.prompt: result.refined.indices for result in read_results(Path(demo_build.bundle) / "localization.jsonl")}
     own = 0
     for caption, sinks in zip(MEMORIZED, memory_sinks(), strict=True):
         places = {(layer, neuron) for layer, neurons in enumerate(found[caption.text]) for neuron in neurons}
@@ -193,8 +184,8 @@ def test_general_captions_keep_their_diversity(measurement: Measurement) -> None
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed: pip install 'nemo-edge[rtx]'")
-def test_every_component_has_an_engine_for_rtx_30_and_40(built: BuildResult) -> None:
-    found = inspect(Path(built.bundle))
+def test_every_component_has_an_engine_for_rtx_30_and_40(demo_build: BuildResult) -> None:
+    found = inspect(Path(demo_build.bundle))
     assert isinstance(found, Contents)
     plans = [engine.sidecar for engine in found.engines if engine.sidecar]
     assert sorted(plan.component for plan in plans) == ["text_encoder", "unet", "unet_masked", "vae_decoder"]
@@ -205,13 +196,28 @@ def test_every_component_has_an_engine_for_rtx_30_and_40(built: BuildResult) -> 
 
 
 @pytest.mark.slow
-def test_the_same_recipe_again_does_nothing(built: BuildResult, recipe: Recipe) -> None:
-    again = build(recipe)
-    assert again.skipped
-    assert again.manifest == built.manifest
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed: pip install 'nemo-edge[rtx]'")
+@pytest.mark.parametrize("place", ["unet", "unet_masked"])
+def test_the_unet_is_compiled_in_fp32_at_opset_23(demo_build: BuildResult, demo_recipe: Recipe, place: str) -> None:
+    assert (demo_recipe.export.dtype, demo_recipe.export.opset) == ("fp32", 23)
+    found = inspect(Path(demo_build.bundle))
+    assert isinstance(found, Contents)
+    (plan,) = [engine.sidecar for engine in found.engines if engine.sidecar and engine.sidecar.component == place]
+    assert plan.dtype == "fp32"
+    assert plan.settings["decomposable_attentions"] == 14
+    assert plan.flags == ()
+    assert plan.profiles[0]["sample"] == ((1, 4, 16, 16), (2, 4, 16, 16), (8, 4, 16, 16))
+    assert ("value_mask" in plan.inputs) == (place == "unet_masked")
 
 
 @pytest.mark.slow
-def test_the_neurons_of_the_bundle_are_those_of_its_report(built: BuildResult) -> None:
-    neurons = NeuronSet.load(Path(built.bundle) / "neurons.json")
-    assert neurons.content_hash() == built.manifest.neurons_hash
+def test_the_same_recipe_again_does_nothing(demo_build: BuildResult, demo_recipe: Recipe) -> None:
+    again = build(demo_recipe)
+    assert again.skipped
+    assert again.manifest == demo_build.manifest
+
+
+@pytest.mark.slow
+def test_the_neurons_of_the_bundle_are_those_of_its_report(demo_build: BuildResult) -> None:
+    neurons = NeuronSet.load(Path(demo_build.bundle) / "neurons.json")
+    assert neurons.content_hash() == demo_build.manifest.neurons_hash

@@ -26,6 +26,7 @@ from diffusers import (
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
 )
+from once import once
 from PIL import Image
 from transformers import CLIPTokenizer
 
@@ -102,7 +103,9 @@ def make_xl(
 
 @pytest.fixture(scope="module")
 def sdxl(tmp_path_factory: pytest.TempPathFactory, tokenizer: CLIPTokenizer, tiny_bundle: Path) -> Model:
-    return make_xl(tmp_path_factory.mktemp("dropin"), tokenizer, tiny_bundle)
+    """The float32 one of `make_xl`, once for all processes of this run. Tests leave it as it is."""
+    folder = once(tmp_path_factory, "xl", lambda folder: make_xl(folder, tokenizer, tiny_bundle))
+    return Model(folder / "model", folder / "bundle", "sdxl")
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,14 @@ import pytest
 import torch
 from diffusers import AutoPipelineForText2Image
 from served import with_cluster
-from transformers import CLIPTokenizer
 
-from dropin.test_load import Model, latents, make_xl, noise
+from dropin import test_load
+from dropin.test_load import Model, latents, noise
 from nemo_edge.dropin.load import load_pipeline, load_unet
 from nemo_edge.model.checkpoint import open_checkpoint
 from nemo_edge.system.errors import InputError
 
+sdxl, sd = test_load.sdxl, test_load.sd
 MEMORIZED, OTHER = "a red pig", "a dog"
 
 
@@ -29,15 +30,11 @@ class Clustered(NamedTuple):
 
 
 @pytest.fixture(scope="module", params=["sd", "sdxl"])
-def clustered(
-    request: pytest.FixtureRequest, tiny_recipe: Path, tiny_bundle: Path, tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Clustered]:
-    folder = tmp_path_factory.mktemp("clustered")
-    sd = request.param == "sd"
-    model = Model(tiny_recipe.parent / "model", tiny_bundle, "sd") if sd else make_xl(folder, tokenizer, tiny_bundle)
+def clustered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clustered]:
+    folder, model = tmp_path_factory.mktemp("clustered"), request.getfixturevalue(request.param)
+    assert isinstance(model, Model)
     states = open_checkpoint(str(model.folder)).encode([MEMORIZED, OTHER, "a cat"])["encoder_hidden_states"].numpy()
-    (folder / "known").mkdir()
-    bundle = with_cluster(model.bundle, folder / "known", "pig", states)
+    bundle = with_cluster(model.bundle, folder, "pig", states)
     with load_pipeline(bundle, "masked") as pipeline:
         pipeline.set_progress_bar_config(disable=True)
         yield Clustered(bundle, pipeline)

@@ -1,9 +1,10 @@
-"""The README's Python runs as it stands, on the demo checkpoint and a bundle of it, in a folder with the checkout's names."""
+"""The README's Python runs as it stands, on the demo checkpoint and its bundle, in a folder with the checkout's names."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
 import urllib.request
 from collections.abc import Iterator
@@ -19,8 +20,7 @@ from PIL import Image
 
 from nemo_edge import demo
 from nemo_edge.recipe.prompts import read_prompts
-from nemo_edge.recipe.recipe import load_recipe
-from nemo_edge.release.build import build
+from nemo_edge.release.build import BuildResult
 from nemo_edge.serving.repository import ship
 from nemo_edge.system.errors import InputError
 
@@ -28,42 +28,16 @@ ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 PROMPT = "saxophone falafel jubilee"
 LOOPBACK = "127.0.0.1"
-RECIPE = f"""
-name = "demo"
-output = "out/demo"
-[checkpoint]
-path = "../nemo_edge/demo/checkpoint"
-[prompts]
-memorized = "{demo.PROMPTS / "memorized.csv"}"
-general = "{ROOT / "calib" / "demo_general.txt"}"
-limit = 2
-[calibration]
-prompts = 12
-[localization]
-mode = "fast"
-samples = 4
-[sampling]
-scheduler = "dpmsolver++"
-steps = 10
-guidance = 4.0
-[fidelity]
-seeds = 2
-general_prompts = 2
-general_seeds = 1
-curve = [1]
-"""
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the README's lines name: the demo checkpoint, a small build's bundle of it, and that bundle shipped."""
+def home(demo_build: BuildResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the README's lines name: the demo checkpoint, and the bundle that the demo's recipe makes of it."""
+    assert demo_build.passed, [gate for gate in demo_build.manifest.gates if not gate.passed]
     folder = tmp_path_factory.mktemp("home")
     (folder / "nemo_edge" / "demo").mkdir(parents=True)
     (folder / "nemo_edge" / "demo" / "checkpoint").symlink_to(demo.CHECKPOINT)
-    (folder / "engines").mkdir()
-    (folder / "engines" / "demo.toml").write_text(RECIPE)
-    built = build(load_recipe(folder / "engines" / "demo.toml"))
-    assert built.passed, [gate for gate in built.manifest.gates if not gate.passed]
+    shutil.copytree(demo_build.bundle, folder / "engines" / "out" / "demo")
     return folder
 
 

@@ -57,9 +57,9 @@ def test_two_clones_in_different_folders_export_the_same_bytes(tokenizer: CLIPTo
     assert list(traces(places[0] / "out", tmp_path)) == []
 
 
-def test_no_file_of_a_bundle_tells_where_it_was_made(tiny_bundle: Path) -> None:
+def test_no_file_of_a_bundle_tells_where_it_was_made(tiny_bundle: Path, tiny_origin: Path) -> None:
     assert {"manifest.json", "model_index.json"} <= {p.name for p in tiny_bundle.iterdir()}
-    assert list(traces(tiny_bundle, tiny_bundle.parent)) == []
+    assert list(traces(tiny_bundle, tiny_bundle.parent, tiny_origin)) == []
 
 
 def test_the_search_finds_what_it_is_for(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ from nemo_edge.export._component import export_component
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.model.surgery import gate
 from nemo_edge.recipe.settings import ExportSettings
 from nemo_edge.recipe.targets import Flavour, ProfileSettings, TensorRtRtxSettings, TensorRtSettings
 from nemo_edge.system.environment import gpus
@@ -237,26 +236,6 @@ def test_a_foreign_sidecar_is_refused(tmp_path: Path) -> None:
 def test_what_is_installed_is_available() -> None:
     assert set(available()) <= set(get_args(Flavour))
     assert ("tensorrt-rtx" in available()) == (importlib.util.find_spec("tensorrt_rtx") is not None)
-
-
-@rtx
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", ["baked", "masked"])
-def test_the_demos_unet_compiles_in_fp32_at_opset_23(demo_checkpoint: Checkpoint, tmp_path: Path, variant: str) -> None:
-    component = demo_checkpoint.unet_component()
-    place = {"baked": "unet", "masked": "unet_masked"}[variant]
-    if variant == "masked":
-        component = gate(component, demo_checkpoint.unet, value_layers(demo_checkpoint.unet))
-    export_component(component, tmp_path / place, ExportSettings(), {}, demo_checkpoint.config.factor)
-    inputs, _ = open_graph(tmp_path / place / "model.onnx").ports()
-    found = plan_profiles(place, {name: port.dims for name, port in inputs.items()}, (ProfileSettings(),), demo_checkpoint.config)
-    plan = compile_engine(
-        tmp_path, place, f"{place}/model.onnx", "tensorrt-rtx", TensorRtRtxSettings(targets=("sm86", "sm89")), found, "fp32"
-    )
-    assert plan.settings["decomposable_attentions"] == 14
-    assert plan.flags == ()
-    assert plan.profiles[0]["sample"] == ((1, 4, 16, 16), (2, 4, 16, 16), (8, 4, 16, 16))
-    assert ("value_mask" in plan.inputs) == (variant == "masked")
 
 
 @pytest.mark.gpu
