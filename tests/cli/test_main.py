@@ -421,7 +421,8 @@ def test_random_weights_that_cannot_be_are_refused(run: Run, tiny_recipe: Path, 
 def test_random_weights_are_built_inspected_and_verified(run: Run, tiny_recipe: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(tiny_recipe.read_text() + "[export]\nvariants = ['baked']\n")
-    name = small(tmp_path / "mine", "bk-sdm-small")
+    few = {"down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "up_block_types": ["UpBlock2D", "UpBlock2D"]}
+    name = small(tmp_path / "mine", "bk-sdm-small", **{"unet/config.json": {**few, "block_out_channels": [8, 16]}})
     built = run("build", recipe, "--random-weights", name)
     assert built.code == 0
     assert "with random weights, for measuring and not for shipping" in built.out

@@ -34,12 +34,12 @@ RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 
 @pytest.fixture(scope="module")
 def random_recipe(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """A recipe for random weights of an architecture of one attention a block, compiled where TensorRT-RTX is installed."""
+    """A recipe for random weights of an architecture of one attention and a middle, compiled where TensorRT-RTX is installed."""
     folder = tmp_path_factory.mktemp("random")
     unet = {
         "block_out_channels": [8, 8],
         "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+        "up_block_types": ["UpBlock2D", "UpBlock2D"],
         "layers_per_block": 1,
     }
     name = small(folder / "mine", "sd15", **{"unet/config.json": unet})
