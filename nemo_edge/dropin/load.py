@@ -29,6 +29,7 @@ from nemo_edge.recipe.recipe import Recipe, from_options
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.sampling.generate import choose_variant
+from nemo_edge.sampling.loop import latent_shape
 from nemo_edge.sampling.pipelines import open_engines
 from nemo_edge.sampling.schedulers import make_scheduler
 from nemo_edge.system.errors import InputError
@@ -90,7 +91,7 @@ def load_pipeline(
         pipeline = _pipeline_class(model)(**parts, **_options(model))
         stack.pop_all()
     pipeline._engines, pipeline._policies, pipeline._policy = tuple(engines.values()), policies, chosen
-    pipeline._sampling = source.sampling
+    pipeline._sampling = _sized(source.sampling, model)
     return pipeline
 
 
@@ -129,6 +130,12 @@ def _verified(bundle: Path, variant: str | None, backend: str | None, *, masked:
 
 def _numbered(name: str, parts: Sequence[Any]) -> dict[str, Any]:
     return {name if i == 0 else f"{name}_{i + 1}": part for i, part in enumerate(parts)}
+
+
+def _sized(sampling: SamplingSettings, model: Configuration) -> SamplingSettings:
+    """The settings with height and width, since diffusers takes no one of them without the other."""
+    _, height, width = latent_shape(model, sampling)
+    return sampling.model_copy(update={"height": height * model.factor, "width": width * model.factor})
 
 
 def _options(model: Configuration) -> dict[str, Any]:
