@@ -5,7 +5,18 @@ A key is made of the keys of the stages before it; each function here names what
 
 from __future__ import annotations
 
-__all__ = ["Given", "bundle_key"]
+__all__ = [
+    "Given",
+    "bundle_key",
+    "of_calibrate",
+    "of_export",
+    "of_latency",
+    "of_localize",
+    "of_measure",
+    "of_plans",
+    "of_policies",
+    "of_random_neurons",
+]
 
 from collections.abc import Mapping
 from dataclasses import dataclass

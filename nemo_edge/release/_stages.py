@@ -6,7 +6,23 @@ part of the bundle. To add one is to add an entry to `STAGES`; which of them mus
 
 from __future__ import annotations
 
-__all__ = ["STAGES", "LazyCheckpoint", "Stage", "Work", "measure", "stage_keys", "stages_of"]
+__all__ = [
+    "STAGES",
+    "LazyCheckpoint",
+    "Stage",
+    "Work",
+    "calibrate",
+    "choose_neurons",
+    "compile_plans",
+    "describe_sessions",
+    "export",
+    "localize",
+    "make_policies",
+    "measure",
+    "stage_keys",
+    "stages_of",
+    "take_times",
+]
 
 import json
 from collections.abc import Callable

@@ -13,7 +13,7 @@ import diffusers
 import pytest
 import torch
 from conftest import other_vae, save_toy_sd, toy_unet
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
@@ -181,36 +181,6 @@ def test_code_beside_the_parts_is_not_run(sd: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_folder_of_a_variant_alone_is_opened(toy: Checkpoint, tmp_path: Path, dtype: torch.dtype) -> None:
-    pipeline = StableDiffusionPipeline.from_pretrained(toy.source, safety_checker=None, torch_dtype=dtype)
-    pipeline.save_pretrained(tmp_path, variant="fp16")
-    opened = open_checkpoint(str(tmp_path))
-    assert sorted(name for name in opened.files if name.endswith("safetensors")) == [
-        "text_encoder/model.fp16.safetensors",
-        "unet/diffusion_pytorch_model.fp16.safetensors",
-        "vae/diffusion_pytorch_model.fp16.safetensors",
-    ]
-    weight = opened.unet.get_parameter("conv_in.weight")
-    assert weight.dtype == torch.float32
-    assert torch.equal(weight, toy.unet.get_parameter("conv_in.weight").to(dtype).float())
-    shutil.copy(Path(toy.source) / "unet/diffusion_pytorch_model.safetensors", tmp_path / "unet")
-    assert torch.equal(open_checkpoint(str(tmp_path)).unet.get_parameter("conv_in.weight"), toy.unet.get_parameter("conv_in.weight"))
-
-
-def test_a_part_in_shards_is_opened(sd: Path, toy: Checkpoint) -> None:
-    (sd / "unet/diffusion_pytorch_model.safetensors").unlink()
-    toy_unet().save_pretrained(sd / "unet", max_shard_size="100KB")
-    opened = open_checkpoint(str(sd))
-    shards = [name for name in opened.files if "-of-" in name]
-    assert len(shards) > 1
-    assert "unet/diffusion_pytorch_model.safetensors.index.json" in opened.files
-    assert torch.equal(opened.unet.get_parameter("conv_out.weight"), toy.unet.get_parameter("conv_out.weight"))
-    (sd / shards[1]).unlink()
-    with pytest.raises(InputError, match=rf"lacks {shards[1]}"):
-        open_checkpoint(str(sd))
-
-
 def test_a_size_of_before_diffusers_0_9_is_corrected_wherever_it_is_read(sd: Path) -> None:
     edited(sd, UNET, {"_diffusers_version": "0.6.0", "sample_size": 8})
     assert open_checkpoint(str(sd)).config.latent_shape == Configuration.load(sd).latent_shape == (4, 64, 64)
@@ -236,11 +206,6 @@ def test_a_tiny_vae_is_opened_and_decodes(sd: Path) -> None:
     assert (opened.config.factor, read.factor, read.vae["scaling_factor"]) == (2, 2, 1.0)
     with torch.no_grad():
         assert torch.equal(opened.vae_component().module(latents)[0], tiny.decode(latents).sample)
-
-
-def test_a_part_without_weights_is_of_its_own_class(sd: Path) -> None:
-    opened = open_checkpoint(str(sd), parts=("unet",))
-    assert [next(module.parameters()).device.type for module in (opened.unet, opened.vae, *opened.text_encoders)] == ["cpu", "meta", "meta"]
 
 
 def test_layers_without_value_neurons_are_told_from_the_configuration() -> None:

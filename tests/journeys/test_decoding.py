@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import other_vae
+from sampling.test_loop import PROMPTS, SEEDS, in_diffusers, pipeline_of
 
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.sampling.loop import generate
-from sampling.test_loop import PROMPTS, SEEDS, in_diffusers, pipeline_of
 
 SETTINGS = SamplingSettings(steps=3)
 STATISTICS = {"latents_mean": [-1.5, 0.5, 1.0, 2.0], "latents_std": [0.5, 2.0, 3.0, 1.5], "scaling_factor": 0.5}

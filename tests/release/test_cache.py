@@ -1,0 +1,94 @@
+"""Stages whose results are kept run once, and everything they leave becomes a part of the bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rebuilding import Record
+
+from nemo_edge.recipe.recipe import Recipe, load_recipe
+from nemo_edge.release import _cache
+from nemo_edge.release._cache import cache_of, is_kept, lock, run_stages
+from nemo_edge.release._inputs import read_inputs
+from nemo_edge.release._stages import LazyCheckpoint, Stage, Work
+from nemo_edge.system.errors import InputError
+from nemo_edge.system.files import sha256_file
+
+KEYS = {"first": "a" * 64, "second": "b" * 64}
+
+
+@pytest.fixture
+def recipe(tiny_recipe: Path, tmp_path: Path) -> Recipe:
+    return load_recipe(tiny_recipe).model_copy(update={"output": tmp_path / "out"})
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Two stages that are kept and one that is not; returns the names of those that ran."""
+    names: list[str] = []
+
+    def first(work: Work, folder: Path) -> None:
+        names.append("first")
+        (folder / "part.txt").write_text((folder / "part.txt").read_text() + "more" if (folder / "part.txt").is_file() else "begun ")
+        if (folder / "part.txt").read_text() == "begun " and work.recipe.name == "interrupted":
+            raise KeyboardInterrupt
+
+    def second(work: Work, folder: Path) -> None:
+        names.append("second")
+        assert list(folder.iterdir()) == []
+        (folder / "sub").mkdir()
+        (folder / "sub" / "read.txt").write_text((work.bundle / "part.txt").read_text())
+        (folder / "notes.json").write_text("{}")
+
+    def always(work: Work, folder: Path) -> None:
+        names.append("always")
+        assert (folder, sorted(work.results)) == (work.bundle, ["first", "second"])
+
+    stages = [
+        Stage("first", lambda _: 0, first, goes_on=True),
+        Stage("second", lambda _: 0, second, private=("notes.json",)),
+        Stage("always", None, always),
+    ]
+    monkeypatch.setattr(_cache, "stages_of", lambda _: stages)
+    return names
+
+
+def run(recipe: Recipe, bundle: Path) -> tuple[dict[str, str], Record]:
+    bundle.mkdir()
+    record = Record()
+    return run_stages(Work(recipe, read_inputs(recipe), LazyCheckpoint(recipe.checkpoint), bundle, record), KEYS), record
+
+
+def files(bundle: Path) -> dict[str, str]:
+    return {p.relative_to(bundle).as_posix(): sha256_file(p) for p in bundle.rglob("*") if p.is_file()}
+
+
+def test_what_is_kept_is_taken_and_what_was_edited_is_made_again(recipe: Recipe, ran: list[str], tmp_path: Path) -> None:
+    hashes, _ = run(recipe, tmp_path / "one")
+    assert hashes == files(tmp_path / "one")
+    assert set(hashes) == {"part.txt", "sub/read.txt"}
+    assert all(is_kept(recipe.output, stage, key) for stage, key in KEYS.items())
+    again, record = run(recipe, tmp_path / "two")
+    assert (again, files(tmp_path / "two")) == (hashes, hashes)
+    assert (ran, record.skipped) == (["first", "second", "always", "always"], ["first", "second"])
+    [edited] = cache_of(recipe.output).glob("second-*/sub/read.txt")
+    edited.write_text("other")
+    third, record = run(recipe, tmp_path / "three")
+    assert (third, record.skipped, ran[-2:]) == (hashes, ["first"], ["second", "always"])
+
+
+def test_an_interrupted_stage_that_goes_on_finds_what_it_left(recipe: Recipe, ran: list[str], tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe.model_copy(update={"name": "interrupted"}), tmp_path / "one")
+    assert not is_kept(recipe.output, "first", KEYS["first"])
+    run(recipe, tmp_path / "two")
+    assert (tmp_path / "two" / "part.txt").read_text() == "begun more"
+    assert ran == ["first", "first", "second", "always"]
+
+
+def test_a_second_build_at_the_same_time_is_refused(recipe: Recipe) -> None:
+    with lock(recipe.output), pytest.raises(InputError, match="another build"), lock(recipe.output):
+        pass
+    with lock(recipe.output):
+        pass
