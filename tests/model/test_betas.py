@@ -15,7 +15,10 @@ EPSILON = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012
 @pytest.mark.parametrize("name", _SCHEDULERS)
 def test_every_scheduler_that_is_taken_is_diffusers_own_and_takes_its_own_defaults(name: str) -> None:
     assert unfit_schedule(EPSILON, name) == ""
-    assert "beta_start" in getattr(diffusers, name).__init__.__annotations__
+    scheduler = getattr(diffusers, name)
+    if hasattr(scheduler, "_backends"):  # it stands for one whose library (scipy, torchsde) is not here
+        pytest.skip(f"{name} needs {scheduler._backends}")
+    assert "beta_start" in scheduler.__init__.__annotations__
 
 
 @pytest.mark.parametrize(
