@@ -23,7 +23,8 @@ class Record(Progress):
         yield lambda done: None
 
     def note(self, message: str) -> None:
-        self.skipped.append(message.removesuffix(": nothing has changed"))
+        if message.endswith(": nothing has changed"):
+            self.skipped.append(message.removesuffix(": nothing has changed"))
 
 
 def rebuilt(recipe: Recipe) -> tuple[BuildResult, Record]:

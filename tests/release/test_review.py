@@ -13,7 +13,7 @@ from nemo_edge.measure.latency import Latency
 from nemo_edge.measure.mitigation import Measurement
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.settings import GateSettings, LatencySettings
-from nemo_edge.release import review
+from nemo_edge.release import _judgement
 from nemo_edge.release.build import build, plan
 from nemo_edge.release.review import judge_again, report_again, summarize, time_again
 from nemo_edge.system.errors import BundleError, InputError
@@ -221,7 +221,7 @@ def test_an_interruption_leaves_the_old_bundle_whole(
         (folder / "index.html").write_text("half")
         raise stop
 
-    monkeypatch.setattr(review, "write_report", interrupted)
+    monkeypatch.setattr(_judgement, "write_report", interrupted)
     with pytest.raises(stop):
         judge_again(bundle, LENIENT, write=True)
     with pytest.raises(stop):
