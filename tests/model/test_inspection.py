@@ -54,7 +54,7 @@ def xl(toy_sdxl: Checkpoint, tmp_path: Path) -> Path:
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (INDEX, {"_class_name": ["my_pipeline", "MyPipeline"]}, r"its pipeline is code of its own \(my_pipeline MyPipeline\)"),
     (INDEX, {"_class_name": "MyPipeline"}, r"is a MyPipeline; nemo-edge takes .*; if it draws text-to-image as a StableDiffusionPipeline"),
-    (INDEX, {"_class_name": "FluxPipeline", "unet": [None, None]}, "is a FluxPipeline; nemo-edge takes .*XLPipeline$"),
+    (INDEX, {"_class_name": "FluxPipeline", "unet": [None, None]}, "is a FluxPipeline; nemo-edge takes .*XLPipeline, LatentConsistencyModelPipeline$"),
     (INDEX, {"_class_name": "StableDiffusionXLImg2ImgPipeline"}, "names no text_encoder_2"),
     (INDEX, {"unet": ["my_unet", "UNet2DConditionModel"]}, r"its unet is code of its own \(my_unet UNet2DConditionModel\)"),
     (INDEX, {"unet": ["diffusers", "UNetMotionModel"]}, "its unet is a UNetMotionModel; nemo-edge takes UNet2DConditionModel"),
@@ -142,7 +142,8 @@ TAKEN: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
 def test_what_people_have_is_opened(sd: Path, toy: Checkpoint, file: str, changes: dict[str, Any], gone: tuple[str, ...]) -> None:
     opened = open_checkpoint(str(edited(sd, file, changes, gone)))
     read = Configuration.load(sd)
-    assert opened.config.index["_class_name"] == read.index["_class_name"] == "StableDiffusionPipeline"
+    own = "LatentConsistencyModelPipeline" if "LatentConsistencyModelPipeline" in changes.values() else "StableDiffusionPipeline"
+    assert opened.config.index["_class_name"] == read.index["_class_name"] == own
     assert torch.equal(opened.unet.get_parameter("conv_in.weight"), toy.unet.get_parameter("conv_in.weight"))
     assert (read.latent_shape, read.factor) == (opened.config.latent_shape, opened.config.factor)
     assert read.scheduler["num_train_timesteps"] == opened.config.scheduler["num_train_timesteps"] == 1000
