@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_RECIPE
 from originals import WORDS, of_sd1, refused, write
 from safetensors.torch import save_file
 
@@ -20,6 +19,33 @@ from nemo_edge.release.build import build, plan
 
 VALUE = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"
 
+RECIPE = """
+name = "single"
+output = "out"
+[checkpoint]
+path = "./model.safetensors"
+loras = [{path = "mine.safetensors", scale = 0.5}]
+[prompts]
+memorized = "memorized.csv"
+general = "general.txt"
+limit = 1
+[calibration]
+prompts = 2
+threshold = 0.999
+[localization]
+samples = 2
+[export]
+variants = ["masked"]
+[sampling]
+steps = 2
+[fidelity]
+seeds = 1
+general_prompts = 1
+agreement_seeds = 0
+curve = [1]
+"""
+"""No score is above τ, so that the search is short."""
+
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -29,8 +55,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file({f"{VALUE}.lora_A.weight": torch.randn(2, 64), f"{VALUE}.lora_B.weight": torch.randn(32, 2)}, folder / "mine.safetensors")
     (folder / "memorized.csv").write_text("Caption;URL\na red pig;u\nan owl;v\n")
     (folder / "general.txt").write_text("\n".join(f"a {word}" for word in ("dog", "cat", "bus", "key", "bell", "tree", "car")))
-    text = TINY_RECIPE.replace('path = "./model"', 'path = "./model.safetensors"\nloras = [{path = "mine.safetensors", scale = 0.5}]')
-    (folder / "recipe.toml").write_text(text)
+    (folder / "recipe.toml").write_text(RECIPE)
     return folder / "recipe.toml"
 
 
@@ -53,6 +78,7 @@ def test_a_dry_run_refuses_a_text_encoder_of_another_vocabulary(recipe: Path) ->
     refused(lambda: plan(loaded.model_copy(update={"checkpoint": few})), f"its text encoder knows {WORDS // 2} of them")
 
 
+@pytest.mark.slow
 def test_a_bundle_is_built_of_the_fused_model(recipe: Path) -> None:
     loaded = load_recipe(recipe)
     bundle = Path(build(loaded).bundle)

@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = ["ARCHITECTURES", "Configurations", "configurations", "modules", "parts", "source", "write_vocabulary"]
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,13 +76,19 @@ def modules(name: str) -> dict[str, nn.Module]:
 
 def write_vocabulary(tokenizer: Path) -> None:
     """Write CLIP's vocabulary into a tokenizer's folder: `vocab.json` and `merges.txt`, which every version of transformers reads."""
+    tokenizer.mkdir(parents=True, exist_ok=True)
+    for name, content in zip(("merges.txt", "vocab.json"), _vocabulary(), strict=True):
+        (tokenizer / name).write_text(content, encoding="utf-8")
+
+
+@cache
+def _vocabulary() -> tuple[str, str]:
+    """The contents of `merges.txt` and `vocab.json`: bytes, bytes that end a word, what they are merged to, the two marks."""
     merges = (Path(__file__).parent / "clip" / "merges.txt").read_text(encoding="utf-8")
     letters = _letters()
     pieces = [line.replace(" ", "") for line in merges.splitlines()[1:]]  # the first line is the format's version
     words = [*letters, *(f"{letter}</w>" for letter in letters), *pieces, "<|startoftext|>", "<|endoftext|>"]
-    tokenizer.mkdir(parents=True, exist_ok=True)
-    (tokenizer / "merges.txt").write_text(merges, encoding="utf-8")
-    (tokenizer / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}, ensure_ascii=False), encoding="utf-8")
+    return merges, json.dumps({word: i for i, word in enumerate(words)}, ensure_ascii=False)
 
 
 def _letters() -> list[str]:
