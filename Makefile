@@ -26,6 +26,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python benchmarks/readme.py --check
+	$(BIN)/python docs/rooms.py --check
 
 fast: $(STAMP)
 	$(PYTEST) -m "not slow"
