@@ -54,7 +54,11 @@ def xl(toy_sdxl: Checkpoint, tmp_path: Path) -> Path:
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (INDEX, {"_class_name": ["my_pipeline", "MyPipeline"]}, r"its pipeline is code of its own \(my_pipeline MyPipeline\)"),
     (INDEX, {"_class_name": "MyPipeline"}, r"is a MyPipeline; nemo-edge takes .*; if it draws text-to-image as a StableDiffusionPipeline"),
-    (INDEX, {"_class_name": "FluxPipeline", "unet": [None, None]}, "is a FluxPipeline; nemo-edge takes .*XLPipeline, LatentConsistencyModelPipeline$"),
+    (
+        INDEX,
+        {"_class_name": "FluxPipeline", "unet": [None, None]},
+        "is a FluxPipeline; nemo-edge takes .*XLPipeline, LatentConsistencyModelPipeline$",
+    ),
     (INDEX, {"_class_name": "StableDiffusionXLImg2ImgPipeline"}, "names no text_encoder_2"),
     (INDEX, {"unet": ["my_unet", "UNet2DConditionModel"]}, r"its unet is code of its own \(my_unet UNet2DConditionModel\)"),
     (INDEX, {"unet": ["diffusers", "UNetMotionModel"]}, "its unet is a UNetMotionModel; nemo-edge takes UNet2DConditionModel"),
