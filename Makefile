@@ -25,7 +25,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python benchmarks/readme.py --check
+	$(BIN)/python -m benchmarks.readme --check
 	$(BIN)/python docs/rooms.py --check
 
 fast: $(STAMP)
@@ -35,7 +35,7 @@ optimum: $(OPTIMUM)/.installed
 	$(BIN)/python -m pytest -m optimum
 
 gpu-smoke: $(STAMP)
-	$(BIN)/python -m pytest tests/benchmarks/test_gpu_run.py
+	$(BIN)/python -m pytest tests/benchmarks/gpu/test_run.py
 
 triton: $(TRITON)/.installed
 	$(BIN)/python -m pytest -m triton

@@ -1,6 +1,6 @@
 """Turns `benchmarks/results/*.json` into the README's tables and the figures of `docs/`.
 
-    python benchmarks/readme.py [--check]
+    python -m benchmarks.readme [--check]
 
 With `--check` nothing is written; exit code 1 when a table or a figure is not what the JSON says.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import re
 import statistics
 import sys
@@ -17,12 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from figures import columns_of, draw_detection, draw_fidelity, draw_latency, draw_localization
-from gputable import draw_gpu, gpu_table
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+from benchmarks.cpu.figures import columns_of, draw_detection, draw_fidelity, draw_latency, draw_localization
+from benchmarks.gpu.table import draw_gpu, gpu_table
+from benchmarks.shared import RESULTS, ROOT, kept
+
 README = ROOT / "README.md"
 _SOURCE = "nemo-edge source"
 _VARIANTS = ("variants", "memorized", "leaking_before", "leaking_after")
@@ -41,7 +40,7 @@ def main() -> None:
     if check:
         problems = [*(["the tables of README.md"] if text != README.read_text() else []), *stale]
         if problems:
-            sys.exit(f"not what benchmarks/results say: {', '.join(problems)}; run `python benchmarks/readme.py`")
+            sys.exit(f"not what benchmarks/results say: {', '.join(problems)}; run `python -m benchmarks.readme`")
         return
     README.write_text(text)
     for name, (path, draw) in FIGURES.items():
@@ -50,10 +49,9 @@ def main() -> None:
 
 
 def load(name: str) -> Result:
-    path = RESULTS / f"{name}.json"
-    if not path.is_file():
-        sys.exit(f"{path} is not there: CONTRIBUTING.md says how it is measured")
-    found: Result = json.loads(path.read_text())
+    found = kept(name)
+    if not found:
+        sys.exit(f"{RESULTS / name}.json is not there: CONTRIBUTING.md says how it is measured")
     return found
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from plan import Case
+from benchmarks.gpu.plan import Case
 
 WARM_UPS = 20
 NEURONS = 16

@@ -1,6 +1,6 @@
 """Gathers what the GPU benchmark needs on a machine without a network, as few and as small files as can be.
 
-    python benchmarks/gpu/prepare.py --to benchmarks/gpu/kit
+    python -m benchmarks.gpu.prepare --to benchmarks/gpu/kit
 
 `bare.txt` says what that machine has. Our wheel and what it needs beyond that travel in groups, in the order of their use; each is a tar
 compressed with xz of the unpacked wheels, cut into parts, and `kit.json` names every part with its sha256. `join.py` puts them together.
@@ -25,7 +25,7 @@ import zipfile
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
-from wheels import GROUPS, Pip, Problem, gather
+from benchmarks.gpu.wheels import GROUPS, Pip, Problem, gather
 
 FILTERS = [{"id": lzma.FILTER_X86}, {"id": lzma.FILTER_LZMA2, "preset": 6}]
 """How xz compresses. Preset 1 takes half the time: one percent more bytes of ONNX Runtime, an eighth more of TensorRT for RTX."""

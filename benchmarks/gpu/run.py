@@ -1,6 +1,6 @@
 """Measures on this machine's GPU all that there is time for, what is worth most first.
 
-    python benchmarks/gpu/run.py --minutes 9 --out DIR [--work DIR] [--only TEXT ...] [--smoke]
+    python -m benchmarks.gpu.run --minutes 9 --out DIR [--work DIR] [--only TEXT ...] [--smoke]
 
 Needs what `prepare.py` gathers, or an environment with nemo-edge. Every task and every contender has a process and a time limit of
 its own; what fails, runs out of memory or crashes costs its own row. A result is a JSON file in DIR/each as soon as it is there, and
@@ -16,25 +16,21 @@ import multiprocessing
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-sys.path[:0] = [str(ROOT), str(HERE)]
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+import numpy as np
 
-import numpy as np  # noqa: E402
-from contender import WARM_UPS, serve  # noqa: E402
-from plan import REFERENCE, Case, Task, full_plan, smoke_plan  # noqa: E402
-
-from nemo_edge.measure.latency import Timing, Visit, ratio_of, timing_of  # noqa: E402
-from nemo_edge.recipe.settings import LatencySettings  # noqa: E402
-from nemo_edge.system.environment import cores, gpus, machine  # noqa: E402
+from benchmarks.gpu.contender import WARM_UPS, serve
+from benchmarks.gpu.plan import REFERENCE, Case, Task, full_plan, smoke_plan
+from benchmarks.gpu.tasks import alone
+from benchmarks.shared import ROOT, here
+from nemo_edge.measure.latency import Timing, Visit, ratio_of, timing_of
+from nemo_edge.recipe.settings import LatencySettings
+from nemo_edge.system.environment import cores, gpus
 
 ROUNDS, RUNS = 5, 10
 LANES = 2
@@ -52,6 +48,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     run = Run(given.out.resolve(), (given.work or given.out / "work").resolve(), given.minutes * 60, given.smoke)
     plan = smoke_plan() if given.smoke else full_plan()
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     if given.smoke:
         os.environ["OMP_NUM_THREADS"] = "1"  # processes that wait for each other's threads take ten times as long
     try:
@@ -103,7 +100,7 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        return self.process.is_alive()
+        return bool(self.process.is_alive())
 
     def end(self) -> None:
         self.process.kill()
@@ -118,7 +115,7 @@ class Run:
         self.started = time.monotonic()
         self.until = self.started + seconds
         self.workers: dict[str, Worker] = {}
-        self.aside: dict[str, tuple[Task, subprocess.Popen[bytes], float]] = {}
+        self.aside: dict[str, tuple[Task, Any, float]] = {}
         self.found: dict[str, dict[str, Any]] = {}
         work.mkdir(parents=True, exist_ok=True)
         (out / "each").mkdir(parents=True, exist_ok=True)
@@ -177,7 +174,7 @@ class Run:
         whole = {"key": item.key, **result, **({"beside": beside} if beside and "failed" not in result else {})}
         self.found[item.key] = whole
         (self.out / "each" / f"{_slug(item.key)}.json").write_text(json.dumps(whole, indent=1) + "\n")
-        about = {"machine": machine().model_dump(mode="json"), "seconds": round(time.monotonic() - self.started, 1), "smoke": self.smoke}
+        about = {**here(), "seconds": round(time.monotonic() - self.started, 1), "smoke": self.smoke}
         merged = {**about, "results": list(self.found.values())}
         draft = self.merged.with_suffix(".draft")
         draft.write_text(json.dumps(merged, indent=1) + "\n")
@@ -186,32 +183,25 @@ class Run:
         said = "; ".join(filter(None, failed)) or "done"
         print(f"{time.monotonic() - self.started:6.1f} s  {item.key}: {said[:400]}", flush=True)
 
-    def _start(self, task: Task, threads: int | None = None) -> subprocess.Popen[bytes]:
-        path = self.work / f".{task.key}.json"
-        path.unlink(missing_ok=True)
-        command = [sys.executable, str(HERE / "tasks.py"), task.name, *task.arguments, "--work", str(self.work), "--out", str(path)]
-        environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
-        log = (self.work / f"{task.key}.log").open("wb")
-        return subprocess.Popen(
-            [*command, *(["--smoke"] if self.smoke else [])], env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+    def _start(self, task: Task, threads: int | None = None) -> Any:
+        (self.work / f".{task.key}.json").unlink(missing_ok=True)
+        process = multiprocessing.get_context("spawn").Process(target=alone, args=(task, self.work, self.smoke, threads))
+        process.start()
+        return process
 
     def _look_aside(self) -> None:
         """Keep what has been prepared; end what takes too long."""
         for key, (task, process, started) in list(self.aside.items()):
             late = time.monotonic() - started > task.seconds
-            if process.poll() is not None or late:
+            if process.exitcode is not None or late:
                 _end(process)
                 del self.aside[key]
                 self._keep(task, self._outcome(task, late))
 
     def _task(self, task: Task) -> dict[str, Any]:
         process = self._start(task)
-        try:
-            process.wait(min(task.seconds, max(self.until - time.monotonic(), 1)))
-            late = False
-        except subprocess.TimeoutExpired:
-            late = True
+        process.join(min(task.seconds, max(self.until - time.monotonic(), 1)))
+        late = process.exitcode is None
         _end(process)
         return self._outcome(task, late)
 
@@ -293,11 +283,12 @@ def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower())
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: Any) -> None:
     """End a task and all that it started."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()  # where it had no group of its own yet
+    process.join()
 
 
 if __name__ == "__main__":

@@ -1,40 +1,39 @@
-"""Single measurements: each is a function of what it is asked for, run in a process of its own, and answers with what goes into JSON.
-
-python tasks.py NAME [ARGUMENT ...] --work FOLDER --out FILE [--smoke]
-"""
+"""Single measurements: each is a function of what it is asked for, run in a process of its own, and answers with what goes into JSON."""
 
 from __future__ import annotations
 
-import argparse
 import json
+import os
 import resource
 import shutil
 import time
-import tomllib
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from contender import device, eager, feed_of, opened, plan_of, timed
-from plan import Case, full_plan, smoke_plan
+from benchmarks.gpu.contender import device, eager, feed_of, opened, plan_of, timed
+from benchmarks.gpu.plan import Case, Task, full_plan, smoke_plan
+from benchmarks.shared import CALIBRATED, DEMO_RECIPE, general, memorized
 
-ROOT = Path(__file__).parents[2]
 CANDIDATES = (1, 2, 4, 6)
 """Sets of neurons that one forward tries, each on ten seeds: 60 rows at the most."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("name", choices=TASKS)
-    parser.add_argument("arguments", nargs="*")
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--smoke", action="store_true")
-    given = parser.parse_args()
-    found = TASKS[given.name](given.work, given.smoke, *given.arguments)
-    given.out.write_text(json.dumps(found, indent=1) + "\n")
+def alone(task: Task, work: Path, smoke: bool, threads: int | None) -> None:
+    """The life of a task's process: it leaves its answer in `work/.<key>.json`, and what it prints in `work/<key>.log`."""
+    os.setsid()  # so that it can be ended with all that it starts
+    with (work / f"{task.key}.log").open("wb") as log:
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    found = TASKS[task.name](work, smoke, *task.arguments)
+    (work / f".{task.key}.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 def card(_work: Path, smoke: bool) -> dict[str, Any]:
@@ -240,21 +239,21 @@ def decisions(_work: Path, smoke: bool) -> dict[str, Any]:
     from nemo_edge.localization.calibration import calibrate
     from nemo_edge.localization.localizer import Localizer
     from nemo_edge.model.checkpoint import open_checkpoint
-    from nemo_edge.recipe.prompts import read_prompts
     from nemo_edge.recipe.settings import SCORE, LocalizationSettings
 
-    general = [p.text for p in read_prompts(ROOT / "calib" / "demo_general.txt")][: 10 if smoke else 100]
-    prompts = [p.text for p in read_prompts(demo.CHECKPOINT.parent / "prompts" / "memorized.csv")][: 2 if smoke else None]
+    texts = general()[: 10 if smoke else CALIBRATED]
+    prompts = [prompt.text for prompt in memorized()][: 2 if smoke else None]
+    plain = LocalizationSettings()
     found: dict[str, Any] = {}
     first: list[Any] = []
     half = ("bf16",) if device() == "cpu" else ("fp16", "bf16")  # fp16 takes minutes on a CPU
     for where, dtype in dict.fromkeys((("cpu", "fp32"), (device(), "fp32"), *((device(), dtype) for dtype in half))):
         checkpoint = open_checkpoint(str(demo.CHECKPOINT), device=where)
         started = time.perf_counter()
-        calibration = calibrate(checkpoint, general, LocalizationSettings())
+        calibration = calibrate(checkpoint, texts, plain)
         calibrated = time.perf_counter() - started
         assert calibration.threshold is not None
-        settings = LocalizationSettings.model_validate({"dtype": dtype})
+        settings = LocalizationSettings.model_validate({**plain.model_dump(), "dtype": dtype})
         started = time.perf_counter()
         results = Localizer(checkpoint, calibration.statistics, calibration.threshold.value, settings).localize_all(prompts)
         first = first or results
@@ -276,8 +275,6 @@ def build(work: Path, smoke: bool) -> dict[str, Any]:
     from nemo_edge.release.build import build as run
     from nemo_edge.system.errors import MissingDependency
 
-    recipe = ROOT / "engines" / "demo.toml"
-    text = recipe.read_text()
     where, provider = device(), "cpu"
     if where == "cuda":
         try:
@@ -285,8 +282,8 @@ def build(work: Path, smoke: bool) -> dict[str, Any]:
             provider = "cuda"
         except MissingDependency:
             pass
-    assert "tensorrt_rtx" in tomllib.loads(text)
-    settings = load_recipe(recipe)
+    settings = load_recipe(DEMO_RECIPE)
+    assert settings.tensorrt_rtx is not None
     output = work / "demo"
     changed: dict[str, Any] = {
         "output": output,
@@ -353,7 +350,3 @@ def kind_of(kernel: str) -> str:
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {
     f.__name__: f for f in (card, limits, weights, export, answer, localization, decisions, build, profile)
 }
-
-
-if __name__ == "__main__":
-    main()

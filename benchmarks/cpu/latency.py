@@ -1,6 +1,6 @@
 """Times eager PyTorch and ONNX Runtime side by side: the demo, and a UNet of Stable Diffusion 1.5's size with random weights.
 
-    python benchmarks/latency.py [--only demo|sd15] [--work FOLDER]
+    python -m benchmarks.cpu.latency [--only demo|sd15] [--work FOLDER]
 
 Contenders: eager, eager with channels_last, ONNX Runtime at opset 18 and 23, baked and masked, with one thread and with all cores.
 Writes `benchmarks/results/latency.json`. The full size takes about a quarter of an hour, 20 GB of disk and 20 GB of memory; nothing else
@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from models import DEMO, engines_of, save_sd15
-
+from benchmarks.cpu.models import DEMO, engines_of, save_sd15
+from benchmarks.shared import keep, kept
 from nemo_edge.cli.console import Bars
 from nemo_edge.measure._contender import Runnable
 from nemo_edge.measure.bench import bench
@@ -26,7 +26,6 @@ from nemo_edge.recipe.settings import LatencySettings, SamplingSettings
 from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.system.environment import machine
 
-RESULT = Path(__file__).parent / "results" / "latency.json"
 OPSETS = (18, 23)
 
 
@@ -42,12 +41,7 @@ def main() -> None:
                 groups: list[dict[str, Any]] = []
                 for found in measure(work / name):  # what is measured is kept, should the rest be interrupted
                     groups.append(found)
-                    record(name, groups)
-
-
-def record(name: str, groups: list[dict[str, Any]]) -> None:
-    known = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
-    RESULT.write_text(json.dumps({**known, name: groups}, indent=1) + "\n")
+                    keep("latency", {**kept("latency"), name: groups})
 
 
 def time_demo(work: Path) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Localization against the official code's procedure: time, samples of the UNet, and whether the neurons are the same.
 
-    python benchmarks/localization.py
+    python -m benchmarks.cpu.localization
 
 Writes `benchmarks/results/localization.json`: the demo's memorized captions by the plain reference of `tests/reference.py` and by both
 modes, in turns, the order reversed every time; the cost against the number of candidates; and at Stable Diffusion 1.5's size with
@@ -22,21 +22,18 @@ from typing import Any
 
 import torch
 
+from benchmarks.shared import CALIBRATED, ROOM, ROOT, general, here, keep, kept, memorized
 from nemo_edge import demo
 from nemo_edge.localization.calibration import Calibration, calibrate
 from nemo_edge.localization.localizer import Localization, Localizer
 from nemo_edge.localization.trials import Trial, Trials
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.recipe.prompts import read_prompts
 from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.release.random_weights import write_random
-from nemo_edge.system.environment import machine
 
-ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 reference = import_module("reference")
-RESULT = ROOT / "benchmarks" / "results" / "localization.json"
 CANDIDATES = (10, 30, 100, 300, 1000)
 """Wanted; the demo has 704 value neurons in all."""
 MEDIAN = {"initial_steps": 6, "candidates": 14, "layers": 7}
@@ -50,24 +47,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="times that every contender localizes all captions")
     parser.add_argument("--only", nargs="*", default=["captions", "growth", "full_size"], choices=["captions", "growth", "full_size"])
     args = parser.parse_args()
-    found = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
-    found |= {"machine": machine().model_dump(mode="json"), "threads": torch.get_num_threads()}
+    found = {**kept("localization"), **here(), "threads": torch.get_num_threads()}
     checkpoint = open_checkpoint(str(demo.CHECKPOINT))
-    general = [p.text for p in read_prompts(ROOT / "calib" / "demo_general.txt")][:100]
+    texts = general()[:CALIBRATED]
     parts: dict[str, Callable[[], Any]] = {
-        "captions": lambda: captions(checkpoint, calibrate(checkpoint, general, LocalizationSettings()), args.rounds),
-        "growth": lambda: list(growth(checkpoint, general)),
+        "captions": lambda: captions(checkpoint, calibrate(checkpoint, texts, LocalizationSettings()), args.rounds),
+        "growth": lambda: list(growth(checkpoint, texts)),
         "full_size": full_size,
     }
     for name in args.only:
         found[name] = parts[name]()
-        RESULT.write_text(json.dumps(found, indent=1) + "\n")
+        keep("localization", found)
         print(name, json.dumps(found[name])[:1500], flush=True)
 
 
 def captions(checkpoint: Checkpoint, calibration: Calibration, rounds: int) -> dict[str, Any]:
     """All memorized captions of the demo, by the reference and by both modes."""
-    prompts = [p.text for p in read_prompts(demo.CHECKPOINT.parent / "prompts" / "memorized.csv")]
+    prompts = [prompt.text for prompt in memorized()]
     assert calibration.threshold is not None
     measured, tau = calibration.statistics, calibration.threshold.value
 
@@ -130,13 +126,13 @@ def minimal(checkpoint: Checkpoint, found: Localization, tau: float) -> bool:
     return score(lists) <= limit and all(score(chosen) >= limit for chosen in fewer)
 
 
-def growth(checkpoint: Checkpoint, general: list[str]) -> Iterator[dict[str, Any]]:
+def growth(checkpoint: Checkpoint, texts: list[str]) -> Iterator[dict[str, Any]]:
     """One caption with more and more candidates: those of the highest activation in each layer, none by θ."""
     base = {"initial_theta": 1e9, "min_theta": 1e9}
     settings = LocalizationSettings.model_validate(base)
-    calibration = calibrate(checkpoint, general, settings)
+    calibration = calibrate(checkpoint, texts, settings)
     assert calibration.threshold is not None
-    prompt = read_prompts(demo.CHECKPOINT.parent / "prompts" / "memorized.csv")[0].text
+    prompt = memorized()[0].text
     layers = calibration.statistics.layers
     for wanted in CANDIDATES:
         k = max(round(wanted / len(layers)), 1)
@@ -162,9 +158,8 @@ def growth(checkpoint: Checkpoint, general: list[str]) -> Iterator[dict[str, Any
 
 def full_size() -> dict[str, Any]:
     """An evaluation at Stable Diffusion 1.5's size from each value layer on, and the time of the median prompt on this machine."""
-    work = ROOT / "engines" / "out"  # ignored, and on the disk that has room
-    work.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=work) as folder:
+    ROOM.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=ROOM) as folder:
         write_random("sd15", Path(folder) / "sd15")
         checkpoint = open_checkpoint(str(Path(folder) / "sd15"), parts=("unet", "text_encoder"))
         trials = Trials(checkpoint, LocalizationSettings(samples=ROWS), ROWS, 1 << 40)

@@ -1,6 +1,6 @@
 """Bundles of true size without a GPU: seconds, peak memory and bytes of exporting a model and compiling it for TensorRT-RTX.
 
-    python benchmarks/full_size.py --neurons official_results_sample.csv
+    python -m benchmarks.cpu.full_size --neurons official_results_sample.csv
 
 Writes `benchmarks/results/full_size.json`. Each model is built by `nemo-edge build engines/sd15-rtx.toml --random-weights …`, with a
 profile of the model's own size; its random weights, which stand for a download, are made before. The plans of Stable Diffusion 1.5 are
@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "full_size.json"
+from benchmarks.shared import ROOM, ROOT, here, keep, kept
+
 OPTIMUM = ROOT / ".venv-optimum" / "bin" / "python"
 MODELS = {"sd15": 512, "sd21": 768, "bk-sdm-small": 512, "sdxl": 1024}
 """Architecture → pixels of its pictures."""
@@ -121,29 +121,25 @@ def main() -> None:
     parser.add_argument("--neurons", type=Path, help="result file of the official code: the mask of Stable Diffusion 1.5 and 2.1")
     parser.add_argument("--no-export", action="store_true", help="leave out the fp32 exports")
     args = parser.parse_args()
-    from nemo_edge.system.environment import machine
-
-    found = json.loads(RESULT.read_text()) if RESULT.is_file() else {"builds": {}, "exports": {}}
-    found["machine"] = machine().model_dump(mode="json")
-    work = ROOT / "engines" / "out"  # ignored, and on the disk that has room
-    work.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=work) as folder:
+    found: dict[str, Any] = {"builds": {}, "exports": {}, **kept("full_size"), **here()}
+    ROOM.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=ROOM) as folder:
         for name in args.models:
             neurons = args.neurons if name in ("sd15", "sd21") else None
             found["builds"][name] = build(name, Path(folder), neurons)
-            RESULT.write_text(json.dumps(found, indent=1) + "\n")
+            keep("full_size", found)
             print(name, found["builds"][name], flush=True)
             if name == "sd15" and args.neurons:
                 found["again"], found["rebake"] = again(Path(folder) / name), rebake(Path(folder), args.neurons)
-                RESULT.write_text(json.dumps(found, indent=1) + "\n")
+                keep("full_size", found)
                 print(found["again"], found["rebake"], flush=True)
             shutil.rmtree(Path(folder) / name)
         if not args.no_export:
             for name, row in exports(Path(folder)):
                 found["exports"][name] = row
-                RESULT.write_text(json.dumps(found, indent=1) + "\n")
+                keep("full_size", found)
                 print(name, row, flush=True)
-    RESULT.write_text(json.dumps(found, indent=1) + "\n")
+    keep("full_size", found)
 
 
 def build(name: str, folder: Path, neurons: Path | None) -> dict[str, Any]:

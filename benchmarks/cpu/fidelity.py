@@ -1,6 +1,6 @@
 """How far each engine is from eager PyTorch, and what silencing costs everybody else.
 
-    python benchmarks/fidelity.py [--bundle engines/out/demo]
+    python -m benchmarks.cpu.fidelity [--bundle engines/out/demo]
 
 Compares the engines of a finished demo bundle, and of exports at other opsets and types, with eager along whole trajectories.
 Writes `benchmarks/results/fidelity.json`.
@@ -15,8 +15,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from models import DEMO, engines_of
-
+from benchmarks.cpu.models import DEMO, engines_of
+from benchmarks.shared import DEMO_BUNDLE, here, keep
 from nemo_edge.bundle.manifest import open_verified
 from nemo_edge.measure.fidelity import Agreement, compare_trajectories, trace_trajectory
 from nemo_edge.measure.mitigation import Measurement
@@ -26,15 +26,13 @@ from nemo_edge.model.surgery import silenced
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.sampling.pipelines import UNMITIGATED, eager_pipeline, open_pipeline
-from nemo_edge.system.environment import machine
 
-RESULT = Path(__file__).parent / "results" / "fidelity.json"
 OTHERS = (("fp32", 18), ("fp16", 23))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, default=Path(__file__).parents[1] / "engines" / "out" / "demo")
+    parser.add_argument("--bundle", type=Path, default=DEMO_BUNDLE)
     bundle = parser.parse_args().bundle
     manifest, measured = open_verified(bundle), Measurement.read(bundle)
     sampling = Recipe.model_validate(manifest.recipe).sampling
@@ -48,12 +46,12 @@ def main() -> None:
                 rows.append({"variant": variant, "dtype": dtype, "opset": opset, **numbers(agreement(place, variant, prompts, sampling))})
                 print(rows[-1]["variant"], dtype, opset, rows[-1]["largest_error"], flush=True)
     content = {
-        "machine": machine().model_dump(mode="json"),
+        **here(),
         "engines": rows,
         "mask_of_ones": measured.mask_of_ones,
         "curve": [json.loads(point.model_dump_json()) for point in measured.curve],
     }
-    RESULT.write_text(json.dumps(content, indent=1) + "\n")
+    keep("fidelity", content)
 
 
 def agreement(place: Path, variant: str, prompts: list[str], sampling: Any) -> Agreement:

@@ -1,6 +1,6 @@
 """How well the policy `triggered` knows the demo's memorized captions in other words, and leaves other prompts alone.
 
-    python benchmarks/policies.py
+    python -m benchmarks.cpu.policies
 
 Writes `benchmarks/results/policies.json`. The paraphrases are the variants of the captions that the demo has memorized too, found as in
 `paraphrases.py`; the general captions are others than those that the trigger is calibrated with. The trigger is calibrated twice: as a
@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.shared import CALIBRATED, general, here, keep, memorized
 from nemo_edge import demo
 from nemo_edge.bundle.policies import ALWAYS, TRIGGERED, Policies, apply
 from nemo_edge.demo.captions import general_captions
@@ -29,15 +29,11 @@ from nemo_edge.localization.roc import roc
 from nemo_edge.localization.trials import Trial
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.recipe.prompts import read_prompts
 from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.release.bundlepolicies import make_policies
-from nemo_edge.system.environment import machine
 
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "policies.json"
-VARIANTS, CALIBRATED, HELD_OUT = 12, 100, 4000
-"""Variants asked for a caption; general prompts that a build of the demo calibrates with, and others that the trigger has not seen."""
+VARIANTS, HELD_OUT = 12, 4000
+"""Variants asked for a caption, and general prompts that the trigger has not seen."""
 
 Embedding = Callable[[np.ndarray, np.ndarray], np.ndarray]
 EMBEDDINGS: dict[str, Embedding] = {
@@ -50,29 +46,28 @@ EMBEDDINGS: dict[str, Embedding] = {
 
 def main() -> None:
     checkpoint = open_checkpoint(str(demo.CHECKPOINT))
-    general = [p.text for p in read_prompts(ROOT / "calib" / "demo_general.txt")][:CALIBRATED]
-    memorized = read_prompts(demo.PROMPTS / "memorized.csv")
-    calibration = calibrate(checkpoint, general, LocalizationSettings())
+    texts, known = general()[:CALIBRATED], memorized()
+    calibration = calibrate(checkpoint, texts, LocalizationSettings())
     assert calibration.threshold is not None
     localizer = Localizer(checkpoint, calibration.statistics, calibration.threshold.value, LocalizationSettings(mode="fast"))
-    own = localizer.localize_all([p.text for p in memorized])
-    groups = Groups(localizer, VARIANTS).make_all(clusters_of(memorized, "prompt"), own)
-    seen = set(general)
-    others = [c.text for c in general_captions(HELD_OUT + len(general), seed=77) if c.text not in seen][:HELD_OUT]
-    policies = {"without variants": make_policies(checkpoint, memorized, own, (), general)}
-    policies["with variants"] = make_policies(checkpoint, memorized, own, groups, general)
+    own = localizer.localize_all([p.text for p in known])
+    groups = Groups(localizer, VARIANTS).make_all(clusters_of(known, "prompt"), own)
+    seen = set(texts)
+    others = [c.text for c in general_captions(HELD_OUT + len(texts), seed=77) if c.text not in seen][:HELD_OUT]
+    policies = {"without variants": make_policies(checkpoint, known, own, (), texts)}
+    policies["with variants"] = make_policies(checkpoint, known, own, groups, texts)
     found = {
-        "machine": machine().model_dump(mode="json"),
+        **here(),
         "threads": torch.get_num_threads(),
-        "captions": len(memorized),
+        "captions": len(known),
         "paraphrases": sum(len(group.variants) for group in groups),
-        "embeddings": compare(checkpoint, [p.text for p in memorized], groups, general, others),
+        "embeddings": compare(checkpoint, [p.text for p in known], groups, texts, others),
         "triggers": {
             "without variants": judge(localizer, policies["without variants"], groups, [r.refined for r in own], others),
             "with variants": judge(localizer, policies["with variants"], groups, [g.neurons for g in groups], others),
         },
     }
-    RESULT.write_text(json.dumps(found, indent=1) + "\n")
+    keep("policies", found)
     print(json.dumps({name: found[name] for name in ("embeddings", "triggers")}, indent=1))
 
 

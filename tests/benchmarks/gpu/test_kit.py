@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import sys
@@ -13,25 +12,7 @@ from typing import Any
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "gpu"
-
-
-@pytest.fixture(scope="module")
-def scripts() -> Any:
-    sys.path.insert(0, str(SCRIPTS))
-    yield [importlib.import_module(name) for name in ("prepare", "join")]
-    sys.path.remove(str(SCRIPTS))
-
-
-@pytest.fixture(scope="module")
-def prepare(scripts: list[ModuleType]) -> ModuleType:
-    return scripts[0]
-
-
-@pytest.fixture(scope="module")
-def join(scripts: list[ModuleType]) -> ModuleType:
-    return scripts[1]
-
+from benchmarks.gpu import join, prepare
 
 FILES = {
     "core": {"alpha/__init__.py": b"ONE = 1\n", "alpha/data/empty": b"", "alpha-1.dist-info/METADATA": b"Name: alpha\n"},
@@ -49,7 +30,7 @@ def wheel(folder: Path, name: str, files: dict[str, bytes]) -> Path:
     return path
 
 
-def write_kit(prepare: ModuleType, folder: Path, files: dict[str, dict[str, bytes]], part_bytes: int = 10_000) -> Path:
+def write_kit(folder: Path, files: dict[str, dict[str, bytes]], part_bytes: int = 10_000) -> Path:
     folder.mkdir()
     groups = []
     for number, (name, content) in enumerate(files.items(), 1):
@@ -61,8 +42,8 @@ def write_kit(prepare: ModuleType, folder: Path, files: dict[str, dict[str, byte
 
 
 @pytest.fixture
-def kit(prepare: ModuleType, tmp_path: Path) -> Path:
-    return write_kit(prepare, tmp_path / "kit", FILES)
+def kit(tmp_path: Path) -> Path:
+    return write_kit(tmp_path / "kit", FILES)
 
 
 def content(site: Path) -> dict[str, bytes]:
@@ -76,7 +57,7 @@ def run(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: object)
     return int(module.main())
 
 
-def test_what_was_cut_is_joined_byte_for_byte(kit: Path, join: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_cut_is_joined_byte_for_byte(kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = sorted(path.name for path in kit.glob("2-*"))
     assert parts == ["2-onnxruntime.tar.xz.01", "2-onnxruntime.tar.xz.02", "2-onnxruntime.tar.xz.03"]
     assert max(path.stat().st_size for path in kit.glob("*.xz.*")) == 10_000
@@ -87,22 +68,20 @@ def test_what_was_cut_is_joined_byte_for_byte(kit: Path, join: ModuleType, tmp_p
     assert not os.access(site / "alpha" / "__init__.py", os.X_OK)
 
 
-def test_the_same_wheels_give_the_same_parts(kit: Path, prepare: ModuleType, tmp_path: Path) -> None:
-    again = write_kit(prepare, tmp_path / "again", FILES)
+def test_the_same_wheels_give_the_same_parts(kit: Path, tmp_path: Path) -> None:
+    again = write_kit(tmp_path / "again", FILES)
     assert {p.name: p.read_bytes() for p in again.iterdir()} == {p.name: p.read_bytes() for p in kit.iterdir()}
 
 
-def test_what_a_wheel_keeps_in_data_lies_where_python_looks(
-    prepare: ModuleType, join: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_wheel_keeps_in_data_lies_where_python_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"core": {"alpha-1.data/purelib/alpha.py": b"1", "alpha-1.data/scripts/alpha": b"#!python"}}
     site = tmp_path / "site"
-    assert run(join, monkeypatch, write_kit(prepare, tmp_path / "kit", files), "--to", site) == 0
+    assert run(join, monkeypatch, write_kit(tmp_path / "kit", files), "--to", site) == 0
     assert content(site) == {"alpha.py": b"1", "alpha-1.data/scripts/alpha": b"#!python"}
 
 
 def test_a_group_waits_for_its_missing_part(
-    kit: Path, join: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     late, site = tmp_path / "late", tmp_path / "site"
     late.mkdir()
@@ -120,7 +99,7 @@ def test_a_group_waits_for_its_missing_part(
 
 @pytest.mark.parametrize("spoil", [lambda data: data[:-1], lambda data: data[:-1] + bytes([data[-1] ^ 1])], ids=["short", "one-bit"])
 def test_without_an_intact_core_the_exit_code_is_2(
-    kit: Path, join: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], spoil: Any
+    kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], spoil: Any
 ) -> None:
     part, site = kit / "1-core.tar.xz.01", tmp_path / "site"
     good = part.read_bytes()
@@ -134,7 +113,7 @@ def test_without_an_intact_core_the_exit_code_is_2(
     assert run(join, monkeypatch, kit, "--to", site, "--have", copied) == 0
 
 
-def test_joining_again_leaves_what_is_there_alone(kit: Path, join: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_joining_again_leaves_what_is_there_alone(kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = tmp_path / "site"
     assert run(join, monkeypatch, kit, "--to", site) == 0
     before = {path: path.stat().st_ino for path in site.rglob("*")}
@@ -144,22 +123,18 @@ def test_joining_again_leaves_what_is_there_alone(kit: Path, join: ModuleType, t
     assert {path: path.stat().st_ino for path in site.rglob("*")} == before
 
 
-def test_a_newer_kit_takes_the_place_of_the_older(
-    kit: Path, prepare: ModuleType, join: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_newer_kit_takes_the_place_of_the_older(kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site, newer = tmp_path / "site", {"core": {"alpha/__init__.py": b"ONE = 2\n", "alpha-2.dist-info/METADATA": b"Name: alpha\n"}}
     assert run(join, monkeypatch, kit, "--to", site) == 0
-    assert run(join, monkeypatch, write_kit(prepare, tmp_path / "newer", newer), "--to", site) == 0
+    assert run(join, monkeypatch, write_kit(tmp_path / "newer", newer), "--to", site) == 0
     assert content(site) == {**newer["core"], **FILES["onnxruntime"]}
 
 
 @pytest.mark.parametrize("moves", range(7))
-def test_an_interrupted_join_is_made_good_by_the_next(
-    kit: Path, prepare: ModuleType, join: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int
-) -> None:
+def test_an_interrupted_join_is_made_good_by_the_next(kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int) -> None:
     """An older core gives way to this one, and the join stops before its rename number `moves`, in every place there is."""
     site, older = tmp_path / "site", {"core": {"alpha/__init__.py": b"old", "alpha-0.dist-info/METADATA": b"old"}}
-    assert run(join, monkeypatch, write_kit(prepare, tmp_path / "older", older), "--to", site) == 0
+    assert run(join, monkeypatch, write_kit(tmp_path / "older", older), "--to", site) == 0
     left, replace = [moves], os.replace
 
     def stops(source: Path, target: Path) -> None:
@@ -180,7 +155,7 @@ def test_an_interrupted_join_is_made_good_by_the_next(
     assert content(site) == {**FILES["core"], **FILES["onnxruntime"]}
 
 
-def test_what_a_killed_join_left_is_removed(kit: Path, join: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_killed_join_left_is_removed(kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = tmp_path / "site"
     (site / ".join-killed" / "unpacked").mkdir(parents=True)
     (site / ".join-killed" / "unpacked" / "half").write_bytes(b"h")
@@ -189,7 +164,7 @@ def test_what_a_killed_join_left_is_removed(kit: Path, join: ModuleType, tmp_pat
 
 
 def test_a_folder_without_a_kit_is_refused_in_one_line(
-    join: ModuleType, prepare: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(join, monkeypatch, tmp_path, "--to", tmp_path / "site") == 2
     assert run(prepare, monkeypatch, "--to", tmp_path, "--plan") == 2
@@ -205,7 +180,7 @@ def test_a_folder_without_a_kit_is_refused_in_one_line(
 
 
 def test_the_plan_adds_the_parts_up_in_the_order_of_their_use(
-    kit: Path, prepare: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kit: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(prepare, monkeypatch, "--to", kit, "--plan") == 0
     head, *rows, absent = capsys.readouterr().out.splitlines()
@@ -218,7 +193,7 @@ def test_the_plan_adds_the_parts_up_in_the_order_of_their_use(
     assert absent.split() == ["tensorrt", "not", "on", "this", "index"]
 
 
-def test_only_a_kit_whose_parts_are_intact_is_used_again(kit: Path, prepare: ModuleType, tmp_path: Path) -> None:
+def test_only_a_kit_whose_parts_are_intact_is_used_again(kit: Path, tmp_path: Path) -> None:
     group, new = json.loads((kit / "kit.json").read_text())["groups"][1], tmp_path / "new"
     new.mkdir()
     last = kit / group["parts"][-1]["name"]

@@ -1,6 +1,6 @@
 """What variants of the demo's memorized captions bring back, before and after the worst of them are localized too.
 
-    python benchmarks/paraphrases.py
+    python -m benchmarks.cpu.paraphrases
 
 Writes `benchmarks/results/paraphrases.json`; both modes, and for each group of a caption and its variants one line. The neurons that
 all groups silence together are compared with the captions' own by what general prompts pay: the score of δ with and without them.
@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.shared import CALIBRATED, general, here, keep, memorized
 from nemo_edge import demo
 from nemo_edge.backends.torch import open_runner
 from nemo_edge.localization.calibration import Calibration, calibrate
@@ -26,33 +26,29 @@ from nemo_edge.localization.multiscale import ms_ssim
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import silenced
-from nemo_edge.recipe.prompts import read_prompts
 from nemo_edge.recipe.settings import LocalizationSettings
-from nemo_edge.system.environment import machine
 
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "paraphrases.json"
 VARIANTS, HELD_OUT = 12, 16
 """Variants asked for a caption, and general prompts that were not calibrated on."""
 
 
 def main() -> None:
     checkpoint = open_checkpoint(str(demo.CHECKPOINT))
-    general = [p.text for p in read_prompts(ROOT / "calib" / "demo_general.txt")]
-    calibration = calibrate(checkpoint, general[:100], LocalizationSettings())
-    found: dict[str, Any] = {"machine": machine().model_dump(mode="json"), "threads": torch.get_num_threads(), "asked": VARIANTS}
+    texts = general()
+    calibration = calibrate(checkpoint, texts[:CALIBRATED], LocalizationSettings())
+    found: dict[str, Any] = {**here(), "threads": torch.get_num_threads(), "asked": VARIANTS}
     for mode in ("paper", "fast"):
-        found[mode] = by(mode, checkpoint, calibration, general[-HELD_OUT:])
-        RESULT.write_text(json.dumps(found, indent=1) + "\n")
+        found[mode] = by(mode, checkpoint, calibration, texts[-HELD_OUT:])
+        keep("paraphrases", found)
         print(mode, json.dumps(found[mode])[:1500], flush=True)
 
 
-def by(mode: str, checkpoint: Checkpoint, calibration: Calibration, general: Sequence[str]) -> dict[str, Any]:
+def by(mode: str, checkpoint: Checkpoint, calibration: Calibration, held_out: Sequence[str]) -> dict[str, Any]:
     """The captions and their variants in one mode."""
     assert calibration.threshold is not None
     settings = LocalizationSettings.model_validate({"mode": mode})
     localizer = Localizer(checkpoint, calibration.statistics, calibration.threshold.value, settings)
-    prompts = read_prompts(demo.CHECKPOINT.parent / "prompts" / "memorized.csv")
+    prompts = memorized()
     started = time.perf_counter()
     own = localizer.localize_all([p.text for p in prompts])
     between = time.perf_counter()
@@ -63,7 +59,7 @@ def by(mode: str, checkpoint: Checkpoint, calibration: Calibration, general: Seq
         "seconds": {"captions": between - started, "groups": ended - between},
         "samples": {"captions": sum(r.samples for r in own), "groups": sum(g.samples for g in groups)},
         "neurons": {name: len(neurons) for name, neurons in sets.items()},
-        "general_score": {name: general_score(checkpoint, neurons, general) for name, neurons in sets.items()},
+        "general_score": {name: general_score(checkpoint, neurons, held_out) for name, neurons in sets.items()},
         "groups": [line(group) for group in groups],
     }
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.patches import Rectangle
 
-sys.path.insert(0, str(Path(__file__).parent / "gpu"))
-from plan import COMPILED, ENGINES, TORCH, Case, full_plan
+from benchmarks.gpu.plan import COMPILED, ENGINES, TORCH, Case, full_plan
 
 CONTENDERS = ("eager", *TORCH, *COMPILED, *ENGINES)
 MODELS = {"sd15": "SD 1.5", "sdxl": "SD XL"}

@@ -1,6 +1,6 @@
 """Runs the demo build and records it: `benchmarks/results/demo.json` and the README's picture.
 
-    python benchmarks/demo.py [--bundle engines/out/demo] [--work FOLDER]
+    python -m benchmarks.cpu.demo [--bundle engines/out/demo] [--work FOLDER]
 
 Builds `engines/demo.toml` into a fresh folder, with its wall time and its peak memory; with `--bundle` a finished bundle is
 read instead and time and memory are not measured.
@@ -24,14 +24,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from PIL import Image
 
+from benchmarks.shared import DEMO_RECIPE, ROOT, keep
 from nemo_edge.bundle.manifest import open_bundle
 from nemo_edge.demo.captions import MEMORIZED
 from nemo_edge.demo.sinks import memory_sinks
 from nemo_edge.localization.localizer import Localization, read_results
 from nemo_edge.measure.mitigation import Measurement
 
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "demo.json"
 FIGURE = ROOT / "docs" / "demo.png"
 
 
@@ -52,7 +51,7 @@ def main() -> None:
 def timed_build(folder: Path) -> tuple[Path, dict[str, float]]:
     """Build the demo into `folder` as a user would, in a process of its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = (ROOT / "engines" / "demo.toml").read_text().replace('"../', f'"{ROOT}/').replace('"out/demo"', f'"{folder}/demo"')
+    recipe = DEMO_RECIPE.read_text().replace('"../', f'"{ROOT}/').replace('"out/demo"', f'"{folder}/demo"')
     (folder / "demo.toml").write_text(recipe)
     started = time.monotonic()
     done = subprocess.run([sys.executable, "-m", "nemo_edge.cli", "build", str(folder / "demo.toml")], check=False)
@@ -83,8 +82,7 @@ def record(bundle: Path, cost: dict[str, float]) -> None:
         "untouched_error": measurement.untouched.largest_error if measurement.untouched else None,
         "mask_of_ones": measurement.mask_of_ones,
     }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    keep("demo", result)
     pictures = max((bundle.parent / f".{bundle.name}.build").glob("measure-*/pictures"), key=lambda p: p.stat().st_mtime)
     draw(result, pictures)
 

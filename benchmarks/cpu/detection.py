@@ -1,6 +1,6 @@
 """Detection as a stream: how well each detector tells the demo's memorized captions from others, and where the time goes.
 
-    python benchmarks/detection.py
+    python -m benchmarks.cpu.detection
 
 Writes `benchmarks/results/detection.json`: the ROC of each detector on the demo's memorized captions and thousands of general ones that
 were not calibrated on; seconds, the share of the UNet's forwards and the memory, early and at the end; and that share at Stable Diffusion
@@ -20,19 +20,17 @@ from typing import Any
 
 import torch
 
+from benchmarks.shared import CALIBRATED, general, here, keep, kept, memorized
 from nemo_edge import demo
 from nemo_edge.demo.captions import general_captions
 from nemo_edge.localization.calibration import calibrate
 from nemo_edge.localization.detection import Detector
 from nemo_edge.localization.detectors import rocs_of
 from nemo_edge.model.checkpoint import open_checkpoint
-from nemo_edge.recipe.prompts import Prompt, read_prompts
+from nemo_edge.recipe.prompts import Prompt
 from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.release.random_weights import write_random
-from nemo_edge.system.environment import machine
 
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "detection.json"
 EARLY = 200
 """Prompts after which the memory is looked at for the first time."""
 
@@ -42,24 +40,23 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=10_000, help="how many, the demo's memorized captions among them")
     parser.add_argument("--only", nargs="*", default=["demo", "full_size"], choices=["demo", "full_size"])
     args = parser.parse_args()
-    found: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
-    found |= {"machine": machine().model_dump(mode="json"), "threads": torch.get_num_threads()}
+    found = {**kept("detection"), **here(), "threads": torch.get_num_threads()}
     parts: dict[str, Callable[[], dict[str, Any]]] = {"demo": partial(of_the_demo, args.prompts), "full_size": full_size}
     for name in args.only:
         found[name] = parts[name]()
-        RESULT.write_text(json.dumps(found, indent=1) + "\n")
+        keep("detection", found)
         print(name, json.dumps(found[name])[:1500], flush=True)
 
 
 def of_the_demo(count: int) -> dict[str, Any]:
     """The demo's captions: all that are memorized, and general ones."""
     checkpoint = open_checkpoint(str(demo.CHECKPOINT))
-    calibrated = [p.text for p in read_prompts(ROOT / "calib" / "demo_general.txt")][:100]
+    calibrated = general()[:CALIBRATED]
     threshold = calibrate(checkpoint, calibrated, LocalizationSettings()).threshold
     assert threshold is not None
-    memorized = read_prompts(demo.CHECKPOINT.parent / "prompts" / "memorized.csv")
+    known = memorized()
     texts = [caption.text for caption in general_captions(count + 100, seed=99) if caption.text not in set(calibrated)]
-    prompts = [*(Prompt(text=text, kind="N") for text in texts[: count - len(memorized)]), *memorized]
+    prompts = [*(Prompt(text=text, kind="N") for text in texts[: count - len(known)]), *known]
     detector, memory = Detector(checkpoint, threshold.value, LocalizationSettings()), dict[int, float]()
     done = 0
 
@@ -79,8 +76,8 @@ def of_the_demo(count: int) -> dict[str, Any]:
         "memory_mib": memory,
         "threshold": threshold.value,
         "above": {
-            "memorized": sum(d.memorized for d in found[-len(memorized) :]),
-            "general": sum(d.memorized for d in found[: -len(memorized)]),
+            "memorized": sum(d.memorized for d in found[-len(known) :]),
+            "general": sum(d.memorized for d in found[: -len(known)]),
         },
         "rocs": [each.model_dump(mode="json") for each in rocs_of(prompts, found)],
     }

@@ -1,6 +1,6 @@
 """The demo bundle on a real Triton server: what the server adds to the library's time, what several clients get, and hot updates.
 
-    python benchmarks/serving.py [--bundle engines/out/demo] [--environment .venv-triton]
+    python -m benchmarks.serving.triton [--bundle engines/out/demo] [--environment .venv-triton]
 
 Writes `benchmarks/results/serving.json`. Pictures of the library and of the servers, masked and baked, take turns, each as often behind
 each of the others: for some milliseconds after a picture, the threads that drew it still look for work. Nothing else may run, for six
@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.shared import DEMO_BUNDLE, ROOT, here, keep
 from nemo_edge.bundle.manifest import amend, open_bundle
 from nemo_edge.bundle.policies import POLICIES, Policies
 from nemo_edge.measure.latency import Timing, Visit, ratio_of, timing_of
@@ -40,10 +41,7 @@ from nemo_edge.serving.golden import LEVELS, Golden, ask, check_golden, make_gol
 from nemo_edge.serving.hotupdate import ship_masks
 from nemo_edge.serving.repository import ship
 from nemo_edge.serving.server import Environment, Server, find_environment, serve
-from nemo_edge.system.environment import machine
 
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "serving.json"
 PROMPT = "saxophone falafel jubilee"
 CLIENTS = (1, 2, 4, 8, 16)
 STEPS = (2, 10)
@@ -55,10 +53,10 @@ UPDATES = 6
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, default=ROOT / "engines" / "out" / "demo")
+    parser.add_argument("--bundle", type=Path, default=DEMO_BUNDLE)
     parser.add_argument("--environment", type=Path, default=ROOT / ".venv-triton")
     args = parser.parse_args()
-    found: dict[str, Any] = {"machine": machine().model_dump(mode="json")}
+    found: dict[str, Any] = here()
     environment = find_environment(args.environment)
     with tempfile.TemporaryDirectory() as folder:
         for name, part in (("overhead", overhead), ("clients", clients), ("update", update)):
@@ -66,7 +64,7 @@ def main() -> None:
             place.mkdir()
             found[name] = part(args.bundle, place, environment)
             print(name, json.dumps(found[name]), flush=True)
-    RESULT.write_text(json.dumps(found, indent=1) + "\n")
+    keep("serving", found)
 
 
 def start(stack: ExitStack, bundle: Path, folder: Path, environment: Environment, variant: str) -> Server:
