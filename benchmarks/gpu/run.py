@@ -70,11 +70,24 @@ def chosen(plan: list[Task | Case], words: list[str]) -> list[Task | Case]:
         wanted |= more
 
 
+def fresh() -> Any:
+    """What starts a process.
+
+    Where there is no GPU it is forked from a server that has imported the libraries, which takes ten seconds of a slow core. Where there
+    is one it begins from nothing: diffusers asks for the GPU as it is imported, and no process that is forked after that can use it.
+    """
+    if gpus():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.gpu.preload"])
+    return context
+
+
 class Worker:
     """The process of one contender."""
 
     def __init__(self, name: str, work: Path, smoke: bool) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = fresh()
         self.pipe, there = context.Pipe()
         self.process = context.Process(target=serve, args=(name, work, smoke, there))
         self.process.start()
@@ -185,7 +198,7 @@ class Run:
 
     def _start(self, task: Task, threads: int | None = None) -> Any:
         (self.work / f".{task.key}.json").unlink(missing_ok=True)
-        process = multiprocessing.get_context("spawn").Process(target=alone, args=(task, self.work, self.smoke, threads))
+        process = fresh().Process(target=alone, args=(task, self.work, self.smoke, threads))
         process.start()
         return process
 

@@ -21,6 +21,10 @@ CANDIDATES = (1, 2, 4, 6)
 """Sets of neurons that one forward tries, each on ten seeds: 60 rows at the most."""
 
 
+PINNED = {"height": 64, "width": 64}
+"""Pixels of a smoke run's pictures: a graph for one size alone is exported in two thirds of the time, on a CPU most of the run."""
+
+
 def alone(task: Task, work: Path, smoke: bool, threads: int | None) -> None:
     """The life of a task's process: it leaves its answer in `work/.<key>.json`, and what it prints in `work/<key>.log`."""
     os.setsid()  # so that it can be ended with all that it starts
@@ -141,7 +145,7 @@ def export(work: Path, smoke: bool, model: str, dtype: str) -> dict[str, Any]:
     layers = parts.layers_of(source, "paper", progress)
     neurons = NeuronSet.empty(layers).others(16, seed=0)
     texts = sorted(path.parent.name for path in frame.glob("text_encoder*/config.json"))
-    settings = ExportSettings.model_validate({"dtype": dtype, "variants": variants})
+    settings = ExportSettings.model_validate({"dtype": dtype, "variants": variants, **(PINNED if smoke else {})})
     jobs = [PartJob(source, place, neurons, settings, folder, {}) for place in (*texts, *UNET_FOLDERS.values())]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -243,7 +247,7 @@ def decisions(_work: Path, smoke: bool) -> dict[str, Any]:
 
     texts = general()[: 10 if smoke else CALIBRATED]
     prompts = [prompt.text for prompt in memorized()][: 2 if smoke else None]
-    plain = LocalizationSettings()
+    plain = LocalizationSettings(samples=3) if smoke else LocalizationSettings()
     found: dict[str, Any] = {}
     first: list[Any] = []
     half = ("bf16",) if device() == "cpu" else ("fp16", "bf16")  # fp16 takes minutes on a CPU
@@ -295,8 +299,10 @@ def build(work: Path, smoke: bool) -> dict[str, Any]:
     if smoke:
         changed["prompts"] = settings.prompts.model_copy(update={"limit": 1})
         changed["calibration"] = settings.calibration.model_copy(update={"prompts": 5})
-        changed["fidelity"] = settings.fidelity.model_copy(update={"seeds": 2, "general_prompts": 2})
-        changed["export"] = settings.export.model_copy(update={"variants": ("masked",)})
+        changed["localization"] = settings.localization.model_copy(update={"samples": 3})
+        changed["fidelity"] = settings.fidelity.model_copy(update={"seeds": 2, "general_prompts": 1})
+        changed["sampling"] = settings.sampling.model_copy(update={"steps": 5, **PINNED})
+        changed["export"] = settings.export.model_copy(update={"variants": ("masked",), **PINNED})
     started = time.monotonic()
     result = run(settings.model_copy(update=changed))
     gates = {gate.name: gate.passed for gate in result.manifest.gates}
