@@ -276,7 +276,7 @@ def test_image_to_image_takes_the_user_s_vae(model: Model, pipeline: Any) -> Non
         drawn(AutoPipelineForImage2Image.from_pipe(pipeline))
 
 
-def test_the_studio_draws_the_same_picture(sd: Model, tmp_path: Path) -> None:
+def test_generate_draws_the_same_picture(sd: Model, tmp_path: Path) -> None:
     (path,) = draw(sd.bundle, Request("a red pig", seed=3, overrides={"steps": 4, "guidance": 5.0}), tmp_path / "p.png")
     expected = np.asarray(Image.open(path)).astype(int)
     with load_pipeline(sd.bundle) as pipeline:
