@@ -110,7 +110,8 @@ def calibrate(
     from nemo_edge.recipe.settings import LocalizationSettings
     from nemo_edge.system.files import check_file
 
-    texts = [p.text for p in distinct(read_prompts(prompts, tell=console.Bars().note))[:limit]]
+    said: list[str] = []
+    texts = [p.text for p in distinct(read_prompts(prompts, tell=said.append))[:limit]]
     if limit is not None and len(texts) < limit:
         raise InputError(
             f"prompts file {prompts} holds {len(texts)} different prompts, fewer than --limit {limit}: leave --limit out, or add some"
@@ -118,12 +119,15 @@ def calibrate(
     check_file(out)
     from nemo_edge.localization.calibration import calibrate as run
 
-    with console.Bars().task("calibrate", len(texts)) as advance:
+    bars = console.Bars()
+    for line in said:
+        bars.note(line)
+    with bars.task("calibrate", len(texts)) as advance:
         model = open_model(checkpoint, allow_pickle, device, lora)
         calibration = run(model, texts, LocalizationSettings(layers=_layers(all_layers)), advance)
     calibration.save(out)
-    said = {**calibration.provenance.model_dump(mode="json"), "above_rate": calibration.above_rate}
-    print_result(said, as_json, lambda _: console.show_calibration(calibration, out))
+    facts = {**calibration.provenance.model_dump(mode="json"), "above_rate": calibration.above_rate}
+    print_result(facts, as_json, lambda _: console.show_calibration(calibration, out))
 
 
 @app.command()

@@ -31,6 +31,7 @@ class DetectionOptions(TypedDict, total=False):
     seed: int
     samples: int
     steps: int
+    guidance: float
     rows: int | None
 
 

@@ -57,16 +57,17 @@ def read_prompts(path: Path, limit: int | None = None, tell: Callable[[str], Non
     """Read prompts from `.txt` (one a line), `.csv`, `.tsv`, `.json` or `.jsonl`, of the column Caption, prompt or text.
 
     Rows without a prompt, empty or pandas' `nan`, are left out; `tell` gets one line with how many were read, left out, and are there
-    twice. Images are looked up beside the file. Raises `InputError` for a file that is missing, empty, binary, not Unicode, too large or
-    of another ending, has no column of prompts, or a row that does not fit its header.
+    twice, where not each is a prompt of its own. Images are looked up beside the file. Raises `InputError` for a file that is missing,
+    empty, binary, not Unicode, too large or of another ending, has no column of prompts, or a row that does not fit its header.
     """
     rows = read_rows(path)
     found = [(row, _prompt(row, path)) for row in rows]
     prompts = [prompt for _, prompt in found if prompt]
     if not prompts:
         raise InputError(f"prompts file {path} holds no prompt: write one prompt a line, or a CSV with a column Caption")
-    if tell is not None:
-        tell(_told(path, found, prompts))
+    said = _told(path, found, prompts)
+    if tell is not None and said:
+        tell(said)
     return prompts[:limit]
 
 
@@ -139,13 +140,14 @@ def _as_read(text: str) -> str:
 
 
 def _told(path: Path, found: Sequence[tuple[Row, Prompt | None]], prompts: Sequence[Prompt]) -> str:
-    """One line on what became of the rows."""
+    """One line on what became of the rows; empty where each of them is a prompt of its own, read from the one column there is."""
     left_out, long = [row.place for row, prompt in found if not prompt], [row.place for row, _ in found if row.lines > 1]
     twice = len(prompts) - len(distinct(prompts))
     said = f"prompts file {path}: {len(prompts)} read, {len(left_out)} left out{_places(left_out)}, {twice} duplicate{'s' * (twice != 1)}"
     said += f"; {len(long)} over several lines{_places(long)}" if long else ""
     columns = next(_columns(row, "text", path) for row, prompt in found if prompt)
-    return said + (f"; of the columns {', '.join(columns)} the first was read" if len(columns) > 1 else "")
+    said += f"; of the columns {', '.join(columns)} the first was read" if len(columns) > 1 else ""
+    return said if left_out or twice or long or len(columns) > 1 else ""
 
 
 def _places(places: Sequence[str]) -> str:

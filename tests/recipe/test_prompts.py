@@ -91,6 +91,12 @@ def test_of_two_columns_of_prompts_the_first_is_read_and_that_is_told(written: W
     assert told[0].endswith("1 left out (line 3), 0 duplicates; of the columns Caption, prompt the first was read")
 
 
+def test_nothing_is_told_of_a_list_that_is_read_whole(written: Write) -> None:
+    told: list[str] = []
+    assert len(read_prompts(written("p.csv", "Caption\na pig\nan owl\n"), tell=told.append)) == 2
+    assert told == []
+
+
 def test_the_limit_takes_the_first(written: Write) -> None:
     assert [p.text for p in read_prompts(written("p.txt", "a\nb\nc\n"), limit=2)] == ["a", "b"]
 
