@@ -23,21 +23,27 @@ from nemo_edge.localization.roc import Roc
 from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.neurons import NeuronSet, OfficialRow, write_official_csv
 from nemo_edge.recipe.prompts import Prompt
-from nemo_edge.recipe.recipe import Recipe
-from nemo_edge.recipe.settings import LocalizationSettings
+from nemo_edge.recipe.settings import CalibrationSettings, LocalizationSettings
 from nemo_edge.system.files import sha256_file, write_atomically
 from nemo_edge.system.progress import Progress
 
 
-def calibrate_stage(checkpoint: Checkpoint, recipe: Recipe, general: Sequence[Prompt], folder: Path, progress: Progress) -> Calibration:
-    """Statistics and τ in `folder/calibration.safetensors`: measured, or taken from the recipe as far as it gives them."""
-    settings, prompts = recipe.calibration, [p.text for p in general][: recipe.calibration.prompts]
-    layers = value_layers(checkpoint.unet, recipe.localization.layers)
+def calibrate_stage(
+    checkpoint: Checkpoint,
+    settings: CalibrationSettings,
+    method: LocalizationSettings,
+    general: Sequence[Prompt],
+    folder: Path,
+    progress: Progress,
+) -> Calibration:
+    """Statistics and τ in `folder/calibration.safetensors`: measured, or taken from the settings as far as they give them."""
+    prompts = [p.text for p in general][: settings.prompts]
+    layers = value_layers(checkpoint.unet, method.layers)
     given = load_statistics(settings.statistics, layers) if settings.statistics else None
     if settings.statistics:
         check_own(settings.statistics, checkpoint)
     with progress.task("calibrate", len(prompts)) as advance:
-        measured = calibrate(checkpoint, prompts, recipe.localization, advance, with_threshold=settings.threshold is None)
+        measured = calibrate(checkpoint, prompts, method, advance, with_threshold=settings.threshold is None)
     threshold = measured.threshold
     if settings.threshold is not None:
         threshold = Threshold(settings.threshold, 0.0)
@@ -54,11 +60,16 @@ def calibrate_stage(checkpoint: Checkpoint, recipe: Recipe, general: Sequence[Pr
 
 
 def localize_stage(
-    checkpoint: Checkpoint, calibration: Calibration, recipe: Recipe, memorized: Sequence[Prompt], folder: Path, progress: Progress
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    method: LocalizationSettings,
+    memorized: Sequence[Prompt],
+    folder: Path,
+    progress: Progress,
 ) -> list[Localization]:
     """What `find_neurons` leaves, and the neurons of each prompt in the official code's format."""
     assert calibration.threshold is not None
-    localizer = Localizer(checkpoint, calibration.statistics, calibration.threshold.value, recipe.localization)
+    localizer = Localizer(checkpoint, calibration.statistics, calibration.threshold.value, method)
     found = find_neurons(localizer, memorized, folder, progress).results
     rows = [
         OfficialRow(

@@ -122,7 +122,8 @@ def calibrate(work: Work, folder: Path) -> None:
     """Statistics of the neurons on general prompts, and τ: `calibration.safetensors`."""
     from nemo_edge.localization.stages import calibrate_stage
 
-    calibrate_stage(work.checkpoint.open(), work.recipe, work.inputs.general, folder, work.progress)
+    recipe, general = work.recipe, work.inputs.general
+    calibrate_stage(work.checkpoint.open(), recipe.calibration, recipe.localization, general, folder, work.progress)
 
 
 def localize(work: Work, folder: Path) -> None:
@@ -131,7 +132,7 @@ def localize(work: Work, folder: Path) -> None:
     from nemo_edge.localization.stages import localize_stage
 
     calibration = Calibration.load(work.bundle / "calibration.safetensors")
-    localize_stage(work.checkpoint.open(), calibration, work.recipe, work.inputs.memorized, folder, work.progress)
+    localize_stage(work.checkpoint.open(), calibration, work.recipe.localization, work.inputs.memorized, folder, work.progress)
 
 
 def choose_neurons(work: Work, folder: Path) -> None:

@@ -21,7 +21,7 @@ def recipe(tiny_recipe: Path) -> Recipe:
 
 def test_a_threshold_of_the_recipe_is_kept_and_prompts_are_counted(recipe: Recipe, tmp_path: Path) -> None:
     checkpoint, general = open_checkpoint(recipe.checkpoint.path), [Prompt(text=t) for t in ("a dog", "a cat", "a bus", "a key", "a car")]
-    calibration = calibrate_stage(checkpoint, recipe, general, tmp_path, Progress())
+    calibration = calibrate_stage(checkpoint, recipe.calibration, recipe.localization, general, tmp_path, Progress())
     assert calibration.threshold is not None
     assert calibration.threshold.value == recipe.calibration.threshold == 1e-6
     assert calibration.provenance.prompts == recipe.calibration.prompts == 4
