@@ -291,8 +291,8 @@ def test_layers_of_any_unet_are_searched(toy_sdxl: Checkpoint, demo_checkpoint: 
 def test_decides_as_the_reference_at_the_official_size(
     seed: int, factors: tuple[float, ...], kinds: set[tuple[bool, bool]], tmp_path: Path, tokenizer: CLIPTokenizer
 ) -> None:
-    """64 × 64 latents and ε-prediction, the only ones the official code knows; few heads and neurons, since each costs forwards."""
-    checkpoint = leaky(tmp_path, tokenizer, seed=seed, sample_size=64, block_out_channels=(8, 8, 8, 8))
+    """64 × 64 latents and ε-prediction, the only ones the official code knows."""
+    checkpoint = leaky(tmp_path, tokenizer, seed=seed, sample_size=64, attention_head_dim=8)
     settings = LocalizationSettings(samples=2)
     own = calibrate(checkpoint, [f"a {word}" for word in ("bell", "bus", "crab", "duck")], settings, with_threshold=False).statistics
     score = float(Localizer(checkpoint, own, 0.99, settings).examine(PROMPTS[0]).scores_S.max())
