@@ -1,6 +1,6 @@
 """From a recipe to a bundle, and a finished bundle once more.
 
-Calls the rooms above in order, keeps their results and knows none of their insides.
+Calls the rooms below in order, keeps their results and knows none of their insides.
 
 `build` from a recipe to a bundle: `_preflight` the one look before, with `_inputs` what the recipe names and `_footprint` the memory it
 takes · `_stages` the list of stages, with `_keys` what each depends on, run and kept by `_cache` · `_judgement` gates, manifest and report
