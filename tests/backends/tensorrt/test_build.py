@@ -223,7 +223,7 @@ def test_a_process_that_is_killed_is_told_apart(tmp_path: Path) -> None:
                 os.kill(child.pid or 0, signal.SIGKILL)
             yield self.units.append
 
-    with pytest.raises(InputError, match=r"was killed \(exit code -9\), most often for want of memory"):
+    with pytest.raises(InputError, match=r"was killed \(exit code -9\): most often for want of memory"):
         run_job(job(tmp_path, model), "toy", Killer())
     assert not (tmp_path / "plan").exists()
 
