@@ -62,14 +62,15 @@ def schedule(settings: LocalizationSettings, widest: int) -> Iterator[tuple[floa
     """The θ and k of the initial selection, in order (Alg. 2): θ falls by its step and k grows by one until either is at its end.
 
     θ's end itself is never evaluated, which is the official code's (it leaves its loop first): 16 steps, from θ 5 and k 0 to θ 1.25
-    and k 15. The official code stops at θ = 1 or k = 1280 only; here these are `min_theta` and the width of the widest layer.
+    and k 15. The official code stops at θ = 1 or before k = 1280 only, the width of the widest layer of Stable Diffusion; here these are
+    `min_theta` and the step with which every neuron of the `widest` layer, and so of all layers, is selected.
     """
     theta, k = settings.initial_theta, settings.initial_k
     while True:
         yield theta, k
         if theta > settings.min_theta:
             theta, k = theta - settings.theta_step, k + 1
-        if theta <= settings.min_theta or k >= widest:
+        if theta <= settings.min_theta or k > widest:
             return
 
 

@@ -90,9 +90,9 @@ def test_the_schedule_is_the_official_codes() -> None:
     assert steps == [(5 - 0.25 * i, i) for i in range(16)]
 
 
-def test_the_schedule_ends_at_the_widest_layer_too() -> None:
+def test_the_schedule_ends_with_all_of_the_widest_layer_too() -> None:
     settings = LocalizationSettings(initial_theta=5, min_theta=1)
-    assert list(schedule(settings, widest=3)) == [(5.0, 0), (4.75, 1), (4.5, 2)]
+    assert list(schedule(settings, widest=3)) == [(5.0, 0), (4.75, 1), (4.5, 2), (4.25, 3)]
     steps = list(schedule(LocalizationSettings(initial_theta=1.0, min_theta=1), widest=1280))
     assert steps == [(1.0, 0)]
 
