@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from nemo_edge.system.errors import InputError, first_line
 
@@ -22,6 +23,8 @@ _TEXT = ("cond_stage_model.", "conditioner.embedders.")
 _WHOLE = "give the whole model, as a .safetensors file or a diffusers folder"
 _LONGEST = 100_000_000
 """Bytes of a header that the safetensors format allows."""
+_SCALES = re.compile(r"\.scale_weight$|\.weight_scale(_2)?$|^scaled_fp8$|\.SCB$|\.absmax$|\.qweight$|\.quant_state\.|\.comfy_quant$")
+"""What quantizers call the scales that belong to a matrix."""
 _LORA = re.compile(r"lora_(up|down|mid|A|B)\b|\.lora\.(up|down)\.|_lora\.(up|down)\.|lora_linear_layer|\.hada_w|\.lokr_w|dora_scale|\.oft_")
 _WORDS = {
     "inpainting": "an inpainting model, whose UNet takes 9 channels",
@@ -40,6 +43,8 @@ class Contents:
 
     shapes: dict[str, tuple[int, ...]]
     notes: dict[str, str] = field(default_factory=dict)
+    quantized: str = ""
+    """What shows that its matrices are not the weights themselves; empty where nothing does."""
 
     def has(self, *prefixes: str) -> bool:
         """Whether a tensor's name begins so."""
@@ -60,7 +65,7 @@ def read_contents(path: Path) -> Contents:
         file.seek(8)
         header = json.loads(file.read(int.from_bytes(head[:8], "little")))
     notes = header.pop("__metadata__", None) or {}
-    return Contents({name: tuple(entry["shape"]) for name, entry in header.items()}, notes)
+    return Contents({name: tuple(entry["shape"]) for name, entry in header.items()}, notes, _quantized(header))
 
 
 def check_complete(path: Path) -> None:
@@ -82,6 +87,8 @@ def check_model(path: Path, contents: Contents) -> None:
     named = next((words for is_it, words in _KINDS if is_it(contents)), "")
     if named:
         raise InputError(f"{path} is {named}")
+    if contents.quantized:
+        raise InputError(f"{path} is quantized ({contents.quantized}): give the model's weights as floats")
     kind = _kind(contents)
     if kind not in ("v1", "v2", "xl_base"):
         words = _WORDS.get(kind, f"of another architecture ({kind})")
@@ -149,6 +156,13 @@ def _header(path: Path, content: bytes) -> Mapping[str, dict[str, list[int]]]:
     except (ValueError, AttributeError, TypeError) as error:
         raise InputError(f"{path} is damaged: its header cannot be read ({first_line(error)}); copy or download it again") from error
     raise InputError(f"{path} is damaged: its header names no places of its tensors; copy or download it again")
+
+
+def _quantized(header: Mapping[str, dict[str, Any]]) -> str:
+    """The tensor by which a file is quantized: a matrix of whole numbers, or scales."""
+    scale = next((name for name in header if _SCALES.search(name)), "")
+    whole = next((name for name, e in header.items() if len(e["shape"]) > 1 and e["dtype"][0] in "IU" and "position_ids" not in name), "")
+    return scale or (f"{whole} is {header[whole]['dtype']}" if whole else "")
 
 
 def _pickled(path: Path) -> Contents:

@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = ["unfit_unet", "unfit_vae"]
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -62,8 +63,9 @@ def unfit_vae(config: Mapping[str, Any], channels: int) -> str:
         return f"its VAE gives {config['out_channels']} channels; nemo-edge takes VAEs that give pictures of 3"
     if config.get("upsampling_scaling_factor", 2) != 2:
         return f"its VAE's upsampling_scaling_factor is {config['upsampling_scaling_factor']}; nemo-edge takes 2"
-    if not config.get("scaling_factor"):
-        return f"its VAE's scaling_factor is {config.get('scaling_factor')}: give the number its latents are divided by"
+    factor = config.get("scaling_factor")
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not math.isfinite(factor) or not factor:
+        return f"its VAE's scaling_factor is {json.dumps(factor)}: give the number its latents are divided by"
     return _unfit_statistics(config, channels)
 
 

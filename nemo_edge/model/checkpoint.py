@@ -37,6 +37,7 @@ from nemo_edge.model._filekinds import check_complete
 from nemo_edge.model._forwards import DecoderGraph, HiddenTextGraph, TextGraph, UNetGraph
 from nemo_edge.model._loras import fuse_
 from nemo_edge.model._opening import pipeline_from_folder, quiet
+from nemo_edge.model._tensors import check_tensors
 from nemo_edge.model.component import GUIDANCE, Component, Port
 from nemo_edge.model.configuration import Configuration, check_pipeline
 from nemo_edge.model.inspection import check_folder, pickle_error
@@ -280,10 +281,11 @@ def open_source(source: CheckpointSettings) -> Checkpoint:
 
 
 def check_files(path: str, *, allow_pickle: bool = False) -> Path:
-    """Return where a checkpoint lies; read no weights. Raises `InputError` as `check_folder` does, and for a file that is none."""
+    """Return where a checkpoint lies; read no weights. Raises `InputError` as `check_folder` and `check_tensors`."""
     local = checkpoint_folder(path)
     if local.is_dir():
         check_folder(local, allow_pickle=allow_pickle)
+        check_tensors(local)
         return local
     check_complete(local)
     if local.suffix not in WEIGHT_FILES and not allow_pickle:

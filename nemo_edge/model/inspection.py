@@ -11,6 +11,7 @@ __all__ = ["check_folder", "check_kind", "check_layers", "pickle_error"]
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from nemo_edge.model._betas import unfit_schedule
 from nemo_edge.model._filekinds import check_complete, is_lora, read_contents
 from nemo_edge.model._inputs import unfit_unet, unfit_vae
 from nemo_edge.model.configuration import PIPELINES, Family, completed, kin
-from nemo_edge.system.errors import InputError, first_line
+from nemo_edge.system.errors import InputError, MissingDependency, first_line
 from nemo_edge.system.weights import WEIGHTED_PARTS, part_entry, weights_of
 
 _TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
@@ -38,6 +39,8 @@ _PARTS: Mapping[Family, Mapping[str, tuple[str, tuple[str, ...]]]] = {
     },
 }
 """The parts of each family: the library and the classes that are taken; of a scheduler `_betas` tells them."""
+_LIBRARIES = {"LMSDiscreteScheduler": "scipy", "DPMSolverSDEScheduler": "torchsde"}
+"""What diffusers asks for beside itself to make some schedulers."""
 _ATTENTION = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn")
 
 
@@ -77,7 +80,8 @@ def _check_whole(folder: Path, file: Path) -> None:
 def check_kind(folder: Path) -> Family:
     """Return the family of a diffusers folder of which only configurations are read.
 
-    Raises `InputError` for a pipeline or a part that is not Stable Diffusion's, and for one that wants what it is not given.
+    Raises `InputError` for a pipeline or a part that is not Stable Diffusion's, and for one that wants what it is not given;
+    `MissingDependency` for a scheduler that needs a library that is not here.
     """
     family, index = _family_of(folder)
     for part, (library, classes) in _PARTS[family].items():
@@ -85,6 +89,7 @@ def check_kind(folder: Path) -> Family:
     if index.get("requires_aesthetics_score"):
         raise _refused(folder, "it wants an aesthetic score, as the refiner of Stable Diffusion XL: give the base model")
     model = _Model.read(folder, family, str((part_entry(index, "scheduler") or ("", ""))[1]))
+    _check_library(folder, model.scheduler_class)
     for unfit in (_unfit_unet, _unfit_vae, _unfit_width, _unfit_schedule):
         reason = unfit(model)
         if reason:
@@ -192,8 +197,16 @@ def _check_part(folder: Path, index: dict[str, Any], part: str, library: str, cl
     kind = str(config.get("model_type", "clip_text_model"))
     if library == "transformers" and not kind.startswith("clip"):
         raise _refused(folder, f"its {part} is of the kind {kind}; nemo-edge takes CLIP's ({', '.join(classes)})")
+    if config.get("quantization_config"):
+        raise _refused(folder, f"its {part} is quantized (quantization_config in its config.json): give the weights as floats")
     if "auto_map" in config:
         raise _refused(folder, f"its {part} wants code of its own (auto_map in its config.json), which nemo-edge does not run")
+
+
+def _check_library(folder: Path, scheduler: str) -> None:
+    library = _LIBRARIES.get(scheduler)
+    if library is not None and find_spec(library) is None:
+        raise MissingDependency(f"checkpoint {folder}: its {scheduler} needs {library}: pip install {library}")
 
 
 def _check_tokenizers(folder: Path, family: Family) -> None:

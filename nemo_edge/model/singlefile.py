@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from nemo_edge.model._filekinds import UNET, Contents, check_model, read_contents
 from nemo_edge.model._opening import quiet, without_weights
 from nemo_edge.model._sizes import SECOND, architecture_of, sized
+from nemo_edge.model._tensors import flat, unfit_tensors
 from nemo_edge.model.architectures import Configurations, write_vocabulary
 from nemo_edge.system.errors import InputError, first_line
 
@@ -118,15 +119,11 @@ def _check_tensors(path: Path, layout: Layout, modules: dict[str, Any]) -> None:
     tensors = {name: torch.empty(shape, device="meta") for name, shape in layout.contents.shapes.items()}
     for part, module in modules.items():
         converted = _converted(part, module, tensors)
-        wanted = {_flat(name): value.shape for name, value in module.state_dict().items() if not name.endswith("position_ids")}
-        missing = [name for name in wanted if name not in converted]
-        if missing:
-            lacks = f"lacks {len(missing)} of {len(wanted)} tensors, first {missing[0]}, as diffusers calls it"
-            raise InputError(f"{path} is not whole: its {part} {lacks}")
-        wrong = next((name for name, shape in wanted.items() if converted[name].shape != shape), None)
-        if wrong:
-            have, want = tuple(converted[wrong].shape), tuple(wanted[wrong])
-            raise InputError(f"{path} is of an architecture that is not known: {wrong} of its {part} has the shape {have}, expected {want}")
+        wanted = {flat(name): value.shape for name, value in module.state_dict().items() if not name.endswith("position_ids")}
+        reason = unfit_tensors(wanted, {name: value.shape for name, value in converted.items()})
+        if reason:
+            state = "not whole" if reason.startswith("lacks") else "of an architecture that is not known"
+            raise InputError(f"{path} is {state}: its {part} {reason}, as diffusers calls it")
         if part == "unet":
             used = {id(value) for value in converted.values()}
             rest = [name for name, value in tensors.items() if name.startswith(UNET) and id(value) not in used]
@@ -148,12 +145,7 @@ def _converted(part: str, module: Any, tensors: dict[str, Any]) -> dict[str, Any
         found = convert.convert_open_clip_checkpoint(module, tensors)
     else:
         found = convert.convert_ldm_clip_checkpoint(tensors)
-    return {_flat(name): value for name, value in found.items()}
-
-
-def _flat(name: str) -> str:
-    """A text encoder's name as all versions of transformers have it."""
-    return name.removeprefix("text_model.")
+    return {flat(name): value for name, value in found.items()}
 
 
 def _set_prediction(path: Path, contents: Contents, files: Configurations, name: str) -> tuple[str, ...]:

@@ -23,6 +23,8 @@ _NAMES = re.compile(
     r"(diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<early>[\w.]+?))?(?P<shard>-\d+-of-\d+)?(?:\.(?P<late>\w+))?\.(safetensors|bin)"
 )
 """Of a file of weights: `model.safetensors`, `model.fp16.safetensors`, `model.fp16-00001-of-00002.safetensors`, and the old form."""
+_STEMS = {"unet": ("diffusion_pytorch_model",), "vae": ("diffusion_pytorch_model",)}
+"""How the files of a part begin; those of text encoders as transformers and diffusers call them."""
 _FIRST = ("", "fp16", "bf16")
 """Variants, that of the plain name first; others come after these by their names."""
 
@@ -55,7 +57,7 @@ class Weights:
             named = set(json.loads(self.index.read_text(encoding="utf-8"))["weight_map"].values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return [self.index.name]
-        return sorted(name for name in named if not (self.index.parent / str(name)).is_file())
+        return sorted(str(name) for name in named if name not in {file.name for file in self.files})
 
 
 def weights_of(part: Path) -> Weights | None:
@@ -63,7 +65,7 @@ def weights_of(part: Path) -> Weights | None:
     found: dict[tuple[bool, str], list[Path]] = {}
     for path in sorted(part.iterdir()) if part.is_dir() else ():
         match = _NAMES.fullmatch(path.name)
-        if match is not None and path.is_file():
+        if match is not None and path.is_file() and match[1] in _STEMS.get(part.name, (match[1],)):
             variant = match["early"] or match["late"] or ""
             found.setdefault((path.suffix in PICKLE_FILES, variant), []).append(path)
     if not found:

@@ -98,11 +98,33 @@ def test_a_shard_that_its_index_tells_of_is_missed(tmp_path: Path, written: Call
     assert found is not None
     assert (found.index, found.missing()) == (index, [names[1]])
     written(names[1], "")
-    assert found.missing() == []
+    whole = weights_of(tmp_path)
+    assert whole is not None
+    assert whole.missing() == []
     written(f"diffusion_pytorch_model{variant}.safetensors", "")
     again = weights_of(tmp_path)
     assert again is not None
     assert again.sharded  # as diffusers does, which asks for an index first
+
+
+def test_an_index_that_names_files_elsewhere_is_missing_them(tmp_path: Path, written: Callable[[str, str], Path]) -> None:
+    """They would be opened, and not hashed."""
+    (tmp_path / "elsewhere.safetensors").touch()
+    (tmp_path / "unet").mkdir()
+    name = "unet/diffusion_pytorch_model-00001-of-00001.safetensors"
+    written(name, "")
+    written(
+        "unet/diffusion_pytorch_model.safetensors.index.json", json.dumps({"weight_map": {"a": "../elsewhere.safetensors", "b": name[5:]}})
+    )
+    found = weights_of(tmp_path / "unet")
+    assert found is not None
+    assert found.missing() == ["../elsewhere.safetensors"]
+
+
+def test_weights_under_the_name_of_another_library_are_none(tmp_path: Path, written: Callable[[str, str], Path]) -> None:
+    (tmp_path / "unet").mkdir()
+    written("unet/model.safetensors", "")
+    assert weights_of(tmp_path / "unet") is None
 
 
 def test_a_folder_of_the_hubs_cache_is_its_snapshot(tmp_path: Path, written: Callable[[str, str], Path]) -> None:
