@@ -33,6 +33,8 @@ class Pipeline:
     text: tuple[Runner, ...]
     unet: Runner
     vae: Runner
+    eager: bool = False
+    """PyTorch's modules, which take sizes that a graph of free sizes does not."""
 
     @property
     def masked(self) -> bool:
@@ -95,11 +97,14 @@ def latent_shape(config: Configuration, settings: SamplingSettings) -> tuple[int
 
 
 def check_size(config: Configuration, settings: SamplingSettings, free: Iterable[str]) -> None:
-    """Raise `InputError` for a size that a graph cannot take, naming the nearest ones it can; `free` are its dimensions not pinned."""
-    multiple = config.factor * config.latent_multiple
+    """Raise `InputError` for a size that a graph cannot take, naming the nearest ones it can; `free` are its dimensions not pinned.
+
+    A size that is not given is the model's own.
+    """
+    multiple, own = config.factor * config.latent_multiple, dict(zip(("height", "width"), config.pixel_size, strict=True))
     for name in free:
-        pixels = getattr(settings, name)
-        if pixels and pixels % multiple:
+        pixels = getattr(settings, name) or own[name]
+        if pixels % multiple:
             below = pixels // multiple * multiple
             raise InputError(
                 f"{name} {pixels} is not a multiple of {multiple} pixels, which this UNet halves evenly: take {below or multiple} or "
@@ -137,7 +142,9 @@ def denoise(
     Raises `InputError` for a mask of the wrong width, for a UNet that takes none, for a size that does not fit, and as
     `scheduled` does.
     """
-    check_size(pipeline.config, settings, [dim for dim in pipeline.unet.inputs["sample"][2:] if isinstance(dim, str)])
+    check_size(
+        pipeline.config, settings, [dim for dim in pipeline.unet.inputs["sample"][2:] if isinstance(dim, str) and not pipeline.eager]
+    )
     scheduler = scheduled(pipeline.config, settings)
     batch, two = len(prompts), guided(pipeline.config, settings)
     rows, generators = 2 * batch if two else batch, _generators(seeds)

@@ -72,7 +72,7 @@ def eager_pipeline(checkpoint: Checkpoint, *, compiled: bool = False) -> Pipelin
     if compiled:
         components = tuple(replace(c, module=cast(Module, compile_module(c.module))) for c in components)
     *texts, unet, vae = (torch.open_runner(component) for component in components)
-    return Pipeline(checkpoint.config, tuple(texts), unet, vae)
+    return Pipeline(checkpoint.config, tuple(texts), unet, vae, eager=True)
 
 
 def has_unmitigated(variants: Sequence[str], engine: EngineSettings) -> bool:

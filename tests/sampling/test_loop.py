@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import gate, silenced
 from nemo_edge.recipe.settings import SamplingSettings
-from nemo_edge.sampling.loop import Pipeline, denoise, generate, initial_noise
+from nemo_edge.sampling.loop import Pipeline, check_size, denoise, generate, initial_noise
 from nemo_edge.sampling.schedulers import make_scheduler, scheduled
 from nemo_edge.system.errors import InputError
 
@@ -180,6 +181,18 @@ def test_a_size_that_does_not_halve_evenly_is_refused(toy: Checkpoint, height: i
     settings = SETTINGS.model_copy(update={"height": height})
     with pytest.raises(InputError, match=rf"height {height} is not a multiple of 16 pixels.*take {near}, or build with export\.height"):
         last(pipeline_of(toy), settings)
+
+
+def test_a_size_of_the_model_s_own_that_does_not_halve_evenly_is_refused_too(toy: Checkpoint) -> None:
+    config = replace(toy.config, unet={**toy.config.unet, "sample_size": 7})
+    with pytest.raises(InputError, match=r"height 14 is not a multiple of 16 pixels.*take 16 or 32"):
+        check_size(config, SETTINGS, ["height"])
+    check_size(config, SETTINGS, [])  # pinned
+
+
+def test_eager_draws_any_size_as_the_graph_does_that_pins_it(toy: Checkpoint) -> None:
+    settings = SETTINGS.model_copy(update={"height": 24})
+    assert last(replace(pipeline_of(toy), eager=True), settings).shape[2:] == (12, 16)
 
 
 def test_more_steps_than_the_noise_schedule_has_are_refused(toy: Checkpoint) -> None:
