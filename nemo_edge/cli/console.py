@@ -376,17 +376,18 @@ def _show_gates(out: Console, gates: Sequence[Any]) -> None:
 
 
 def _show_mitigations(out: Console, bundle: Path) -> None:
+    from nemo_edge.measure.bounds import at_most
     from nemo_edge.measure.mitigation import Measurement
 
-    measurement = Measurement.read(bundle)
-    for variant in measurement.variants:
-        table = table_of("Prompt", "Neurons", "Score", "Copies", "Others", "Random", title=f"{variant.variant}: before → after")
+    for variant in Measurement.read(bundle).variants:
+        title = f"{variant.variant}: before → after, {variant.mitigations[0].seeds} pictures a prompt; ≤ %: copies at the most (95 %)"
+        table = table_of("Prompt", "Neurons", "Score", "Copies", "Others", "≤ %", "Random", title=title)
         for m in variant.mitigations:
             copies = f"{m.before.copies} → {m.after.copies}" if m.before.copies is not None else "–"
-            others = str(m.after.others) if m.after.others is not None else "–"
-            random = str(m.random.copies) if m.random.copies is not None else "–"
+            others, random = ("–" if count is None else str(count) for count in (m.after.others, m.random.copies))
+            bound = at_most(m.after.returned, m.seeds).split()[2] if m.after.compared else "–"
             score = f"{m.score_before:.2f}" + (f" → {m.score_after:.2f}" if m.neurons else "")
-            table.add_row(escape(m.prompt), str(m.neurons), score, copies, others, random)
+            table.add_row(escape(m.prompt), str(m.neurons), score, copies, others, bound, random)
         out.print(table)
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from math import inf, nan
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from report.test_evidence import measurement, mitigation
+from report.test_evidence import shown as counted
 from rich.text import Text
 
 from nemo_edge.bundle.manifest import GateResult, Verification, open_bundle
@@ -163,6 +166,27 @@ def test_what_was_not_measured_is_no_pass(capsys: pytest.CaptureFixture[str], ti
     assert out.count(f"Copies were not {why}") == 2
     assert out.count("; no gate failed\n") == 2
     assert "every gate passed" not in out
+
+
+def test_the_counts_of_a_build_carry_their_bound(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rows = (
+        mitigation("first"),
+        mitigation("second", after=counted(1, others=1)),
+        mitigation("third", training=False, after=counted(None, others=1)),
+        mitigation("fourth", training=False),
+    )
+    made = measurement(variants=("baked",))
+    variants = (made.variants[0].model_copy(update={"mitigations": rows}),)
+    (tmp_path / "measurement.json").write_text(made.model_copy(update={"variants": variants}).model_dump_json())
+    manifest = SimpleNamespace(random_weights=None, gates=GATES, passed=False)
+    console.show_build(SimpleNamespace(bundle=str(tmp_path), skipped=False, manifest=manifest))
+    title, table = capsys.readouterr().out.split("Prompt")
+    assert " ".join(title.split()) == "baked: before → after, 4 pictures a prompt; ≤ %: copies at the most (95 %)"
+    lines = {line.split()[0]: line.split()[5:] for line in table.splitlines()[1:5]}
+    assert lines["first"] == ["4", "→", "0", "0", "53", "4"]
+    assert lines["second"] == ["4", "→", "1", "1", "91", "4"]
+    assert lines["third"] == ["–", "1", "76", "–"]
+    assert lines["fourth"] == ["–", "–", "–", "–"]
 
 
 def test_a_build_shows_what_became_of_every_memory(capsys: pytest.CaptureFixture[str], tiny_bundle: Any) -> None:
