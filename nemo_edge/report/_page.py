@@ -165,10 +165,10 @@ def _strip(which: str, judged: PromptMitigation, pictures: Sequence[str]) -> _St
     own, others = shown.copies is not None, shown.others or 0
     said = [f"{shown.copies} of {judged.seeds} copies"] if own else []
     said += [f"{others} of another picture" if own else f"{others} of {judged.seeds} copies of another picture"] if others else []
-    said += [f"{shown.local_copies} with a part of it"] if shown.local_copies else []
     words = ", ".join(said)
     bound = _bound(shown, judged.seeds)
     words += f" ({bound})" if bound else ""
+    words += f", {shown.local_copies} with a part of it" if shown.local_copies else ""
     tone = "bad" if shown.returned else "good" if own and not shown.local_copies else ""
     return _Strip(which, variant_words(which), tone, words, " · ".join(facts), pictures)
 
@@ -179,8 +179,9 @@ def _chosen(shown: Shown) -> str:
 
 
 def _bound(shown: Shown, seeds: int) -> str:
-    """How many of a prompt's pictures are copies at the most; empty where its own picture is not known, or all are."""
-    return "" if shown.copies is None or shown.returned >= seeds else at_most(shown.returned, seeds)
+    """How many of a prompt's pictures are copies at the most; empty where no count is shown, or all are."""
+    counted = shown.copies is not None or bool(shown.others)
+    return at_most(shown.returned, seeds) if counted and shown.returned < seeds else ""
 
 
 def _tiles(evidence: Evidence) -> list[tuple[str, str, str]]:

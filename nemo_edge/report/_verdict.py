@@ -181,12 +181,13 @@ def _headline(evidence: Evidence) -> str:
 
 
 def _copies(measured: Measurement) -> str:
-    """How many copies there were in how many pictures, on the variant with most."""
+    """How many copies there were in how many pictures, on the variant with most, and what so many allow to be said of a prompt's."""
     leak = max((leak_of(v.mitigations, "after") for v in measured.variants), key=lambda each: each.copies)
+    bound = f" ({leak.bound} of a prompt's, with {share(CONFIDENCE)} confidence)" if leak.bound else ""
     if not leak.copies:
-        return f"no copy of a known training picture in {count(leak.total, 'picture')} of {count(leak.of, 'prompt')}"
+        return f"no copy of a known training picture in {count(leak.total, 'picture')} of {count(leak.of, 'prompt')}{bound}"
     found = count(leak.copies, "copy of a training picture", "copies of training pictures")
-    return f"{found} in {count(leak.drawn, 'picture')} of {count(leak.compared, 'prompt')}"
+    return f"{found} in {count(leak.drawn, 'picture')} of {count(leak.compared, 'prompt')}{bound}"
 
 
 def _scope(evidence: Evidence) -> str:

@@ -73,7 +73,8 @@ def test_the_verdict_is_in_plain_words() -> None:
     failed = GateResult(name="replication.baked", limit=0.1, value=1, passed=False)
     assert "must not be shipped" in page_html(replace(evidence(), passed=False, gates=(failed,)), nothing)
     page = page_html(evidence(latency=None), nothing)
-    assert "Every gate passed: no copy of a known training picture in 12 pictures of 3 prompts." in page
+    bound = "at most 53 % of a prompt&#39;s, with 95 % confidence"
+    assert f"Every gate passed: no copy of a known training picture in 12 pictures of 3 prompts ({bound})." in page
     assert "can be shipped" not in page
     assert "3 of 3 prompts gave back their training picture, in 12 of 12 pictures" in page
     assert "No times were taken" in page
@@ -116,11 +117,20 @@ def test_the_reading_that_counted_and_copies_of_parts_are_shown(tmp_path: Path) 
     page = written(tmp_path, replace(found, measurement=found.measurement.model_copy(update=changes)))
     assert "<figcaption>training picture, squashed</figcaption>" in page
     assert "(squashed) · windowed 0.01" in page
-    assert "0 of 4 copies, 3 with a part of it" in page
+    assert "0 of 4 copies (at most 53 %), 3 with a part of it" in page  # the bound is that of the copies
     assert "nearer than 0.61 (windowed distance, over places and sizes; from 12 unrelated pairs)" in page
     plain = written(tmp_path, evidence())
     assert "windowed" not in plain
     assert "<figcaption>training picture, " not in plain
+
+
+def test_copies_of_other_pictures_have_their_bound_where_the_own_is_not_known(tmp_path: Path) -> None:
+    found = evidence()
+    judged = tuple(m.model_copy(update={"after": shown(None, others=1)}) for m in found.measurement.variants[0].mitigations)
+    variants = tuple(v.model_copy(update={"mitigations": judged}) for v in found.measurement.variants)
+    page = written(tmp_path, replace(found, measurement=found.measurement.model_copy(update={"variants": variants})))
+    assert "1 of 4 copies of another picture (at most 76 %)" in page
+    assert '<td class="n bad">– + 1 of 4<br><span class="soft">at most 76 %</span></td>' in page
 
 
 def test_captions_say_how_many_seeds_are_shown(tmp_path: Path) -> None:

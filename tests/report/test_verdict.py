@@ -19,7 +19,8 @@ def test_a_leak_that_was_found_before_and_not_after() -> None:
     verdict = verdict_of(evidence(recipe=recipe(fidelity=FidelitySettings(seeds=4))))
     assert verdict.state == "passed"
     assert verdict.headline == (
-        "Every gate passed: no copy of a known training picture in 12 pictures of 3 prompts. 1 gate had nothing to judge."
+        "Every gate passed: no copy of a known training picture in 12 pictures of 3 prompts (at most 53 % of a prompt's, with 95 % "
+        "confidence). 1 gate had nothing to judge."
     )
     assert verdict.scope == (
         "Measured: the 3 prompts that were given, 4 seeds each. Not measured: other text that people may send, and what somebody who has "
@@ -45,7 +46,8 @@ def test_what_still_leaks_is_said_by_variant() -> None:
     other = "in any of 12 pictures, but 2 of 12 pictures are copies of another prompt's"
     assert f"After, masked: none of 3 prompts gives back its training picture, {other} ({two} with 95 % confidence)." in verdict.after
     allowed = verdict_of(evidence(measurement=measured.model_copy(update={"variants": changed})))
-    assert allowed.headline.startswith("Every gate passed: 2 copies of training pictures in 12 pictures of 3 prompts.")
+    bound = "(at most 91 % of a prompt's, with 95 % confidence)"
+    assert allowed.headline.startswith(f"Every gate passed: 2 copies of training pictures in 12 pictures of 3 prompts {bound}.")
 
 
 def test_every_picture_with_a_known_training_picture_is_counted() -> None:
