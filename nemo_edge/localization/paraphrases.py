@@ -1,6 +1,6 @@
 """Prompts that say nearly the same: a word dropped, two swapped, another case, a synonym.
 
-A memory that is gone for a prompt must not come back for a small change of its words. Knows words, not models.
+With its neurons silenced, a prompt's memory must not come back for a small change of its words either. Knows words, not models.
 """
 
 from __future__ import annotations
