@@ -53,7 +53,7 @@ class Detection(BaseModel):
 
 
 class Detector:
-    """Examines prompts of one checkpoint with one τ; no more rows of the UNet run together than the memory holds."""
+    """Examines prompts of one checkpoint with one τ; so many rows of the UNet run together as model, device and settings have it."""
 
     def __init__(self, checkpoint: Checkpoint, threshold: float, settings: LocalizationSettings) -> None:
         self.checkpoint, self.settings = checkpoint, settings

@@ -112,7 +112,7 @@ class _Part:
 def _compared(
     sides: Sequence[_Side], prompts: Sequence[str], seed: int, sampling: SamplingSettings, tolerance: float, progress: Progress
 ) -> list[_Part]:
-    """Compare group by group, as many prompts at once as memory is for; the first group that disagrees is looked into."""
+    """Compare group by group, so many prompts at once as their size has it; the first group that disagrees is looked into."""
     found: list[_Part] = []
     with ExitStack() as stack, progress.task("compare", len(prompts)) as advance:
         first, second = (side.opened(stack) for side in sides)

@@ -216,7 +216,7 @@ class _Examination:
 
     @cached_property
     def _at_once(self) -> int:
-        """How many pictures memory is for."""
+        """How many pictures are drawn together, by their size."""
         height, width = self._size
         return pictures_at_once(height * width)
 

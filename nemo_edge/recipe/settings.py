@@ -164,7 +164,7 @@ class LocalizationSettings(Settings):
     prompts: int = Field(default=8, ge=1)
     """Prompts that are searched together and share forwards."""
     rows: int | None = Field(default=None, ge=1)
-    """Rows of the UNet in one forward; not given: what the memory allows, 64 at most."""
+    """Rows of the UNet in one forward; not given: as the model's size and the device have it, 64 at most."""
 
 
 class ExportSettings(Settings):
