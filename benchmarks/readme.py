@@ -21,6 +21,7 @@ from PIL import Image
 from benchmarks.cpu.figures import columns_of, draw_detection, draw_fidelity, draw_latency, draw_localization
 from benchmarks.gpu.table import draw_gpu, gpu_table
 from benchmarks.shared import RESULTS, ROOT, kept
+from nemo_edge.measure.bounds import at_most
 
 README = ROOT / "README.md"
 _SOURCE = "nemo-edge source"
@@ -89,7 +90,9 @@ def demo_table(found: Result) -> list[str]:
         return f"| {name} | " + " | ".join(cell(v) for v in variants.values()) + " |"
 
     def seeds(v: Result, counts: list[int]) -> str:
-        return f"{sum(counts)} of {len(counts) * v['seeds']} pictures"
+        most, drawn = max(counts), v["seeds"]
+        bound = f" ({at_most(most, drawn)} of a caption's)" if most < drawn else ""
+        return f"{sum(counts)} of {len(counts) * drawn} pictures{bound}"
 
     cost = f", {found['wall_s']:.0f} s, {found['peak_memory_gib']} GiB at the most" if "wall_s" in found else ""
     own = f"{sum(found['per_prompt_planted'])} of them among those their memories were trained into"
