@@ -21,6 +21,7 @@ from nemo_edge.system.files import check_lora
 _PLAIN = re.compile(r"(lora_(up|down)|lora_[AB]|lora\.(up|down)|lora_linear_layer\.(up|down))\.weight$|_lora\.(up|down)\.weight$|\.alpha$")
 """The tensors of a layer: down, up, and the alpha that scales them."""
 _DOWN = re.compile(r"(\bdown|lora_down|lora_A)\.weight$")
+_UP = re.compile(r"(\bup|lora_up|lora_B)\.weight$")
 _FOREIGN = {"dora_scale": "a DoRA", "hada_w": "a LoHa", "lokr_w": "a LoKr", "oft_": "an OFT", "lora_mid": "a LoCon of Tucker form"}
 
 
@@ -65,7 +66,10 @@ def _check_kind(path: Path) -> int:
     other = next((name for name in names if not _PLAIN.search(name)), "")
     if foreign or other:
         raise InputError(f"LoRA {path} is {foreign or f'no plain one (it holds {other})'}: only LoRAs of two matrices a layer are fused")
-    return sum(1 for name in names if _DOWN.search(name))
+    down, up = ({half.sub("", name) for name in names if half.search(name)} for half in (_DOWN, _UP))
+    if down != up:
+        raise InputError(f"LoRA {path} is not whole: of {sorted(down ^ up)[0]}… it has one matrix of two; copy or download it again")
+    return len(down)
 
 
 def _layers(pipeline: Any) -> Iterator[Any]:

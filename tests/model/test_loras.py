@@ -131,10 +131,20 @@ def test_file_and_scale_are_part_of_the_hash(toy_folder: Path, toy: Checkpoint, 
         (lambda: pair(f"lora_unet_{VALUE}", 768, 320), "another architecture"),
         (lambda: {**pair(f"lora_unet_{VALUE}", 16, 8), **pair("lora_unet_up_blocks_9_resnets_0_conv1", 8, 8)}, "2 layers, of which the"),
         (lambda: {**pair(f"lora_unet_{VALUE}", 16, 8), **pair("lora_te2_text_model_encoder_layers_0_mlp_fc1", 8, 8)}, "2 layers, of which"),
-        (lambda: {"down_blocks.0.attn2.processor.to_v_lora.down.weight": torch.zeros(2, 16)}, "does not fit"),
+        (
+            lambda: {
+                f"down_blocks.0.attn2.processor.to_v_lora.{k}.weight": torch.zeros(*n) for k, n in {"down": (2, 16), "up": (8, 2)}.items()
+            },
+            "does not fit",
+        ),
         (lambda: {**pair(f"lora_unet_{VALUE}", 16, 8), f"lora_unet_{VALUE}.dora_scale": torch.ones(8, 1)}, "is a DoRA"),
         (lambda: {f"lora_unet_{VALUE}.hada_w1_a": torch.ones(8, 1)}, "is a LoHa"),
         (lambda: {**pair(f"lora_unet_{VALUE}", 16, 8), "lora_unet_conv_in.diff_b": torch.ones(8)}, r"holds lora_unet_conv_in\.diff_b"),
+        (
+            lambda: {**pair(f"lora_unet_{VALUE}", 16, 8), "lora_unet_conv_in.lora_down.weight": torch.ones(2, 4, 3, 3)},
+            "is not whole: of lora_unet",
+        ),
+        (lambda: {f"lora_unet_{VALUE}.lora_up.weight": torch.ones(8, 2)}, "is not whole"),
         (lambda: {"emb_params": torch.zeros(3, 16)}, "is no LoRA"),
     ],
 )
