@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,13 +141,16 @@ class Configuration:
         return tuple(_numbered("text_encoder", i) for i in range(len(self.text_encoders)))
 
     def token_ids(self, prompts: Sequence[str]) -> list[np.ndarray]:
-        """Return the ids of each tokenizer, int64 [B, T], padded and cut to the text encoder's length."""
-        return [
-            tokenizer(
-                list(prompts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="np"
-            ).input_ids.astype(np.int64)
-            for tokenizer in self.tokenizers
-        ]
+        """Return the ids of each tokenizer, int64 [B, T], padded and cut to the text encoder's length.
+
+        A token of a textual inversion of several vectors, "<cat>", stands for all of them: "<cat> <cat>_1 <cat>_2".
+        """
+        found = []
+        for tokenizer in self.tokenizers:
+            texts = [_expanded(prompt, tokenizer) for prompt in prompts]
+            rows = tokenizer(texts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="np")
+            found.append(rows.input_ids.astype(np.int64))
+        return found
 
     def left_out(self, prompts: Sequence[str]) -> dict[str, str]:
         """Return of each prompt that is too long the words that no text encoder reads."""
@@ -154,7 +158,7 @@ class Configuration:
         for prompt in prompts:
             rests = []
             for tokenizer in self.tokenizers:
-                ids = tokenizer(prompt, verbose=False).input_ids
+                ids = tokenizer(_expanded(prompt, tokenizer), verbose=False).input_ids
                 rests.append(tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1]))  # the last place is that of the end
             if all(rests):
                 found[prompt] = min(rests, key=len)
@@ -192,16 +196,16 @@ class Configuration:
         try:
             index = _read(bundle / "model_index.json")
             index["_class_name"] = kin(str(index.get("_class_name")))
-            count = 2 if PIPELINES.get(index["_class_name"]) == "sdxl" else 1
-            texts = [_read(bundle / _numbered("text_encoder", i) / "config.json") for i in range(count)]
             family = PIPELINES.get(index["_class_name"], "sd")
+            places = range(2 if family == "sdxl" else 1)
+            texts = [_read(bundle / _numbered("text_encoder", i) / "config.json") for i in places]
             return cls(
                 index=index,
                 unet=completed("unet", _read(bundle / unet / "config.json"), family),
                 vae=completed("vae", _read(bundle / vae / "config.json"), family),
                 scheduler=completed("scheduler", _read(bundle / "scheduler" / "scheduler_config.json"), family),
                 text_encoders=tuple(texts),
-                tokenizers=tuple(_load_tokenizer(bundle / _numbered("tokenizer", i), texts[i]) for i in range(count)) if tokenizers else (),
+                tokenizers=tuple(_load_tokenizer(bundle / _numbered("tokenizer", i), texts[i]) for i in places) if tokenizers else (),
             )
         except (OSError, ValueError) as error:
             raise BundleError(f"{bundle} lacks a part of its model: {error}") from error
@@ -255,6 +259,16 @@ def _upcasts(index: Mapping[str, Any], vae: Mapping[str, Any]) -> bool:
 def _before_0_9(config: Mapping[str, Any]) -> bool:
     found = re.match(r"(\d+)\.(\d+)", str(config.get("_diffusers_version", "")))
     return found is not None and (int(found[1]), int(found[2])) < (0, 9)
+
+
+def _expanded(prompt: str, tokenizer: Any) -> str:
+    """The prompt with all tokens of each textual inversion, as diffusers' `maybe_convert_prompt` has it, in one order on every run."""
+    added = tokenizer.added_tokens_encoder
+    several = {token for token in added if f"{token}_1" in added}
+    for token in sorted(several.intersection(tokenizer.tokenize(prompt))) if several else ():
+        last = next(i for i in count(2) if f"{token}_{i}" not in added)
+        prompt = prompt.replace(token, " ".join([token, *(f"{token}_{i}" for i in range(1, last))]))
+    return prompt
 
 
 def _load_tokenizer(folder: Path, encoder: Mapping[str, Any]) -> Any:
