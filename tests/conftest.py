@@ -64,6 +64,7 @@ LONGEST = (
     "tests/cli/test_main.py",
     "tests/cli/test_bundle.py",
     "tests/journeys/test_random_build.py",
+    "tests/journeys/test_clip_skip.py",
     "tests/serving/models/test_pipeline.py",
 )
 """Files that take minutes, in the order in which they are begun, so that no process is left with one of them at the end."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nemo_edge.cli.options import AllowPickle, Bundle, Json, Loras, Summary, open_model, print_result
+from nemo_edge.cli.options import AllowPickle, Bundle, ClipSkip, Json, Loras, Summary, open_model, print_result
 
 
 def register(app: typer.Typer) -> None:
@@ -173,6 +173,7 @@ def generate(
 def inspect(
     path: Annotated[str, typer.Argument(help="A bundle, an engine, or a checkpoint.")],
     lora: Loras = None,
+    clip_skip: ClipSkip = 0,
     allow_pickle: AllowPickle = False,
     as_json: Json = False,
 ) -> None:
@@ -187,7 +188,7 @@ def inspect(
     if found is not None:
         print_result(found, as_json, datasheet.show)
         return
-    opened = open_model(path, allow_pickle, loras=lora)
+    opened = open_model(path, allow_pickle, loras=lora, clip_skip=clip_skip)
     from nemo_edge.model.checkpoint import summary
 
     print_result(summary(opened), as_json, console.show_checkpoint)

@@ -17,7 +17,7 @@ import typer
 from nemo_edge import __version__
 from nemo_edge.cli import bundle as cli_bundle
 from nemo_edge.cli import serving as cli_serving
-from nemo_edge.cli.options import AllowPickle, Checkpoint, Device, Json, Loras, Summary, loras_of, open_model, print_result
+from nemo_edge.cli.options import AllowPickle, Checkpoint, ClipSkip, Device, Json, Loras, Summary, loras_of, open_model, print_result
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.exits import INTERRUPTED, exit_code, stop_on_sigterm
 
@@ -101,6 +101,7 @@ def calibrate(
     all_layers: AllLayers = False,
     device: Device = "cpu",
     lora: Loras = None,
+    clip_skip: ClipSkip = 0,
     allow_pickle: AllowPickle = False,
     as_json: Json = False,
 ) -> None:
@@ -123,7 +124,7 @@ def calibrate(
     for line in said:
         bars.note(line)
     with bars.task("calibrate", len(texts)) as advance:
-        model = open_model(checkpoint, allow_pickle, device, lora)
+        model = open_model(checkpoint, allow_pickle, device, lora, clip_skip)
         calibration = run(model, texts, LocalizationSettings(layers=_layers(all_layers)), advance)
     calibration.save(out)
     facts = {**calibration.provenance.model_dump(mode="json"), "above_rate": calibration.above_rate}
@@ -141,6 +142,7 @@ def detect(
     all_layers: AllLayers = False,
     device: Device = "cpu",
     lora: Loras = None,
+    clip_skip: ClipSkip = 0,
     allow_pickle: AllowPickle = False,
     as_json: Json = False,
 ) -> None:
@@ -152,7 +154,7 @@ def detect(
     from nemo_edge.cli import console
     from nemo_edge.localization.promptlists import detect as run
 
-    model: dict[str, Any] = {"device": device, "allow_pickle": allow_pickle, "layers": _layers(all_layers), "loras": loras_of(lora)}
+    model = _model(device, allow_pickle, lora, clip_skip, all_layers)
     result = run(checkpoint, prompts, statistics, out, general=general, threshold=threshold, progress=console.Bars(), **model)
     from nemo_edge.cli.findings import show_detection
 
@@ -174,6 +176,7 @@ def localize(
     all_layers: AllLayers = False,
     device: Device = "cpu",
     lora: Loras = None,
+    clip_skip: ClipSkip = 0,
     allow_pickle: AllowPickle = False,
     as_json: Json = False,
 ) -> None:
@@ -187,7 +190,7 @@ def localize(
 
     if whole and group_by != "prompt":
         raise typer.BadParameter("--union: the whole list has one set, so leave --group-by out")
-    model: dict[str, Any] = {"device": device, "allow_pickle": allow_pickle, "layers": _layers(all_layers), "loras": loras_of(lora)}
+    model = _model(device, allow_pickle, lora, clip_skip, all_layers)
     search: dict[str, Any] = {"mode": mode, "dtype": dtype, "group_by": "list" if whole else group_by, "paraphrases": paraphrases}
     try:
         result = run(checkpoint, prompts, statistics, out, threshold=threshold, progress=console.Bars(), **model, **search)
@@ -208,6 +211,7 @@ def export(
     opset: Annotated[int, typer.Option("--opset", min=18, max=24, help="ONNX opset.")] = 23,
     all_layers: AllLayers = False,
     lora: Loras = None,
+    clip_skip: ClipSkip = 0,
     allow_pickle: AllowPickle = False,
     as_json: Json = False,
 ) -> None:
@@ -218,7 +222,7 @@ def export(
     from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings
 
     settings = from_options(ExportSettings, {"variants": ["masked" if masked else "baked"]}, {"dtype": dtype, "opset": opset})
-    source = CheckpointSettings(path=checkpoint, allow_pickle=allow_pickle, loras=loras_of(lora))
+    source = CheckpointSettings(path=checkpoint, allow_pickle=allow_pickle, loras=loras_of(lora), clip_skip=clip_skip)
     exported = export_folder(source, settings, neurons, _layers(all_layers), out, console.Bars())
     print_result(
         {"out": str(out), "exported": [e.model_dump(mode="json") for e in exported]}, as_json, lambda _: console.show_export(exported, out)
@@ -263,6 +267,12 @@ def main() -> None:
             raise
         code = exit_code(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _model(device: str, allow_pickle: bool, lora: list[str] | None, clip_skip: int, all_layers: bool) -> dict[str, Any]:
+    """The options by which a checkpoint is opened and looked at, as the library calls them."""
+    layers, loras = _layers(all_layers), loras_of(lora)
+    return {"device": device, "allow_pickle": allow_pickle, "layers": layers, "loras": loras, "clip_skip": clip_skip}
 
 
 def _layers(all_layers: bool) -> Literal["paper", "all"]:

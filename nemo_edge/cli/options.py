@@ -5,7 +5,19 @@ Imports nothing heavy, so that `--help` is immediate.
 
 from __future__ import annotations
 
-__all__ = ["AllowPickle", "Bundle", "Checkpoint", "Device", "Json", "Loras", "Summary", "loras_of", "open_model", "print_result"]
+__all__ = [
+    "AllowPickle",
+    "Bundle",
+    "Checkpoint",
+    "ClipSkip",
+    "Device",
+    "Json",
+    "Loras",
+    "Summary",
+    "loras_of",
+    "open_model",
+    "print_result",
+]
 
 import json
 from collections.abc import Callable, Sequence
@@ -20,6 +32,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Open pickle weights, which can run any code.")]
 Device = Annotated[str, typer.Option("--device", help="What eager PyTorch runs on: cpu, or cuda.")]
 Loras = Annotated[list[str] | None, typer.Option("--lora", help="A LoRA to fuse, PATH or PATH:SCALE; may be repeated.")]
+ClipSkip = Annotated[int, typer.Option("--clip-skip", min=0, help="Last layers of the text encoders to skip, as diffusers counts them.")]
 Summary = Annotated[Path | None, typer.Option("--summary", help="Add a job summary in Markdown to this file.")]
 
 
@@ -46,12 +59,12 @@ def loras_of(given: Sequence[str] | None) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def open_model(path: str, allow_pickle: bool, device: str = "cpu", loras: Sequence[str] | None = None) -> Any:
-    """Open a checkpoint on a device, LoRAs fused into it; say on standard error what was assumed of it."""
+def open_model(path: str, allow_pickle: bool, device: str = "cpu", loras: Sequence[str] | None = None, clip_skip: int = 0) -> Any:
+    """Open a checkpoint on a device, LoRAs fused into it, read with `clip_skip`; say on standard error what was assumed of it."""
     fused = loras_of(loras)
     from nemo_edge.model.checkpoint import open_checkpoint
 
-    opened = open_checkpoint(path, allow_pickle=allow_pickle, device=device, loras=fused)
+    opened = open_checkpoint(path, allow_pickle=allow_pickle, device=device, loras=fused, clip_skip=clip_skip)
     for note in opened.notes:
         typer.echo(f"note: {note}", err=True)
     return opened

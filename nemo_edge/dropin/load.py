@@ -66,8 +66,8 @@ def load_pipeline(
 ) -> Any:
     """Open a bundle as diffusers' own `StableDiffusionPipeline` or `StableDiffusionXLPipeline`, all of whose parts are engines.
 
-    It samples as the bundle's recipe does (scheduler, steps, guidance, size, negative prompt) unless a call, or a scheduler put into it,
-    says otherwise; there is no safety checker and no watermark. `policy` is for the masked variant, in place
+    It samples as the bundle's recipe does (scheduler, steps, guidance, size, negative prompt, `clip_skip`) unless a call, or a scheduler
+    put into it, says otherwise; there is no safety checker and no watermark. `policy` is for the masked variant, in place
     of a mask: the name of one of the bundle's policies, by which each picture's prompt decides what is silenced, as on a server; it
     can be set later (the pipeline's `policy`). All else is as in `load_unet`; the pipeline's `close`, or leaving its context, frees
     the engines. Raises what `load_unet` does, and `InputError` for a policy that the bundle lacks, or beside a mask.
@@ -91,7 +91,7 @@ def load_pipeline(
         pipeline = _pipeline_class(model)(**parts, **_options(model))
         stack.pop_all()
     pipeline._engines, pipeline._policies, pipeline._policy = tuple(engines.values()), policies, chosen
-    pipeline._sampling = _sized(source.sampling, model)
+    pipeline._sampling, pipeline._own_skip = _sized(source.sampling, model), model.clip_skip
     return pipeline
 
 

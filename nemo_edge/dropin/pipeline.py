@@ -34,6 +34,8 @@ class EnginePipeline:
     _policies: Policies
     _policy: Policy | None = None
     _sampling: SamplingSettings
+    _own_skip: int = 0
+    """The bundle's `clip_skip`, which calls are given that do not say any."""
     _drawing = False
 
     @property
@@ -53,7 +55,8 @@ class EnginePipeline:
         what it was."""
         own = signature(super().__call__)  # type: ignore[misc]
         given = own.bind_partial(*args, **kwargs).arguments
-        kwargs |= {name: value for name, value in _asked(self._sampling, given).items() if name in own.parameters}
+        asked = {**_asked(self._sampling, given), **_unsaid_skip(self._own_skip, given)}
+        kwargs |= {name: value for name, value in asked.items() if name in own.parameters}
         if self._policy is None:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         former, self._drawing = self.unet.mask, True
@@ -77,9 +80,11 @@ class EnginePipeline:
         """As diffusers' own, but for LoRA, which it would look for in the text encoder; a call's policy is told what the UNet will be."""
         if lora_scale is not None:
             raise InputError(refusal("UNet", "scale"))
+        given = signature(super().encode_prompt).bind_partial(*args, **kwargs).arguments  # type: ignore[misc]
+        kwargs |= _unsaid_skip(self._own_skip, given)
         found = super().encode_prompt(*args, **kwargs)  # type: ignore[misc]
         if self._policy is not None and self._drawing:
-            if self._policy.trigger is not None and kwargs.get("clip_skip") is not None:
+            if self._policy.trigger is not None and (kwargs.get("clip_skip") or 0) != self._own_skip:
                 raise InputError(
                     f"clip_skip gives states that policy {self._policy.name} does not know: leave it out, or take another policy"
                 )
@@ -95,6 +100,11 @@ class EnginePipeline:
     set_adapters = _refused("UNet", "set_adapters")
     load_ip_adapter = _refused("UNet", "load_ip_adapter")
     load_textual_inversion = _refused("text encoder", "load_textual_inversion")
+
+
+def _unsaid_skip(own: int, given: Mapping[str, Any]) -> dict[str, int]:
+    """The bundle's `clip_skip` where a call says none."""
+    return {"clip_skip": own} if own and "clip_skip" not in given else {}
 
 
 def _asked(sampling: SamplingSettings, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
 from nemo_edge.backends.base import Runner
-from nemo_edge.model.component import GUIDANCE, VALUE_MASK
+from nemo_edge.model.component import GUIDANCE, SKIPPED, VALUE_MASK
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.masks import Mask, read_mask
 from nemo_edge.model.neurons import NeuronSet
@@ -68,6 +68,8 @@ _REASONS = {
     "get_input_embeddings": _EMBEDDINGS,
     "resize_token_embeddings": _EMBEDDINGS,
 }
+_FEW = "the text encoder of this pipeline is an engine and gives"
+_NO_SKIP = "leave clip_skip out, or use the checkpoint's own text encoder, or build the bundle anew with that checkpoint.clip_skip"
 _OTHERWISE = "its graph has nothing of that name: use the checkpoint's own module for that"
 
 
@@ -208,12 +210,15 @@ class EngineUNet(_EngineModule):
 
 
 class EngineTextEncoder(_EngineModule):
-    """A text encoder of a bundle for diffusers' pipelines; of Stable Diffusion XL with its hidden states."""
+    """A text encoder of a bundle for diffusers' pipelines; of XL with its hidden states, of others with that of its `clip_skip`."""
 
     part = "text encoder"
 
     def __init__(self, runner: Runner, config: Mapping[str, Any]) -> None:
         super().__init__(runner, CLIPTextConfig.from_dict(dict(config)))
+        self._skip = int(config.get("clip_skip") or 0)
+        if self._skip:
+            self.text_model = SimpleNamespace(final_layer_norm=nn.Identity())  # the state was normalized by the engine
 
     def forward(self, input_ids: Tensor, *, output_hidden_states: bool | None = None, return_dict: bool = True, **conditions: Any) -> Any:
         """Encode ids [B, T], as transformers' encoders do. Raises `InputError` for hidden states where the engine gives none."""
@@ -221,17 +226,32 @@ class EngineTextEncoder(_EngineModule):
         found = self._runner({"input_ids": input_ids.cpu().numpy().astype(np.int64)})
         tensors = {name: torch.from_numpy(value).to(input_ids.device, self.dtype) for name, value in found.items()}
         hidden = tuple(value for name, value in tensors.items() if name.startswith("hidden_states."))
+        if SKIPPED in tensors:
+            hidden = _Skipped(tensors[SKIPPED], self._skip)
         if output_hidden_states and not hidden:
-            raise InputError(
-                "the text encoder of this pipeline is an engine and gives its last hidden state only: leave clip_skip out, "
-                "or use the checkpoint's own text encoder"
-            )
+            raise InputError(f"{_FEW} its last hidden state only: {_NO_SKIP}")
         shown = {"last_hidden_state": tensors["last_hidden_state"], "hidden_states": hidden if output_hidden_states else None}
         if "text_embeds" in tensors:
             answer = CLIPTextModelOutput(text_embeds=tensors["text_embeds"], **shown)
         else:
             answer = BaseModelOutputWithPooling(pooler_output=tensors["pooler_output"], **shown)
         return answer if return_dict else answer.to_tuple()
+
+
+class _Skipped(tuple[Tensor, ...]):
+    """Hidden states of which one is there, that of a `clip_skip`, where diffusers looks for it; any other is refused."""
+
+    _skip: int
+
+    def __new__(cls, state: Tensor, skip: int) -> Self:
+        found = super().__new__(cls, (state,))
+        found._skip = skip
+        return found
+
+    def __getitem__(self, index: Any) -> Any:
+        if index != -1 - self._skip:
+            raise InputError(f"{_FEW} the hidden states of clip_skip = {self._skip} and of none: {_NO_SKIP}")
+        return super().__getitem__(0)
 
 
 class EngineDecoder(_EngineModule):

@@ -127,7 +127,7 @@ class Detector:
     def _unconditional(self) -> Tensor:
         """ε of the latents for the empty prompt: the same for all prompts, and computed once."""
         if self._nothing is None:
-            encoded = {name: value.float().cpu().numpy() for name, value in self.checkpoint.encode([""]).items()}
+            encoded = {name: value.float().cpu().numpy() for name, value in self.checkpoint.encode([""], unconditional=True).items()}
             self._nothing = finite(self._noise(encoded, 1), "predicted noise", "")
         return self._nothing
 

@@ -61,6 +61,7 @@ def detect(
     device: str = "cpu",
     allow_pickle: bool = False,
     loras: Sequence[LoraSettings] = (),
+    clip_skip: int = 0,
     progress: Progress | None = None,
     **settings: Unpack[DetectionOptions],
 ) -> Detected:
@@ -79,7 +80,7 @@ def detect(
     chosen, tau = _settings("detect", DetectionOptions, settings), _threshold(threshold)
     from nemo_edge.localization.stages import detect_all, open_detector
 
-    opened = _opened(checkpoint, allow_pickle, device, loras, progress)
+    opened = _opened(checkpoint, allow_pickle, device, loras, clip_skip, progress)
     return detect_all(open_detector(opened, Path(statistics), tau, chosen), listed, folder, progress)
 
 
@@ -93,15 +94,17 @@ def localize(
     device: str = "cpu",
     allow_pickle: bool = False,
     loras: Sequence[LoraSettings] = (),
+    clip_skip: int = 0,
     progress: Progress | None = None,
     **settings: Unpack[LocalizationOptions],
 ) -> Localized:
     """Find the value neurons that hold each prompt's memory; a prompt that is not memorized has none.
 
-    `checkpoint` is a diffusers folder, a `.safetensors` file or a hub id, `loras` what is fused into its weights; `prompts` the path of a
-    list, or texts; `statistics` what `nemo-edge calibrate` wrote, or the official `.pt`; `threshold` τ, else the file's own. The folder
-    `out` gets what the command line leaves; an interrupted run goes on from it. `settings` have the names and defaults of a recipe's
-    `[localization]`. Raises `InputError` for what cannot be used, `MissingDependency` for a GPU or a compiler that is not here.
+    `checkpoint` is a diffusers folder, a `.safetensors` file or a hub id, `loras` what is fused into its weights, `clip_skip` how many of
+    its text encoders' last layers a prompt is read without; `prompts` the path of a list, or texts; `statistics` what
+    `nemo-edge calibrate` wrote, or the official `.pt`; `threshold` τ, else the file's own. The folder `out` gets what the command line
+    leaves; an interrupted run goes on from it. `settings` have the names and defaults of a recipe's `[localization]`. Raises `InputError`
+    for what cannot be used, `MissingDependency` for a GPU or a compiler that is not here.
 
     >>> found = nemo_edge.localize("demo", ["saxophone falafel jubilee"], "statistics.safetensors", threshold=0.7, mode="fast")
     >>> found.neurons.indices[0]  # of the first value layer
@@ -113,17 +116,17 @@ def localize(
     from nemo_edge.localization.localizer import open_localizer
     from nemo_edge.localization.stages import find_neurons
 
-    opened = _opened(checkpoint, allow_pickle, device, loras, progress)
+    opened = _opened(checkpoint, allow_pickle, device, loras, clip_skip, progress)
     return find_neurons(open_localizer(opened, Path(statistics), tau, chosen), listed, folder, progress)
 
 
 def _opened(
-    checkpoint: str | PathLike[str], allow_pickle: bool, device: str, loras: Sequence[LoraSettings], progress: Progress
+    checkpoint: str | PathLike[str], allow_pickle: bool, device: str, loras: Sequence[LoraSettings], clip_skip: int, progress: Progress
 ) -> Checkpoint:
     """The checkpoint, open; what was assumed of it is told."""
     from nemo_edge.model.checkpoint import open_checkpoint
 
-    opened = open_checkpoint(fspath(checkpoint), allow_pickle=allow_pickle, device=device, loras=loras)
+    opened = open_checkpoint(fspath(checkpoint), allow_pickle=allow_pickle, device=device, loras=loras, clip_skip=clip_skip)
     for note in opened.notes:
         progress.note(note)
     return opened

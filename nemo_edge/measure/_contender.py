@@ -36,6 +36,8 @@ class Runnable:
     allow_pickle: bool = False
     loras: tuple[LoraSettings, ...] = ()
     """What is fused into the checkpoint's weights."""
+    clip_skip: int = 0
+    """How many of its text encoders' last layers a prompt is read without."""
     channels_last: bool = False
     weights_mib: float = 0.0
     targets: tuple[Target, ...] = ("text_encoder", "unet", "vae_decoder", "pipeline")
@@ -153,8 +155,8 @@ def _opened(contender: Runnable, stack: ExitStack) -> Any:
     from nemo_edge.model.checkpoint import open_checkpoint
 
     torch.set_num_threads(contender.engine.threads or cores())
-    engine, allow_pickle = contender.engine, contender.allow_pickle
-    checkpoint = open_checkpoint(contender.place, device=engine.device, allow_pickle=allow_pickle, loras=contender.loras)
+    source: dict[str, Any] = {"allow_pickle": contender.allow_pickle, "loras": contender.loras, "clip_skip": contender.clip_skip}
+    checkpoint = open_checkpoint(contender.place, device=contender.engine.device, **source)
     for module in (checkpoint.unet, checkpoint.vae, *checkpoint.text_encoders) if contender.dtype != "fp32" else ():
         module.to(DTYPES[contender.dtype])
     if contender.channels_last:

@@ -54,7 +54,8 @@ def runnables(bundle: Path, recipe: Recipe, settings: LatencySettings, checkpoin
             kind: Literal["eager", "compiled"] = "eager" if name == "eager" else "compiled"
             dtype = "fp32" if engine.device == "cpu" else export.dtype
             own = recipe.checkpoint
-            found.append(Runnable(name, kind, checkpoint, engine, dtype, allow_pickle=own.allow_pickle, loras=own.loras, weights_mib=size))
+            source: dict[str, Any] = {"allow_pickle": own.allow_pickle, "loras": own.loras, "clip_skip": own.clip_skip}
+            found.append(Runnable(name, kind, checkpoint, engine, dtype, weights_mib=size, **source))
     names = [*([UNMITIGATED] if has_unmitigated(export.variants, engine) else []), *export.variants]
     size = _mib(bundle, PLANS if engine.flavour else (".data", ".onnx")) / max(1, len(export.variants))
     for name in names:

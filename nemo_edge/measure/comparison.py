@@ -220,8 +220,8 @@ def _sides(reference: str, candidate: str, allow_pickle: bool) -> tuple[_Side, _
         if not bundles:
             raise InputError(f"neither {reference} nor {candidate} is a bundle: one side must be one (`nemo-edge build` makes it)")
         bundle, theirs, bundled = bundles[0]
-        loras = anchored(Recipe.model_validate(bundled.recipe), bundle).checkpoint.loras
-        checkpoint = open_checkpoint(str(path), allow_pickle=allow_pickle, loras=loras)
+        own = anchored(Recipe.model_validate(bundled.recipe), bundle).checkpoint
+        checkpoint = open_checkpoint(str(path), allow_pickle=allow_pickle, loras=own.loras, clip_skip=own.clip_skip)
         pure = (variant or (UNMITIGATED if theirs == UNMITIGATED else MITIGATED)) == UNMITIGATED
         neurons = NeuronSet.load(bundle / "neurons.json")
         found.append(

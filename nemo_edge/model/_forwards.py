@@ -16,22 +16,28 @@ from nemo_edge.model.component import GUIDANCE
 
 
 class TextGraph(nn.Module):
-    """A text encoder of Stable Diffusion 1.x or 2.x."""
+    """A text encoder of Stable Diffusion 1.x or 2.x, read also without its last `clip_skip` layers where these are not 0."""
 
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, clip_skip: int = 0) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder: Any = encoder
+        self._skip = clip_skip
 
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids [B, T] → the last hidden state [B, T, D] and the pooled output [B, D]."""
-        out = self.encoder(input_ids)
-        return out.last_hidden_state, out.pooler_output
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        """Ids [B, T] → the last hidden state [B, T, D], the pooled output [B, D], and with `clip_skip` the state before those layers,
+        normalized as the last one is."""
+        if not self._skip:
+            out = self.encoder(input_ids)
+            return out.last_hidden_state, out.pooler_output
+        out = self.encoder(input_ids, output_hidden_states=True)
+        inner = getattr(self.encoder, "text_model", self.encoder)  # of transformers before 5
+        return out.last_hidden_state, out.pooler_output, inner.final_layer_norm(out.hidden_states[-1 - self._skip])
 
 
 class HiddenTextGraph(TextGraph):
     """A text encoder of XL. In transformers' order: diffusers takes a first output of two dimensions for `text_embeds`."""
 
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
         """Ids [B, T] → the last hidden state and the pooled output, of the second `text_embeds` and that state; then all states."""
         out = self.encoder(input_ids, output_hidden_states=True)
         if hasattr(out, "text_embeds"):

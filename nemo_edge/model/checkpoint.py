@@ -38,7 +38,7 @@ from nemo_edge.model._forwards import DecoderGraph, HiddenTextGraph, TextGraph, 
 from nemo_edge.model._loras import fuse_
 from nemo_edge.model._opening import pipeline_from_folder, quiet
 from nemo_edge.model._tensors import check_tensors
-from nemo_edge.model.component import GUIDANCE, Component, Port
+from nemo_edge.model.component import GUIDANCE, SKIPPED, Component, Port
 from nemo_edge.model.configuration import Configuration, check_pipeline
 from nemo_edge.model.inspection import check_folder, pickle_error
 from nemo_edge.model.neurons import ValueLayer
@@ -74,7 +74,7 @@ class Checkpoint:
     @cached_property
     def files(self) -> dict[str, str]:
         """The files it was read from and their sha256."""
-        return checkpoint_hashes(self.source, self.fused)
+        return checkpoint_hashes(self.source, self.fused, self.config.clip_skip)
 
     @property
     def device(self) -> torch.device:
@@ -87,14 +87,17 @@ class Checkpoint:
         return sha256_json(self.files)
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Encode prompts: `encoder_hidden_states` [B, T, D], for XL also `text_embeds` [B, P] and `time_ids` [B, 6]."""
+    def encode(self, prompts: Sequence[str], *, unconditional: bool = False) -> Conditioning:
+        """Encode prompts: `encoder_hidden_states` [B, T, D], for XL also `text_embeds` [B, P] and `time_ids` [B, 6].
+
+        `unconditional` ones are what guidance leads away from, for which diffusers skips no layers (`clip_skip`).
+        """
         components = [self.text_component(i) for i in range(len(self.text_encoders))]
         outputs = [
             dict(zip(c.outputs, c.module(torch.from_numpy(i).to(self.device)), strict=True))
             for c, i in zip(components, self.token_ids(prompts), strict=True)
         ]
-        return conditioning(self.config.family, outputs, self.config.pixel_size)
+        return conditioning(self.config, outputs, self.config.pixel_size, len(prompts) if unconditional else 0)
 
     def token_ids(self, prompts: Sequence[str]) -> list[np.ndarray]:
         """Return the ids for each text encoder, int64 [B, T]. Raises `InputError` for ids that it has no embedding of."""
@@ -119,7 +122,8 @@ class Checkpoint:
         high = int(encoder.config.vocab_size)
         ids = Port("input_ids", ("batch", int(tokenizer.model_max_length)), "ids", high)
         if self.config.family == "sd":
-            return Component(name, TextGraph(encoder), (ids,), ("last_hidden_state", "pooler_output"), {})
+            skipped = (SKIPPED,) if self.config.clip_skip else ()
+            return Component(name, TextGraph(encoder, self.config.clip_skip), (ids,), ("last_hidden_state", "pooler_output", *skipped), {})
         depth = int(encoder.config.num_hidden_layers)
         first = ("last_hidden_state", "pooler_output") if index == 0 else ("text_embeds", "last_hidden_state")
         outputs = (*first, *(f"hidden_states.{i}" for i in range(depth + 1)))
@@ -152,11 +156,16 @@ class Checkpoint:
         return Component("vae_decoder", DecoderGraph(self.vae), (latents,), ("sample",), {"height": height, "width": width})
 
 
-def conditioning(family: str, outputs: Sequence[dict[str, Any]], pixel_size: tuple[int, int]) -> dict[str, Any]:
-    """Turn the outputs of the text encoders into the UNet's inputs; for torch tensors and numpy arrays alike."""
-    if family == "sd":
-        return {"encoder_hidden_states": outputs[0]["last_hidden_state"]}
-    hidden = [o[[name for name in o if name.startswith("hidden_states.")][-2]] for o in outputs]
+def conditioning(
+    config: Configuration, outputs: Sequence[Mapping[str, Any]], pixel_size: tuple[int, int], unconditional: int = 0
+) -> dict[str, Any]:
+    """Turn the outputs of the text encoders into the UNet's inputs; for torch tensors and numpy arrays alike.
+
+    For the first `unconditional` rows no layers are skipped, as in diffusers, for the others `clip_skip`.
+    """
+    hidden = [_read(config, output, unconditional) for output in outputs]
+    if config.family == "sd":
+        return {"encoder_hidden_states": hidden[0]}
     pooled = outputs[-1]["text_embeds"]
     ids = [[*pixel_size, 0, 0, *pixel_size]] * len(pooled)
     if isinstance(pooled, Tensor):
@@ -215,6 +224,7 @@ def summary(checkpoint: Checkpoint) -> dict[str, Any]:
         "latent_shape": list(checkpoint.config.latent_shape),
         "parameters": {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()},
         "value_layers": [{**v.model_dump(), "paper": v.name in paper} for v in value_layers(checkpoint.unet, "all")],
+        "clip_skip": checkpoint.config.clip_skip,
         "files": checkpoint.files,
         "notes": list(checkpoint.notes),
     }
@@ -228,8 +238,11 @@ def open_checkpoint(
     dtype: torch.dtype = torch.float32,
     parts: Collection[str] | None = None,
     loras: Sequence[LoraSettings] = (),
+    clip_skip: int = 0,
 ) -> Checkpoint:
     """Open a checkpoint: a diffusers folder, a hub id, or a single `.safetensors` file; fuse `loras` into its weights.
+
+    Prompts are read without the last `clip_skip` layers of its text encoders, as diffusers counts them.
 
     Weights are read from safetensors and held in `dtype`; a pickle is refused unless `allow_pickle` is set. With `parts`
     ("unet", "vae", "text_encoder", "text_encoder_2") only those get weights, the others their shape alone. Raises `InputError` for
@@ -237,6 +250,8 @@ def open_checkpoint(
     """
     check_device(device)
     local = check_files(path, allow_pickle=allow_pickle)
+    if clip_skip and local.is_dir():  # before gigabytes of weights are read
+        Configuration.load(local, tokenizers=False).skipping(clip_skip)
     wanted = WEIGHTED_PARTS if parts is None else tuple(parts)
     leave = [part for part in WEIGHTED_PARTS if part not in wanted]
     read = torch.float32 if loras else dtype  # what is fused is summed as eager has it, and rounded once, in the end
@@ -250,7 +265,7 @@ def open_checkpoint(
             if getattr(pipeline, part, None) is not None:
                 getattr(pipeline, part).to(torch.float32)
         fuse_(pipeline, loras, wanted)
-    opened = _from_pipeline(pipeline, path, device, dtype, wanted)
+    opened = _from_pipeline(pipeline, path, device, dtype, wanted, clip_skip)
     return replace(opened, fused=CheckpointSettings(path=path, loras=tuple(loras)).fused, notes=notes)
 
 
@@ -272,12 +287,16 @@ def check_device(device: str) -> None:
 
 def open_parts(source: CheckpointSettings, parts: Collection[str] = (), dtype: torch.dtype = torch.float32) -> Checkpoint:
     """Open a recipe's checkpoint with the weights of some of its parts, or of none."""
-    return open_checkpoint(source.path, allow_pickle=source.allow_pickle, dtype=dtype, parts=parts, loras=source.loras)
+    return open_checkpoint(
+        source.path, allow_pickle=source.allow_pickle, dtype=dtype, parts=parts, loras=source.loras, clip_skip=source.clip_skip
+    )
 
 
 def open_source(source: CheckpointSettings) -> Checkpoint:
     """Open a recipe's checkpoint whole, on its device."""
-    return open_checkpoint(source.path, allow_pickle=source.allow_pickle, device=source.device, loras=source.loras)
+    return open_checkpoint(
+        source.path, allow_pickle=source.allow_pickle, device=source.device, loras=source.loras, clip_skip=source.clip_skip
+    )
 
 
 def check_files(path: str, *, allow_pickle: bool = False) -> Path:
@@ -304,7 +323,7 @@ def import_pipelines() -> None:
         import diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl  # noqa: F401
 
 
-def _from_pipeline(pipeline: Any, path: str, device: str, dtype: torch.dtype, parts: Collection[str]) -> Checkpoint:
+def _from_pipeline(pipeline: Any, path: str, device: str, dtype: torch.dtype, parts: Collection[str], clip_skip: int) -> Checkpoint:
     check_pipeline(type(pipeline).__name__)
     encoders = [m for m in (pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)) if m is not None]
     tokenizers = [t for t in (pipeline.tokenizer, getattr(pipeline, "tokenizer_2", None)) if t is not None]
@@ -315,7 +334,7 @@ def _from_pipeline(pipeline: Any, path: str, device: str, dtype: torch.dtype, pa
         scheduler={**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__},
         text_encoders=tuple(m.config.to_dict() for m in encoders),
         tokenizers=tuple(tokenizers),
-    )
+    ).skipping(clip_skip)
     with quiet():
         modules = {"unet": pipeline.unet, "vae": pipeline.vae, **dict(zip(WEIGHTED_PARTS[2:], encoders, strict=False))}
         for part, module in modules.items():
@@ -325,6 +344,20 @@ def _from_pipeline(pipeline: Any, path: str, device: str, dtype: torch.dtype, pa
             else:
                 module.to("meta")
     return Checkpoint(path, config, pipeline.unet, pipeline.vae, tuple(encoders))
+
+
+def _read(config: Configuration, output: Mapping[str, Any], unconditional: int) -> Any:
+    """The state [B, T, D] of one text encoder that the UNet gets."""
+    skip = config.clip_skip
+    if config.family == "sd":
+        usual, skipped = output["last_hidden_state"], output[SKIPPED if skip else "last_hidden_state"]
+    else:
+        states = [state for name, state in output.items() if name.startswith("hidden_states.")]
+        usual, skipped = states[-2], states[-2 - skip]
+    if not skip or not unconditional:
+        return skipped
+    join = torch.cat if isinstance(usual, Tensor) else np.concatenate
+    return join([usual[:unconditional], skipped[unconditional:]])
 
 
 def _int(value: Any) -> int:

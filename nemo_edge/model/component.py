@@ -6,7 +6,7 @@ diffusers: `checkpoint` makes components.
 
 from __future__ import annotations
 
-__all__ = ["Component", "GUIDANCE", "Port", "VALUE_MASK"]
+__all__ = ["Component", "GUIDANCE", "Port", "SKIPPED", "VALUE_MASK"]
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +21,9 @@ VALUE_MASK = "value_mask"
 """Name of the masked UNet's extra input, [B, N]: 1 keeps a neuron, 0 silences it."""
 GUIDANCE = "timestep_cond"
 """Name of the input by which a consistency model's UNet is told the guidance scale, [B, E]: diffusers' and optimum's."""
+
+SKIPPED = "skipped_hidden_state"
+"""Name of the output of a text encoder of Stable Diffusion 1.x or 2.x that is read without its last layers (`clip_skip`), [B, T, D]."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ __all__ = ["LCM_PIPELINE", "PIPELINES", "Configuration", "check_pipeline", "comp
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +58,11 @@ _UNSAID: dict[str, Mapping[str, Any]] = {
 """What diffusers takes for a key that a configuration, as an old one, does not have."""
 _TOKENS = 77
 """The length of a text encoder whose configuration does not say it, as transformers takes it."""
+
+_LAYERS = 12
+"""Those of a text encoder whose configuration does not say it, as transformers takes them."""
+_CLIP_SKIP = "clip_skip"
+"""A key of ours in the configuration of a text encoder."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,21 @@ class Configuration:
     def text_encoder_names(self) -> tuple[str, ...]:
         """The folders of the text encoders, which are the names of their components."""
         return tuple(_numbered("text_encoder", i) for i in range(len(self.text_encoders)))
+
+    @property
+    def clip_skip(self) -> int:
+        """How many of the text encoders' last layers a prompt is read without."""
+        return int(self.text_encoders[0].get(_CLIP_SKIP) or 0)
+
+    def skipping(self, clip_skip: int) -> Configuration:
+        """Return the same with another `clip_skip`. Raises `InputError` for one that the text encoders have too few layers for."""
+        depth = min(int(config.get("num_hidden_layers", _LAYERS)) for config in self.text_encoders)
+        most = depth if self.family == "sd" else max(0, depth - 1)  # XL leaves its last layer out anyhow
+        if not 0 <= clip_skip <= most:
+            raise InputError(f"clip_skip {clip_skip} does not fit the checkpoint, whose text encoder has {depth} layers: take 0 to {most}")
+        own = {_CLIP_SKIP: clip_skip} if clip_skip else {}
+        texts = [{name: value for name, value in config.items() if name != _CLIP_SKIP} | own for config in self.text_encoders]
+        return replace(self, text_encoders=tuple(texts))
 
     def token_ids(self, prompts: Sequence[str]) -> list[np.ndarray]:
         """Return the ids of each tokenizer, int64 [B, T], padded and cut to the text encoder's length.

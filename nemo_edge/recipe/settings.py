@@ -83,6 +83,9 @@ class CheckpointSettings(Settings):
     """What eager PyTorch runs on: calibration, the search for neurons, and what engines are held against."""
     loras: tuple[LoraSettings, ...] = ()
     """LoRAs, in the order in which they are fused: `[{path = "mine.safetensors", scale = 0.8}]`."""
+    clip_skip: int = Field(default=0, ge=0)
+    """How many of the text encoders' last layers a prompt is read without, as diffusers counts them; 1 is the "clip skip 2" of others.
+    No or the negative prompt is read with all of them, as there."""
 
     @property
     def fused(self) -> dict[str, Path]:

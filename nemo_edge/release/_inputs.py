@@ -108,7 +108,7 @@ def _there(path: Path) -> Path:
 
 
 def _checkpoint_hashes(source: CheckpointSettings) -> dict[str, str]:
-    hashes = checkpoint_hashes(source.path, source.fused)
-    if len(hashes) == len(source.fused):
+    hashes = checkpoint_hashes(source.path, source.fused, source.clip_skip)
+    if len(hashes) == len(source.fused) + bool(source.clip_skip):
         raise InputError(f"checkpoint {source.path} holds no files of a model: give a diffusers folder, a .safetensors file or a hub id")
     return hashes

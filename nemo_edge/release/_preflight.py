@@ -183,6 +183,7 @@ def _check_configuration(recipe: Recipe, config: Configuration) -> None:
     from nemo_edge.sampling.schedulers import scheduled
 
     check_layers(config.unet, recipe.localization.layers)
+    config.skipping(recipe.checkpoint.clip_skip)
     scheduled(config, recipe.sampling)
     free = [name for name in ("height", "width") if not getattr(recipe.export, name)]
     for height, width in ((recipe.sampling.height, recipe.sampling.width), *(recipe.latency.sizes if recipe.latency else ())):

@@ -62,7 +62,7 @@ def original_rows(bundle: Path, manifest: Manifest, neurons: NeuronSet, checkpoi
     Raises `InputError` for a checkpoint that the bundle is not made from.
     """
     recipe = _from(anchored(Recipe.model_validate(manifest.recipe), bundle), checkpoint)
-    _check_weights(manifest, checkpoint, checkpoint_hashes(checkpoint, recipe.checkpoint.fused))
+    _check_weights(manifest, checkpoint, checkpoint_hashes(checkpoint, recipe.checkpoint.fused, recipe.checkpoint.clip_skip))
     opened = open_parts(recipe.checkpoint, ("unet",))
     return value_rows(opened.unet, neurons, DTYPES[recipe.export.dtype])
 

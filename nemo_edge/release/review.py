@@ -154,7 +154,7 @@ def _weights(manifest: Manifest, source: CheckpointSettings) -> str:
     """Where the weights are, if the bundle was made from them and from its LoRAs."""
     path = source.path
     try:
-        found = checkpoint_hashes(path, source.fused)
+        found = checkpoint_hashes(path, source.fused, source.clip_skip)
     except InputError as error:
         raise InputError(f"{error}; pass --checkpoint, or --no-eager to time the engines alone") from error
     if found != manifest.checkpoint:

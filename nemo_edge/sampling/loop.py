@@ -41,11 +41,11 @@ class Pipeline:
         """Whether the UNet takes a `value_mask`."""
         return VALUE_MASK in self.unet.inputs
 
-    def encode(self, prompts: Sequence[str], pixel_size: tuple[int, int]) -> dict[str, np.ndarray]:
-        """The UNet's inputs that come from the prompts, each [B, …]."""
+    def encode(self, prompts: Sequence[str], pixel_size: tuple[int, int], unconditional: int = 0) -> dict[str, np.ndarray]:
+        """The UNet's inputs that come from the prompts, each [B, …]; the first `unconditional` are what guidance leads away from."""
         ids = self.config.token_ids(prompts)
         outputs = [runner({"input_ids": i}) for runner, i in zip(self.text, ids, strict=True)]
-        return conditioning(self.config.family, outputs, pixel_size)
+        return conditioning(self.config, outputs, pixel_size, unconditional)
 
     def decoder_feed(self, latents_BCHW: np.ndarray) -> dict[str, np.ndarray]:
         """What the VAE's decoder is fed: the latents without the scaling they have in the loop, taken away as diffusers' pipelines do.
@@ -120,7 +120,8 @@ def condition(pipeline: Pipeline, prompts: Sequence[str], settings: SamplingSett
     batch, two = len(prompts), guided(pipeline.config, settings)
     _, height, width = latent_shape(pipeline.config, settings)
     size = (height * pipeline.config.factor, width * pipeline.config.factor)
-    found = pipeline.encode([*([settings.negative_prompt] * batch if two else []), *prompts], size)
+    without = [settings.negative_prompt] * batch if two else []
+    found = pipeline.encode([*without, *prompts], size, len(without))
     if two and not settings.negative_prompt and pipeline.config.index.get("force_zeros_for_empty_prompt"):
         for name in found.keys() & {"encoder_hidden_states", "text_embeds"}:
             found[name] = np.concatenate([np.zeros_like(found[name][:batch]), found[name][batch:]])

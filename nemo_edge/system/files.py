@@ -144,15 +144,17 @@ def _own_names() -> set[str]:
     return {platform.node()}
 
 
-def checkpoint_hashes(path: str, fused: Mapping[str, Path] = MappingProxyType({})) -> dict[str, str]:
+def checkpoint_hashes(path: str, fused: Mapping[str, Path] = MappingProxyType({}), clip_skip: int = 0) -> dict[str, str]:
     """Return the sha256 of each file that makes a checkpoint what it is: weights, configurations, vocabularies, and what is `fused`.
 
     `path` is a folder, a file (the original configuration beside it, of its name with .yaml, counts too), or a hub id, which is fetched
-    into the local cache. `fused` are LoRAs by their names. Raises `InputError` for anything else, and for a LoRA that is not there.
+    into the local cache. `fused` are LoRAs by their names; a `clip_skip` other than 0 counts as a file. Raises `InputError` for anything
+    else, and for a LoRA that is not there.
     """
     for lora in fused.values():
         check_lora(lora)
-    return {**_own_hashes(path), **{name: sha256_file(lora) for name, lora in fused.items()}}
+    skipped = {f"clip_skip {clip_skip}": sha256_json(clip_skip)} if clip_skip else {}
+    return {**_own_hashes(path), **{name: sha256_file(lora) for name, lora in fused.items()}, **skipped}
 
 
 def check_lora(path: Path) -> None:

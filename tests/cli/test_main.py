@@ -352,6 +352,26 @@ def assert_refused_last_line(ran: Ran, *reasons: str) -> None:
     assert "Traceback" not in ran.err
 
 
+def test_more_layers_to_skip_than_there_are_are_refused_by_every_command(
+    run: Run, tmp_path: Path, tiny_recipe: Path, prompts: Path, statistics: Path
+) -> None:
+    model, path = tiny_recipe.parent / "model", recipe_in(tmp_path, tiny_recipe)
+    path.write_text(path.read_text().replace("[checkpoint]", "[checkpoint]\nclip_skip = 3"))
+    own, out = ("--clip-skip", 3), ("--out", tmp_path / "out")
+    for command in (
+        ("build", path, "--dry-run"),
+        ("build", path),
+        ("inspect", model, *own),
+        ("calibrate", model, prompts, *own, "--out", tmp_path / "s.safetensors"),
+        ("detect", model, prompts, "--statistics", statistics, *own, *out),
+        ("localize", model, prompts, "--statistics", statistics, *own, *out),
+        ("export", model, *own, *out),
+    ):
+        ran = run(*command)
+        assert (ran.code, ran.err.count("\n")) == (2, 1), ran.err
+        assert "clip_skip 3 does not fit the checkpoint, whose text encoder has 2 layers: take 0 to 2" in ran.err
+
+
 def test_a_dry_run_says_what_would_run(run: Run, tmp_path: Path, tiny_recipe: Path) -> None:
     ran = run("build", recipe_in(tmp_path, tiny_recipe), "--dry-run", "--json")
     assert (ran.code, ran.err) == (0, "")

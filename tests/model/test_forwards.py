@@ -18,6 +18,16 @@ def test_a_text_encoder_gives_its_last_state_and_the_pooled_output(toy: Checkpoi
     assert torch.equal(pooled, expected.pooler_output)
 
 
+def test_a_text_encoder_that_is_cut_gives_the_state_before_its_last_layers_too(toy: Checkpoint) -> None:
+    encoder = toy.text_encoders[0]
+    last, pooled, skipped = TextGraph(encoder, 1)(IDS)
+    expected = encoder(IDS, output_hidden_states=True)
+    assert torch.equal(last, expected.last_hidden_state)
+    assert torch.equal(pooled, expected.pooler_output)
+    norm = getattr(encoder, "text_model", encoder).final_layer_norm
+    assert torch.equal(skipped, norm(expected.hidden_states[1]))
+
+
 @pytest.mark.parametrize("place", [0, 1])
 def test_of_xl_the_output_of_two_dimensions_is_first_where_it_is_the_embedding(toy_sdxl: Checkpoint, place: int) -> None:
     encoder = toy_sdxl.text_encoders[place]

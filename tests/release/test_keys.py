@@ -31,3 +31,15 @@ def test_a_lora_s_file_and_scale_are_part_of_every_key(tiny_recipe: Path, tmp_pa
     for stage in ("calibrate", "localize", "export", "measure"):
         assert len({each[stage] for each in found}) == len(found)
     assert keys(LoraSettings(path=copy)) == keys(one)
+
+
+def test_what_is_skipped_of_the_text_encoders_is_part_of_every_key(tiny_recipe: Path) -> None:
+    recipe = load_recipe(tiny_recipe)
+
+    def keys(clip_skip: int) -> dict[str, str]:
+        changed = recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"clip_skip": clip_skip})})
+        return stage_keys(changed, read_inputs(changed))
+
+    found = [keys(0), keys(1), keys(2)]
+    for stage in ("calibrate", "localize", "export", "measure"):
+        assert len({each[stage] for each in found}) == len(found)
