@@ -28,6 +28,8 @@ from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import checkpoint_folder, checkpoint_hashes
 from nemo_edge.system.progress import Progress
 
+_REMEDY = "pass --recipe, the recipe that the bundle was built by"
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -45,8 +47,7 @@ def open_sources(bundle: Path, manifest: Manifest, checkpoint: str | None = None
     """
     if manifest.random_weights is not None:
         raise InputError("a bundle of random weights holds no memories, so that there is nothing to measure: leave --measure out")
-    own = anchored(Recipe.model_validate(manifest.recipe), bundle)
-    recipe = _from(with_places(own, places) if places else own, checkpoint)
+    recipe = _found(bundle, manifest, checkpoint, places)
     _check_there(recipe)
     inputs = read_inputs(recipe)
     _check_weights(manifest, recipe.checkpoint.path, inputs.checkpoint)
@@ -56,12 +57,14 @@ def open_sources(bundle: Path, manifest: Manifest, checkpoint: str | None = None
     return Sources(recipe, inputs)
 
 
-def original_rows(bundle: Path, manifest: Manifest, neurons: NeuronSet, checkpoint: str) -> Rows:
-    """Return the rows of a set's neurons from the checkpoint, in the type of the bundle's graphs.
+def original_rows(bundle: Path, manifest: Manifest, neurons: NeuronSet, checkpoint: str, places: Recipe | None = None) -> Rows:
+    """Return the rows of a set's neurons from the checkpoint and its LoRAs, in the type of the bundle's graphs.
 
-    Raises `InputError` for a checkpoint that the bundle is not made from.
+    The LoRAs are where the bundle says, from its own place, or where `places` says. Raises `InputError` for a checkpoint that the bundle
+    is not made from, and for a LoRA that is not there.
     """
-    recipe = _from(anchored(Recipe.model_validate(manifest.recipe), bundle), checkpoint)
+    recipe = _found(bundle, manifest, checkpoint, places)
+    _check_loras(recipe)
     _check_weights(manifest, checkpoint, checkpoint_hashes(checkpoint, recipe.checkpoint.fused, recipe.checkpoint.clip_skip))
     opened = open_parts(recipe.checkpoint, ("unet",))
     return value_rows(opened.unet, neurons, DTYPES[recipe.export.dtype])
@@ -92,17 +95,26 @@ def measure_again(bundle: Path, sources: Sources, progress: Progress | None = No
 
 def _check_there(recipe: Recipe) -> None:
     """Raise `InputError` for a source that does not lie where it is looked for."""
-    remedy = "pass --recipe, the recipe that the bundle was built by"
     try:
         checkpoint_folder(recipe.checkpoint.path)
     except InputError as error:
-        raise InputError(f"{error}; pass --checkpoint, or {remedy.removeprefix('pass ')}") from error
+        raise InputError(f"{error}; pass --checkpoint, or {_REMEDY.removeprefix('pass ')}") from error
+    _check_loras(recipe)
     for path in (recipe.prompts.memorized, recipe.prompts.general, recipe.calibration.statistics, recipe.fidelity.sscd):
         if path is not None and not path.is_file():
-            raise InputError(f"{path}, which the bundle was made from, does not exist: {remedy}")
+            raise InputError(f"{path}, which the bundle was made from, does not exist: {_REMEDY}")
 
 
-def _from(recipe: Recipe, checkpoint: str | None) -> Recipe:
+def _check_loras(recipe: Recipe) -> None:
+    missing = next((lora.path for lora in recipe.checkpoint.loras if not lora.path.is_file()), None)
+    if missing is not None:
+        raise InputError(f"LoRA {missing}, which the bundle was made from, does not exist: {_REMEDY}")
+
+
+def _found(bundle: Path, manifest: Manifest, checkpoint: str | None, places: Recipe | None) -> Recipe:
+    """The bundle's recipe with its files where they are now."""
+    recipe = anchored(Recipe.model_validate(manifest.recipe), bundle)
+    recipe = with_places(recipe, places) if places else recipe
     if checkpoint is None:
         return recipe
     return recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"path": checkpoint})})

@@ -106,7 +106,7 @@ def rebake(
     removed: tuple[str, ...] = ()
     if after != before:
         with lock(bundle) if cache_of(bundle).is_dir() else nullcontext():
-            manifest, removed = _Change(bundle, manifest, before, after, checkpoint, progress or Progress()).run()
+            manifest, removed = _Change(bundle, manifest, before, after, checkpoint, places, progress or Progress()).run()
     seconds = time.perf_counter() - started
     if sources is not None and not (after == before and manifest.measured):
         manifest = measure_again(bundle, sources, progress)
@@ -150,6 +150,7 @@ class _Change:
     before: NeuronSet
     after: NeuronSet
     checkpoint: str | None
+    places: Recipe | None
     progress: Progress
 
     def run(self) -> tuple[Manifest, tuple[str, ...]]:
@@ -252,7 +253,7 @@ class _Change:
             raise InputError(f"{self.bundle} does not keep the weights of the {missing} neurons that come back: pass --checkpoint")
         from nemo_edge.release._remeasure import original_rows
 
-        return original_rows(self.bundle, self.manifest, self.before, self.checkpoint)
+        return original_rows(self.bundle, self.manifest, self.before, self.checkpoint, self.places)
 
     def _check_room(self, weights: ValueWeights) -> None:
         needed = sum((self.bundle / UNET_FOLDERS["baked"] / name).stat().st_size for name in weights.data)

@@ -6,19 +6,26 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from model.test_loras import VALUE, pair
+from safetensors.torch import save_file
 from traces import traces
 
 from nemo_edge.bundle.manifest import open_bundle, open_verified
 from nemo_edge.cli import console
 from nemo_edge.measure.mitigation import Measurement
+from nemo_edge.model.checkpoint import open_parts
 from nemo_edge.model.neurons import NeuronSet
+from nemo_edge.model.surgery import value_rows
 from nemo_edge.recipe.recipe import load_recipe
-from nemo_edge.release._remeasure import open_sources
+from nemo_edge.recipe.settings import LoraSettings
+from nemo_edge.release._remeasure import open_sources, original_rows
 from nemo_edge.release.rebake import rebake
 from nemo_edge.release.review import report_again
 from nemo_edge.system.errors import InputError
-from nemo_edge.system.files import sha256_file
+from nemo_edge.system.files import checkpoint_hashes, sha256_file
 
 OTHERS = [[1, 6], [0, 2, 3]]
 
@@ -73,6 +80,30 @@ def test_a_bundle_that_moved_alone_is_told_where_its_sources_are(bundle: Path, t
     found = open_sources(bundle, manifest, places=beyond)
     assert found.recipe.checkpoint.path == recipe.checkpoint.path
     assert len(found.inputs.memorized) == 2  # as many as the bundle was built with
+
+
+def test_loras_are_looked_for_where_the_recipe_has_them(bundle: Path, tiny_recipe: Path, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    save_file(pair(f"lora_unet_{VALUE}", 16, 8), tmp_path / "mine.safetensors")
+    places, manifest = load_recipe(tiny_recipe), open_bundle(bundle)
+    source = places.checkpoint.model_copy(update={"loras": (LoraSettings(path=tmp_path / "mine.safetensors"),)})
+    places, neurons = places.model_copy(update={"checkpoint": source}), NeuronSet.load(bundle / "neurons.json")
+    recipe = {
+        **manifest.recipe,
+        "checkpoint": {**manifest.recipe["checkpoint"], "loras": [{"path": "gone/mine.safetensors", "scale": 1.0}]},
+    }
+    manifest = manifest.model_copy(update={"recipe": recipe, "checkpoint": checkpoint_hashes(source.path, source.fused)})
+    remedy = r"LoRA .*gone/mine\.safetensors, which the bundle was made from, does not exist: pass --recipe, the recipe"
+    for find in (lambda: open_sources(bundle, manifest, source.path), lambda: original_rows(bundle, manifest, neurons, source.path)):
+        with pytest.raises(InputError, match=remedy):
+            find()
+    assert open_sources(bundle, manifest, places=places).recipe.checkpoint.loras == source.loras
+    found = original_rows(bundle, manifest, neurons, source.path, places)
+    expected, without = (
+        value_rows(open_parts(s, ("unet",)).unet, neurons, torch.float32) for s in (source, load_recipe(tiny_recipe).checkpoint)
+    )
+    assert all(np.array_equal(rows, expected[name]) for name, rows in found.items())
+    assert any(not np.array_equal(rows, without[name]) for name, rows in found.items())
 
 
 def test_measured_again_the_bundle_says_what_its_new_neurons_do(
