@@ -64,8 +64,7 @@ def _usage(evidence: Evidence) -> list[str]:
     command = f"From the command line, with the variant you want:\n\n```sh\n{call}\n```"
     if all(v.variant != "baked" for v in evidence.measurement.variants):
         return [command]
-    classes = {"StableDiffusionXLPipeline": "ORTStableDiffusionXLPipeline"}
-    loader = classes.get(evidence.family, "ORTStableDiffusionPipeline")
+    loader = f"ORT{evidence.family}"  # optimum's name for its class of the same pipeline
     code = f'from optimum.onnxruntime import {loader}\n\npipeline = {loader}.from_pretrained(".")\n'
     code += f'pipeline("{prompt}").images[0].save("bicycle.png")'
     return [f"In Python, with `optimum-onnx`:\n\n```python\n{code}\n```", command]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from huggingface_hub import ModelCard
 
+from nemo_edge.model.configuration import LCM_PIPELINE
 from nemo_edge.report._card import base_model, model_card
 from report.test_evidence import evidence, recipe
 
@@ -44,6 +45,7 @@ def test_it_says_how_to_load_and_what_holds() -> None:
     xl = model_card(evidence(family="StableDiffusionXLPipeline", latency=None))
     assert "ORTStableDiffusionXLPipeline" in xl
     assert "## Times" not in xl
+    assert 'ORTLatentConsistencyModelPipeline.from_pretrained(".")' in model_card(evidence(family=LCM_PIPELINE))
     masked = model_card(evidence(variants=("masked",)))
     assert "optimum" not in masked
     assert "value_mask" in masked
