@@ -11,7 +11,6 @@ __all__ = [
     "Manifest",
     "Verification",
     "amend",
-    "check_file",
     "check_measurable",
     "check_output",
     "check_shippable",
@@ -40,7 +39,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nemo_edge.system.environment import Machine
 from nemo_edge.system.errors import BundleError, InputError
-from nemo_edge.system.files import check_file, check_folder, explain, sha256_file, write_atomically
+from nemo_edge.system.files import check_folder, explain, sha256_file, write_atomically
 
 MANIFEST = "manifest.json"
 SCHEMA: Literal[3] = 3

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nemo_edge.bundle.manifest import GateResult, Manifest, amend, check_file, check_output, open_verified
+from nemo_edge.bundle.manifest import GateResult, Manifest, amend, check_output, open_verified
 from nemo_edge.measure.bench import bench, runnables
 from nemo_edge.measure.latency import FEWEST_ROUNDS, Latency
 from nemo_edge.recipe.recipe import Recipe, anchored
@@ -23,7 +23,7 @@ from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.junit import junit_xml
 from nemo_edge.report.summary import summary_markdown
 from nemo_edge.system.errors import InputError
-from nemo_edge.system.files import append, checkpoint_hashes, sha256_json, write_atomically
+from nemo_edge.system.files import append, check_file, checkpoint_hashes, sha256_json, write_atomically
 from nemo_edge.system.progress import Progress
 
 
