@@ -25,7 +25,7 @@ from nemo_edge.dropin.substitutes import EngineDecoder, EngineTextEncoder, Engin
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.masks import Mask
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.recipe.recipe import Recipe, from_options
+from nemo_edge.recipe.recipe import Recipe, from_keywords
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.sampling.generate import choose_variant
@@ -121,7 +121,7 @@ class _Source:
 def _verified(bundle: Path, variant: str | None, backend: str | None, *, masked: bool, tokenizers: bool = False) -> _Source:
     manifest = open_verified(bundle)
     recipe = Recipe.model_validate(manifest.recipe)
-    engine = from_options(EngineSettings, recipe.engine.model_dump(), {"backend": backend} if backend else {})
+    engine = from_keywords(EngineSettings, {**recipe.engine.model_dump(), **({"backend": backend} if backend else {})})
     chosen = choose_variant(manifest, variant, masked=masked)
     if manifest.flaw:
         warnings.warn(f"the bundle {bundle} {manifest.flaw}: it must not be shipped", stacklevel=3)
