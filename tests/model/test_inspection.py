@@ -17,12 +17,13 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
+from nemo_edge.model import inspection
 from nemo_edge.model._betas import _SCHEDULERS
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.model.configuration import _KIN, _UNSAID, Configuration
 from nemo_edge.model.inspection import check_folder, check_kind, check_layers
 from nemo_edge.release.doctor import diagnose
-from nemo_edge.system.errors import InputError
+from nemo_edge.system.errors import InputError, MissingDependency
 
 INDEX, UNET, VAE, NOISE, TEXT = (
     "model_index.json",
@@ -69,6 +70,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (UNET, {"_class_name": "UNet3DConditionModel"}, "its unet is a UNet3DConditionModel by its own configuration"),
     (TEXT, {"model_type": "bert"}, "its text_encoder is of the kind bert; nemo-edge takes CLIP's"),
     (TEXT, {"auto_map": {"AutoModel": "mine.py--M"}}, "its text_encoder wants code of its own"),
+    (UNET, {"quantization_config": {"quant_method": "bitsandbytes"}}, r"its unet is quantized \(quantization_config in its config\.json\)"),
     (UNET, {"in_channels": 9}, r"takes 9 channels \(inpainting\), and its VAE's latents have 4"),
     (UNET, {"in_channels": 8}, r"takes 8 channels \(editing by instructions\), and its VAE's latents have 4"),
     (UNET, {"out_channels": 8}, "takes 4 channels and gives 8"),
@@ -84,6 +86,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (UNET, {"sample_size": [8, 0]}, "does not say the height and width"),
     (VAE, {"latent_channels": 16}, "takes 4 channels, and its VAE's latents have 16"),
     (VAE, {"out_channels": 6}, "its VAE gives 6 channels"),
+    (VAE, {"scaling_factor": "0.18"}, 'scaling_factor is "0.18": give the number'),
+    (VAE, {"scaling_factor": None}, "scaling_factor is null: give the number"),
     (VAE, {"latents_mean": [0.0, 0.1]}, "latents_mean are not 4 numbers"),
     (INDEX, {"scheduler": ["diffusers", "EDMEulerScheduler"]}, "is a EDMEulerScheduler, which has no schedule of betas"),
     (INDEX, {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}, "no schedule of betas"),
@@ -99,6 +103,17 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (NOISE, {"beta_schedule": "sigmoid"}, "beta_schedule is sigmoid"),
     (NOISE, {"beta_end": None}, "beta_end is None, which is no beta"),
 ]
+
+
+@pytest.mark.parametrize(("scheduler", "library"), [("LMSDiscreteScheduler", "scipy"), ("DPMSolverSDEScheduler", "torchsde")])
+def test_a_scheduler_whose_library_is_absent_is_told_before_the_work(
+    sd: Path, scheduler: str, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edited(sd, INDEX, {"scheduler": ["diffusers", scheduler]})
+    edited(sd, NOISE, {"_class_name": scheduler})
+    monkeypatch.setattr(inspection, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependency, match=f"its {scheduler} needs {library}: pip install {library}"):
+        check_folder(sd)
 
 
 @pytest.mark.parametrize(("file", "changes", "reason"), REFUSED)
