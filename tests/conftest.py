@@ -55,7 +55,7 @@ OF_THE_DEMO = ("tests/demo/test_demo.py", "tests/journeys/test_readme.py")
 """Files with tests on the built demo: one process runs them, which builds it once."""
 LONGEST = (
     *OF_THE_DEMO,
-    "tests/benchmarks/test_gpu_run.py",
+    "tests/benchmarks/gpu/test_run.py",
     "tests/release/test_rebake.py",
     "tests/release/test_build.py",
     "tests/export/test_component.py",
@@ -64,6 +64,8 @@ LONGEST = (
     "tests/cli/test_main.py",
     "tests/cli/test_bundle.py",
     "tests/journeys/test_random_build.py",
+    "tests/journeys/test_processes.py",
+    "tests/journeys/test_masked_graphs.py",
     "tests/journeys/test_clip_skip.py",
     "tests/serving/models/test_pipeline.py",
 )

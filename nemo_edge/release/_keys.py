@@ -34,6 +34,8 @@ _CALIBRATED = ("layers", "seed", "samples", "steps", "guidance")
 """The localization's settings that statistics and τ hang on."""
 _NO_MATTER = ("rows", "prompts")
 """Those of them that only the time hangs on."""
+_READ = "every vector of a textual inversion"
+"""How prompts are read: what was found with a token's first vector alone is not taken for it."""
 _FORMAT = "ONNX files without the exporter's notes"
 """What exported files are like: those that were kept from before are not taken for them."""
 _COUNTED = "copies of every known training picture in all its readings, whole and in part"
@@ -77,7 +79,7 @@ def of_calibrate(given: Given) -> object:
     inputs, tables, general = given.inputs, given.tables, [prompt.text for prompt in given.inputs.general]
     settings = [tables["localization"][name] for name in _CALIBRATED]
     device = tables["checkpoint"]["device"]
-    return [SCORE, given.versions, inputs.checkpoint, device, general, tables["calibration"], inputs.statistics, settings]
+    return [SCORE, _READ, given.versions, inputs.checkpoint, device, general, tables["calibration"], inputs.statistics, settings]
 
 
 def of_localize(given: Given) -> object:

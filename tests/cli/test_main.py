@@ -1,4 +1,4 @@
-"""The command line: exit codes, one line for every complaint, nothing half-written, and interruptions that go on."""
+"""The command line: exit codes, one line for every complaint, nothing half-written."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -23,15 +21,11 @@ from transformers import CLIPTokenizer
 
 import nemo_edge
 from nemo_edge import demo
-from nemo_edge.bundle.manifest import open_bundle, verify
 from nemo_edge.cli import main as cli
 from nemo_edge.localization.calibration import Calibration
 from nemo_edge.model.neurons import NeuronSet, ValueLayer
-from nemo_edge.recipe.recipe import load_recipe
-from nemo_edge.release.build import build, plan
 
 STAGES = ("calibrate", "localize", "policies", "export", "measure")
-COMMAND = [sys.executable, "-m", "nemo_edge.cli"]
 
 
 class Ran(NamedTuple):
@@ -98,20 +92,6 @@ def recipe_in(folder: Path, tiny_recipe: Path, *changes: tuple[str, str]) -> Pat
     path = folder / "recipe.toml"
     path.write_text(text)
     return path
-
-
-def test_a_process_says_one_line_and_leaves_with_2(tmp_path: Path) -> None:
-    done = subprocess.run([*COMMAND, "build", "none.toml"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert_refused(Ran(done.returncode, done.stdout, done.stderr), "recipe none.toml does not exist")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_process_prints_one_json_object(tiny_recipe: Path, tiny_bundle: Path) -> None:
-    done = subprocess.run([*COMMAND, "build", tiny_recipe, "--json"], capture_output=True, text=True, check=False)
-    found = json.loads(done.stdout)
-    assert (found["skipped"], found["passed"], found["bundle"]) == (True, False, str(tiny_bundle))
-    assert done.returncode == 3  # its gates failed: τ is hardly above 0
-    assert done.stderr == ""
 
 
 @pytest.mark.parametrize(
@@ -377,46 +357,6 @@ def test_a_dry_run_says_what_would_run(run: Run, tmp_path: Path, tiny_recipe: Pa
     assert (ran.code, ran.err) == (0, "")
     assert list(json.loads(ran.out)["stages"]) == list(STAGES)
     assert [p.name for p in tmp_path.iterdir()] == ["recipe.toml"]
-
-
-@pytest.mark.parametrize(
-    ("stage", "sign", "sent", "code"),
-    [
-        ("calibrate", "calibrate-*", signal.SIGTERM, 143),
-        ("localize", "localize-*/localization.jsonl", signal.SIGINT, 130),
-        ("export", "export-*/.text_encoder.*", signal.SIGTERM, 143),
-        ("measure", "measure-*", signal.SIGINT, 130),
-    ],
-)
-def test_an_interrupted_build_leaves_nothing_half_written_and_goes_on(
-    tmp_path: Path, tiny_recipe: Path, tiny_bundle: Path, stage: str, sign: str, sent: signal.Signals, code: int
-) -> None:
-    done, cache = STAGES[: STAGES.index(stage)], tmp_path / ".out.build"
-    former = {path.name.partition("-")[0]: path for path in (tiny_bundle.parent / ".out.build").iterdir()}
-    for name in done:
-        shutil.copytree(former[name], cache / former[name].name)
-    path = recipe_in(tmp_path, tiny_recipe)
-
-    process = subprocess.Popen([*COMMAND, "build", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not any(cache.glob(sign)) and process.poll() is None:
-        time.sleep(0.002)
-    time.sleep(1 if stage == "export" else 0)  # inside torch's exporter by then
-    process.send_signal(sent)
-    out, err = process.communicate(timeout=120)
-    assert err.splitlines()[-1].startswith("nemo-edge: ")
-    assert "goes on from what was finished" in err.splitlines()[-1]
-    assert "Traceback" not in err
-    assert (process.returncode, out) == (code, "")
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.build", "recipe.toml"]
-    assert [p for p in cache.rglob("*") if p.name.startswith(".")] == []
-    recipe = load_recipe(path)
-    assert plan(recipe).done == done
-
-    if stage != "export":  # it would take long, and starts from an empty folder anyway
-        shutil.copytree(former["export"], cache / former["export"].name, dirs_exist_ok=True)
-        build(recipe)
-        assert verify(recipe.output).passed
-        assert open_bundle(recipe.output).neurons_hash == open_bundle(tiny_bundle).neurons_hash
 
 
 def test_a_summary_that_cannot_be_written_is_refused_before_the_build(run: Run, tmp_path: Path, tiny_recipe: Path) -> None:

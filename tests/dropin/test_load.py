@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import warnings
@@ -13,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import other_vae, save_toy_sdxl
+from conftest import save_toy_sdxl
 from diffusers import (
     AutoencoderKL,
     AutoPipelineForImage2Image,
@@ -154,23 +153,6 @@ def assert_same_pictures(got: np.ndarray, expected: np.ndarray) -> None:
     """Of pictures from 0 to 1: equal to one grey level."""
     assert got.shape == expected.shape
     assert np.abs(np.rint(255 * got) - np.rint(255 * expected)).max() <= 1
-
-
-def with_statistics(folder: Path) -> None:
-    """Give the VAE a mean and a deviation of its latents."""
-    said = {"latents_mean": [-1.5, 0.5, 1.0, 2.0], "latents_std": [0.5, 2.0, 3.0, 1.5]}
-    config = json.loads((folder / "vae/config.json").read_text())
-    (folder / "vae/config.json").write_text(json.dumps({**config, **said}))
-
-
-@pytest.mark.parametrize("change", [with_statistics, other_vae])
-def test_every_vae_that_is_taken_is_exported_and_decodes_as_diffusers_does(
-    tmp_path: Path, tokenizer: CLIPTokenizer, tiny_bundle: Path, change: Callable[[Path], object]
-) -> None:
-    model = make_xl(tmp_path, tokenizer, tiny_bundle, change=change)
-    with load_pipeline(model.bundle, "masked") as engines:
-        engines.set_progress_bar_config(disable=True)
-        assert_same_pictures(latents(engines, output_type="np"), latents(model.eager(), output_type="np"))
 
 
 def test_the_pipeline_draws_the_pictures_of_the_baked_checkpoint(model: Model) -> None:
