@@ -6,7 +6,16 @@ may differ in its last bits. What is free only refuses. Knows pixels, no models;
 
 from __future__ import annotations
 
-__all__ = ["GB", "check_room", "memory_available", "pictures_at_once", "room_bytes", "rows_at_once", "search_bytes"]
+__all__ = [
+    "GB",
+    "check_room",
+    "learned_rows_at_once",
+    "memory_available",
+    "pictures_at_once",
+    "room_bytes",
+    "rows_at_once",
+    "search_bytes",
+]
 
 import os
 from pathlib import Path
@@ -22,6 +31,9 @@ _ROW_EAGER = 950
 """Bytes a pixel of the picture that one row of a UNet's batch takes in eager PyTorch, whose attention keeps no matrix."""
 _KEPT_ROW = 610
 """The same of what a search keeps of one row: 159 MB at 512 × 512 (`benchmarks/results/localization.json`)."""
+_LEARNED_ROW = 12_000
+"""The same of one row that a gradient is taken through: what autograd keeps for it is 2,100 of the demo, 6,000 of Stable Diffusion 1.5 and
+10,200 of XL, attention's matrices not counted, which are not kept."""
 _ROOM_BYTES = int(2.5 * GB)
 """What rows that run together may take on a CPU, and what is kept of them again: ten rows of 512 × 512, the method's samples."""
 _ROOM_SHARE = 4
@@ -48,6 +60,11 @@ def room_bytes(device: torch.device) -> int:
 def rows_at_once(pixels: int, room: int = _ROOM_BYTES) -> int:
     """Return how many rows a UNet runs together in eager float32, 1 to 64, for pictures of so many pixels in so many bytes."""
     return max(1, min(_MOST_ROWS, room // (_ROW_EAGER * pixels)))
+
+
+def learned_rows_at_once(pixels: int, room: int = _ROOM_BYTES) -> int:
+    """Return how many rows of a UNet a gradient is taken through together in eager float32: one of 512 × 512 on a CPU, at least one."""
+    return max(1, min(_MOST_ROWS, room // (_LEARNED_ROW * pixels)))
 
 
 def search_bytes(pixels: int, rows: int, kept: int, room: int = _ROOM_BYTES) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 import torch
 from conftest import save_toy_sd, toy_unet
 from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DModel
+from diffusers.image_processor import VaeImageProcessor
 from transformers import CLIPTokenizer
 
 from nemo_edge.backends.torch import open_runner
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint, summary, value_layers, value_projections
+from nemo_edge.sampling.pipelines import eager_pipeline
 from nemo_edge.system.errors import InputError, MissingDependency
 
 PROMPTS = ["a pig on a red background", "", "saxophone " * 100]
@@ -85,6 +88,23 @@ def test_encode_is_diffusers_own_for_xl(toy_sdxl: Checkpoint) -> None:
     assert torch.equal(got["encoder_hidden_states"], hidden)
     assert torch.equal(got["text_embeds"], pooled)
     assert torch.equal(got["time_ids"], ids.repeat(3, 1))
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_pictures_are_encoded_as_the_decoder_s_feed_takes_them(toy: Checkpoint, toy_sdxl: Checkpoint, family: str) -> None:
+    """The mean that diffusers' VAE gives, scaled so that the loop's feed of the decoder is that mean again; of XL with its statistics."""
+    checkpoint = {"sd": toy, "sdxl": toy_sdxl}[family]
+    vae = {**checkpoint.config.vae, "latents_mean": [0.1, 0.2, 0.3, 0.4], "latents_std": [1.0, 2.0, 3.0, 4.0]}
+    checkpoint = replace(checkpoint, config=replace(checkpoint.config, vae=vae))
+    pictures = np.random.default_rng(0).integers(0, 256, (2, *checkpoint.config.pixel_size, 3), np.uint8)
+    pictures.setflags(write=False)
+    latents = checkpoint.encode_pictures(pictures)
+    x = VaeImageProcessor().preprocess(pictures.astype(np.float32) / 255)
+    with torch.no_grad():
+        expected = checkpoint.vae.encode(x).latent_dist.mean
+    fed = eager_pipeline(checkpoint).decoder_feed(latents.numpy())["latent_sample"]
+    np.testing.assert_allclose(fed, expected.numpy(), atol=1e-5)
+    assert not np.allclose(latents.numpy(), expected.numpy(), atol=1e-2)
 
 
 def test_each_prompt_is_encoded_on_its_own(toy: Checkpoint) -> None:

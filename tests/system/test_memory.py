@@ -14,7 +14,15 @@ from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.system import memory
 from nemo_edge.system.errors import InputError
-from nemo_edge.system.memory import check_room, memory_available, pictures_at_once, room_bytes, rows_at_once, search_bytes
+from nemo_edge.system.memory import (
+    check_room,
+    learned_rows_at_once,
+    memory_available,
+    pictures_at_once,
+    room_bytes,
+    rows_at_once,
+    search_bytes,
+)
 
 CPU = torch.device("cpu")
 SETTINGS = LocalizationSettings(samples=2)
@@ -60,6 +68,14 @@ def test_too_little_free_memory_is_refused_with_the_remedy() -> None:
         check_room(CPU, 512**2, 10, available=10**9)
     with pytest.raises(InputError, match=r"about 5.0 GB .* localization.rows below 10 and localization.prompts = 1 in the recipe"):
         check_room(CPU, 512**2, 10, kept=80, available=3 * 10**9)
+
+
+def test_a_gradient_goes_through_few_rows_of_large_pictures_and_at_least_one() -> None:
+    assert learned_rows_at_once(64 * 64) >= 8
+    assert learned_rows_at_once(1024 * 1024) == 1
+    for pixels in (64 * 64, 256 * 256, 512 * 512):
+        assert learned_rows_at_once(pixels) <= rows_at_once(pixels)
+    assert learned_rows_at_once(512 * 512, 40 * memory.GB) >= 8
 
 
 def test_rows_do_not_hang_on_what_is_free(toy: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
