@@ -6,6 +6,7 @@ Knows names and ranges only; whether a file exists is found out by the stage tha
 from __future__ import annotations
 
 __all__ = [
+    "AttackSettings",
     "CalibrationSettings",
     "CheckpointSettings",
     "ENGINE_TOLERANCES",
@@ -21,6 +22,7 @@ __all__ = [
     "SamplingSettings",
     "Scheduler",
     "Settings",
+    "Start",
     "Target",
     "check_threshold",
 ]
@@ -39,6 +41,7 @@ SCORE = "MS-SSIM of torchmetrics 1.3.2"
 Share = Annotated[float, Field(ge=0, le=1)]
 Variant = Literal["baked", "masked"]
 Target = Literal["text_encoder", "unet", "vae_decoder", "pipeline"]
+Start = Literal["prompt", "noise", "unrelated"]
 Scheduler = Literal["checkpoint", "ddim", "pndm", "euler", "euler_a", "dpmsolver++", "sde-dpmsolver++", "unipc", "lcm"]
 
 
@@ -232,6 +235,28 @@ class FidelitySettings(Settings):
     above it random neurons too."""
     sscd: Path | None = None
     """SSCD's TorchScript file, to be measured beside the ℓ2 distance."""
+
+
+class AttackSettings(Settings):
+    """How far a model is attacked with embeddings that are optimised towards its training pictures."""
+
+    starts: tuple[Start, ...] = Field(default=("prompt",), min_length=1)
+    """What the embedding is at first: that of the memorized prompt, standard normal noise, or that of an unrelated prompt."""
+    unrelated: str = Field(default="a photo of a dog", pattern=r"\S")
+    """The unrelated prompt. Pictures that the model never saw, which have no prompt, are attacked from it too."""
+    steps: int = Field(default=50, ge=1, le=10_000)
+    """Steps of the optimiser. Beyond 100 an embedding begins to paint pictures that the model never saw (Finding DoRI)."""
+    seeds: int = Field(default=4, ge=1, le=1000)
+    """Pictures drawn with each embedding, from the seeds 0 up to this number."""
+    seed: int = Field(default=0, ge=0)
+    """Of the attack's own noise and times."""
+
+    @field_validator("starts")
+    @classmethod
+    def _check_starts(cls, starts: tuple[Start, ...]) -> tuple[Start, ...]:
+        if len(set(starts)) < len(starts):
+            raise ValueError("a start is named twice")
+        return starts
 
 
 def _size(value: object) -> object:

@@ -7,7 +7,7 @@ import tomllib
 import pytest
 from pydantic import ValidationError
 
-from nemo_edge.recipe.settings import CalibrationSettings, ExportSettings, GateSettings, LatencySettings
+from nemo_edge.recipe.settings import AttackSettings, CalibrationSettings, ExportSettings, GateSettings, LatencySettings
 
 
 @pytest.mark.parametrize("name", GateSettings.model_fields)
@@ -26,6 +26,12 @@ def test_the_defaults_come_back_from_a_manifest_as_they_are() -> None:
         assert type(getattr(again, name)) is type(getattr(GateSettings(), name)), name
     assert again.replication is not False
     assert again.paraphrases is not False
+
+
+@pytest.mark.parametrize("given", [{"starts": ()}, {"starts": ("noise", "noise")}, {"starts": ("end",)}, {"steps": 0}, {"unrelated": " "}])
+def test_an_attack_that_cannot_be_is_refused(given: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        AttackSettings.model_validate(given)
 
 
 def test_what_is_pinned_is_in_latents_and_only_where_there_are_sizes() -> None:
