@@ -1,10 +1,11 @@
-"""How what was found in a checkpoint looks on a terminal: memorized prompts, detectors, neurons, groups."""
+"""How what was found in a model looks on a terminal: memorized prompts, detectors, neurons, groups, what attacks bring back."""
 
 from __future__ import annotations
 
-__all__ = ["show_detection", "show_localizations"]
+__all__ = ["show_attack", "show_detection", "show_localizations"]
 
 from collections.abc import Sequence
+from math import ceil, floor
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from nemo_edge.localization.groups import Group
 from nemo_edge.localization.localizer import Localization
 from nemo_edge.localization.roc import Roc
 from nemo_edge.localization.stages import Detected
+from nemo_edge.measure.attacks.campaign import Campaign
 
 _PROMPTS = 40
 """Prompts that a table has room for."""
@@ -67,3 +69,18 @@ def _show_groups(groups: Sequence[Group]) -> None:
         prompts = str(sum(not member.variant for member in g.members))
         table.add_row(escape(g.name), prompts, str(len(g.neurons)), *leaks, str(g.samples), f"{g.seconds:.1f}")
     Console().print(table)
+
+
+def show_attack(found: Campaign, output: Path) -> None:
+    """What came back of each group from each start, by steps, and what may be said of it."""
+    table = table_of("Attacked", "Start", "Steps", "Returned", "At least", "At most", "Copies", "Distance")
+    for rate in found.rates:
+        bounds = (f"{floor(100 * rate.at_least + 1e-9)} %", f"{ceil(100 * rate.at_most - 1e-9)} %")
+        counts = (f"{rate.returned}/{rate.of}", *bounds, f"{rate.copies}/{rate.drawn}")
+        table.add_row(rate.group, rate.start, str(rate.steps), *counts, f"{rate.distance:.3f}")
+    out = Console()
+    out.print(table)
+    pairs = f", of {found.threshold_pairs} unrelated pairs" if found.threshold_pairs else ""
+    out.print(f"a copy is at most {found.copy_threshold:.3f} away{pairs}; {found.neurons} neurons silenced; drawn by {found.engine}")
+    out.print(f"[{'green' if found.strong else 'red'}]{escape(found.verdict)}[/]", highlight=False)
+    out.print(f"written to {escape(str(output))}", soft_wrap=True)

@@ -7,15 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from measure.attacks.test_base import attacked
 
-from nemo_edge.cli.findings import show_detection, show_localizations
+from nemo_edge.cli.findings import show_attack, show_detection, show_localizations
 from nemo_edge.localization.detection import Detection
 from nemo_edge.localization.detectors import PAPER
 from nemo_edge.localization.groups import Group, Member, Variant
 from nemo_edge.localization.localizer import Localization
 from nemo_edge.localization.roc import Roc, roc
 from nemo_edge.localization.stages import Detected
+from nemo_edge.measure.attacks.base import rates
+from nemo_edge.measure.attacks.campaign import Campaign, verdict
 from nemo_edge.model.neurons import NeuronSet, ValueLayer
+from nemo_edge.recipe.settings import AttackSettings
 
 NEURONS = NeuronSet.from_lists([ValueLayer(name="a.to_v", width=8)], [[1, 3]])
 
@@ -77,3 +81,33 @@ def test_groups_follow_the_prompts(capsys: pytest.CaptureFixture[str], monkeypat
     assert "0.200 floor" in out
     assert out.splitlines()[3].split() == ["[b]pigs", "1", "2", "1", "1", "0", "7", "1.0"]
     assert "Group" not in shown(capsys, monkeypatch, show_localizations, [found], [], Path("there"))
+
+
+def test_an_attack_is_shown_by_group_start_and_steps(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    results = [attacked(group, {10: [False] * 10, 1000: [True] * 10}, str(i)) for group in ("unmitigated", "memories") for i in range(100)]
+    results.append(attacked("never seen", {10: [False], 1000: [False]}, ""))
+    facts: dict[str, Any] = {
+        "source": "demo",
+        "checkpoint": {},
+        "neurons": 16,
+        "engine": "onnxruntime, baked",
+        "versions": {},
+        "sampling": {},
+    }
+    found = Campaign(
+        **facts,
+        inputs="",
+        settings=AttackSettings(),
+        copy_threshold=0.343,
+        threshold_pairs=512,
+        rates=rates(results),
+        strong=True,
+        verdict=verdict(rates(results)),
+        attacked=tuple(results),
+    )
+    out = shown(capsys, monkeypatch, show_attack, found, Path("attack.json"))
+    rows = [line.split() for line in out.splitlines()[1:7]]
+    assert rows[3] == ["memories", "unrelated", "1000", "100/100", "97", "%", "100", "%", "1000/1000", "0.100"]
+    assert rows[4][:2] == ["never", "seen"]
+    assert "512 unrelated pairs" in out
+    assert "brings back 100 of 100 memories" in " ".join(out.split())
