@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from measure.attacks.test_base import attacked
+from nemo_edge.bundle.manifest import open_bundle
 from nemo_edge.measure.attacks.base import rates
 from nemo_edge.measure.attacks.campaign import Campaign, attack, journal_of, verdict
 from nemo_edge.measure.attacks.subject import Place
@@ -104,6 +105,15 @@ def test_of_a_checkpoint_with_nothing_silenced_the_positive_control_is_the_attac
     control, memories = ([(e.prompt, e.attempts) for e in found.attacked if e.group == group] for group in ("unmitigated", "memories"))
     assert control == memories
     assert sum(steps.told) == 3, "two memories and a control"
+
+
+def test_a_bundle_is_attacked_in_its_checkpoint_and_drawn_by_its_engine(folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    settings, here = SETTINGS.model_copy(update={"steps": 1}), Place(CheckpointSettings(path=str(tiny_bundle)))
+    found = attack(here, folder / "list.csv", folder / "controls", settings, tmp_path / "a.json")
+    assert (found.source, found.engine, found.sampling["steps"]) == ("out", "onnxruntime, baked", 3)
+    assert found.checkpoint == open_bundle(tiny_bundle).checkpoint
+    assert found.neurons == len(NeuronSet.load(tiny_bundle / "neurons.json")) > 0
+    assert {each.group for each in found.attacked} == {"unmitigated", "memories", "never seen"}
 
 
 def test_an_unrelated_prompt_that_is_a_memorized_one_is_refused(place: Place, folder: Path, tmp_path: Path) -> None:
