@@ -5,14 +5,15 @@ Translates as `cli` does, which puts them among its own; heavy imports are insid
 
 from __future__ import annotations
 
-__all__ = ["attack", "bench", "compare", "gate", "generate", "inspect", "rebake", "register", "report", "verify"]
+__all__ = ["bench", "compare", "gate", "generate", "inspect", "rebake", "register", "report", "verify"]
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from nemo_edge.cli.options import AllowPickle, Bundle, ClipSkip, Json, Loras, Summary, loras_of, open_model, print_result
+from nemo_edge.cli.attacks import attack
+from nemo_edge.cli.options import AllowPickle, Bundle, ClipSkip, Json, Loras, Summary, open_model, print_result
 
 
 def register(app: typer.Typer) -> None:
@@ -97,41 +98,6 @@ def compare(
     print_result(result, as_json, console.show_comparison)
     if not result.passed:
         raise typer.Exit(3)
-
-
-def attack(
-    source: Annotated[str, typer.Argument(help="A bundle, or a checkpoint.")],
-    prompts: Annotated[Path, typer.Option("--prompts", help="Memorized prompts with their training pictures (column image).")],
-    controls: Annotated[Path, typer.Option("--controls", help="Folder of pictures like these that the model never saw.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the results go, a .json file.")],
-    starts: Annotated[list[str] | None, typer.Option("--start", help="prompt (default), noise, unrelated; may be repeated.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Steps of the optimiser (50).")] = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", help="Pictures drawn with each embedding (4).")] = None,
-    unrelated: Annotated[str | None, typer.Option("--unrelated", help="The unrelated prompt ('a photo of a dog').")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of the attack's own noise (0).")] = None,
-    neurons: Annotated[Path | None, typer.Option("--neurons", help="What is silenced in a checkpoint; else nothing.")] = None,
-    recipe: Annotated[Path | None, typer.Option("--recipe", help="Whose [sampling] draws with a checkpoint.")] = None,
-    checkpoint: Annotated[str | None, typer.Option("--checkpoint", help="Where a bundle's weights are; else the recipe's.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="What eager PyTorch runs on: cpu, or cuda; else the recipe's.")] = None,
-    lora: Loras = None,
-    allow_pickle: AllowPickle = False,
-    as_json: Json = False,
-) -> None:
-    """Bring memories back as an owner of the weights can. Embeddings are optimised towards them; an interrupted attack goes on."""
-    from nemo_edge.recipe.recipe import from_options, load_recipe
-    from nemo_edge.recipe.settings import AttackSettings, CheckpointSettings
-
-    given = {"starts": starts or None, "steps": steps, "seeds": seeds, "unrelated": unrelated, "seed": seed}
-    settings = from_options(AttackSettings, {}, {name: v for name, v in given.items() if v is not None}, {"starts": "start"})
-    asked = {**({"allow_pickle": True} if allow_pickle else {}), **({"device": device} if device else {})}
-    weights = from_options(CheckpointSettings, {"path": source, "loras": loras_of(lora)}, asked)
-    from nemo_edge.cli import console, findings
-    from nemo_edge.measure.attacks.campaign import attack as run
-    from nemo_edge.measure.attacks.subject import Place
-
-    place = Place(weights, neurons, load_recipe(recipe).sampling if recipe else None, checkpoint)
-    result = run(place, prompts, controls, settings, output, console.Bars())
-    print_result(result, as_json, lambda found: findings.show_attack(found, output))
 
 
 def gate(

@@ -85,7 +85,8 @@ def check_place(place: Place) -> Manifest | None:
         if place.weights is not None:
             raise InputError("--checkpoint says where a bundle's weights are, and a checkpoint is attacked: leave it out")
         return None
-    given = {"--neurons": place.neurons, "--recipe": place.sampling, "--lora": place.source.loras or None}
+    given: dict[str, object] = {"--neurons": place.neurons, "--recipe": place.sampling}
+    given |= {"--lora": place.source.loras or None, "--clip-skip": place.source.clip_skip or None}
     own = next((option for option, value in given.items() if value is not None), None)
     if own is not None:
         raise InputError(f"{own} is for a checkpoint; {place.source.path} is a bundle, which has its own: leave it out")

@@ -1,0 +1,82 @@
+"""The command line of an attack: one object, a table of 80 columns, and refusals in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cli.test_main import Ran, Run, assert_refused, assert_refused_last_line, run
+from nemo_edge.bundle.manifest import open_bundle
+
+__all__ = ["run"]
+
+
+@pytest.fixture
+def known(tmp_path: Path) -> Path:
+    """A list of one prompt with a dark training picture, a light control, and an empty folder."""
+    for name in ("controls", "empty"):
+        (tmp_path / name).mkdir()
+    for name, level in (("a", 10), ("controls/b", 240)):
+        Image.fromarray(np.full((32, 32, 3), level, np.uint8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "list.csv").write_text("Caption;image\na red pig;a.png\n")
+    (tmp_path / "unknown.csv").write_text("Caption\na red pig\n")
+    return tmp_path
+
+
+def attack_on(run: Run, source: Path, known: Path, *more: object, prompts: str = "list.csv", controls: str = "controls") -> Ran:
+    files = ("--prompts", known / prompts, "--controls", known / controls, "--output", known / "attack.json")
+    return run("attack", source, *files, *more)
+
+
+def test_an_attack_prints_one_object_and_a_table_of_80_columns(
+    run: Run, monkeypatch: pytest.MonkeyPatch, known: Path, toy_folder: Path, tiny_recipe: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    options = ("--recipe", tiny_recipe, "--steps", 1, "--seeds", 1, "--start", "noise", "--start", "unrelated")
+    ran = attack_on(run, toy_folder, known, *options, "--json")
+    assert ran.code == 0
+    assert json.loads(ran.out) == json.loads((known / "attack.json").read_text())
+    assert json.loads(ran.out)["settings"]["starts"] == ["noise", "unrelated"]
+    again = attack_on(run, toy_folder, known, *options)
+    assert max(len(line) for line in again.out.splitlines() if not line.startswith("written to")) <= 80
+    assert "never seen" in again.out
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"prompts": "unknown.csv"}, "no training picture is known for 1 of 1 prompts ('a red pig')"),
+        ({"controls": "empty"}, "holds no picture"),
+        ({"controls": "none"}, "does not exist"),
+    ],
+)
+def test_an_attack_without_pictures_is_refused(run: Run, known: Path, toy_folder: Path, files: dict[str, str], reason: str) -> None:
+    assert_refused(attack_on(run, toy_folder, known, **files), reason)
+    assert not (known / "attack.json").exists()
+
+
+def test_a_control_that_the_model_has_seen_is_refused(run: Run, known: Path, toy_folder: Path, tiny_recipe: Path) -> None:
+    shutil.copy(known / "a.png", known / "controls" / "c.png")
+    ran = attack_on(run, toy_folder, known, "--recipe", tiny_recipe)
+    assert_refused_last_line(ran, "c.png is the training picture", "a.png", "take it out of the folder")
+
+
+def test_a_start_that_is_none_is_refused_by_its_option(run: Run, known: Path, toy_folder: Path) -> None:
+    assert_refused(attack_on(run, toy_folder, known, "--start", "end"), "--start")
+
+
+@pytest.mark.parametrize("own", [("--clip-skip", 1), ("--neurons", "neurons.json")])
+def test_what_a_bundle_says_itself_is_not_asked_for(run: Run, known: Path, tiny_bundle: Path, own: tuple[object, ...]) -> None:
+    assert_refused(attack_on(run, tiny_bundle, known, *own), f"{own[0]} is for a checkpoint", "leave it out")
+
+
+def test_an_attack_on_random_weights_is_refused(run: Run, known: Path, tiny_bundle: Path) -> None:
+    bundle = shutil.copytree(tiny_bundle, known / "bundle")
+    random = open_bundle(bundle).model_copy(update={"random_weights": "sd15"})
+    (bundle / "manifest.json").write_text(random.model_dump_json())
+    assert_refused(attack_on(run, bundle, known), "carries random weights (sd15)")
