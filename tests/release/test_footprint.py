@@ -83,7 +83,7 @@ def test_reading_headers_loads_no_weights(tmp_path: Path) -> None:
     """A file of 3.4 GB of which only the header is on the disk."""
     header = json.dumps({"w": {"dtype": "F32", "shape": [859_520_964], "data_offsets": [0, 859_520_964 * 4]}}).encode()
     (tmp_path / "unet").mkdir()
-    with (tmp_path / "unet" / "model.safetensors").open("wb") as file:
+    with (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + 859_520_964 * 4)
     found = estimate(str(tmp_path), tmp_path / "a" / "b")
