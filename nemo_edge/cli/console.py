@@ -326,8 +326,7 @@ def _show_footprint(out: Console, model: Any) -> None:
         cells = [_gb(size) if size <= free else f"[red]{_gb(size)}[/]" for size, free in sizes]
         table.add_row(settings, *cells, "[green]yes[/]" if need.fits else "[red]no[/]")
     out.print(table)
-    out.print("peaks of memory and the size of the bundle, estimated", style="dim")
-    out.print(f"free: {escape(room)}", style="dim", highlight=False)
+    out.print(f"peaks of memory and the size of the bundle, estimated\nfree: {escape(room)}", style="dim", highlight=False)
 
 
 def _show_remedies(out: Console, diagnosis: Any) -> None:
@@ -360,18 +359,19 @@ def _verdict(judged: Any) -> str:
 
     if judged.passed and (gap := unjudged(judged.gates)):
         return f"[yellow]{escape(gap)}[/]; no gate failed"
-    return "[green]every gate passed[/]" if judged.passed else "[red]a gate failed: this bundle must not be shipped[/]"
+    left = sum(gate.unmeasured for gate in judged.gates)
+    passed = f"[green]no gate failed[/], {left} not measured" if left else "[green]every gate passed[/]"
+    return passed if judged.passed else "[red]a gate failed: this bundle must not be shipped[/]"
 
 
 def _show_gates(out: Console, gates: Sequence[Any]) -> None:
     table = table_of("Gate", "Measured", "Limit", "Verdict")
     for gate in gates:
-        if gate.unmeasured:
-            measured = "–" if gate.value is None else f"{gate.value:.3g}"
-            table.add_row(gate.name, measured, f"{gate.limit:.3g}", f"[yellow]not measured[/]: {escape(gate.gap or gate.detail)}")
-            continue
+        value = "–" if gate.value is None else f"{gate.value:.3g}"
         verdict = "[green]passed[/]" if gate.passed else "[red]failed[/]"
-        table.add_row(gate.name, f"{gate.value:.3g}", f"{gate.limit:.3g}", verdict)
+        if gate.unmeasured:
+            verdict = f"[yellow]not measured[/]: {escape(gate.gap or gate.detail)}"
+        table.add_row(gate.name, value, f"{gate.limit:.3g}", verdict)
     out.print(table)
 
 

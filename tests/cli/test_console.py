@@ -151,6 +151,12 @@ def test_a_verdict_says_whether_it_is_in_the_bundle(capsys: pytest.CaptureFixtur
     assert "b: every gate passed\n" in out
 
 
+def test_a_gate_that_was_not_measured_has_not_passed(capsys: pytest.CaptureFixture[str]) -> None:
+    noisy = GateResult(name="slow_down.baked", limit=1.05, value=None, passed=True, detail="the times vary too much")
+    out = shown(capsys, console.show_verdict, Verdict(bundle="b", gates=(GATES[0], ASKED, noisy), written=True))
+    assert "b: no gate failed, 1 not measured\n" in out
+
+
 @pytest.mark.parametrize(
     ("gate", "why"),
     [
