@@ -173,7 +173,8 @@ def _headline(evidence: Evidence) -> str:
     if evidence.passed:
         idle, gap = sum(gate.value is None for gate in evidence.gates), unjudged(evidence.gates)
         rest = f" {count(idle, 'gate').capitalize()} had nothing to judge." if idle else ""
-        return f"{gap}. No gate failed.{rest}" if gap else f"Every gate passed: {_copies(evidence.measurement)}.{rest}"
+        passed = "No gate failed" if idle else "Every gate passed"
+        return f"{gap}. No gate failed.{rest}" if gap else f"{passed}: {_copies(evidence.measurement)}.{rest}"
     failed = sum(not gate.passed for gate in evidence.gates)
     return (
         f"{count(failed, 'gate').capitalize()} failed. This bundle must not be shipped." if failed else "This bundle must not be shipped."

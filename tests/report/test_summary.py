@@ -13,7 +13,7 @@ def test_it_is_short_and_says_it_first() -> None:
     text = summary_markdown(evidence())
     assert len(text.splitlines()) <= 60
     assert text.splitlines()[0] == (
-        "## ✅ toy: Every gate passed: no copy of a known training picture in 12 pictures of 3 prompts (at most 53 % of a prompt's, with "
+        "## ✅ toy: No gate failed: no copy of a known training picture in 12 pictures of 3 prompts (at most 53 % of a prompt's, with "
         "95 % confidence). 1 gate had nothing to judge."
     )
     assert "### Times" in text

@@ -19,9 +19,11 @@ def test_a_leak_that_was_found_before_and_not_after() -> None:
     verdict = verdict_of(evidence(recipe=recipe(fidelity=FidelitySettings(seeds=4))))
     assert verdict.state == "passed"
     assert verdict.headline == (
-        "Every gate passed: no copy of a known training picture in 12 pictures of 3 prompts (at most 53 % of a prompt's, with 95 % "
+        "No gate failed: no copy of a known training picture in 12 pictures of 3 prompts (at most 53 % of a prompt's, with 95 % "
         "confidence). 1 gate had nothing to judge."
     )
+    judged = tuple(gate for gate in evidence().gates if gate.value is not None)
+    assert verdict_of(evidence(gates=judged)).headline.startswith("Every gate passed: no copy")
     assert verdict.scope == (
         "Measured: the 3 prompts that were given, 4 seeds each. Not measured: other text that people may send, and what somebody who has "
         "the weights can do."
@@ -47,7 +49,7 @@ def test_what_still_leaks_is_said_by_variant() -> None:
     assert f"After, masked: none of 3 prompts gives back its training picture, {other} ({two} with 95 % confidence)." in verdict.after
     allowed = verdict_of(evidence(measurement=measured.model_copy(update={"variants": changed})))
     bound = "(at most 91 % of a prompt's, with 95 % confidence)"
-    assert allowed.headline.startswith(f"Every gate passed: 2 copies of training pictures in 12 pictures of 3 prompts {bound}.")
+    assert allowed.headline.startswith(f"No gate failed: 2 copies of training pictures in 12 pictures of 3 prompts {bound}.")
 
 
 def test_every_picture_with_a_known_training_picture_is_counted() -> None:
