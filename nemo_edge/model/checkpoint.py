@@ -103,17 +103,16 @@ class Checkpoint:
     def encode_pictures(self, pictures_BHW3: np.ndarray) -> Tensor:
         """Encode pictures, bytes [B, height, width, 3], as the latents that the UNet is trained on: [B, C, H, W].
 
-        The mean of what the VAE's encoder gives, with the scaling that the decoder's feed takes away: of mean and deviation only XL's.
+        The mean of what the VAE's encoder gives, with the scaling and `latent_statistics` that the decoder's feed takes away.
         """
         parameter = next(self.vae.parameters())
         x_B3HW = torch.from_numpy(np.array(pictures_BHW3)).permute(0, 3, 1, 2).to(parameter.device, parameter.dtype) / 127.5 - 1
         encoded = self.vae.encode(x_B3HW)  # type: ignore[operator]
         z_BCHW: Tensor = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-        vae, scaling = self.config.vae, float(self.config.vae["scaling_factor"])
-        mean, std = (vae.get(key) if self.config.family == "sdxl" else None for key in ("latents_mean", "latents_std"))
-        if mean is None or std is None:
+        scaling, statistics = float(self.config.vae["scaling_factor"]), self.config.latent_statistics
+        if statistics is None:
             return z_BCHW * scaling
-        mean_C11, std_C11 = (z_BCHW.new_tensor(values).reshape(-1, 1, 1) for values in (mean, std))
+        mean_C11, std_C11 = (z_BCHW.new_tensor(values).reshape(-1, 1, 1) for values in statistics)
         return (z_BCHW - mean_C11) * scaling / std_C11
 
     def token_ids(self, prompts: Sequence[str]) -> list[np.ndarray]:

@@ -116,6 +116,12 @@ class Configuration:
         return str(self.scheduler.get("prediction_type", "epsilon"))
 
     @property
+    def latent_statistics(self) -> tuple[Sequence[float], Sequence[float]] | None:
+        """Mean and deviation of the VAE's latents, a number a channel each, where diffusers' pipeline knows of them: XL's alone does."""
+        mean, std = (self.vae.get(key) for key in ("latents_mean", "latents_std"))
+        return None if self.family != "sdxl" or mean is None or std is None else (mean, std)
+
+    @property
     def guidance_width(self) -> int:
         """Width of the embedding by which the UNet is told the guidance scale, as that of a consistency model (LCM) is; 0: it is not."""
         return int(self.unet.get("time_cond_proj_dim") or 0)

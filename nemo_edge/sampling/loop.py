@@ -48,15 +48,12 @@ class Pipeline:
         return conditioning(self.config, outputs, pixel_size, unconditional)
 
     def decoder_feed(self, latents_BCHW: np.ndarray) -> dict[str, np.ndarray]:
-        """What the VAE's decoder is fed: the latents without the scaling they have in the loop, taken away as diffusers' pipelines do.
-
-        Of mean and deviation only XL's knows, and of a shift none.
-        """
-        vae, scaling = self.config.vae, np.float32(self.config.vae["scaling_factor"])
-        mean, std = (vae.get(key) if self.config.family == "sdxl" else None for key in ("latents_mean", "latents_std"))
-        if mean is None or std is None:
+        """What the VAE's decoder is fed: the latents without the scaling they have in the loop, taken away as diffusers' pipelines do,
+        of which none knows of a shift."""
+        scaling, statistics = np.float32(self.config.vae["scaling_factor"]), self.config.latent_statistics
+        if statistics is None:
             return {"latent_sample": latents_BCHW / scaling}
-        mean_C11, std_C11 = (np.asarray(values, np.float32).reshape(-1, 1, 1) for values in (mean, std))
+        mean_C11, std_C11 = (np.asarray(values, np.float32).reshape(-1, 1, 1) for values in statistics)
         return {"latent_sample": latents_BCHW * std_C11 / scaling + mean_C11}
 
     def decode(self, latents_BCHW: np.ndarray) -> np.ndarray:
