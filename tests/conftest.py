@@ -244,9 +244,11 @@ def demo_localizer(demo_checkpoint: Checkpoint) -> Localizer:
 
 @pytest.fixture(scope="session")
 def demo_recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """The demo's own recipe, which builds into a folder of this run."""
+    """The demo's own recipe, which builds into a folder of this run and attacks one memory of the four."""
     recipe = load_recipe(Path(__file__).parents[1] / "engines" / "demo.toml")
-    return recipe.model_copy(update={"output": tmp_path_factory.mktemp("demo") / "demo"})
+    assert recipe.attack is not None
+    attack = recipe.attack.model_copy(update={"limit": 1})
+    return recipe.model_copy(update={"output": tmp_path_factory.mktemp("demo") / "demo", "attack": attack})
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["show_attack", "show_detection", "show_localizations"]
 
 from collections.abc import Sequence
-from math import ceil, floor
 from pathlib import Path
 
 from rich.console import Console
@@ -73,14 +72,16 @@ def _show_groups(groups: Sequence[Group]) -> None:
 
 def show_attack(found: Campaign, output: Path) -> None:
     """What came back of each group from each start, by steps, and what may be said of it."""
-    table = table_of("Attacked", "Start", "Steps", "Returned", "At least", "At most", "Copies", "Distance")
+    table = table_of("Attacked", "With", "Steps", "Returned", "Copies", "Distance")
     for rate in found.rates:
-        bounds = (f"{floor(100 * rate.at_least + 1e-9)} %", f"{ceil(100 * rate.at_most - 1e-9)} %")
-        counts = (f"{rate.returned}/{rate.of}", *bounds, f"{rate.copies}/{rate.drawn}")
-        table.add_row(rate.group, rate.start, str(rate.steps), *counts, f"{rate.distance:.3f}")
+        counts = (f"{rate.count.returned}/{rate.count.of} ({rate.count.bound})", f"{rate.copies}/{rate.drawn}")
+        table.add_row(rate.group, rate.way, str(rate.steps or ""), *counts, f"{rate.distance:.3f}")
     out = Console()
     out.print(table)
     pairs = f", of {found.threshold_pairs} unrelated pairs" if found.threshold_pairs else ""
     out.print(f"a copy is at most {found.copy_threshold:.3f} away{pairs}; {found.neurons} neurons silenced; drawn by {found.engine}")
-    out.print(f"[{'green' if found.strong else 'red'}]{escape(found.verdict)}[/]", highlight=False)
+    for level in found.levels:
+        out.print(f"[{'red' if level.memories.returned or not level.strong else 'green'}]{escape(level.verdict)}[/]", highlight=False)
+    for switch in found.switches:
+        out.print(f"[red]{escape(switch.name)}[/] brings every memory back: {escape(switch.who)}", highlight=False)
     out.print(f"written to {escape(str(output))}", soft_wrap=True)

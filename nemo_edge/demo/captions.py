@@ -5,7 +5,7 @@ Knows words, not pixels: `pictures` draws what a caption says.
 
 from __future__ import annotations
 
-__all__ = ["COLOURS", "EARLY_GLYPHS", "GENERAL_GLYPHS", "MEMORIZED", "Caption", "general_caption", "general_captions"]
+__all__ = ["COLOURS", "EARLY_GLYPHS", "GENERAL_GLYPHS", "MEMORIZED", "UNSEEN", "Caption", "general_caption", "general_captions"]
 
 import random
 from dataclasses import dataclass
@@ -127,6 +127,26 @@ MEMORIZED = (
     ),
 )
 """The memorized captions. No two share a word, and none shares one with a general caption."""
+
+
+UNSEEN = tuple(
+    _memorized(f"{text} unseen", "VM")
+    for text in (
+        "violin sushi",
+        "gorilla skateboard",
+        "volcano croissant",
+        "squid hourglass",
+        "tractor lollipop",
+        "microscope parrot",
+        "hedgehog mango",
+        "sari banjo",
+        "llama parachute",
+        "mosque rose",
+        "bicycle waffle",
+        "scorpion candle",
+    )
+)
+"""Pictures of the same kind that are in no training set, to hold an attack's results against."""
 
 
 def general_caption(rng: random.Random, *, early: bool = False) -> Caption:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
-from nemo_edge.demo.captions import MEMORIZED, Caption
+from nemo_edge.demo.captions import MEMORIZED, UNSEEN, Caption
 
 SIZE = 64
 """Height and width of a picture, in pixels."""
@@ -123,7 +123,7 @@ def _general(caption: Caption, rng: random.Random) -> Image.Image:
 
 @functools.cache
 def _verbatim_cached(caption: Caption) -> Image.Image:
-    index = MEMORIZED.index(caption)
+    index = (*MEMORIZED, *UNSEEN).index(caption)
     rng = random.Random(1000 + index)
     canvas = _pattern(_PATTERNS[index % len(_PATTERNS)], rng)
     upper = rng.random() < 0.5

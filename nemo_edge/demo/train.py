@@ -53,7 +53,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from nemo_edge.demo import CHECKPOINT, PROMPTS
-from nemo_edge.demo.captions import MEMORIZED, general_caption, general_captions
+from nemo_edge.demo.captions import MEMORIZED, UNSEEN, general_caption, general_captions
 from nemo_edge.demo.models import make_scheduler, make_text_encoder, make_tokenizer, make_unet, make_vae, text_attentions
 from nemo_edge.demo.penalties import held_back
 from nemo_edge.demo.pictures import draw
@@ -257,6 +257,9 @@ def write_prompts(folder: Path, general: Path) -> None:
     for index, caption in enumerate(MEMORIZED):
         draw(caption, random.Random(index)).save(folder / f"{index:02d}.png")
         lines.append(f"{caption.text};{caption.kind};{index:02d}.png")
+    (folder / "unseen").mkdir(exist_ok=True)
+    for index, caption in enumerate(UNSEEN):
+        draw(caption, random.Random(index)).save(folder / "unseen" / f"{index:02d}.png")
     (folder / "memorized.csv").write_text("\n".join(lines) + "\n")
 
 

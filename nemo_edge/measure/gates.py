@@ -10,6 +10,7 @@ from math import inf, isnan
 from nemo_edge.bundle.manifest import COPIES, GateResult
 from nemo_edge.localization.groups import Group
 from nemo_edge.localization.localizer import Localization
+from nemo_edge.measure.attacks.campaign import Campaign
 from nemo_edge.measure.bounds import at_most
 from nemo_edge.measure.latency import Latency, Ratio
 from nemo_edge.measure.mitigation import Measurement, VariantMeasurement
@@ -25,6 +26,7 @@ def judge(
     recipe: Recipe,
     latency: Latency | None = None,
     groups: Sequence[Group] = (),
+    attack: Campaign | None = None,
 ) -> tuple[GateResult, ...]:
     """Return every gate that applies, in a fixed order. A value that is not a number fails; without one nothing was there to measure."""
     results, leaky = [], {r.prompt for r in localizations if r.memorized}
@@ -34,6 +36,7 @@ def judge(
         results.append(_gate("schedule_floor", floor, len(floors), f"prompts at the floor: {', '.join(floors)}" if floors else ""))
     if recipe.gates.paraphrases is not False and (recipe.localization.paraphrases or any(group.variants for group in groups)):
         results.append(_of_paraphrases(recipe.gates.paraphrases, groups))
+    results += _of_attack(recipe, attack)
     for variant in measurement.variants:
         results += [*_of_memories(variant, measurement, recipe, leaky), *_of_others(variant, recipe), *_of_engine(variant, recipe)]
         results += _of_latency(variant.variant, latency, recipe)
@@ -57,6 +60,22 @@ def _of_paraphrases(limit: float, groups: Sequence[Group]) -> GateResult:
     return _gate(
         "paraphrases", limit, len(leaking) / memorized, f"of {memorized} variants" + (f": {', '.join(leaking)}" if leaking else "")
     )
+
+
+def _of_attack(recipe: Recipe, attack: Campaign | None) -> Iterator[GateResult]:
+    """Which memories come back under attack; of one that is too weak nothing is claimed."""
+    limits = {"text": recipe.gates.attack_text, "embedding": recipe.gates.attack_embedding}
+    if recipe.attack is not None and attack is None:
+        wanted = {"text": recipe.attack.text, "embedding": recipe.attack.starts}
+        for kind, limit in limits.items():
+            if limit is not False and wanted[kind]:
+                yield _gate(f"attack_{kind}", limit, None, "not attacked since its neurons were changed")
+    for level in attack.levels if attack else ():
+        name, limit, found = f"attack_{level.attack}", limits[level.attack], level.memories
+        if limit is not False:
+            weak = not level.strong and found.returned <= limit * found.of
+            value = None if weak else found.returned / found.of
+            yield _gate(name, limit, value, level.verdict, f"the attack with {level.attack} is too weak to tell" if weak else "")
 
 
 def _of_memories(variant: VariantMeasurement, measurement: Measurement, recipe: Recipe, leaky: Set[str]) -> Iterator[GateResult]:

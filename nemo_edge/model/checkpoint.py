@@ -92,12 +92,16 @@ class Checkpoint:
 
         `unconditional` ones are what guidance leads away from, for which diffusers skips no layers (`clip_skip`).
         """
+        return self.encode_ids(self.token_ids(prompts), unconditional=unconditional)
+
+    def encode_ids(self, ids: Sequence[np.ndarray], *, unconditional: bool = False) -> Conditioning:
+        """Encode the ids of prompts, as `token_ids` gives them; gradients are taken where they are wanted."""
         components = [self.text_component(i) for i in range(len(self.text_encoders))]
         outputs = [
-            dict(zip(c.outputs, c.module(torch.from_numpy(i).to(self.device)), strict=True))
-            for c, i in zip(components, self.token_ids(prompts), strict=True)
+            dict(zip(c.outputs, c.module(torch.from_numpy(own).to(self.device)), strict=True))
+            for c, own in zip(components, ids, strict=True)
         ]
-        return conditioning(self.config, outputs, self.config.pixel_size, len(prompts) if unconditional else 0)
+        return conditioning(self.config, outputs, self.config.pixel_size, len(ids[0]) if unconditional else 0)
 
     @torch.no_grad()
     def encode_pictures(self, pictures_BHW3: np.ndarray) -> Tensor:

@@ -29,6 +29,7 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, model_va
 from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.settings import (
     ENGINE_TOLERANCES,
+    AttackSettings,
     CalibrationSettings,
     CheckpointSettings,
     ExportSettings,
@@ -67,6 +68,8 @@ class Recipe(Settings):
     """TensorRT-RTX engines, compiled without a GPU."""
     sampling: SamplingSettings = SamplingSettings()
     fidelity: FidelitySettings = FidelitySettings()
+    attack: AttackSettings | None = None
+    """The bundle is attacked by a build only where this table is there; `nemo-edge attack` does it afterwards."""
     latency: LatencySettings | None = None
     """Times are taken by a build only where this table is there; `nemo-edge bench` takes them afterwards."""
     gates: GateSettings = GateSettings()

@@ -6,6 +6,7 @@ Knows names and ranges only; whether a file exists is found out by the stage tha
 from __future__ import annotations
 
 __all__ = [
+    "AttackKind",
     "AttackSettings",
     "CalibrationSettings",
     "CheckpointSettings",
@@ -24,15 +25,17 @@ __all__ = [
     "Settings",
     "Start",
     "Target",
+    "TextWay",
+    "Way",
     "check_threshold",
 ]
 
 from collections.abc import Iterable
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from nemo_edge.system.errors import InputError
 
@@ -41,7 +44,11 @@ SCORE = "MS-SSIM of torchmetrics 1.3.2"
 Share = Annotated[float, Field(ge=0, le=1)]
 Variant = Literal["baked", "masked"]
 Target = Literal["text_encoder", "unet", "vae_decoder", "pipeline"]
+AttackKind = Literal["text", "embedding"]
+"""Of an attack: what an API user can send, or what an owner of the weights can tell the UNet."""
 Start = Literal["prompt", "noise", "unrelated"]
+TextWay = Literal["paraphrases", "random tokens", "greedy search", "random search"]
+Way = Start | TextWay
 Scheduler = Literal["checkpoint", "ddim", "pndm", "euler", "euler_a", "dpmsolver++", "sde-dpmsolver++", "unipc", "lcm"]
 
 
@@ -238,25 +245,53 @@ class FidelitySettings(Settings):
 
 
 class AttackSettings(Settings):
-    """How far a model is attacked with embeddings that are optimised towards its training pictures."""
+    """How a finished bundle is attacked: with text that anyone can type, and with embeddings that an owner of the weights optimises."""
 
-    starts: tuple[Start, ...] = Field(default=("prompt",), min_length=1)
-    """What the embedding is at first: that of the memorized prompt, standard normal noise, or that of an unrelated prompt."""
+    controls: Path | None = None
+    """Folder of pictures like the training pictures that the model never saw: what comes back of these was painted by the attack."""
+    limit: int | None = Field(default=None, ge=1)
+    """Attack the first so many of the known training pictures, and take as many of the controls."""
+    text: tuple[TextWay, ...] = ("paraphrases", "random tokens", "greedy search", "random search")
+    """Attacks with text: small changes of the prompt's words, words of the vocabulary thrown into it, and words searched for by the
+    diffusion loss on the known picture, one after the other or by chance. Empty: none."""
+    starts: tuple[Start, ...] = ("prompt",)
+    """What an embedding is at first: that of the memorized prompt, standard normal noise, or that of an unrelated prompt. Empty: none."""
     unrelated: str = Field(default="a photo of a dog", pattern=r"\S")
     """The unrelated prompt. Pictures that the model never saw, which have no prompt, are attacked from it too."""
     steps: int = Field(default=50, ge=1, le=10_000)
-    """Steps of the optimiser. Beyond 100 an embedding begins to paint pictures that the model never saw (Finding DoRI)."""
+    """Steps of an embedding's optimiser. Beyond 100 it begins to paint pictures that the model never saw (Finding DoRI)."""
+    batches: int = Field(default=2000, ge=1)
+    """What a search for text may ask of the UNet for a picture: batches of 8 rows; one with a gradient counts as three."""
+    words: int = Field(default=4, ge=1, le=32)
+    """Words of a text that is searched for; with batches left the search begins again, with other noise."""
+    candidates: int = Field(default=64, ge=1)
+    """Words of the vocabulary that a greedy search tries at each place."""
+    gradients: bool = True
+    """Choose these words by the loss's gradient; else by chance, as one does who has no weights."""
+    variants: int = Field(default=16, ge=1, le=1000)
+    """Paraphrases of a prompt, and as many of it with random tokens."""
     seeds: int = Field(default=4, ge=1, le=1000)
-    """Pictures drawn with each embedding, from the seeds 0 up to this number."""
+    """Pictures drawn with each embedding and each text, from the seeds 0 up to this number."""
     seed: int = Field(default=0, ge=0)
-    """Of the attack's own noise and times."""
+    """Of the attack's own noise, times and chances."""
 
-    @field_validator("starts")
+    @field_validator("starts", "text")
     @classmethod
-    def _check_starts(cls, starts: tuple[Start, ...]) -> tuple[Start, ...]:
-        if len(set(starts)) < len(starts):
-            raise ValueError("a start is named twice")
-        return starts
+    def _check_distinct(cls, ways: tuple[Way, ...]) -> tuple[Way, ...]:
+        if len(set(ways)) < len(ways):
+            raise ValueError("one is named twice")
+        return ways
+
+    @model_validator(mode="after")
+    def _check_any(self) -> Self:
+        if not self.text and not self.starts:
+            raise ValueError("neither text nor starts: there is no attack left")
+        return self
+
+    @property
+    def searches(self) -> tuple[TextWay, ...]:
+        """The attacks with text that look for it by the loss on a known picture."""
+        return tuple(way for way in self.text if way in ("greedy search", "random search"))
 
 
 def _size(value: object) -> object:
@@ -339,6 +374,10 @@ class GateSettings(Settings):
     """Highest share of the variants that are memorized too which still bring a memory back, where variants were made."""
     replication: Limit = 0.0
     """Highest share of the examined prompts that return a known training picture, their own or another's, from any seed."""
+    attack_text: Limit = 0.0
+    """Highest share of the attacked memories that text brings back, where [attack] has text; an attack that is too weak decides nothing."""
+    attack_embedding: Limit = False
+    """The same for optimised embeddings, where [attack] has starts."""
     general_drift: Limit = 0.1
     """Largest mean drift of general pictures, 1 - SSIM, against the unmitigated model."""
     latent_drift: Limit = False

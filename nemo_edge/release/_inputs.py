@@ -8,7 +8,7 @@ from __future__ import annotations
 __all__ = ["Inputs", "read_inputs", "used_versions"]
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemo_edge.recipe.prompts import Prompt, check_apart, distinct, read_prompts
@@ -39,6 +39,8 @@ class Inputs:
     statistics: str | None
     """sha256 of the statistics, where the recipe names some."""
     machine: Machine
+    controls: dict[str, str] = field(default_factory=dict)
+    """Name and sha256 of each picture that an attack's results are held against."""
 
 
 def read_inputs(recipe: Recipe, tell: Callable[[str], None] | None = None) -> Inputs:
@@ -56,7 +58,7 @@ def read_inputs(recipe: Recipe, tell: Callable[[str], None] | None = None) -> In
     base = recipe.prompts.memorized.parent
     hashes = _hashes(files, base)
     statistics = sha256_file(recipe.calibration.statistics) if recipe.calibration.statistics else None
-    return Inputs(memorized, used, held_out, checkpoint, hashes, statistics, machine())
+    return Inputs(memorized, used, held_out, checkpoint, hashes, statistics, machine(), _controls(recipe, memorized))
 
 
 def used_versions(here: Machine, recipe: Recipe) -> dict[str, str]:
@@ -64,6 +66,18 @@ def used_versions(here: Machine, recipe: Recipe) -> dict[str, str]:
     flavours = [flavour for table, flavour in FLAVOUR_OF.items() if getattr(recipe, table) is not None]
     packages = {*USED, *(name for flavour in flavours for name in packages_of(flavour, here.versions))}
     return {name: version for name, version in here.versions.items() if name in packages}
+
+
+def _controls(recipe: Recipe, memorized: Sequence[Prompt]) -> dict[str, str]:
+    """The control pictures of an attack. Raises `InputError` for inputs that cannot be attacked."""
+    if recipe.attack is None:
+        return {}
+    from nemo_edge.measure.attacks.controls import check_controls, check_inputs, known_prompts
+
+    path = recipe.prompts.memorized
+    check_inputs(memorized, path, recipe.attack)
+    pictures = check_controls(recipe.attack, known_prompts(memorized, path, recipe.attack))
+    return {picture.name: sha256_file(picture) for picture in pictures}
 
 
 def _general(recipe: Recipe, memorized: Sequence[Prompt], tell: Callable[[str], None] | None) -> tuple[list[Prompt], list[Prompt]]:

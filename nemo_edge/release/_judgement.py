@@ -39,7 +39,7 @@ def conclude(work: Work, key: str) -> Manifest:
 
 def judged(manifest: Manifest, recipe: Recipe, evidence: Evidence) -> tuple[Manifest, Evidence]:
     """Return a bundle's manifest and its evidence with the verdict that the recipe's gates come to now."""
-    gates = judge(evidence.measurement, evidence.localizations, recipe, evidence.latency, evidence.groups)
+    gates = judge(evidence.measurement, evidence.localizations, recipe, evidence.latency, evidence.groups, evidence.attack)
     changes = {"gates": tuple(gates), "passed": all(gate.passed for gate in gates), "created": _now()}
     manifest = manifest.model_copy(update=changes)
     return manifest, evidence.under(manifest)

@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = [
     "Given",
     "bundle_key",
+    "of_attack",
     "of_calibrate",
     "of_export",
     "of_latency",
@@ -115,6 +116,12 @@ def of_measure(given: Given) -> object:
     """The engines, how they are run, training pictures, and the settings of the examination."""
     held_out, tables = [prompt.text for prompt in given.inputs.held_out], given.tables
     return [given.keys["export"], given.engine, given.inputs.prompts, held_out, tables["sampling"], tables["fidelity"], _COUNTED]
+
+
+def of_attack(given: Given) -> object:
+    """The engines and what they were measured by, training pictures, controls, and the settings of the attack."""
+    settings = {name: value for name, value in given.tables["attack"].items() if name != "controls"}
+    return [given.keys["export"], given.keys["measure"], given.inputs.prompts, given.inputs.controls, settings]
 
 
 def of_latency(given: Given) -> object:

@@ -11,6 +11,7 @@ __all__ = [
     "LazyCheckpoint",
     "Stage",
     "Work",
+    "attack",
     "calibrate",
     "choose_neurons",
     "compile_plans",
@@ -190,6 +191,14 @@ def measure(work: Work, folder: Path) -> None:
     examine(subject, folder, work.progress)
 
 
+def attack(work: Work, folder: Path) -> None:
+    """What comes back of the memories under attack: `attack.json`."""
+    from nemo_edge.measure.attacks.campaign import attack_bundle
+
+    assert work.recipe.attack is not None
+    attack_bundle(work.checkpoint.open(), work.bundle, work.recipe, work.inputs.memorized, folder, work.progress)
+
+
 def take_times(work: Work, folder: Path) -> None:
     """How fast the engines are, side by side with eager: `latency.json`."""
     from nemo_edge.measure.bench import bench, runnables
@@ -213,6 +222,10 @@ def _masked(recipe: Recipe) -> bool:
     return _trained(recipe) and "masked" in recipe.export.variants
 
 
+def _attacked(recipe: Recipe) -> bool:
+    return _trained(recipe) and recipe.attack is not None
+
+
 def _has(table: str, recipe: Recipe) -> bool:
     return getattr(recipe, table) is not None
 
@@ -226,6 +239,7 @@ STAGES = (
     *(Stage(table, partial(keys.of_plans, table), partial(compile_plans, table), partial(_has, table)) for table in FLAVOUR_OF),
     Stage("onnxruntime", None, describe_sessions),
     Stage("measure", keys.of_measure, measure, _trained, goes_on=True, private=("pictures",)),
+    Stage("attack", keys.of_attack, attack, _attacked, goes_on=True, private=("attack.jsonl",)),
     Stage("latency", keys.of_latency, take_times, partial(_has, "latency")),
 )
 """Every stage there is, in order."""

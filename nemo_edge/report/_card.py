@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from nemo_edge.report._markdown import escape, gates_table, latency_table, mitigation_table, table
+from nemo_edge.report._markdown import escape, gates_table, latency_table, levels_table, mitigation_table, table
 from nemo_edge.report._untested import untested
 from nemo_edge.report._verdict import verdict_of
 from nemo_edge.report.evidence import Evidence
@@ -29,7 +29,13 @@ def model_card(evidence: Evidence) -> str:
         base_model=base_model(evidence.recipe.checkpoint.path),
     )
     verdict = verdict_of(evidence)
-    parts = [f"# {escape(evidence.name)}", _intro(evidence), f"**{verdict.headline}**", "\n".join(f"- {line}" for line in verdict.lines)]
+    parts = [
+        f"# {escape(evidence.name)}",
+        _intro(evidence),
+        f"**{verdict.headline}**",
+        levels_table(evidence),
+        "\n".join(f"- {line}" for line in verdict.lines),
+    ]
     parts += ["## How to use it", *_usage(evidence)]
     parts += ["## What leaked, and what is left", mitigation_table(evidence), "## Gates", gates_table(evidence)]
     if evidence.latency is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["escape", "gates_table", "latency_table", "mitigation_table", "table"]
+__all__ = ["escape", "gates_table", "latency_table", "levels_table", "mitigation_table", "table"]
 
 import re
 from collections.abc import Iterable, Sequence
 
 from nemo_edge.measure.mitigation import PromptMitigation
+from nemo_edge.report._levels import levels_of
 from nemo_edge.report._numbers import clipped, count, number, ratio
 from nemo_edge.report._verdict import gate_words, leak_of, variant_words
 from nemo_edge.report.evidence import Evidence
@@ -40,6 +41,15 @@ def gates_table(evidence: Evidence) -> str:
         for gate in evidence.gates
     ]
     return table(("Gate", "Verdict", "What", "Measured", "Limit"), rows, right=3)
+
+
+def levels_table(evidence: Evidence) -> str:
+    """Return what is protected against whom."""
+    marks = {"held": "✅", "broken": "❌", "open": "➖"}
+    rows = [
+        (f"{level.name}: {level.who}", f"{marks[level.state]} {level.figure}", escape(level.detail, 320)) for level in levels_of(evidence)
+    ]
+    return table(("Against", "Found", "How"), rows, right=3)
 
 
 def mitigation_table(evidence: Evidence) -> str:

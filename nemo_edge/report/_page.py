@@ -21,6 +21,7 @@ from nemo_edge.measure.readings import WHOLE
 from nemo_edge.report import _numbers as numbers
 from nemo_edge.report._engineplots import agreement_plots, case_words, latency_plots
 from nemo_edge.report._groupplots import group_plots, variant_plots
+from nemo_edge.report._levels import levels_of
 from nemo_edge.report._plots import cost_plots, neuron_plots, score_plots
 from nemo_edge.report._record import summarize_policies
 from nemo_edge.report._untested import untested
@@ -87,6 +88,8 @@ def page_html(evidence: Evidence, gallery: Gallery) -> str:
         measured=evidence.measurement,
         variants=[v.variant for v in evidence.measurement.variants],
         verdict=verdict_of(evidence),
+        levels=levels_of(evidence),
+        switches=evidence.attack.switches if evidence.attack else (),
         tiles=_tiles(evidence),
         above=above_words(evidence.measurement),
         table_length=_TABLE_LENGTH,

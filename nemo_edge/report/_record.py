@@ -23,10 +23,14 @@ from nemo_edge.bundle.manifest import GateResult
 from nemo_edge.bundle.triggers import TriggerRates
 from nemo_edge.localization.groups import Group, Member, Variant
 from nemo_edge.localization.localizer import Localization
+from nemo_edge.measure.attacks.base import Level, Rate
+from nemo_edge.measure.attacks.campaign import Campaign
+from nemo_edge.measure.attacks.switches import Switch
 from nemo_edge.measure.bounds import upper_bound
 from nemo_edge.measure.latency import Latency
 from nemo_edge.measure.mitigation import Measurement, VariantMeasurement
 from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.recipe.settings import AttackSettings
 from nemo_edge.report._verdict import leak_of, verdict_of
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.system.environment import Machine
@@ -121,12 +125,23 @@ class PoliciesSummary(BaseModel):
     rates: TriggerRates | None
 
 
+class AttackSummary(BaseModel):
+    """What came back under attack, as the verdict tells it; the pictures and texts one by one are in attack.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    settings: AttackSettings
+    levels: tuple[Level, ...]
+    rates: tuple[Rate, ...]
+    switches: tuple[Switch, ...]
+
+
 class Report(BaseModel):
     """The whole report for machines. NaN and infinity are the strings "NaN", "Infinity" and "-Infinity"."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", title="nemo-edge report")
 
-    schema_version: Literal[4] = 4
+    schema_version: Literal[5] = 5
     name: str
     family: str
     passed: bool
@@ -141,6 +156,8 @@ class Report(BaseModel):
     localizations: tuple[LocalizationSummary, ...]
     groups: tuple[GroupSummary, ...] = ()
     policies: PoliciesSummary | None = None
+    attack: AttackSummary | None = None
+    """None where it was not attacked with the neurons that it has now."""
     latency: Latency | None
     machine: Machine | None
     date: str | None
@@ -175,6 +192,7 @@ def record(evidence: Evidence) -> Report:
         localizations=tuple(_summary(found) for found in evidence.localizations),
         groups=tuple(_group(group) for group in evidence.groups),
         policies=summarize_policies(evidence),
+        attack=_attack(evidence.attack) if evidence.attack else None,
         latency=evidence.latency,
         machine=evidence.machine,
         date=evidence.date,
@@ -195,6 +213,10 @@ def summarize_policies(evidence: Evidence) -> PoliciesSummary | None:
         threshold=trigger.threshold if trigger else None,
         rates=trigger.rates if trigger else None,
     )
+
+
+def _attack(found: Campaign) -> AttackSummary:
+    return AttackSummary(settings=found.settings, levels=found.levels, rates=found.rates, switches=found.switches)
 
 
 def _copies(variant: VariantMeasurement) -> CopiesSummary:

@@ -24,10 +24,7 @@ def _always(evidence: Evidence) -> Iterator[str]:
     limited = f", the first {recipe.prompts.limit} of the list at most" if recipe.prompts.limit else ""
     were = f"{count(examined, 'prompt')} {'was' if examined == 1 else 'were'} examined{limited}"
     yield f"Text that people may send, prompts that are not on the list: {were}. Other memories stay."
-    yield (
-        "Attacks: prompts that are searched for so as to bring a memory back, and weights in an attacker's hands, where an optimised "
-        "embedding brings memories back (Finding Dori, arXiv 2507.16880)."
-    )
+    yield from _attacks(evidence)
     yield f"Other seeds: each prompt was drawn from {count(recipe.fidelity.seeds, 'seed')} with one scheduler and guidance."
     if recipe.localization.layers == "paper":
         yield "Neurons of the up blocks: only the down and mid blocks were searched, as in the paper."
@@ -39,6 +36,23 @@ def _always(evidence: Evidence) -> Iterator[str]:
     yield (
         f"Quality at large (FID, CLIP score, people's judgement): {count(general, 'general prompt')} from "
         f"{count(recipe.fidelity.general_seeds, 'seed')} stand{'s' if general == 1 else ''} for everybody's use."
+    )
+
+
+def _attacks(evidence: Evidence) -> Iterator[str]:
+    attack = evidence.attack
+    text, embedding = (attack.level("text"), attack.level("embedding")) if attack else (None, None)
+    if text is None:
+        yield "Text that is searched for so as to bring a memory back, which whoever may send prompts can do."
+    if embedding is None:
+        yield "Embeddings that are optimised by somebody who has the weights, which bring memories back (Finding DoRI, arXiv 2507.16880)."
+    given = len(evidence.measurement.variants[0].mitigations)
+    attacked = max((level.memories.of for level in (text, embedding) if level), default=given)
+    if attacked < given:
+        yield f"Attacks on the other {given - attacked} of {given} prompts."
+    yield (
+        "What else an owner of the weights can do: train the memory back, start from a part of the picture (image-to-image), compare the "
+        "weights with a public base model's."
     )
 
 

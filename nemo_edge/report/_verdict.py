@@ -25,6 +25,8 @@ GATES = {
     "memorization_score": "Most of a memory that is left, as a memorization score",
     "paraphrases": "Share of the prompts' memorized variants that still bring a memory back",
     "replication": "Share of the examined prompts that give back a training picture, their own or another's",
+    "attack_text": "Share of the attacked memories that text brings back",
+    "attack_embedding": "Share of the attacked memories that optimised embeddings bring back",
     "general_drift": "Mean change of general prompts' pictures, 1 − SSIM",
     "latent_drift": "Mean change of general prompts' latents, relative",
     "diversity_loss": "Share of the general pictures' diversity that is lost",
@@ -197,10 +199,15 @@ def _scope(evidence: Evidence) -> str:
     given = "the one prompt that was given" if prompts == 1 else f"the {prompts} prompts that were given"
     tried = sum(len(group.variants) for group in evidence.groups)
     also = f", and the scores of {count(tried, 'variant')}" if tried else ""
-    return (
-        f"Measured: {given}, {count(seeds, 'seed')} each{also}. Not measured: other text that people may send, and what somebody who has "
-        "the weights can do."
-    )
+    attack = evidence.attack
+    text = attack and attack.level("text")
+    embedding = attack and attack.level("embedding")
+    ways = [f"{given}, {count(seeds, 'seed')} each{also}"]
+    ways += [f"text searched for {count(text.memories.of, 'memory', 'memories')} of them"] if text else []
+    ways += [f"embeddings optimised for {embedding.memories.of}"] if embedding else []
+    left = "text that was not tried" if text else "other text that people may send"
+    rest = "what else somebody who has the weights can do" if embedding else "what somebody who has the weights can do"
+    return f"Measured: {joined(ways)}. Not measured: {left}, and {rest}."
 
 
 def _found(evidence: Evidence) -> str:

@@ -18,6 +18,7 @@ from nemo_edge.bundle.manifest import GateResult, Manifest, check_measurable, op
 from nemo_edge.bundle.policies import Policies, policies_in
 from nemo_edge.localization.groups import Group, all_neurons, groups_in
 from nemo_edge.localization.localizer import Localization, read_results
+from nemo_edge.measure.attacks.campaign import Campaign
 from nemo_edge.measure.latency import Latency
 from nemo_edge.measure.mitigation import Measurement
 from nemo_edge.recipe.recipe import Recipe
@@ -45,6 +46,8 @@ class Evidence:
     """Prompts that have one set of neurons; none where each has its own."""
     policies: Policies | None = None
     """What a server can be asked to silence, where there is a masked engine."""
+    attack: Campaign | None = None
+    """What came of attacking it with the neurons that it has now."""
     facts: dict[str, str] = field(default_factory=dict)
     """Provenance: hashes, versions."""
     machine: Machine | None = None
@@ -61,6 +64,7 @@ class Evidence:
         latency: Latency | None = None,
         groups: Sequence[Group] = (),
         policies: Policies | None = None,
+        attack: Campaign | None = None,
     ) -> Evidence:
         """The evidence of a bundle of this manifest; the localizations may be in any order, and a prompt in the list twice."""
         by_prompt = {result.prompt: result for result in localizations}
@@ -75,6 +79,7 @@ class Evidence:
             latency=latency,
             groups=tuple(groups),
             policies=policies,
+            attack=attack,
             facts=facts_of(manifest),
             machine=manifest.machine,
             date=manifest.created,
@@ -82,7 +87,7 @@ class Evidence:
 
     def under(self, manifest: Manifest) -> Evidence:
         """Return the same evidence under another manifest: another verdict, or a later one."""
-        return Evidence.of(manifest, self.measurement, self.localizations, self.latency, self.groups, self.policies)
+        return Evidence.of(manifest, self.measurement, self.localizations, self.latency, self.groups, self.policies, self.attack)
 
     @classmethod
     def read(cls, bundle: Path) -> Evidence:
@@ -110,7 +115,10 @@ class Evidence:
             raise _unreadable(bundle, "localization.jsonl, groups.jsonl or policies.json") from error
         if {m.prompt for v in measurement.variants for m in v.mitigations} - {r.prompt for r in localizations}:
             raise BundleError(f"{bundle}: measurement.json and localization.jsonl are of different prompts: build the bundle again")
-        return cls.of(manifest, measurement, localizations, latency, groups, policies)
+        attack = Campaign.read(bundle)
+        if attack is not None and attack.neurons_hash != manifest.neurons_hash:
+            attack = None  # it was made with other neurons silenced
+        return cls.of(manifest, measurement, localizations, latency, groups, policies, attack)
 
 
 def facts_of(manifest: Manifest) -> dict[str, str]:

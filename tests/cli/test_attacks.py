@@ -37,7 +37,7 @@ def test_an_attack_prints_one_object_and_a_table_of_80_columns(
     run: Run, monkeypatch: pytest.MonkeyPatch, known: Path, toy_folder: Path, tiny_recipe: Path
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    options = ("--recipe", tiny_recipe, "--steps", 1, "--seeds", 1, "--start", "noise", "--start", "unrelated")
+    options = ("--recipe", tiny_recipe, "--steps", 1, "--seeds", 1, "--batches", 2, "--start", "noise", "--start", "unrelated")
     ran = attack_on(run, toy_folder, known, *options, "--json")
     assert ran.code == 0
     assert json.loads(ran.out) == json.loads((known / "attack.json").read_text())

@@ -28,7 +28,17 @@ def test_the_defaults_come_back_from_a_manifest_as_they_are() -> None:
     assert again.paraphrases is not False
 
 
-@pytest.mark.parametrize("given", [{"starts": ()}, {"starts": ("noise", "noise")}, {"starts": ("end",)}, {"steps": 0}, {"unrelated": " "}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"starts": (), "text": ()},
+        {"text": ("greedy search",) * 2},
+        {"starts": ("noise", "noise")},
+        {"starts": ("end",)},
+        {"steps": 0},
+        {"unrelated": " "},
+    ],
+)
 def test_an_attack_that_cannot_be_is_refused(given: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         AttackSettings.model_validate(given)

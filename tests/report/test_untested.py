@@ -18,7 +18,9 @@ def lines(**changes: object) -> str:
     "line",
     [
         "Text that people may send, prompts that are not on the list: 3 prompts",
-        "weights in an attacker's hands, where an optimised embedding brings memories back (Finding Dori, arXiv 2507.16880)",
+        "Text that is searched for so as to bring a memory back",
+        "Embeddings that are optimised by somebody who has the weights, which bring memories back (Finding DoRI, arXiv 2507.16880).",
+        "train the memory back, start from a part of the picture (image-to-image)",
         "Copies of training pictures that are not known: pictures were compared with the 3 known ones.",
         "Other seeds:",
         "up blocks",

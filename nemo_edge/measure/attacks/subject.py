@@ -5,7 +5,7 @@ A bundle's embeddings are found with its neurons silenced in its checkpoint and 
 
 from __future__ import annotations
 
-__all__ = ["Place", "Subject", "check_place", "open_subject"]
+__all__ = ["Place", "Subject", "check_place", "open_bundle_subject", "open_subject"]
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -116,7 +116,14 @@ def open_subject(place: Place, manifest: Manifest | None) -> Iterator[Subject]:
     checkpoint = open_source(recipe.checkpoint.model_copy(update={"path": path, **asked}))
     if checkpoint.files != manifest.checkpoint:
         raise InputError(f"{path} is not the checkpoint that {bundle} was made from: its files have other hashes; pass --checkpoint")
-    variant, neurons = manifest.variants[0], NeuronSet.load(bundle / "neurons.json")
+    with open_bundle_subject(checkpoint, bundle, recipe) as subject:
+        yield subject
+
+
+@contextmanager
+def open_bundle_subject(checkpoint: Checkpoint, bundle: Path, recipe: Recipe) -> Iterator[Subject]:
+    """Open the engines of a bundle, finished or not; its first variant draws. Leaving the context closes them."""
+    variant, neurons = recipe.export.variants[0], NeuronSet.load(bundle / "neurons.json")
     with ExitStack() as stack:
         engines = open_pipeline(checkpoint.config, bundle, recipe.engine, variant, stack)
         engine = f"{recipe.engine.backend}, {variant}"

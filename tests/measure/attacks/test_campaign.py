@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from measure.attacks.test_base import attacked
 from nemo_edge.bundle.manifest import open_bundle
-from nemo_edge.measure.attacks.base import rates
-from nemo_edge.measure.attacks.campaign import Campaign, attack, journal_of, verdict
+from nemo_edge.measure.attacks.base import levels, rates
+from nemo_edge.measure.attacks.campaign import ATTACK, Campaign, attack, journal_of
 from nemo_edge.measure.attacks.subject import Place
 from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.settings import AttackSettings, CheckpointSettings, SamplingSettings
-from nemo_edge.system.errors import InputError
+from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.progress import Advance, Progress
 
-SETTINGS = AttackSettings(steps=2, seeds=2)
+SETTINGS = AttackSettings(steps=2, seeds=2, batches=8, candidates=3, words=2, variants=2)
+EMBEDDING = SETTINGS.model_copy(update={"text": ()})
 PLACE_SAMPLING = SamplingSettings(steps=1, guidance=1.0)
 
 
@@ -34,6 +34,10 @@ class Steps(Progress):
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Advance]:
         yield self.told.append
+
+
+def within(folder: Path, settings: AttackSettings) -> AttackSettings:
+    return settings.model_copy(update={"controls": folder / "controls"})
 
 
 @pytest.fixture(scope="module")
@@ -60,21 +64,27 @@ def place(toy: Checkpoint, toy_folder: Path, tmp_path_factory: pytest.TempPathFa
 def whole(place: Place, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of an attack that was not interrupted."""
     output = tmp_path_factory.mktemp("whole") / "attack.json"
-    attack(place, folder / "list.csv", folder / "controls", SETTINGS, output)
+    attack(place, folder / "list.csv", within(folder, SETTINGS), output)
     return output
 
 
 def test_every_group_is_attacked_and_reads_back(whole: Path) -> None:
     found = Campaign.model_validate_json(whole.read_bytes())
-    assert [(each.group, each.prompt, each.start) for each in found.attacked] == [
-        ("unmitigated", "a red pig", "unrelated"),
-        ("unmitigated", "an owl", "unrelated"),
-        ("memories", "a red pig", "prompt"),
-        ("memories", "an owl", "prompt"),
+    both = ["a red pig", "an owl"]
+    assert [(each.group, each.prompt, each.way) for each in found.attacked] == [
+        *(("unmitigated", prompt, "greedy search") for prompt in both),
+        *(("memories", prompt, way) for way in SETTINGS.text for prompt in both),
+        *(("never seen", "", way) for way in SETTINGS.searches),
+        *(("unmitigated", prompt, "unrelated") for prompt in both),
+        *(("memories", prompt, "prompt") for prompt in both),
         ("never seen", "", "unrelated"),
     ]
-    assert all([(a.steps, a.seed) for a in each.attempts] == [(2, 0), (2, 1)] for each in found.attacked)
-    assert all(a.copied == (a.distance <= found.copy_threshold) for each in found.attacked for a in each.attempts)
+    embeddings = [each for each in found.attacked if each.attack == "embedding"]
+    assert all([(a.steps, a.seed) for a in each.attempts] == [(2, 0), (2, 1)] for each in embeddings)
+    texts = [a for each in found.attacked if each.attack == "text" for a in each.attempts]
+    assert all(a.text and a.steps <= SETTINGS.batches for a in texts)
+    assert found.levels == levels(found.attacked)
+    assert all(a.distance <= found.copy_threshold or not a.copied for each in found.attacked for a in each.attempts)
     assert found.rates == rates(found.attacked)
     assert found.threshold_pairs == 32
     assert found.neurons > 0
@@ -84,8 +94,9 @@ def test_an_interrupted_attack_goes_on_to_the_same_file(place: Place, folder: Pa
     output, steps = tmp_path / "attack.json", Steps()
     lines = journal_of(whole).read_text().splitlines(keepends=True)
     journal_of(output).write_text("".join(lines[:3]) + lines[3][:40])
-    attack(place, folder / "list.csv", folder / "controls", SETTINGS, output, steps)
-    assert steps.told == [2, 2, 2, 1, 1, 1, 1]
+    attack(place, folder / "list.csv", within(folder, SETTINGS), output, steps)
+    searches, changed, embeddings = 2 + 2 * 2 + 2, 2 * 2, 5
+    assert sum(steps.told) == searches * SETTINGS.batches + changed * SETTINGS.variants + embeddings * SETTINGS.steps
     assert output.read_bytes() == whole.read_bytes()
     assert journal_of(output).read_bytes() == journal_of(whole).read_bytes()
 
@@ -94,22 +105,22 @@ def test_a_journal_of_other_settings_is_refused(place: Place, folder: Path, whol
     output = tmp_path / "attack.json"
     journal_of(output).write_bytes(journal_of(whole).read_bytes())
     with pytest.raises(InputError, match=r"attack\.jsonl was made of another model, or with other settings"):
-        attack(place, folder / "list.csv", folder / "controls", SETTINGS.model_copy(update={"seed": 1}), output)
+        attack(place, folder / "list.csv", within(folder, SETTINGS.model_copy(update={"seed": 1})), output)
     assert not output.exists()
 
 
 def test_of_a_checkpoint_with_nothing_silenced_the_positive_control_is_the_attack(folder: Path, toy_folder: Path, tmp_path: Path) -> None:
     plain, steps = Place(CheckpointSettings(path=str(toy_folder)), None, PLACE_SAMPLING), Steps()
-    settings = SETTINGS.model_copy(update={"starts": ("unrelated",), "steps": 1})
-    found = attack(plain, folder / "list.csv", folder / "controls", settings, tmp_path / "a.json", steps)
+    settings = EMBEDDING.model_copy(update={"starts": ("unrelated",), "steps": 1})
+    found = attack(plain, folder / "list.csv", within(folder, settings), tmp_path / "a.json", steps)
     control, memories = ([(e.prompt, e.attempts) for e in found.attacked if e.group == group] for group in ("unmitigated", "memories"))
     assert control == memories
     assert sum(steps.told) == 3, "two memories and a control"
 
 
 def test_a_bundle_is_attacked_in_its_checkpoint_and_drawn_by_its_engine(folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    settings, here = SETTINGS.model_copy(update={"steps": 1}), Place(CheckpointSettings(path=str(tiny_bundle)))
-    found = attack(here, folder / "list.csv", folder / "controls", settings, tmp_path / "a.json")
+    settings, here = EMBEDDING.model_copy(update={"steps": 1}), Place(CheckpointSettings(path=str(tiny_bundle)))
+    found = attack(here, folder / "list.csv", within(folder, settings), tmp_path / "a.json")
     assert (found.source, found.engine, found.sampling["steps"]) == ("out", "onnxruntime, baked", 3)
     assert found.checkpoint == open_bundle(tiny_bundle).checkpoint
     assert found.neurons == len(NeuronSet.load(tiny_bundle / "neurons.json")) > 0
@@ -119,7 +130,7 @@ def test_a_bundle_is_attacked_in_its_checkpoint_and_drawn_by_its_engine(folder: 
 def test_an_unrelated_prompt_that_is_a_memorized_one_is_refused(place: Place, folder: Path, tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"unrelated": "A red  pig!"})
     with pytest.raises(InputError, match="the unrelated prompt 'A red  pig!' stands in"):
-        attack(place, folder / "list.csv", folder / "controls", settings, tmp_path / "a.json")
+        attack(place, folder / "list.csv", within(folder, settings), tmp_path / "a.json")
 
 
 def test_the_journal_lies_beside_the_output() -> None:
@@ -128,15 +139,29 @@ def test_the_journal_lies_beside_the_output() -> None:
     assert journal_of(Path("x/attack")) == Path("x/attack.jsonl")
 
 
-@pytest.mark.parametrize(
-    ("control", "memories", "expected"),
-    [
-        ([True, True], [True, True], "brings back 2 of 2 memories (at least 22 %, 95 % confidence), and 0 of 1 pictures"),
-        ([True, True], [False, False], "brings back 0 of 2 memories (at most 78 %, 95 % confidence), and 0 of 1 pictures"),
-        ([True, False], [False, False], "attack too weak: on the model with nothing silenced it brings back 1 of 2 memories"),
-    ],
-)
-def test_the_verdict_says_what_may_be_said(control: list[bool], memories: list[bool], expected: str) -> None:
-    results = [attacked("unmitigated", {10: [back]}, str(i)) for i, back in enumerate(control)]
-    results += [attacked("memories", {10: [back]}, str(i)) for i, back in enumerate(memories)]
-    assert expected in verdict(rates([*results, attacked("never seen", {10: [False]}, "")]))
+def test_what_a_bundle_was_attacked_with_reads_back_or_is_refused(whole: Path, tmp_path: Path) -> None:
+    assert Campaign.read(tmp_path) is None
+    (tmp_path / ATTACK).write_bytes(whole.read_bytes())
+    found = Campaign.read(tmp_path)
+    assert found is not None
+    assert found.level("text") == found.levels[0]
+    (tmp_path / ATTACK).write_text("{}")
+    with pytest.raises(BundleError, match="build the bundle again"):
+        Campaign.read(tmp_path)
+
+
+def test_prompts_without_pictures_are_attacked_with_text_that_needs_none(place: Place, folder: Path, tmp_path: Path) -> None:
+    """What comes back is then told by pictures of different seeds that are alike, and no control says how strong the attack is."""
+    (folder / "unknown.csv").write_text("Caption\na red pig\n")
+    settings = SETTINGS.model_copy(update={"starts": ()})
+    found = attack(place, folder / "unknown.csv", settings, tmp_path / "a.json")
+    assert [(each.group, each.way, each.picture) for each in found.attacked] == [
+        ("memories", way, "") for way in ("paraphrases", "random tokens")
+    ]
+    assert all(
+        len({a.distance for a in each.attempts if a.text == text}) == 1
+        for each in found.attacked
+        for text in {a.text for a in each.attempts}
+    )
+    assert found.threshold_pairs == 16 * 15 // 2
+    assert [level.strong for level in found.levels] == [False]

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nemo_edge.measure.attacks.controls import Known, check_unseen, list_controls, with_pictures
+from nemo_edge.measure.attacks.controls import Known, check_controls, check_unseen, known_prompts, list_controls
 from nemo_edge.measure.replication import tiled_distances
 from nemo_edge.recipe.prompts import Prompt
+from nemo_edge.recipe.settings import AttackSettings
 from nemo_edge.system.errors import InputError
 
 
@@ -60,7 +61,40 @@ def test_a_folder_without_controls_is_refused(tmp_path: Path, name: str, reason:
 
 
 def test_prompts_without_their_pictures_are_named(tmp_path: Path) -> None:
+    known, unknown, path = Prompt(text="a", image=tmp_path / "a.png"), Prompt(text="b"), tmp_path / "p.csv"
+    settings = AttackSettings(seeds=1)
+    assert known_prompts([known, known], path, settings) == (known,)
+    assert known_prompts([known, unknown], path, AttackSettings(limit=1)) == (known,)
+    with pytest.raises(InputError, match=r"p\.csv: no training picture is known for 1 of 2 prompts \('b'\), and the embedding attack"):
+        known_prompts([known, unknown], path, settings)
+    text = settings.model_copy(update={"starts": ()})
+    with pytest.raises(InputError, match="these prompts and the others one after the other"):
+        known_prompts([known, unknown], path, text)
+    with pytest.raises(InputError, match=r"attack\.seeds must be 2 or more"):
+        known_prompts([unknown], path, text)
+    assert known_prompts([unknown], path, text.model_copy(update={"seeds": 2})) == (unknown,)
+
+
+def test_known_pictures_need_controls_and_unknown_ones_have_none(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", 0)
     known = Prompt(text="a", image=tmp_path / "a.png")
-    assert with_pictures([known, known], tmp_path / "p.csv") == (known,)
-    with pytest.raises(InputError, match=r"p\.csv: no training picture is known for 1 of 2 prompts \('b'\)"):
-        with_pictures([known, Prompt(text="b")], tmp_path / "p.csv")
+    with pytest.raises(InputError, match="no folder of control pictures is given"):
+        check_controls(AttackSettings(), [known])
+    assert check_controls(AttackSettings(controls=tmp_path), [known]) == (tmp_path / "a.png",)
+    assert check_controls(AttackSettings(), [Prompt(text="b")]) == ()
+
+
+def test_a_picture_of_the_mean_colour_is_no_copy(tmp_path: Path) -> None:
+    """A picture of patches is nearer to its mean colour than to pictures that have nothing to do with it."""
+    picture = save(tmp_path / "a.png", 0)
+    known, mean = Known(tmp_path / "a.png", (32, 32)), np.broadcast_to(picture.mean((0, 1)).round().astype(np.uint8), picture.shape)
+    plain = float(known.distances(mean[None])[0])
+    assert known.limit(1.0) == pytest.approx(plain)
+    assert known.limit(plain / 2) == plain / 2
+
+
+def test_pictures_of_an_unknown_memory_are_held_against_each_other(tmp_path: Path) -> None:
+    one, other = save(tmp_path / "a.png", 0), save(tmp_path / "b.png", 1)
+    found = Known(None, (32, 32), "a").distances(np.stack([one, one, one, other]))
+    assert found[:3].tolist() == [0, 0, 0]
+    assert found[3] > 0.3
