@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from nemo_edge.recipe.recipe import Recipe, load_recipe
-from nemo_edge.recipe.settings import LatencySettings, RandomSettings
+from nemo_edge.recipe.settings import AttackSettings, LatencySettings, RandomSettings
 from nemo_edge.recipe.targets import TensorRtRtxSettings, TensorRtSettings
 from nemo_edge.release._inputs import read_inputs
 from nemo_edge.release._stages import STAGES, LazyCheckpoint, stage_keys, stages_of
 
 RANDOM = {"random_weights": RandomSettings(architecture="sd15")}
 EVERYTHING: dict[str, Any] = {
+    "attack": AttackSettings(starts=()),
     "latency": LatencySettings(),
     "tensorrt": TensorRtSettings(),
     "tensorrt_rtx": TensorRtRtxSettings(targets=("sm86",)),
@@ -25,7 +26,7 @@ EVERYTHING: dict[str, Any] = {
     ("changes", "expected"),
     [
         ({}, "calibrate localize policies export onnxruntime measure"),
-        (EVERYTHING, "calibrate localize policies export tensorrt tensorrt_rtx onnxruntime measure latency"),
+        (EVERYTHING, "calibrate localize policies export tensorrt tensorrt_rtx onnxruntime measure attack latency"),
         (
             {**EVERYTHING, "random_weights": RandomSettings(architecture="sd15")},
             "localize export tensorrt tensorrt_rtx onnxruntime latency",
