@@ -176,11 +176,23 @@ def _headline(evidence: Evidence) -> str:
         idle, gap = sum(gate.value is None for gate in evidence.gates), unjudged(evidence.gates)
         rest = f" {count(idle, 'gate').capitalize()} had nothing to judge." if idle else ""
         passed = "No gate failed" if idle else "Every gate passed"
+        rest += _under_attack(evidence)
         return f"{gap}. No gate failed.{rest}" if gap else f"{passed}: {_copies(evidence.measurement)}.{rest}"
     failed = sum(not gate.passed for gate in evidence.gates)
     return (
         f"{count(failed, 'gate').capitalize()} failed. This bundle must not be shipped." if failed else "This bundle must not be shipped."
     )
+
+
+def _under_attack(evidence: Evidence) -> str:
+    """What each kind of attack brought back, or that it is too weak to tell; empty where there was none."""
+    said = []
+    for level in evidence.attack.levels if evidence.attack else ():
+        found = level.memories
+        what = "text that anyone can type" if level.attack == "text" else "an optimised embedding"
+        weak = not level.strong and not found.returned
+        said.append(f"{what} {'is too weak to tell' if weak else f'brings back {found.returned} of {found.of} memories ({found.bound})'}")
+    return f" Under attack: {joined(said)}." if said else ""
 
 
 def _copies(measured: Measurement) -> str:
@@ -203,7 +215,7 @@ def _scope(evidence: Evidence) -> str:
     text = attack and attack.level("text")
     embedding = attack and attack.level("embedding")
     ways = [f"{given}, {count(seeds, 'seed')} each{also}"]
-    ways += [f"text searched for {count(text.memories.of, 'memory', 'memories')} of them"] if text else []
+    ways += [f"text searched for {text.memories.of} of them"] if text else []
     ways += [f"embeddings optimised for {embedding.memories.of}"] if embedding else []
     left = "text that was not tried" if text else "other text that people may send"
     rest = "what else somebody who has the weights can do" if embedding else "what somebody who has the weights can do"

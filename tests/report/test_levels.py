@@ -11,6 +11,7 @@ from nemo_edge.recipe.settings import AttackSettings
 from nemo_edge.report._levels import levels_of
 from nemo_edge.report._page import page_html
 from nemo_edge.report._untested import untested
+from nemo_edge.report._verdict import verdict_of
 from nemo_edge.report.thumbnails import Gallery
 from report.test_evidence import evidence
 
@@ -56,6 +57,13 @@ def test_of_an_attack_that_is_too_weak_nothing_is_claimed_unless_it_succeeds() -
     weak, still = (levels_of(evidence(attack=campaign(level_of(10, back))))[2] for back in (0, 1))
     assert (weak.state, weak.figure) == ("open", "attack too weak: nothing is claimed")
     assert still.state == "broken"
+
+
+def test_the_headline_has_the_figure_of_each_level() -> None:
+    said = "Under attack: text that anyone can type brings back 0 of 20 memories (at most 14 %) and an optimised embedding brings back 20"
+    assert said in verdict_of(evidence(attack=BOTH)).headline
+    assert "an optimised embedding is too weak to tell" in verdict_of(evidence(attack=campaign(level_of(10, 0)))).headline
+    assert "Under attack" not in verdict_of(evidence()).headline
 
 
 def test_the_page_opens_with_the_levels_and_the_switches() -> None:
