@@ -294,6 +294,7 @@ def build(work: Path, smoke: bool) -> dict[str, Any]:
         "checkpoint": settings.checkpoint.model_copy(update={"device": where}),
         "engine": settings.engine.model_copy(update={"provider": provider}),
         "tensorrt_rtx": None,
+        "attack": None,  # minutes of a machine that is lent for minutes
         "latency": None,
     }
     if smoke:
