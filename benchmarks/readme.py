@@ -13,6 +13,7 @@ import re
 import statistics
 import sys
 from collections.abc import Callable
+from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,32 @@ def demo_table(found: Result) -> list[str]:
         row("engine against eager, whole trajectory", lambda v: f"{v['engine_error']:.0e}"),
         row("mitigation on the engine against eager's", lambda v: f"{v['agreement']:.0e}"),
         "",
+        *attack_table(found.get("attack")),
         f"{found['neurons']} neurons silenced for {prompts} prompts, {own}; measured on {machine(found)}{cost} "
         "(`benchmarks/results/demo.json`).",
     ]
+
+
+def attack_table(found: Result | None) -> list[str]:
+    """What came back by level, where the demo was attacked."""
+    if found is None:
+        return []
+
+    def cell(count: Result) -> str:
+        return f"{count['returned']} of {count['of']}"
+
+    def row(level: Result) -> str:
+        bound = f"at least {floor(100 * level['memories']['at_least'] + 1e-9)} %"
+        if not level["memories"]["returned"]:
+            bound = at_most(0, level["memories"]["of"])
+        name = {"text": "text that can be typed", "embedding": "an optimised embedding"}[level["attack"]]
+        return f"| {name} | {cell(level['memories'])} ({bound}) | {cell(level['unmitigated'])} | {cell(level['never_seen'])} |"
+
+    head = [
+        "| under attack by | memories that come back | with nothing silenced | pictures that the model never saw |",
+        "|---|---|---|---|",
+    ]
+    return [*head, *map(row, found["levels"]), ""]
 
 
 def latency_table(found: Result) -> list[str]:

@@ -79,6 +79,7 @@ def record(bundle: Path, cost: dict[str, float]) -> None:
         "evaluations": [r["evaluations"] for r in report["localizations"]],
         "per_prompt_planted": [planted(found[c.text], sinks) for c, sinks in zip(MEMORIZED, memory_sinks(), strict=True)],
         "variants": {v.variant: summary(v, measurement.threshold) for v in measurement.variants},
+        "attack": report["attack"],
         "untouched_error": measurement.untouched.largest_error if measurement.untouched else None,
         "mask_of_ones": measurement.mask_of_ones,
     }
