@@ -16,8 +16,9 @@ from nemo_edge.localization.groups import Group, Member, Variant
 from nemo_edge.localization.localizer import Localization
 from nemo_edge.localization.roc import Roc, roc
 from nemo_edge.localization.stages import Detected
-from nemo_edge.measure.attacks.base import rates
-from nemo_edge.measure.attacks.campaign import Campaign, verdict
+from nemo_edge.measure.attacks.base import levels, rates
+from nemo_edge.measure.attacks.campaign import Campaign
+from nemo_edge.measure.attacks.switches import Switch
 from nemo_edge.model.neurons import NeuronSet, ValueLayer
 from nemo_edge.recipe.settings import AttackSettings
 
@@ -101,13 +102,15 @@ def test_an_attack_is_shown_by_group_start_and_steps(capsys: pytest.CaptureFixtu
         copy_threshold=0.343,
         threshold_pairs=512,
         rates=rates(results),
-        strong=True,
-        verdict=verdict(rates(results)),
+        neurons_hash="",
+        levels=levels(results),
+        switches=(Switch(name="the policy [off]", who="whoever may send a served pipeline its policy"),),
         attacked=tuple(results),
     )
     out = shown(capsys, monkeypatch, show_attack, found, Path("attack.json"))
     rows = [line.split() for line in out.splitlines()[1:7]]
-    assert rows[3] == ["memories", "unrelated", "1000", "100/100", "97", "%", "100", "%", "1000/1000", "0.100"]
+    assert rows[3] == ["memories", "unrelated", "1000", "100/100", "(at", "least", "97", "%)", "1000/1000", "0.100"]
     assert rows[4][:2] == ["never", "seen"]
+    assert "the policy [off] brings every memory back: whoever may send" in " ".join(out.split())
     assert "512 unrelated pairs" in out
     assert "brings back 100 of 100 memories" in " ".join(out.split())
