@@ -13,7 +13,6 @@ import re
 import statistics
 import sys
 from collections.abc import Callable
-from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from PIL import Image
 from benchmarks.cpu.figures import columns_of, draw_detection, draw_fidelity, draw_latency, draw_localization
 from benchmarks.gpu.table import draw_gpu, gpu_table
 from benchmarks.shared import RESULTS, ROOT, kept
-from nemo_edge.measure.bounds import at_most
+from nemo_edge.measure.bounds import at_least, at_most
 
 README = ROOT / "README.md"
 _SOURCE = "nemo-edge source"
@@ -129,9 +128,8 @@ def attack_table(found: Result | None) -> list[str]:
         return f"{count['returned']} of {count['of']}"
 
     def row(level: Result) -> str:
-        bound = f"at least {floor(100 * level['memories']['at_least'] + 1e-9)} %"
-        if not level["memories"]["returned"]:
-            bound = at_most(0, level["memories"]["of"])
+        returned, of = level["memories"]["returned"], level["memories"]["of"]
+        bound = at_least(returned, of) if returned else at_most(0, of)
         name = {"text": "text that can be typed", "embedding": "an optimised embedding"}[level["attack"]]
         return f"| {name} | {cell(level['memories'])} ({bound}) | {cell(level['unmitigated'])} | {cell(level['never_seen'])} |"
 

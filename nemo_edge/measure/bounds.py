@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["CONFIDENCE", "at_most", "upper_bound"]
+__all__ = ["CONFIDENCE", "at_least", "at_most", "upper_bound"]
 
-from math import ceil, exp, lgamma, log, log1p
+from math import ceil, exp, floor, lgamma, log, log1p
 
 CONFIDENCE = 0.95
 _HALVINGS = 60
@@ -30,6 +30,11 @@ def upper_bound(found: int, of: int) -> float:
 def at_most(found: int, of: int) -> str:
     """Write the bound as "at most 26 %", rounded up: a bound that is rounded down is none."""
     return f"at most {ceil(100 * upper_bound(found, of) - 1e-9)} %"
+
+
+def at_least(found: int, of: int) -> str:
+    """Write the lower bound as "at least 47 %", rounded down: the upper bound of those that were not found, from the other side."""
+    return f"at least {floor(100 * (1 - upper_bound(of - found, of)) + 1e-9)} %"
 
 
 def _at_most_found(found: int, of: int, share: float) -> float:

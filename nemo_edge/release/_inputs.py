@@ -72,11 +72,9 @@ def _controls(recipe: Recipe, memorized: Sequence[Prompt]) -> dict[str, str]:
     """The control pictures of an attack. Raises `InputError` for inputs that cannot be attacked."""
     if recipe.attack is None:
         return {}
-    from nemo_edge.measure.attacks.controls import check_controls, check_inputs, known_prompts
+    from nemo_edge.measure.attacks.controls import check_inputs
 
-    path = recipe.prompts.memorized
-    check_inputs(memorized, path, recipe.attack)
-    pictures = check_controls(recipe.attack, known_prompts(memorized, path, recipe.attack))
+    pictures = check_inputs(memorized, recipe.prompts.memorized, recipe.attack)
     return {picture.name: sha256_file(picture) for picture in pictures}
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 from nemo_edge.measure.attacks.base import Count, Level
 from nemo_edge.measure.bounds import CONFIDENCE
+from nemo_edge.recipe.settings import AttackKind
 from nemo_edge.report._numbers import count, share
 from nemo_edge.report._verdict import leak_of
 from nemo_edge.report.evidence import Evidence
@@ -53,8 +54,9 @@ def _given(evidence: Evidence) -> LevelWords:
 
 
 def _attacked(evidence: Evidence) -> Iterator[LevelWords]:
-    for kind in ("text", "embedding"):
-        level = evidence.attack.level("text" if kind == "text" else "embedding") if evidence.attack else None
+    kinds: tuple[AttackKind, ...] = ("text", "embedding")
+    for kind in kinds:
+        level = evidence.attack.level(kind) if evidence.attack else None
         if level is None:
             yield LevelWords(*_WHO[kind], "open", "not measured", "nemo-edge attack, or [attack] in the recipe")
         else:

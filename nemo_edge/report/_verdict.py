@@ -15,6 +15,7 @@ import numpy as np
 
 from nemo_edge.bundle.manifest import unjudged
 from nemo_edge.localization.groups import all_neurons
+from nemo_edge.measure.attacks.base import WORDS
 from nemo_edge.measure.bounds import CONFIDENCE, at_most, upper_bound
 from nemo_edge.measure.mitigation import GeneralDrift, Measurement, PromptMitigation, Shown
 from nemo_edge.report._numbers import count, joined, number, ratio, share
@@ -189,9 +190,9 @@ def _under_attack(evidence: Evidence) -> str:
     said = []
     for level in evidence.attack.levels if evidence.attack else ():
         found = level.memories
-        what = "text that anyone can type" if level.attack == "text" else "an optimised embedding"
         weak = not level.strong and not found.returned
-        said.append(f"{what} {'is too weak to tell' if weak else f'brings back {found.returned} of {found.of} memories ({found.bound})'}")
+        told = "is too weak to tell" if weak else f"brings back {found.returned} of {found.of} memories ({found.bound})"
+        said.append(f"{WORDS[level.attack]} {told}")
     return f" Under attack: {joined(said)}." if said else ""
 
 

@@ -7,7 +7,7 @@ from math import comb
 
 import pytest
 
-from nemo_edge.measure.bounds import at_most, upper_bound
+from nemo_edge.measure.bounds import at_least, at_most, upper_bound
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,10 @@ def test_it_is_written_in_whole_percents_rounded_up() -> None:
     assert at_most(1, 10) == "at most 40 %"
     assert at_most(0, 300) == "at most 1 %"
     assert at_most(4, 4) == "at most 100 %"
+
+
+@pytest.mark.parametrize(
+    ("found", "of", "expected"), [(4, 4, "at least 47 %"), (20, 20, "at least 86 %"), (1, 2, "at least 2 %"), (0, 4, "at least 0 %")]
+)
+def test_the_lower_bound_is_rounded_down(found: int, of: int, expected: str) -> None:
+    assert at_least(found, of) == expected

@@ -194,12 +194,12 @@ class Run:
             self._at_once,
             advance,
         )
-        tried: dict[str, np.ndarray] = {}
+        tried: set[str] = set()
         for found in search.greedy() if job.way == "greedy search" else search.random():
             if found.text in tried:
                 continue
-            tried[found.text] = drawn(found.text)
-            attempts = judged(tried[found.text], found.batches, found.loss, found.text)
+            tried.add(found.text)
+            attempts = judged(drawn(found.text), found.batches, found.loss, found.text)
             yield from attempts
             if any(attempt.copied for attempt in attempts):
                 return

@@ -5,18 +5,32 @@ Knows values alone: no models, no pictures.
 
 from __future__ import annotations
 
-__all__ = ["MARKS", "STRONG", "Attack", "Attacked", "Attempt", "Count", "Found", "Group", "Level", "Rate", "levels", "marks", "rates"]
+__all__ = [
+    "MARKS",
+    "STRONG",
+    "WORDS",
+    "Attack",
+    "Attacked",
+    "Attempt",
+    "Count",
+    "Found",
+    "Group",
+    "Level",
+    "Rate",
+    "levels",
+    "marks",
+    "rates",
+]
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import floor
 from typing import Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from nemo_edge.measure.bounds import at_most, upper_bound
+from nemo_edge.measure.bounds import at_least, at_most, upper_bound
 from nemo_edge.recipe.settings import AttackKind, Way
 
 Group = Literal["memories", "unmitigated", "never seen"]
@@ -29,7 +43,8 @@ MARKS = (10, 25, 50, 100, 150, 200, 300, 500, 1000)
 STRONG: Mapping[AttackKind, float] = {"text": 0.9, "embedding": 0.95}
 """Share of the memories that an attack must bring back on the unmitigated model; of a weaker one nothing is claimed."""
 
-_WORDS: Mapping[AttackKind, str] = {"text": "text that anyone can type", "embedding": "an optimised embedding"}
+WORDS: Mapping[AttackKind, str] = {"text": "text that anyone can type", "embedding": "an optimised embedding"}
+"""What an attack sends."""
 
 
 class _Result(BaseModel):
@@ -120,7 +135,7 @@ class Count(_Result):
     @property
     def bound(self) -> str:
         """The bound that matters, rounded so that it stays one: "at least 47 %", or "at most 53 %" where none came back."""
-        return f"at least {floor(100 * self.at_least + 1e-9)} %" if self.returned else at_most(0, self.of)
+        return at_least(self.returned, self.of) if self.returned else at_most(0, self.of)
 
 
 class Rate(_Result):
@@ -161,11 +176,11 @@ class Level(_Result):
     @property
     def verdict(self) -> str:
         """What may be said, in a sentence."""
-        if not self.strong:
-            return f"{_WORDS[self.attack]}: {self._weakness}; nothing is claimed"
+        if not self.strong and (self.unmitigated is None or not self.memories.returned):
+            return f"{WORDS[self.attack]}: {self._weakness}; nothing is claimed"
         painted = f", and {self.never_seen.returned} of {self.never_seen.of} pictures that the model never saw" if self.never_seen else ""
         found = self.memories
-        return f"{_WORDS[self.attack]} brings back {found.returned} of {found.of} memories ({found.bound}, 95 % confidence){painted}"
+        return f"{WORDS[self.attack]} brings back {found.returned} of {found.of} memories ({found.bound}, 95 % confidence){painted}"
 
     @property
     def _weakness(self) -> str:

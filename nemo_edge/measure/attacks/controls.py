@@ -69,9 +69,12 @@ class Known:
         return np.asarray(self.training.pictures_RHW3[places_S1[distances_S1[:, 0].argmin(), 0]])
 
 
-def check_inputs(listed: Sequence[Prompt], prompts: Path, settings: AttackSettings) -> None:
-    """Raise `InputError` for a list of prompts, read from `prompts`, or controls that an attack with these settings cannot use."""
-    check_controls(settings, known_prompts(listed, prompts, settings))
+def check_inputs(listed: Sequence[Prompt], prompts: Path, settings: AttackSettings) -> tuple[Path, ...]:
+    """Return the control pictures of an attack on a list of prompts, which was read from `prompts`.
+
+    Raises `InputError` for prompts and controls that it cannot use with these settings.
+    """
+    controls = check_controls(settings, known_prompts(listed, prompts, settings))
     try:
         check_apart([Prompt(text=settings.unrelated)], listed, "", prompts)
     except InputError as error:
@@ -79,6 +82,7 @@ def check_inputs(listed: Sequence[Prompt], prompts: Path, settings: AttackSettin
             f"the unrelated prompt {settings.unrelated!r} stands in {prompts} as a memorized one: give another (--unrelated, or "
             "attack.unrelated)"
         ) from error
+    return controls
 
 
 def known_prompts(prompts: Sequence[Prompt], path: Path, settings: AttackSettings) -> tuple[Prompt, ...]:

@@ -169,9 +169,8 @@ class TextSearch:
         stand_in = self.rng.choice(self.words)
         ids = self.checkpoint.token_ids([_text([*chosen, stand_in])])
         promise_V = np.zeros(len(self.words))
-        for encoder, own, gradient_TD, which in zip(
-            self.checkpoint.text_encoders, ids, self._gradients(ids, noised), range(9), strict=False
-        ):
+        parts = zip(self.checkpoint.text_encoders, ids, self._gradients(ids, noised), strict=True)
+        for which, (encoder, own, gradient_TD) in enumerate(parts):
             place = int(np.flatnonzero(own[0] == stand_in.ids[which])[-1])
             table = _embedding(encoder).weight[[word.ids[which] for word in self.words]]
             promise_V -= (table.float() @ gradient_TD[place].float()).cpu().numpy()
