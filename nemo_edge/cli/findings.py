@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["show_attack", "show_detection", "show_localizations"]
+__all__ = ["show_attack", "show_detection", "show_localizations", "show_smoke"]
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +17,7 @@ from nemo_edge.localization.localizer import Localization
 from nemo_edge.localization.roc import Roc
 from nemo_edge.localization.stages import Detected
 from nemo_edge.measure.attacks.campaign import Campaign
+from nemo_edge.release.smoke import Smoke
 
 _PROMPTS = 40
 """Prompts that a table has room for."""
@@ -84,4 +85,16 @@ def show_attack(found: Campaign, output: Path) -> None:
         out.print(f"[{'red' if level.memories.returned or not level.strong else 'green'}]{escape(level.verdict)}[/]", highlight=False)
     for switch in found.switches:
         out.print(f"[red]{escape(switch.name)}[/] brings every memory back: {escape(switch.who)}", highlight=False)
+    out.print(f"written to {escape(str(output))}", soft_wrap=True)
+
+
+def show_smoke(found: Smoke, output: Path) -> None:
+    """That an attack ran at full size, and what it took."""
+    out, jobs = Console(), sum(found.attacked.values())
+    size = f"{found.height} × {found.width} pixels, a UNet of {found.parameters / 1e6:,.0f} M parameters"
+    out.print(f"{jobs} attacks ran on {escape(found.architecture)} with random weights, {size}", highlight=False)
+    times = ((found.step_s, "step of an embedding"), (found.batch_s, "batch of a search for text"))
+    said = [*(f"{s:.2f} s a {what}" for s, what in times if s is not None), f"{found.peak_memory_gb} GB of memory"]
+    out.print(", ".join(said), highlight=False)
+    out.print("Nothing is claimed of random weights: they hold no memory.")
     out.print(f"written to {escape(str(output))}", soft_wrap=True)

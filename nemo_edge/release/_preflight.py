@@ -20,6 +20,7 @@ from nemo_edge.bundle.manifest import check_output, open_bundle, verify
 from nemo_edge.model.architectures import ARCHITECTURES, source
 from nemo_edge.model.configuration import Configuration, upcasts_decoder
 from nemo_edge.model.inspection import check_folder, check_kind, check_layers
+from nemo_edge.model.marker import is_random
 from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.targets import FLAVOUR_OF, unfit_for_turing
@@ -27,7 +28,7 @@ from nemo_edge.release._footprint import Footprint, check_memory, estimate
 from nemo_edge.release._inputs import Inputs, read_inputs
 from nemo_edge.release._keys import bundle_key
 from nemo_edge.release._stages import stage_keys
-from nemo_edge.release.random_weights import is_random, weights_folder
+from nemo_edge.release.random_weights import weights_folder
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency
 from nemo_edge.system.files import checkpoint_folder
 from nemo_edge.system.processes import run_in_process

@@ -6,7 +6,7 @@ for, nor which architectures there are.
 
 from __future__ import annotations
 
-__all__ = ["MARKER", "RandomWeights", "is_random", "parts_of", "weights_folder", "write_random"]
+__all__ = ["parts_of", "weights_folder", "write_random"]
 
 import hashlib
 import json
@@ -16,13 +16,12 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from math import prod, sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from nemo_edge import __version__
 from nemo_edge.bundle.manifest import staging
 from nemo_edge.model.architectures import ARCHITECTURES, Configurations, configurations, modules, parts, source
+from nemo_edge.model.marker import MARKER, Dtype, RandomWeights, read_marker
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.release._cache import cache_of
 from nemo_edge.release._footprint import PLACES, Part, part_of
@@ -33,33 +32,12 @@ from nemo_edge.system.progress import Advance, Progress
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-MARKER = "random_weights.json"
-"""The file that tells a folder of ours from a checkpoint that was trained."""
-
 _CHUNK = 1 << 20
 _EMBEDDING_BOUND = 0.02 * sqrt(3)
 """Uniform values up to it have CLIP's standard deviation of 0.02; a normal draw differs in its last bit between processors."""
 _START, _END = "<|startoftext|>", "<|endoftext|>"
-
-Dtype = Literal["fp32", "fp16"]
-
-
-class RandomWeights(BaseModel):
-    """What a folder of random weights was made from; the same values give the same weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    schema_version: Literal[1] = 1
-    name: str
-    seed: int
-    dtype: Dtype
-    architecture: str
-    """sha256 of all its configurations."""
-    versions: dict[str, str]
-
-    def matches(self, other: RandomWeights | None) -> bool:
-        """Whether the weights are the same, whatever versions wrote them."""
-        return other is not None and self.model_copy(update={"versions": other.versions}) == other
+_WORDS = ("cat", "dog", "fox", "hat", "key", "map", "owl", "pig", "red", "sea", "sun", "toy")
+"""What a tokenizer without a vocabulary has beside bytes, where there is room: words for an attack with text to choose from."""
 
 
 def weights_folder(recipe: Recipe) -> Path:
@@ -80,7 +58,7 @@ def write_random(name: str, folder: Path, dtype: Dtype = "fp16", seed: int = 0, 
     """
     configs = configurations(name)
     wanted = _wanted(name, configs, dtype, seed)
-    if wanted.matches(_marker(folder)):
+    if wanted.matches(read_marker(folder)):
         return folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there and is not {wanted.name} in {dtype} with seed {seed}: remove it, or choose another folder")
@@ -97,7 +75,7 @@ def write_random(name: str, folder: Path, dtype: Dtype = "fp16", seed: int = 0, 
         try:
             os.replace(staged, folder)
         except OSError as error:
-            if not wanted.matches(_marker(folder)):  # another process may have been faster
+            if not wanted.matches(read_marker(folder)):  # another process may have been faster
                 raise explain(error, folder) from error
     return folder
 
@@ -106,12 +84,6 @@ def parts_of(name: str, _: Progress) -> tuple[Part, ...]:
     """Return what `footprint.parts` reads of a folder of these random weights, before there is one; raises as `write_random` does."""
     built = modules(name)
     return tuple(part_of(part, [(key, "F16", p.numel()) for key, p in built[part].named_parameters()]) for part in PLACES if part in built)
-
-
-def is_random(path: str | Path) -> str | None:
-    """Return the name of the architecture if a checkpoint folder carries random weights of ours, else nothing."""
-    found = _marker(Path(path).expanduser())
-    return found.name if found else None
 
 
 def _wanted(name: str, configs: Configurations, dtype: Dtype, seed: int) -> RandomWeights:
@@ -178,37 +150,35 @@ def _draw(shape: tuple[int, ...], dtype: Dtype, value: float, bound: float, stre
 
 
 def _write_tokenizer(folder: Path, original: Path, configs: Configurations) -> None:
-    """Copy a tokenizer that has a vocabulary; else write CLIP's without merges: the bytes keep their ids, 0 to 511."""
+    """Copy a tokenizer that has a vocabulary; else write CLIP's with few words: the bytes keep their ids, 0 to 511."""
     from transformers import CLIPTokenizer
 
     if any((original / file).is_file() for file in ("tokenizer.json", "vocab.json")):
         shutil.copytree(original, folder, dirs_exist_ok=True)
         return
     text = configs[f"{folder.name.replace('tokenizer', 'text_encoder')}/config.json"]
-    vocabulary, length = _byte_vocabulary(int(text["vocab_size"])), int(text["max_position_embeddings"])
+    (vocabulary, merges), length = _byte_vocabulary(int(text["vocab_size"])), int(text["max_position_embeddings"])
     settings = configs.get(f"{folder.name}/tokenizer_config.json", {})
     pad = settings.get("pad_token", _END)
     pad = str(pad["content"] if isinstance(pad, dict) else pad)
     length = min(length, int(settings.get("model_max_length", length)))
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=length, pad_token=pad if pad in vocabulary else _END)
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length, pad_token=pad if pad in vocabulary else _END)
     tokenizer.save_pretrained(folder)
 
 
-def _byte_vocabulary(size: int) -> dict[str, int]:
-    """The letters CLIP writes bytes with, each inside a word and at its end, and the two marks, last of `size` ids."""
+def _byte_vocabulary(size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The letters CLIP writes bytes with, each inside a word and at its end, words that are made of them, and the two marks, last of
+    `size` ids; and the pairs that make the words."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     letters = [chr(code) for code in (*printable, *range(0x100, 0x200 - len(printable)))]
     tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
     if size < len(tokens) + 2:
         raise InputError(f"vocab_size of the text encoder is {size}: bytes and the marks of start and end take {len(tokens) + 2}")
-    return {**{token: i for i, token in enumerate(tokens)}, _START: size - 2, _END: size - 1}
-
-
-def _marker(folder: Path) -> RandomWeights | None:
-    try:
-        return RandomWeights.model_validate_json((folder / MARKER).read_bytes())
-    except (OSError, ValidationError):
-        return None
+    merges = [pair for word in _WORDS for pair in ((word[0], word[1]), (word[:2], f"{word[2]}</w>"))]
+    if size < len(tokens) + len(merges) + 2:
+        merges = []
+    made = {token: i for i, token in enumerate([*tokens, *("".join(pair) for pair in merges)])}
+    return {**made, _START: size - 2, _END: size - 1}, merges
 
 
 def _write_json(path: Path, config: dict[str, Any]) -> None:

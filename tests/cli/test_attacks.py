@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from release.test_random_weights import small
 
 from cli.test_main import Ran, Run, assert_refused, assert_refused_last_line, run
 from nemo_edge.bundle.manifest import open_bundle
+from nemo_edge.recipe.recipe import Recipe, anchored
+from nemo_edge.release.random_weights import write_random
 
 __all__ = ["run"]
 
@@ -68,6 +71,54 @@ def test_a_control_that_the_model_has_seen_is_refused(run: Run, known: Path, toy
 
 def test_a_start_that_is_none_is_refused_by_its_option(run: Run, known: Path, toy_folder: Path) -> None:
     assert_refused(attack_on(run, toy_folder, known, "--start", "end"), "--start")
+
+
+@pytest.mark.parametrize(
+    ("options", "reasons"),
+    [
+        (("--only", "text", "--start", "noise"), ("--only text leaves out what --start asks for", "give one of the two")),
+        (("--only", "embedding", "--text", "paraphrases"), ("--only embedding leaves out what --text asks for",)),
+        (("--only", "both"), ("--only both: give text or embedding",)),
+        (("--smoke",), ("--smoke attacks random weights", "leave out --prompts")),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    run: Run, known: Path, toy_folder: Path, options: tuple[str, ...], reasons: tuple[str, ...]
+) -> None:
+    assert_refused(attack_on(run, toy_folder, known, *options), *reasons)
+
+
+def test_a_checkpoint_is_not_attacked_without_a_list(run: Run, toy_folder: Path, tmp_path: Path) -> None:
+    assert_refused(run("attack", toy_folder, "-o", tmp_path / "a.json"), "--prompts is missing")
+
+
+def test_a_bundle_is_attacked_as_its_own_recipe_says_but_for_what_is_given(run: Run, known: Path, tiny_bundle: Path) -> None:
+    bundle = shutil.copytree(tiny_bundle, known / "bundle")
+    manifest = open_bundle(bundle)
+    attack = {"controls": "../controls", "limit": 1, "text": (), "starts": ("noise",), "steps": 3, "seeds": 1}
+    own = {**manifest.recipe, "attack": attack, "prompts": {**manifest.recipe["prompts"], "memorized": "../list.csv"}}
+    source = anchored(Recipe.model_validate(manifest.recipe), tiny_bundle).checkpoint
+    own["checkpoint"] = source.model_dump(mode="json")
+    (bundle / "manifest.json").write_text(manifest.model_copy(update={"recipe": own}).model_dump_json())
+    ran = run("attack", bundle, "-o", known / "attack.json", "--steps", 1, "--json")
+    settings = json.loads(ran.out)["settings"]
+    assert (settings["starts"], settings["steps"], settings["limit"]) == (["noise"], 1, 1)
+    assert {each["way"] for each in json.loads(ran.out)["attacked"]} == {"noise", "unrelated"}
+
+
+def test_an_attack_is_walked_through_with_random_weights(run: Run, tmp_path: Path) -> None:
+    own = small(tmp_path / "own", "sd15")
+    ran = run("attack", own, "--smoke", "--only", "embedding", "--start", "noise", "-o", tmp_path / "smoke.json")
+    assert ran.code == 0
+    assert "7 attacks ran on own" in ran.out
+    assert "Nothing is claimed of random weights" in ran.out
+    again = run("attack", own, "--smoke", "--only", "embedding", "-o", tmp_path / "smoke.json", "--json")
+    assert json.loads(again.out) == json.loads((tmp_path / "smoke.json").read_text())
+
+
+def test_random_weights_are_not_attacked_without_smoke(run: Run, known: Path) -> None:
+    folder = write_random(small(known / "own", "sd15"), known / "random")
+    assert_refused(attack_on(run, folder, known), "carries random weights (own)", "--smoke")
 
 
 @pytest.mark.parametrize("own", [("--clip-skip", 1), ("--neurons", "neurons.json")])

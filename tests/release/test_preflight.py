@@ -17,6 +17,7 @@ from rebuilding import Record
 from safetensors.torch import load_file
 
 from nemo_edge.model.checkpoint import Checkpoint
+from nemo_edge.model.marker import MARKER, RandomWeights
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.settings import CheckpointSettings, FidelitySettings, LatencySettings, PromptSettings
 from nemo_edge.release import _footprint as footprint
@@ -24,7 +25,6 @@ from nemo_edge.release import _preflight
 from nemo_edge.release._footprint import estimate
 from nemo_edge.release._preflight import check_compiles, check_runs, preflight
 from nemo_edge.release.build import build, plan
-from nemo_edge.release.random_weights import MARKER, RandomWeights
 from nemo_edge.system.errors import InputError, MissingDependency
 
 

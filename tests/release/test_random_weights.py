@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from nemo_edge import demo
+from nemo_edge.measure.attacks.text import vocabulary
 from nemo_edge.model.architectures import ARCHITECTURES, configurations, modules
 from nemo_edge.model.checkpoint import open_checkpoint, value_layers
 from nemo_edge.model.configuration import Configuration
+from nemo_edge.model.marker import is_random
 from nemo_edge.release._footprint import parts
-from nemo_edge.release.random_weights import MARKER, is_random, parts_of, write_random
+from nemo_edge.release.random_weights import parts_of, write_random
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.progress import Advance, Progress
 
@@ -164,6 +166,16 @@ def test_the_tokenizers_keep_clips_ids_and_pass_through_a_bundle(tmp_path: Path)
     assert all((a == b).all() for a, b in zip(ids, loaded, strict=True))
 
 
+def test_a_tokenizer_without_a_vocabulary_has_words_to_attack_with(tmp_path: Path) -> None:
+    """Each of them one token of both tokenizers, and the letters are what they were."""
+    checkpoint = open_checkpoint(str(write_random(small(tmp_path / "own", "sdxl"), tmp_path / "random")))
+    words = vocabulary(checkpoint)
+    assert [word.text for word in words] == sorted(word.text for word in words)
+    assert len(words) == 12
+    assert all(512 <= place < 49406 for word in words for place in word.ids)
+    assert checkpoint.config.token_ids(["cats"])[0][0, :6].tolist() == [49406, 512, 83, 338, 49407, 49407]
+
+
 @pytest.mark.parametrize(("pad", "number"), [({"__type": "AddedToken", "content": "!"}, 0), ("<pad>", 49407)])
 def test_the_padding_is_as_configured_where_its_token_is_known(pad: object, number: int, tmp_path: Path) -> None:
     changes = {"tokenizer/tokenizer_config.json": {"pad_token": pad, "model_max_length": 10**30}}
@@ -218,13 +230,6 @@ def test_what_is_counted_before_the_weights_are_there_is_what_they_are(name: str
     assert parts_of(own, Progress()) == parts(str(write_random(own, tmp_path / "random")))
     counted = {part.name: part.parameters for part in parts_of(name, Progress())}
     assert counted == PARAMETERS[name]
-
-
-def test_only_our_folders_are_random(tmp_path: Path) -> None:
-    assert is_random(demo.CHECKPOINT) is None
-    assert is_random("owner/name") is None
-    (tmp_path / MARKER).write_text("{}")
-    assert is_random(tmp_path) is None
 
 
 def test_an_unknown_architecture_names_the_known(tmp_path: Path) -> None:

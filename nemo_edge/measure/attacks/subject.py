@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from nemo_edge.bundle.manifest import MANIFEST, Manifest, check_measurable, open_verified
+from nemo_edge.bundle.manifest import MANIFEST, Manifest, check_measurable, open_bundle, open_verified
 from nemo_edge.measure.mitigation import Measurement
 from nemo_edge.model.checkpoint import Checkpoint, open_source, value_layers
+from nemo_edge.model.marker import is_random
 from nemo_edge.model.neurons import NeuronSet, read_neurons
 from nemo_edge.recipe.recipe import Recipe, anchored
 from nemo_edge.recipe.settings import CheckpointSettings, SamplingSettings
@@ -38,6 +39,13 @@ class Place:
     """How pictures are drawn with a checkpoint, where not by the defaults."""
     weights: str | None = None
     """Where a bundle's checkpoint is, if not where its recipe says."""
+
+    def recipe(self) -> Recipe | None:
+        """The recipe that a bundle was made by, its files found from the bundle; None of a checkpoint."""
+        if not self.is_bundle:
+            return None
+        folder = Path(self.source.path)
+        return anchored(Recipe.model_validate(open_bundle(folder).recipe), folder)
 
     @property
     def is_bundle(self) -> bool:
@@ -79,9 +87,16 @@ class Subject:
 def check_place(place: Place) -> Manifest | None:
     """Return the manifest of a bundle once all its files are as it says; None for a checkpoint.
 
-    Raises `BundleError` for a bundle that was changed or carries random weights, `InputError` for options that are of the other kind.
+    Raises `BundleError` for a bundle that was changed or carries random weights, `InputError` for a checkpoint that does and for options
+    that are of the other kind.
     """
     if not place.is_bundle:
+        random = is_random(place.source.path)
+        if random is not None:
+            raise InputError(
+                f"checkpoint {place.source.path} carries random weights ({random}), which hold no memory to bring back: --smoke walks "
+                "through an attack with them and says what it takes"
+            )
         if place.weights is not None:
             raise InputError("--checkpoint says where a bundle's weights are, and a checkpoint is attacked: leave it out")
         return None
