@@ -18,10 +18,11 @@ from typing import Any
 
 from PIL import Image
 
+from benchmarks.cpu.attack_table import attack_table, draw_attack, levels_table
 from benchmarks.cpu.figures import columns_of, draw_detection, draw_fidelity, draw_latency, draw_localization
 from benchmarks.gpu.table import draw_gpu, gpu_table
 from benchmarks.shared import RESULTS, ROOT, kept
-from nemo_edge.measure.bounds import at_least, at_most
+from nemo_edge.measure.bounds import at_most
 
 README = ROOT / "README.md"
 _SOURCE = "nemo-edge source"
@@ -113,31 +114,10 @@ def demo_table(found: Result) -> list[str]:
         row("engine against eager, whole trajectory", lambda v: f"{v['engine_error']:.0e}"),
         row("mitigation on the engine against eager's", lambda v: f"{v['agreement']:.0e}"),
         "",
-        *attack_table(found.get("attack")),
+        *levels_table(found.get("attack")),
         f"{found['neurons']} neurons silenced for {prompts} prompts, {own}; measured on {machine(found)}{cost} "
         "(`benchmarks/results/demo.json`).",
     ]
-
-
-def attack_table(found: Result | None) -> list[str]:
-    """What came back by level, where the demo was attacked."""
-    if found is None:
-        return []
-
-    def cell(count: Result) -> str:
-        return f"{count['returned']} of {count['of']}"
-
-    def row(level: Result) -> str:
-        returned, of = level["memories"]["returned"], level["memories"]["of"]
-        bound = at_least(returned, of) if returned else at_most(0, of)
-        name = {"text": "text that can be typed", "embedding": "an optimised embedding"}[level["attack"]]
-        return f"| {name} | {cell(level['memories'])} ({bound}) | {cell(level['unmitigated'])} | {cell(level['never_seen'])} |"
-
-    head = [
-        "| under attack by | memories that come back | with nothing silenced | pictures that the model never saw |",
-        "|---|---|---|---|",
-    ]
-    return [*head, *map(row, found["levels"]), ""]
 
 
 def latency_table(found: Result) -> list[str]:
@@ -367,6 +347,7 @@ def _literature(detector: str) -> str:
 
 TABLES: dict[str, Callable[[Result], list[str]]] = {
     "demo": demo_table,
+    "attack": attack_table,
     "latency": latency_table,
     "fidelity": fidelity_table,
     "full_size": full_size_table,
@@ -378,6 +359,7 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "policies": policies_table,
 }
 FIGURES: dict[str, tuple[Path, Callable[[Result], Any]]] = {
+    "attack": (ROOT / "docs" / "attack.png", draw_attack),
     "latency": (ROOT / "docs" / "latency.png", draw_latency),
     "fidelity": (ROOT / "docs" / "fidelity.png", draw_fidelity),
     "localization": (ROOT / "docs" / "localization.png", draw_localization),

@@ -41,6 +41,8 @@ _FORMAT = "ONNX files without the exporter's notes"
 """What exported files are like: those that were kept from before are not taken for them."""
 _COUNTED = "copies of every known training picture in all its readings, whole and in part"
 """What the measurement counts: one that counted less is not taken for it."""
+_ATTACKED = "copies nearer than their picture's mean colour"
+"""The same of an attack."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def of_measure(given: Given) -> object:
 def of_attack(given: Given) -> object:
     """The engines and what they were measured by, training pictures, controls, and the settings of the attack."""
     settings = {name: value for name, value in given.tables["attack"].items() if name != "controls"}
-    return [given.keys["export"], given.keys["measure"], given.inputs.prompts, given.inputs.controls, settings]
+    return [given.keys["export"], given.keys["measure"], given.inputs.prompts, given.inputs.controls, settings, _ATTACKED]
 
 
 def of_latency(given: Given) -> object:

@@ -17,7 +17,7 @@ from typing import Any, get_args
 import numpy as np
 
 from nemo_edge.localization.paraphrases import paraphrases
-from nemo_edge.measure.attacks.base import Attacked, Attempt, Group
+from nemo_edge.measure.attacks.base import COUNTED, Attacked, Attempt, Group
 from nemo_edge.measure.attacks.controls import Known, check_unseen
 from nemo_edge.measure.attacks.embedding import BATCH, EmbeddingAttack, draw_found, from_noise
 from nemo_edge.measure.attacks.objective import Objective
@@ -71,6 +71,7 @@ class Run:
         """Do every job that is not done. Raises `InputError` for a journal of something else, and as `check_unseen`."""
         known = dict(self._kept())
         check_unseen(self.never, self.memories, self.threshold[0])
+        self._tell_plain()
         jobs = list(self._jobs())
         with self.progress.task("attack", sum(self._size(job) for job in jobs)) as advance:
             for job in jobs:
@@ -81,11 +82,18 @@ class Run:
                 advance(self._size(job) - done.count)
         return [known[job.key] for job in jobs]
 
+    def _tell_plain(self) -> None:
+        """A copy of a picture of nearly one colour counts only if it is near exact: of it an attack can hardly be seen to succeed."""
+        pictures = [memory.path.name for memory in self.memories if memory.path and memory.limit(self.threshold[0]) < self.threshold[0] / 2]
+        if pictures:
+            named = ", ".join(sorted(set(pictures))[:3]) + (", …" if len(set(pictures)) > 3 else "")
+            self.progress.note(f"training pictures of nearly one colour, of which only near exact copies count: {named}")
+
     @cached_property
     def inputs(self) -> str:
         """Hash of all that the results depend on beside the pictures and the ways."""
         settings = self.settings.model_dump(mode="json", exclude={"controls", "limit", "text", "starts"})
-        return sha256_json(["attack", self.subject.content_hash(), settings, self.threshold[0], self.subject.size])
+        return sha256_json(["attack", COUNTED, self.subject.content_hash(), settings, self.threshold[0], self.subject.size])
 
     @cached_property
     def threshold(self) -> tuple[float, int | None]:

@@ -6,6 +6,7 @@ Knows values alone: no models, no pictures.
 from __future__ import annotations
 
 __all__ = [
+    "COUNTED",
     "MARKS",
     "STRONG",
     "WORDS",
@@ -39,6 +40,9 @@ strong the attack is; and pictures that the model never saw, which says what it 
 
 MARKS = (10, 25, 50, 100, 150, 200, 300, 500, 1000)
 """Steps of an embedding after which pictures are drawn, as far as an attack goes, and at its end."""
+
+COUNTED = "nearer than the threshold and than its own mean colour"
+"""When a picture counts as a copy: results of another rule are not taken for these."""
 
 STRONG: Mapping[AttackKind, float] = {"text": 0.9, "embedding": 0.95}
 """Share of the memories that an attack must bring back on the unmitigated model; of a weaker one nothing is claimed."""

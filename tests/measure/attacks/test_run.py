@@ -67,3 +67,24 @@ def test_a_search_ends_when_the_picture_is_back(toy_folder: Path, memory: Known,
             found = run_of(subject, memory, tmp_path / f"{limit}", SETTINGS.model_copy(update={"starts": (), "batches": 24})).results()[0]
             tried[limit] = {attempt.text for attempt in found.attempts}
     assert len(tried[2.0]) == 1 < len(tried[-1.0])
+
+
+class Notes(Progress):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.told.append(message)
+
+
+def test_a_picture_of_nearly_one_colour_is_named(toy_folder: Path, memory: Known, tmp_path: Path) -> None:
+    """Of the striped one nothing is said."""
+    Image.fromarray(np.full((32, 32, 3), 77, np.uint8)).save(tmp_path / "plain.png")
+    plain, notes = Known(tmp_path / "plain.png", (32, 32), "an owl"), Notes()
+    settings = SETTINGS.model_copy(update={"text": (), "starts": ("prompt",)})
+    with open_subject(place(toy_folder), None) as subject:
+        Run(subject, (memory, plain), (), settings, tmp_path / "j.jsonl", notes).results()
+    assert len(notes.told) == 1
+    assert notes.told[0].endswith("only near exact copies count: plain.png")
