@@ -35,7 +35,8 @@ from nemo_edge.system.memory import GB
 from nemo_edge.system.progress import Advance, Progress
 
 SETTINGS: dict[str, Any] = {
-    "starts": ("prompt", "noise"),
+    "text": ("random tokens", "greedy search"),
+    "starts": ("prompt",),
     "steps": 2,
     "batches": 5,
     "candidates": 2,
@@ -43,7 +44,7 @@ SETTINGS: dict[str, Any] = {
     "variants": 1,
     "seeds": 1,
 }
-"""Every way, as short as it can be."""
+"""Both kinds of attack, as short as they can be: options ask for more."""
 SAMPLING = SamplingSettings(steps=2, height=128, width=128)
 _PROMPTS = ("a red pig", "an owl by the sea", "a fox with a hat")
 _SILENCED = 4

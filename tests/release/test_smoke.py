@@ -13,13 +13,14 @@ from nemo_edge.system.errors import InputError
 from release.test_random_weights import small
 
 WHOLE = AttackSettings(**SETTINGS)
+EVERY = AttackSettings(**{**SETTINGS, "text": AttackSettings().text, "starts": ("prompt", "noise")})
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
 def test_every_way_is_walked_and_timed_and_nothing_is_left(name: str, tmp_path: Path) -> None:
     own, out = small(tmp_path / "own", name), tmp_path / "out"
     out.mkdir()
-    found = smoke(CheckpointSettings(path=own), WHOLE, out / "smoke.json")
+    found = smoke(CheckpointSettings(path=own), EVERY, out / "smoke.json")
     assert found.attacked == {"unmitigated": 3 + 3, "memories": 3 * 4 + 3 * 2, "never seen": 2 + 2}
     assert (found.architecture, found.height, found.width) == ("own", 128, 128)
     assert found.step_s is not None
