@@ -25,13 +25,14 @@ class TorchRunner:
         self.component = component
         self.inputs = {port.name: port.dims for port in component.inputs}
         parameter = next(component.module.parameters())
-        self._device, self._dtype = parameter.device, parameter.dtype
+        self._device = parameter.device
+        self._dtypes = {port.name: torch.float32 if port.exact else parameter.dtype for port in component.inputs}
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the module without gradients. Raises `InputError` as `Runner` says."""
         check_feed(feed, self.inputs)
         with torch.no_grad():
-            outputs = self.component.module(*(self._tensor(feed[name]) for name in self.inputs))
+            outputs = self.component.module(*(self._tensor(feed[name], self._dtypes[name]) for name in self.inputs))
         return {name: value.float().cpu().numpy() for name, value in zip(self.component.outputs, outputs, strict=True)}
 
     def __enter__(self) -> Self:
@@ -40,9 +41,9 @@ class TorchRunner:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         return None
 
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+    def _tensor(self, array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
-        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def open_runner(component: Component) -> TorchRunner:

@@ -128,10 +128,10 @@ def _disagreement(name: str, wrong: Agreement, path: Path, reference: Reference,
 
 
 def _write(component: Component, path: Path, settings: ExportSettings, provenance: Mapping[str, str], factor: int) -> None:
-    module, pinned = _Typed(component.module, DTYPES[settings.dtype]), settings.pinned(component.sizes, factor)
+    module, pinned = _Typed(component, DTYPES[settings.dtype]), settings.pinned(component.sizes, factor)
     example = component.example(**{"batch": 2, **_traced_sizes(component), **pinned})
     io_dtype = torch.float32 if settings.dtype == "bf16" else DTYPES[settings.dtype]
-    arguments = tuple(_tensor(example[port.name], io_dtype) for port in component.inputs)
+    arguments = tuple(_tensor(example[port.name], torch.float32 if port.exact else io_dtype) for port in component.inputs)
     names = tuple(
         {axis: dim for axis, dim in enumerate(port.dims) if isinstance(dim, str) and dim not in pinned} for port in component.inputs
     )
@@ -238,17 +238,21 @@ def _tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
 
 
 class _Typed(nn.Module):
-    """A component's module in a dtype, a cast copy of its weights where it has another; bf16 keeps float32 at its borders."""
+    """A component's module in a dtype, a cast copy of its weights where it has another; bf16 keeps float32 at its borders, and time steps
+    are float32 in any."""
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, component: Component, dtype: torch.dtype) -> None:
         super().__init__()
+        module = component.module
+        self.exact = tuple(port.exact for port in component.inputs)
         self.module = module if next(module.parameters()).dtype == dtype else copy.deepcopy(module).to(dtype)
         self.dtype = dtype
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         if self.dtype != torch.bfloat16:
             return tuple(self.module(*inputs))
-        outputs = self.module(*(x.to(self.dtype) if x.is_floating_point() else x for x in inputs))
+        cast = (x.is_floating_point() and not exact for x, exact in zip(inputs, self.exact, strict=True))
+        outputs = self.module(*(x.to(self.dtype) if narrow else x for x, narrow in zip(inputs, cast, strict=True)))
         return tuple(x.float() for x in outputs)
 
 

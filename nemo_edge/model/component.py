@@ -30,13 +30,18 @@ SKIPPED = "skipped_hidden_state"
 class Port:
     """One input: its name, its dimensions (a number, or the name of a dynamic one) and what it holds.
 
-    `holds` is "float" (any number), "ids" (token ids below `high`), "time" (time steps) or "mask" (factors of 0 and 1).
+    `holds` is "float" (any number), "ids" (token ids below `high`), "time" (time steps and sizes) or "mask" (factors of 0 and 1).
     """
 
     name: str
     dims: tuple[int | str, ...]
     holds: Literal["float", "ids", "time", "mask"] = "float"
     high: int = 1000
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is float32 whatever the weights are: bfloat16 holds eight bits and makes the time step 981 one of 980."""
+        return self.holds == "time"
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ _NO_MATTER = ("rows", "prompts")
 """Those of them that only the time hangs on."""
 _READ = "every vector of a textual inversion"
 """How prompts are read: what was found with a token's first vector alone is not taken for it."""
-_FORMAT = "ONNX files without the exporter's notes"
+_FORMAT = "ONNX files without the exporter's notes, time steps in float32"
 """What exported files are like: those that were kept from before are not taken for them."""
 _COUNTED = "copies of every known training picture in all its readings, whole and in part"
 """What the measurement counts: one that counted less is not taken for it."""

@@ -42,6 +42,22 @@ def test_it_takes_any_float_and_gives_float32(toy: Checkpoint) -> None:
     assert np.abs(got - open_runner(component)(feed)["sample"]).max() < 2e-2
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("time", [981.0, 960.5])
+def test_a_time_step_is_not_rounded_to_the_type_of_the_weights(toy: Checkpoint, dtype: torch.dtype, time: float) -> None:
+    """What diffusers' own pipeline gets of a UNet of that type; bfloat16 itself has no 981 between 980 and 984."""
+    component = toy.unet_component()
+    unet = copy.deepcopy(toy.unet).to(dtype)
+    low = replace(component, module=type(component.module)(unet))
+    feed = {**component.example(1), "timestep": np.full(1, time, np.float32)}
+    sample, text = (torch.from_numpy(feed[name]).to(dtype) for name in ("sample", "encoder_hidden_states"))
+    with torch.no_grad():
+        expected = unet(sample, torch.tensor(time), text).sample.float().numpy()
+    assert np.array_equal(open_runner(low)(feed)["out_sample"], expected)
+    rounded = {**feed, "timestep": torch.tensor([time]).to(dtype).float().numpy()}
+    assert np.array_equal(rounded["timestep"], feed["timestep"]) or not np.array_equal(open_runner(low)(rounded)["out_sample"], expected)
+
+
 def test_it_refuses_what_does_not_fit(toy: Checkpoint) -> None:
     gated = gate(toy.unet_component(), toy.unet, value_layers(toy.unet))
     runner, feed = open_runner(gated), gated.example(2)

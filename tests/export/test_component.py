@@ -261,9 +261,25 @@ def test_fp16_is_fp16_throughout(sd: Checkpoint, sdxl: Checkpoint, export: Expor
     checkpoint = sd if family == "sd" else sdxl
     component = masked(checkpoint)
     path = export(component, checkpoint, dtype="fp16")
-    assert set(kinds(path).values()) == {TensorProto.FLOAT16}
+    exact = {port.name for port in component.inputs if port.exact}
+    assert exact == {"timestep", *(["time_ids"] if family == "sdxl" else [])}
+    assert {name for name, kind in kinds(path).items() if kind == TensorProto.FLOAT} == exact
+    assert set(kinds(path).values()) == {TensorProto.FLOAT16, TensorProto.FLOAT}
     assert all(p.dtype == torch.float32 for p in checkpoint.unet.parameters())
     assert_agrees(component, path, 5, tolerance=2e-2, height=24, width=16)
+
+
+def sines_of_times(path: Path) -> set[int]:
+    """The types that a graph's time step goes through on its way to its sines."""
+    graph = onnx.load(str(path), load_external_data=False).graph
+    kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)}
+    reached, found = {"timestep"}, set[int]()
+    for node in graph.node:  # in the order in which they run
+        if reached & set(node.input) and node.op_type != "Shape":
+            found |= {kinds[name] for name in node.input if name in reached}
+            if node.op_type not in ("Sin", "Cos"):
+                reached |= set(node.output)
+    return found
 
 
 def test_fp16_and_bf16_of_a_text_encoder_and_the_decoder(toy: Checkpoint, export: Export) -> None:
@@ -280,6 +296,7 @@ def test_bf16_has_float32_borders_and_bf16_weights(sd: Checkpoint, export: Expor
     assert set(kinds(path).values()) == {TensorProto.FLOAT}
     weights = Counter(t.data_type for t in onnx.load(str(path), load_external_data=False).graph.initializer if len(t.dims) == 4)
     assert list(weights) == [TensorProto.BFLOAT16]
+    assert sines_of_times(path) == {TensorProto.FLOAT}
     assert sorted(p.name for p in path.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
 
 

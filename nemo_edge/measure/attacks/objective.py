@@ -71,7 +71,7 @@ class Objective:
         """The mean squared error over all rows; `told` has one row for all of them, [1, …]."""
         rows = len(noised.time_B)
         conditions = [told[name].expand(rows, *told[name].shape[1:]) for name in self.names]
-        (output_BCHW,) = self.unet(noised.x_BCHW, noised.time_B.to(noised.x_BCHW), *conditions)
+        (output_BCHW,) = self.unet(noised.x_BCHW, noised.time_B.float(), *conditions)
         return torch.nn.functional.mse_loss(output_BCHW, noised.target_BCHW)
 
     def accumulate_(self, told: Mapping[str, Tensor], noised: Noised, at_once: int) -> float:
