@@ -1,4 +1,4 @@
-"""The commands that take a bundle to an inference server, and its repository to a cluster.
+"""The commands that take a bundle to an inference server, and its repository to a cluster; and the audit of a server.
 
 Translates as `cli` does, which puts them among its own; heavy imports are inside the commands.
 """
@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nemo_edge.cli.audits import audit
 from nemo_edge.cli.options import Bundle, Json, print_result
 
 
@@ -19,6 +20,7 @@ def register(app: typer.Typer) -> None:
     """Put the commands into an app."""
     app.command()(ship)
     app.command()(kserve)
+    app.command()(audit)
 
 
 def ship(

@@ -5,7 +5,7 @@ With its neurons silenced, a prompt's memory must not come back for a small chan
 
 from __future__ import annotations
 
-__all__ = ["Kind", "Paraphrase", "paraphrases"]
+__all__ = ["Kind", "Paraphrase", "listed_words", "paraphrases"]
 
 import random
 from collections.abc import Callable, Iterator
@@ -43,6 +43,11 @@ def paraphrases(prompt: str, count: int, seed: int = 0) -> tuple[Paraphrase, ...
             elif len(found) < count:
                 found[fresh] = kind
     return tuple(Paraphrase(text, kind) for text, kind in found.items())
+
+
+def listed_words() -> tuple[str, ...]:
+    """Return the words of our list of synonyms, each once: plain words of prompts."""
+    return tuple(_groups())
 
 
 def _shuffled(texts: list[str], rng: random.Random) -> list[str]:

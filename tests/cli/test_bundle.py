@@ -38,6 +38,7 @@ COMMANDS = [
     "inspect",
     "ship",
     "kserve",
+    "audit",
     "doctor",
 ]
 

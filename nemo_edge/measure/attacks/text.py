@@ -8,7 +8,7 @@ of whether the UNet's neurons are silenced. Shapes: B rows, T tokens, V words of
 
 from __future__ import annotations
 
-__all__ = ["FoundText", "TextSearch", "Word", "thrown_in", "vocabulary"]
+__all__ = ["FoundText", "TextSearch", "Word", "one_token_words", "thrown_in", "vocabulary"]
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -55,20 +55,21 @@ class Word:
 
 
 def vocabulary(checkpoint: Checkpoint) -> tuple[Word, ...]:
-    """Return the words that are read as the one token that they are: three ASCII letters or more, in order of their ids.
-
-    Raises `InputError` where there are none.
-    """
-    tokenizers = checkpoint.config.tokenizers
-    texts = sorted((place, token.removesuffix(_END)) for token, place in tokenizers[0].get_vocab().items() if token.endswith(_END))
-    words = [text for _, text in texts if len(text) >= _SHORTEST and text.isascii() and text.isalpha()]
-    read = [tokenizer(words, add_special_tokens=False).input_ids for tokenizer in tokenizers]
-    found = tuple(
-        Word(text, tuple(own[0] for own in ids)) for text, *ids in zip(words, *read, strict=True) if all(len(own) == 1 for own in ids)
-    )
+    """Return the `one_token_words` of a checkpoint. Raises `InputError` where there are none."""
+    found = one_token_words(checkpoint.config.tokenizers)
     if not found:
         raise InputError("the tokenizer has no words of one token to attack with: leave attacks with text out (attack.text = [])")
     return found
+
+
+def one_token_words(tokenizers: Sequence[Any]) -> tuple[Word, ...]:
+    """Return the words that are read as the one token that they are: three ASCII letters or more, in order of their ids."""
+    texts = sorted((place, token.removesuffix(_END)) for token, place in tokenizers[0].get_vocab().items() if token.endswith(_END))
+    words = [text for _, text in texts if len(text) >= _SHORTEST and text.isascii() and text.isalpha()]
+    read = [tokenizer(words, add_special_tokens=False).input_ids for tokenizer in tokenizers] if words else []
+    return tuple(
+        Word(text, tuple(own[0] for own in ids)) for text, *ids in zip(words, *read, strict=True) if all(len(own) == 1 for own in ids)
+    )
 
 
 def thrown_in(prompt: str, words: Sequence[Word], settings: AttackSettings) -> tuple[str, ...]:

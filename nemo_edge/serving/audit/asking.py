@@ -1,0 +1,241 @@
+"""Every prompt of an audit asked, one text after the other; what came is kept at once, so that an interrupted audit goes on.
+
+Knows a remote pipeline and what it is asked; what the answers come to is for others to say. U: pictures of unrelated prompts.
+"""
+
+from __future__ import annotations
+
+__all__ = ["UNRELATED", "Asking", "Question", "Result"]
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from pydantic import RootModel
+
+from nemo_edge.localization.paraphrases import paraphrases
+from nemo_edge.measure.attacks.base import Group
+from nemo_edge.measure.attacks.controls import Known
+from nemo_edge.measure.attacks.text import thrown_in
+from nemo_edge.measure.replication import copy_threshold, tiled_distances
+from nemo_edge.recipe.prompts import Prompt
+from nemo_edge.recipe.settings import Way
+from nemo_edge.serving.audit.base import Asked, AuditSettings, Begun
+from nemo_edge.serving.audit.copies import Gallery
+from nemo_edge.serving.audit.words import Vocabulary
+from nemo_edge.serving.remotes.base import Identity, Refusal, Remote
+from nemo_edge.system.errors import InputError
+from nemo_edge.system.files import sha256_json
+from nemo_edge.system.journal import append, read_lines
+from nemo_edge.system.progress import Progress
+
+UNRELATED = 16
+"""Prompts that are not memorized whose pictures the thresholds come from; as many others are the control."""
+_FEWEST = 2
+"""Pictures that a threshold needs; and pictures that can be alike."""
+_Key = tuple[str, str, str, str, str]
+
+
+class Result(RootModel[Begun | Asked]):
+    """A line of the journal: how an audit began, and then what each text gave."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A text that is sent, and the prompt and training picture that it is about."""
+
+    group: Group
+    prompt: Prompt
+    digest: str
+    way: Way
+    text: str
+
+    @property
+    def key(self) -> _Key:
+        """By which a result is found again."""
+        return self.group, self.prompt.text, self.digest, self.way, self.text
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Asks a server."""
+
+    remote: Remote
+    listed: tuple[Prompt, ...]
+    """All prompts, whose known training pictures every picture is compared with; the first `settings.limit` are sent."""
+    general: tuple[Prompt, ...]
+    """Prompts that are not memorized; may be empty."""
+    vocabulary: Vocabulary
+    settings: AuditSettings
+    journal: Path
+    progress: Progress
+
+    def results(self) -> tuple[Begun, list[Asked]]:
+        """Ask what was not asked yet. Raises `InputError` for a journal of another audit, and for what the server does not draw."""
+        begun, known = self._kept()
+        if begun is None:
+            begun = self._begin()
+            append(self.journal, begun)
+        gallery, questions = Gallery(self._gallery(begun.size), begun), list(self._questions())
+        seeds = range(self.settings.seeds if begun.seeded else 1)
+        with self.progress.task("audit", len(questions) * len(seeds)) as advance:
+            for question in questions:
+                if question.key not in known:
+                    known[question.key] = self._asked(question, gallery, seeds)
+                    append(self.journal, known[question.key])
+                advance(len(seeds))
+        return begun, [known[question.key] for question in questions]
+
+    @cached_property
+    def inputs(self) -> str:
+        """Hash of all that the results depend on beside the prompts that are sent and the ways."""
+        settings = self.settings.model_dump(mode="json", exclude={"limit", "text", "most"})
+        lists = [[prompt.text for prompt in self.listed], [*self._digests.values()], [prompt.text for prompt in self.general]]
+        identity: Identity = self.remote.identity
+        return sha256_json(["audit", identity.model_dump(mode="json"), settings, lists, self.vocabulary.digest])
+
+    @cached_property
+    def _digests(self) -> dict[Path, str]:
+        """The sha256 of each known training picture."""
+        return {path: Known(path, (0, 0)).digest for path in dict.fromkeys(p.image for p in self.listed) if path is not None}
+
+    def _gallery(self, size: tuple[int, int]) -> tuple[Known, ...]:
+        """Each known training picture once."""
+        found = {self._digest(p): Known(p.image, size, p.text) for p in reversed(self.listed) if p.image is not None}
+        return tuple(reversed(found.values()))
+
+    def _digest(self, prompt: Prompt) -> str:
+        return self._digests[prompt.image] if prompt.image is not None else ""
+
+    def _kept(self) -> tuple[Begun | None, dict[_Key, Asked]]:
+        """What the journal holds."""
+        begun, found = None, dict[_Key, Asked]()
+        for line in read_lines(Result, self.journal) if self.journal.is_file() else ():
+            each = line.root
+            if each.inputs != self.inputs:
+                raise InputError(f"{self.journal} is of another audit (server, list or settings): give another --output, or delete it")
+            if isinstance(each, Begun):
+                begun = each
+            else:
+                found[each.group, each.prompt, each.picture, each.way, each.text] = each
+        return (begun, found) if begun else (None, {})
+
+    def _questions(self) -> Iterator[Question]:
+        """Every prompt as it is, then the control, then every prompt changed."""
+
+        def question(prompt: Prompt, way: Way, text: str) -> Question:
+            return Question("memories", prompt, self._digest(prompt), way, text)
+
+        sent = self.listed[: self.settings.limit]
+        yield from (question(prompt, "prompt", prompt.text) for prompt in sent)
+        for prompt in self.general[1 : 2 * UNRELATED : 2]:
+            yield Question("never seen", prompt, "", "prompt", prompt.text)
+        changed: dict[Way, Callable[[str], Sequence[str]]] = {"paraphrases": self._paraphrases, "random tokens": self._thrown_in}
+        for way in self.settings.text:
+            yield from (question(prompt, way, text) for prompt in sent for text in changed[way](prompt.text))
+
+    def _paraphrases(self, prompt: str) -> Sequence[str]:
+        return [each.text for each in paraphrases(prompt, self.settings.variants, self.settings.seed)]
+
+    def _thrown_in(self, prompt: str) -> Sequence[str]:
+        return thrown_in(prompt, self.vocabulary.words, self.settings.changes)
+
+    def _asked(self, question: Question, gallery: Gallery, seeds: Sequence[int]) -> Asked:
+        """Of a text that is refused the server's words."""
+        asked = Asked(
+            inputs=self.inputs,
+            attack="text",
+            way=question.way,
+            group=question.group,
+            prompt=question.prompt.text,
+            picture=question.digest,
+            attempts=(),
+            text=question.text,
+        )
+        try:
+            pictures = np.stack([self._drawn(question.text, seed, gallery.begun.size) for seed in seeds])
+        except Refusal as refusal:
+            return asked.model_copy(update={"refusal": str(refusal)})
+        if question.group == "never seen":
+            return asked.model_copy(update={"attempts": gallery.control_attempts(pictures, question.text)})
+        own = Known(question.prompt.image, gallery.begun.size, question.prompt.text)
+        attempts, others = gallery.attempts(own, pictures, question.text)
+        return asked.model_copy(update={"attempts": attempts, "others": others})
+
+    def _drawn(self, text: str, seed: int, size: tuple[int, int] | None = None) -> np.ndarray:
+        picture = self.remote(text, seed)
+        found = picture.shape[0], picture.shape[1]
+        if size is not None and found != size:
+            raise InputError(
+                f"{self.remote.identity.address} drew a picture of {found[1]} × {found[0]} pixels after one of {size[1]} × {size[0]}: have "
+                "it draw all in one size, since only these are compared"
+            )
+        return picture
+
+    def _begin(self) -> Begun:
+        """Draw pictures of prompts that are not memorized: their size, whether the seed counts, and what counts as near."""
+        texts = self._unrelated()
+        with self.progress.task("unrelated pictures", len(texts) + 1) as advance:
+            first = self._drawn(texts[0], 0)
+            size = first.shape[0], first.shape[1]
+            seeded = not np.array_equal(first, self._drawn(texts[0], 1, size))
+            advance(2)
+            pictures = [first]
+            for text in texts[1:]:
+                pictures += self._unless_refused(text, size)
+                advance(1)
+        pictures_UHW3 = np.stack(pictures)
+        self._check_begun(pictures_UHW3, seeded)
+        near, alike = self._thresholds(pictures_UHW3)
+        return Begun(
+            inputs=self.inputs,
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            size=size,
+            seeded=seeded,
+            copy_threshold=near[0],
+            copy_pairs=near[1],
+            alike_threshold=alike[0],
+            alike_pairs=alike[1],
+        )
+
+    def _unrelated(self) -> Sequence[str]:
+        """Every second of the general prompts, or texts of words alone; two where no threshold has to be found."""
+        texts = [prompt.text for prompt in self.general[: 2 * UNRELATED : 2]]
+        if not texts:
+            texts = [*thrown_in("", self.vocabulary.words, self.settings.changes.model_copy(update={"variants": UNRELATED}))]
+        return texts if self.settings.threshold is None else texts[:_FEWEST]
+
+    def _unless_refused(self, text: str, size: tuple[int, int]) -> list[np.ndarray]:
+        try:
+            return [self._drawn(text, 0, size)]
+        except Refusal:
+            return []
+
+    def _check_begun(self, pictures_UHW3: np.ndarray, seeded: bool) -> None:
+        where = self.remote.identity.address
+        if len(pictures_UHW3) < _FEWEST:
+            raise InputError(f"{where} refuses prompts that are not memorized: give some that it draws with --general")
+        if not tiled_distances(pictures_UHW3[:1], pictures_UHW3).any():
+            raise InputError(f"{where} draws the same picture of different prompts: it is no pipeline that makes pictures of text")
+        unknown = [prompt.text for prompt in self.listed[: self.settings.limit] if prompt.image is None]
+        if unknown and not (seeded and self.settings.seeds >= _FEWEST):
+            reason = f"with --seeds {self.settings.seeds}" if seeded else "and the server draws the same picture whatever the seed"
+            raise InputError(
+                f"no training picture is known for {unknown[0]!r}, {reason}: what comes back is then told by pictures of different seeds; "
+                "name its picture in a column image"
+            )
+
+    def _thresholds(self, pictures_UHW3: np.ndarray) -> tuple[tuple[float | None, int | None], tuple[float | None, int | None]]:
+        """The largest distance of a copy and of pictures that are alike, each with the pairs that it comes from."""
+        height, width = pictures_UHW3.shape[1:3]
+        gallery, given = self._gallery((height, width)), self.settings.threshold
+        alike = any(prompt.image is None for prompt in self.listed) or not gallery
+        if given is not None:
+            return (given if gallery else None, None), (given if alike else None, None)
+        distances = np.concatenate([known.distances(pictures_UHW3) for known in gallery]) if gallery else np.empty(0)
+        pairs = tiled_distances(pictures_UHW3, pictures_UHW3)[np.triu_indices(len(pictures_UHW3), 1)] if alike else np.empty(0)
+        near, same = ((copy_threshold(each), len(each)) if len(each) else (None, None) for each in (distances, pairs))
+        return near, same
