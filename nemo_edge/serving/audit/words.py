@@ -20,6 +20,7 @@ from nemo_edge.recipe.prompts import Prompt
 from nemo_edge.system.errors import InputError, first_line
 from nemo_edge.system.files import sha256_json
 
+_FILES = ("tokenizer.json", "vocab.json")
 _WORD = re.compile(r"[a-z]{3,}")
 
 
@@ -62,8 +63,8 @@ def _tokenizers(folder: Path) -> Sequence[Any]:
     from transformers import CLIPTokenizer
 
     try:
-        if not folder.is_dir():
-            raise OSError("it is no folder")
+        if not any((folder / name).is_file() for name in _FILES):  # transformers makes an empty one of an empty folder
+            raise OSError(f"it has no {' and no '.join(_FILES)}" if folder.is_dir() else "it is no folder")
         return (CLIPTokenizer.from_pretrained(str(folder), local_files_only=True),)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
