@@ -61,7 +61,10 @@ def test_with_a_limit_it_has_a_verdict(run: Run, folder: Path, most: int, code: 
         (("ftp://127.0.0.1/",), "no URL of an HTTP server"),
         (("--command", "nosuchprogram --p={prompt} {output}"), "nosuchprogram does not exist"),
         (("--command", f"{sys.executable} --p={{prompt}}"), "no {output} among its arguments"),
-        (("--command", f"{sys.executable} -I -S -c 'exit(\"no GPU\")' {{prompt}} {{output}}"), "failed (exit code 1), and says: no GPU"),
+        (
+            ("--command", f"{sys.executable} -I -S -c 'raise SystemExit(\"no GPU\")' {{prompt}} {{output}}"),
+            "failed (exit code 1), and says: no GPU",
+        ),
         (("--command", f"{sys.executable} -I -S -c '' {{prompt}} {{output}}"), "wrote no picture"),
     ],
 )

@@ -27,8 +27,11 @@ from ray import serve
 
 from nemo_edge.bundle.policies import masked_policies
 from nemo_edge.model.neurons import NeuronSet
+from nemo_edge.serving.audit.base import AuditSettings
+from nemo_edge.serving.audit.campaign import audit
 from nemo_edge.serving.golden import LEVELS, Golden
 from nemo_edge.serving.ray import app
+from nemo_edge.serving.remotes.opening import Address
 from nemo_edge.serving.repository import ship
 from nemo_edge.serving.updates import put_policies
 from nemo_edge.system.errors import InputError
@@ -103,6 +106,17 @@ def test_a_bad_request_is_refused_and_the_next_is_answered(service: Service, gol
     assert said in answer.decode()
     assert b"secret" not in answer
     assert np.abs(picture(service, **asked(golden)) - golden.picture[0]).max() <= LEVELS
+
+
+def test_it_is_audited_from_outside(service: Service, golden: Golden, tmp_path: Path) -> None:
+    """A training picture is one that it draws for a prompt: that prompt gives it back, and a list of others does not."""
+    prompt, settings = asked(golden)["prompt"], AuditSettings(seeds=2, text=(), threshold=0.02)
+    Image.fromarray(picture(service, prompt=prompt, seed=1).astype(np.uint8)).save(tmp_path / "known.png")
+    Image.fromarray(picture(service, prompt="an owl", seed=0).astype(np.uint8)).rotate(180).save(tmp_path / "other.png")
+    (tmp_path / "list.csv").write_text(f"Caption;image\n{prompt};known.png\nsomething else;other.png\n")
+    found = audit(Address(service.url), tmp_path / "list.csv", settings, tmp_path / "audit.json")
+    assert [(giver.prompt, giver.own, giver.nearest < 0.01) for giver in found.givers] == [(prompt, (1, 2), True)]
+    assert (found.remote.kind, found.remote.address, found.remote.model) == ("ray", service.url, "default")
 
 
 def test_policies_that_come_later_are_in_force_with_the_next_picture(service: Service, shippable: Path, golden: Golden) -> None:

@@ -151,7 +151,7 @@ def test_a_server_of_the_protocol_is_audited(folder: Path) -> None:
     pytest.importorskip("tritonclient.http")
 
     def infer(prompt: str, seed: int) -> Any:
-        if "owl" in prompt:
+        if {"owl", "by", "night"} <= set(prompt.split()):
             return 400, {"error": "no birds"}
         return v2_picture(np.asarray(noise("training pig" if prompt == MEMORY else f"{prompt} {seed}"))[None])
 
