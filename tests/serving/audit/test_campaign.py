@@ -169,8 +169,8 @@ def test_a_triton_is_audited(triton: Server, folder: Path) -> None:
     with open_remote(Address(triton.http)) as remote:
         Image.fromarray(remote("a red pig", 0)).save(folder / "pig.png")
         Image.fromarray(255 - remote("an owl by night", 0)).save(folder / "owl.png")
-    settings = AuditSettings(text=("random tokens",), variants=1, seeds=2)
-    found = audit(Address(triton.http), folder / "list.csv", settings, folder / "audit.json", general=folder / "general.txt")
+    settings = AuditSettings(text=("random tokens",), variants=1, seeds=2, threshold=0.02)
+    found = audit(Address(triton.http), folder / "list.csv", settings, folder / "audit.json")
     own = next(each for each in found.asked if each.prompt == MEMORY and each.way == "prompt")
     assert own.attempts[0].distance < 0.02
     assert own.attempts[0].copied
