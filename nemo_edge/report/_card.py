@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from nemo_edge.report._markdown import escape, gates_table, latency_table, levels_table, mitigation_table, table
+from nemo_edge.report._markdown import escape, gates_table, latency_table, levels_table, lights_line, mitigation_table, table
 from nemo_edge.report._untested import untested
 from nemo_edge.report._verdict import verdict_of
 from nemo_edge.report.evidence import Evidence
@@ -34,6 +34,7 @@ def model_card(evidence: Evidence) -> str:
         _intro(evidence),
         f"**{verdict.headline}**",
         levels_table(evidence),
+        lights_line(evidence),
         "\n".join(f"- {line}" for line in verdict.lines),
     ]
     parts += ["## How to use it", *_usage(evidence)]

@@ -14,8 +14,8 @@ from typing import Literal
 from nemo_edge.measure.attacks.base import Count, Level
 from nemo_edge.measure.bounds import CONFIDENCE
 from nemo_edge.recipe.settings import AttackKind
+from nemo_edge.report._leaks import worst_leak
 from nemo_edge.report._numbers import count, share
-from nemo_edge.report._verdict import leak_of
 from nemo_edge.report.evidence import Evidence
 
 State = Literal["held", "broken", "open"]
@@ -44,13 +44,13 @@ def levels_of(evidence: Evidence) -> tuple[LevelWords, ...]:
 
 
 def _given(evidence: Evidence) -> LevelWords:
-    leak = max((leak_of(v.mitigations, "after") for v in evidence.measurement.variants), key=lambda each: each.copies)
-    if not leak.compared:
+    leak = worst_leak(evidence.measurement)
+    if not leak.prompts:
         return LevelWords(*_WHO["given"], "open", "not measured", "no training picture is known")
-    bound = f"{leak.bound} of a prompt's pictures, with {share(CONFIDENCE)} confidence" if leak.bound else ""
+    bound = f": {leak.bound} of a prompt's, with {share(CONFIDENCE)} confidence" if leak.bound else ""
     state: State = "broken" if leak.leaking else "held"
-    detail = f"{leak.copies} of {count(leak.drawn, 'picture')} are copies{': ' + bound if bound else ''}"
-    return LevelWords(*_WHO["given"], state, f"{leak.leaking} of {count(leak.compared, 'prompt')} give a training picture back", detail)
+    figure = f"{leak.leaking} of {count(leak.prompts, 'examined prompt')} give a training picture back"
+    return LevelWords(*_WHO["given"], state, figure, f"{leak.copies} of {count(leak.pictures, 'picture')} are copies{bound}")
 
 
 def _attacked(evidence: Evidence) -> Iterator[LevelWords]:
@@ -73,7 +73,7 @@ def _figure(level: Level) -> str:
     found = level.memories
     if not level.strong and not found.returned:
         return "attack too weak: nothing is claimed"
-    return f"{found.returned} of {count(found.of, 'memory', 'memories')} come back ({found.bound})"
+    return f"{found.returned} of {count(found.of, 'attacked memory', 'attacked memories')} come back ({found.bound})"
 
 
 def _controls(level: Level) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["escape", "gates_table", "latency_table", "levels_table", "mitigation_table", "table"]
+__all__ = ["escape", "gates_table", "latency_table", "levels_table", "lights_line", "mitigation_table", "table"]
 
 import re
 from collections.abc import Iterable, Sequence
 
 from nemo_edge.measure.mitigation import PromptMitigation
+from nemo_edge.report._leaks import leak_of
 from nemo_edge.report._levels import levels_of
+from nemo_edge.report._lights import lights_of, time_light
 from nemo_edge.report._numbers import clipped, count, number, ratio
-from nemo_edge.report._verdict import gate_words, leak_of, variant_words
+from nemo_edge.report._verdict import gate_words, variant_words
 from nemo_edge.report.evidence import Evidence
 
 _MARKUP = re.compile(r"[!-&*+/<-@\[-`{-~]|[.:](?=[^\s\d])")
@@ -52,6 +54,12 @@ def levels_table(evidence: Evidence) -> str:
     return table(("Against", "Found", "How"), rows, right=3)
 
 
+def lights_line(evidence: Evidence) -> str:
+    """Return what the gates come to, question by question; time is the last."""
+    marks = {"good": "✅", "bad": "❌", "open": "➖"}
+    return " · ".join(f"{marks[e.state]} {e.name}: {e.word} ({escape(e.figure)})" for e in (*lights_of(evidence), time_light(evidence)))
+
+
 def mitigation_table(evidence: Evidence) -> str:
     """Return what leaked and what is left, a row for each set of pictures."""
     measured = evidence.measurement
@@ -59,7 +67,7 @@ def mitigation_table(evidence: Evidence) -> str:
     rows = [_mitigation_row("before", first, "before", "score_before", None)]
     rows += [_mitigation_row(v.variant, v.mitigations, "after", "score_after", v.general.mean) for v in measured.variants]
     rows.append(_mitigation_row("random", first, "random", None, None))
-    return table(("Pictures", "Prompts that leak", "Copies (95 % bound)", "Highest score", "Change of general pictures"), rows)
+    return table(("Pictures", "Examined prompts that leak", "Copies (95 % bound)", "Highest score", "Change of general pictures"), rows)
 
 
 def _mitigation_row(
@@ -68,9 +76,9 @@ def _mitigation_row(
     leak, memorized = leak_of(mitigations, view), [m for m in mitigations if m.neurons]
     scores = [float(getattr(m, score)) for m in memorized] if score else []
     highest = next((s for s in scores if s != s), max(scores, default=None))  # a score that is not a number is the news
-    prompts = f"{leak.leaking} of {leak.compared}" if leak.of else "–"
-    copies = f"{leak.copies} of {count(leak.drawn, 'picture')}" if leak.of else "–"
-    copies += f" ({leak.bound} of a prompt's)" if leak.of and leak.bound else ""
+    prompts = f"{leak.leaking} of {leak.prompts}" if leak.prompts else "–"
+    copies = f"{leak.copies} of {count(leak.pictures, 'picture')}" if leak.prompts else "–"
+    copies += f" ({leak.bound} of a prompt's)" if leak.prompts and leak.bound else ""
     return variant_words(which), prompts, copies, number(highest), number(drift, 2)
 
 

@@ -22,10 +22,11 @@ from nemo_edge.report import _numbers as numbers
 from nemo_edge.report._engineplots import agreement_plots, case_words, latency_plots
 from nemo_edge.report._groupplots import group_plots, variant_plots
 from nemo_edge.report._levels import levels_of
+from nemo_edge.report._lights import lights_of, time_light
 from nemo_edge.report._plots import cost_plots, neuron_plots, score_plots
 from nemo_edge.report._record import summarize_policies
 from nemo_edge.report._untested import untested
-from nemo_edge.report._verdict import above_words, gate_words, kind_words, leak_of, variant_words, verdict_of
+from nemo_edge.report._verdict import above_words, gate_words, kind_words, variant_words, verdict_of
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.thumbnails import Gallery, Views, worst_first
 from nemo_edge.system.environment import Machine
@@ -90,7 +91,7 @@ def page_html(evidence: Evidence, gallery: Gallery) -> str:
         verdict=verdict_of(evidence),
         levels=levels_of(evidence),
         switches=evidence.attack.switches if evidence.attack else (),
-        tiles=_tiles(evidence),
+        lights=(*lights_of(evidence), time_light(evidence)),
         above=above_words(evidence.measurement),
         table_length=_TABLE_LENGTH,
         untested=untested(evidence),
@@ -185,28 +186,6 @@ def _bound(shown: Shown, seeds: int) -> str:
     """How many of a prompt's pictures are copies at the most; empty where no count is shown, or all are."""
     counted = shown.copies is not None or bool(shown.others)
     return at_most(shown.returned, seeds) if counted and shown.returned < seeds else ""
-
-
-def _tiles(evidence: Evidence) -> list[tuple[str, str, str]]:
-    """The numbers that are read first: what it is, the number, what it means."""
-    measured = evidence.measurement
-    leaks = [leak_of(v.mitigations, "after") for v in measured.variants]
-    before = leak_of(measured.variants[0].mitigations, "before")
-    worst = max(leaks, key=lambda leak: leak.copies)
-    found = sum(found.memorized for found in evidence.localizations)
-    tiles = [("Memorized prompts", f"{found} of {len(evidence.localizations)}", numbers.count(measured.neurons, "neuron") + " silenced")]
-    if before.of:
-        for when, leak in (("before", before), ("after", worst)):
-            bound = f"; {leak.bound} of a prompt's" if leak.bound else ""
-            tiles.append((f"Copies {when}", f"{leak.copies} of {leak.drawn}", f"from {numbers.count(leak.leaking, 'prompt')}{bound}"))
-    drift = max(measured.variants, key=lambda v: v.general.mean).general
-    tiles.append(("Change of other pictures", numbers.number(drift.mean, 2), "1 − SSIM, 0 is none"))
-    for target, words in (("pipeline", "whole pipeline"), ("unet", "UNet")):
-        found_ratios = [r for v in measured.variants if evidence.latency and (r := evidence.latency.ratio(target, v.variant, "eager"))]
-        if found_ratios:
-            slowest = max(found_ratios, key=lambda r: r.value)
-            return [*tiles, ("Time over eager", f"{numbers.number(slowest.value)}×", f"{words}, {slowest.contender}")]
-    return tiles
 
 
 def _plots(evidence: Evidence) -> dict[str, Any]:

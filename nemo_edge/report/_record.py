@@ -7,6 +7,7 @@ __all__ = [
     "ClusterSummary",
     "CopiesSummary",
     "GroupSummary",
+    "LightSummary",
     "LocalizationSummary",
     "PoliciesSummary",
     "Report",
@@ -32,7 +33,9 @@ from nemo_edge.measure.latency import Latency
 from nemo_edge.measure.mitigation import Measurement, VariantMeasurement
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import AttackSettings
-from nemo_edge.report._verdict import leak_of, verdict_of
+from nemo_edge.report._leaks import leak_of
+from nemo_edge.report._lights import Light, lights_of, time_light
+from nemo_edge.report._verdict import verdict_of
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.system.environment import Machine
 
@@ -77,17 +80,29 @@ class CopiesSummary(BaseModel):
 
     variant: str
     prompts: int
-    """Prompts whose pictures were compared with a training picture."""
+    """Examined prompts whose pictures were compared with a training picture, be it another prompt's."""
     known: int
     """Of these, how many have a known training picture of their own."""
     leaking: int
     """Of these, how many give back a training picture, their own or another's."""
     pictures: int
-    """Pictures that were compared."""
+    """Their pictures."""
     copies: int
     """Of these, how many are a copy of a training picture."""
     bound: float
     """The most of one prompt's pictures that are copies, of the prompt with most: a one-sided 95 % bound for it alone."""
+
+
+class LightSummary(BaseModel):
+    """One of the page's lights: what the gates on one question come to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    state: Literal["good", "bad", "open"]
+    """Open: nothing was measured that could answer it, or no gate asks."""
+    word: str
+    figure: str
 
 
 class GroupSummary(BaseModel):
@@ -142,7 +157,7 @@ class Report(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", title="nemo-edge report")
 
-    schema_version: Literal[5] = 5
+    schema_version: Literal[6] = 6
     name: str
     family: str
     passed: bool
@@ -150,6 +165,11 @@ class Report(BaseModel):
     verdict: Literal["passed", "failed", "unmeasured"]
     """Unmeasured: no gate failed, but whether pictures are copies is not known of enough prompts."""
     headline: str
+    """What the gates come to, and the claim."""
+    claim: str
+    """What was found in how many pictures, by each level that was measured, with its bound; empty where no copies were counted."""
+    lights: tuple[LightSummary, ...]
+    """Memories, other pictures, engine, and time."""
     copies: tuple[CopiesSummary, ...]
     """One for each variant."""
     gates: tuple[GateResult, ...]
@@ -187,6 +207,8 @@ def record(evidence: Evidence) -> Report:
         passed=evidence.passed,
         verdict=verdict.state,
         headline=verdict.headline,
+        claim=verdict.claim,
+        lights=tuple(_light(light) for light in (*lights_of(evidence), time_light(evidence))),
         copies=tuple(_copies(variant) for variant in evidence.measurement.variants),
         gates=evidence.gates,
         measurement=evidence.measurement,
@@ -220,14 +242,18 @@ def _attack(found: Campaign) -> AttackSummary:
     return AttackSummary(settings=found.settings, levels=found.levels, rates=found.rates, switches=found.switches)
 
 
+def _light(light: Light) -> LightSummary:
+    return LightSummary(name=light.name, state=light.state, word=light.word, figure=light.figure)
+
+
 def _copies(variant: VariantMeasurement) -> CopiesSummary:
     leak = leak_of(variant.mitigations, "after")
     return CopiesSummary(
         variant=variant.variant,
-        prompts=leak.compared,
-        known=leak.of,
+        prompts=leak.prompts,
+        known=leak.known,
         leaking=leak.leaking,
-        pictures=leak.drawn,
+        pictures=leak.pictures,
         copies=leak.copies,
         bound=upper_bound(leak.most, leak.seeds),
     )

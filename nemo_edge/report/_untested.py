@@ -78,10 +78,12 @@ def _parts(evidence: Evidence) -> Iterator[str]:
         return
     few = f", a threshold from {count(measured.local_pairs, 'unrelated pair')}, fewer than the {ENOUGH_PAIRS} that it needs"
     said = [f"{v.variant} {sum(m.after.local_copies or 0 for m in v.mitigations)}" for v in measured.variants]
-    before = sum(m.before.local_copies or 0 for m in measured.variants[0].mitigations)
+    judged = [m for m in measured.variants[0].mitigations if m.before.local_copies is not None]
+    before, pictures = sum(m.before.local_copies or 0 for m in judged), count(sum(m.seeds for m in judged), "picture")
+    known = "" if len(judged) == len(measured.variants[0].mitigations) else " of prompts whose own training picture is known"
     yield (
-        f"Copies of parts of a training picture, by a gate: they were counted (before {before}, {joined(said)} of the pictures) and decide "
-        f"nothing{few if measured.local_pairs < ENOUGH_PAIRS else ''}; those of other prompts' training pictures were not."
+        f"Copies of parts of a training picture, by a gate: they were counted (before {before}, {joined(said)} of {pictures}{known}) and "
+        f"decide nothing{few if measured.local_pairs < ENOUGH_PAIRS else ''}; those of other prompts' training pictures were not."
     )
 
 

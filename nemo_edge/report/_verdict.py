@@ -5,7 +5,7 @@ Knows the measured values; nothing of HTML or Markdown.
 
 from __future__ import annotations
 
-__all__ = ["GATES", "Leak", "Verdict", "above_words", "gate_words", "kind_words", "leak_of", "variant_words", "verdict_of"]
+__all__ = ["GATES", "Verdict", "above_words", "gate_words", "kind_words", "variant_words", "verdict_of"]
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,8 +16,9 @@ import numpy as np
 from nemo_edge.bundle.manifest import unjudged
 from nemo_edge.localization.groups import all_neurons
 from nemo_edge.measure.attacks.base import WORDS
-from nemo_edge.measure.bounds import CONFIDENCE, at_most, upper_bound
-from nemo_edge.measure.mitigation import GeneralDrift, Measurement, PromptMitigation, Shown
+from nemo_edge.measure.bounds import CONFIDENCE
+from nemo_edge.measure.mitigation import GeneralDrift, Measurement, PromptMitigation
+from nemo_edge.report._leaks import Leak, leak_of, worst_leak
 from nemo_edge.report._numbers import count, joined, number, ratio, share
 from nemo_edge.report.evidence import Evidence
 
@@ -47,48 +48,15 @@ _KINDS = {
 
 
 @dataclass(frozen=True)
-class Leak:
-    """How much of the training data one set of pictures gives back."""
-
-    prompts: int
-    """Prompts that give back their own training picture."""
-    of: int
-    """Prompts with a known training picture."""
-    pictures: int
-    """Pictures that are copies of the prompt's own training picture."""
-    total: int
-    """Pictures of the prompts with a known training picture: the same for every set."""
-    leaking: int
-    """Prompts that give back any training picture."""
-    compared: int
-    """Prompts whose pictures were compared with any training picture."""
-    others: int
-    """Pictures that are copies of another prompt's training picture."""
-    drawn: int
-    """Pictures that were compared with any."""
-    most: int
-    """Copies among the pictures of the prompt with most."""
-    seeds: int
-    """Pictures of that prompt."""
-
-    @property
-    def copies(self) -> int:
-        """Pictures that are copies of any training picture."""
-        return self.pictures + self.others
-
-    @property
-    def bound(self) -> str:
-        """The most that any prompt's pictures hold in copies, as "at most 26 %"; empty where nothing is left to be bound."""
-        return at_most(self.most, self.seeds) if self.most < self.seeds else ""
-
-
-@dataclass(frozen=True)
 class Verdict:
     """The sentences a reader needs first; one that does not apply is empty."""
 
     state: Literal["passed", "failed", "unmeasured"]
     """Unmeasured: no gate failed, but whether pictures are copies is not known of enough prompts."""
-    headline: str
+    judgement: str
+    """What the gates come to."""
+    claim: str
+    """What was found in how many pictures, by each level that was measured, with its bound."""
     scope: str
     found: str
     before: str
@@ -97,6 +65,11 @@ class Verdict:
     variants: str
     cost: str
     speed: str
+
+    @property
+    def headline(self) -> str:
+        """What the gates come to, and what was found."""
+        return " ".join(filter(None, (f"{self.judgement}.", self.claim)))
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -112,7 +85,8 @@ def verdict_of(evidence: Evidence) -> Verdict:
     leaks = _leaks if known else _scores
     return Verdict(
         state="failed" if not evidence.passed else "unmeasured" if unjudged(evidence.gates) else "passed",
-        headline=_headline(evidence),
+        judgement=_judgement(evidence),
+        claim=_claim(evidence),
         scope=_scope(evidence),
         found=_found(evidence),
         before=leaks(measured, "before"),
@@ -145,25 +119,6 @@ def variant_words(which: str) -> str:
     }.get(which, f"after, {which}")
 
 
-def leak_of(mitigations: Sequence[PromptMitigation], which: str) -> Leak:
-    """Count the copies among the pictures of `which`: "before", "after" or "random"."""
-    pairs: list[tuple[Shown, int]] = [(getattr(m, which), m.seeds) for m in mitigations if m.before.compared]
-    known = [(view, seeds) for view, seeds in pairs if view.copies is not None]
-    most = max(((view.returned, seeds) for view, seeds in pairs), key=lambda pair: upper_bound(*pair), default=(0, 0))
-    return Leak(
-        prompts=sum(bool(view.copies) for view, _ in known),
-        of=len(known),
-        pictures=sum(view.copies or 0 for view, _ in known),
-        total=sum(seeds for _, seeds in known),
-        leaking=sum(bool(view.returned) for view, _ in pairs),
-        compared=len(pairs),
-        others=sum(view.others or 0 for view, _ in pairs),
-        drawn=sum(seeds for _, seeds in pairs),
-        most=most[0],
-        seeds=most[1],
-    )
-
-
 def above_words(measured: Measurement) -> str:
     """Say how many general prompts lie above τ; empty where their scores are not known."""
     scores = measured.general_scores
@@ -172,38 +127,35 @@ def above_words(measured: Measurement) -> str:
     return f"{above} of {count(len(scores), 'general prompt')} ({share(above / len(scores))}) {lie}" if scores else ""
 
 
-def _headline(evidence: Evidence) -> str:
-    if evidence.passed:
-        idle, gap = sum(gate.value is None for gate in evidence.gates), unjudged(evidence.gates)
-        rest = f" {count(idle, 'gate').capitalize()} had nothing to judge." if idle else ""
-        passed = "No gate failed" if idle else "Every gate passed"
-        rest += _under_attack(evidence)
-        return f"{gap}. No gate failed.{rest}" if gap else f"{passed}: {_copies(evidence.measurement)}.{rest}"
-    failed = sum(not gate.passed for gate in evidence.gates)
-    return (
-        f"{count(failed, 'gate').capitalize()} failed. This bundle must not be shipped." if failed else "This bundle must not be shipped."
-    )
+def _judgement(evidence: Evidence) -> str:
+    if not evidence.passed:
+        failed = sum(not gate.passed for gate in evidence.gates)
+        why = f"{count(failed, 'gate').capitalize()} failed: t" if failed else "T"
+        return f"{why}his bundle must not be shipped"
+    idle, gap = sum(gate.value is None for gate in evidence.gates), unjudged(evidence.gates)
+    passed = f"No gate failed, {idle} had nothing to judge" if idle else "Every gate passed"
+    return f"{gap}. {passed}" if gap else passed
 
 
-def _under_attack(evidence: Evidence) -> str:
-    """What each kind of attack brought back, or that it is too weak to tell; empty where there was none."""
-    said = []
-    for level in evidence.attack.levels if evidence.attack else ():
+def _claim(evidence: Evidence) -> str:
+    """One sentence; empty where no copies were counted and nothing was attacked."""
+    leak = worst_leak(evidence.measurement)
+    said = [_given(leak)] if leak.prompts else []
+    for place, level in enumerate(evidence.attack.levels if evidence.attack else ()):
         found = level.memories
-        weak = not level.strong and not found.returned
-        told = "is too weak to tell" if weak else f"brings back {found.returned} of {found.of} memories ({found.bound})"
-        said.append(f"{WORDS[level.attack]} {told}")
-    return f" Under attack: {joined(said)}." if said else ""
+        memories = "attacked memories " if not place else ""
+        told = f"brings back {found.returned} of {found.of} {memories}({found.bound})"
+        said.append(f"{WORDS[level.attack]} {'is too weak to tell' if not level.strong and not found.returned else told}")
+    text = "; ".join(said)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
-def _copies(measured: Measurement) -> str:
-    """How many copies there were in how many pictures, on the variant with most, and what so many allow to be said of a prompt's."""
-    leak = max((leak_of(v.mitigations, "after") for v in measured.variants), key=lambda each: each.copies)
+def _given(leak: Leak) -> str:
+    """How many copies there are in how many pictures, and what so many allow to be said of a prompt's."""
     bound = f" ({leak.bound} of a prompt's, with {share(CONFIDENCE)} confidence)" if leak.bound else ""
-    if not leak.copies:
-        return f"no copy of a known training picture in {count(leak.total, 'picture')} of {count(leak.of, 'prompt')}{bound}"
-    found = count(leak.copies, "copy of a training picture", "copies of training pictures")
-    return f"{found} in {count(leak.drawn, 'picture')} of {count(leak.compared, 'prompt')}{bound}"
+    prompts = f"the {count(leak.prompts, 'examined prompt')}"
+    who = f"{leak.leaking or 'none'} of {prompts} {'gives' if leak.leaking < 2 else 'give'} back a known training picture"
+    return f"{who}, in {leak.copies or 'any'} of {count(leak.pictures, 'picture')}{bound}"
 
 
 def _scope(evidence: Evidence) -> str:
@@ -281,18 +233,13 @@ def _leaks(measured: Measurement, which: str) -> str:
 
 
 def _leak_words(leak: Leak, still: str) -> str:
-    if leak.prompts:
-        gives, whose = ("gives", "its") if leak.prompts == 1 else ("give", "their")
-        verb = f"{still}{gives}" if still else "gave"
-        where = f"in {leak.pictures} of {count(leak.total, 'picture')}"
-        text = f"{leak.prompts} of {count(leak.of, 'prompt')} {verb} back {whose} training picture, {where}"
-    else:
-        verb = "gives" if still else "gave"
-        text = f"none of {count(leak.of, 'prompt')} {verb} back its training picture, in any of {count(leak.total, 'picture')}"
+    verb = f"{still}give{'s' if leak.leaking < 2 else ''}" if still else "gave"
+    if not leak.leaking:
+        verb = verb.removeprefix("still ")
+    who = f"{leak.leaking or 'none'} of {count(leak.prompts, 'examined prompt')} {verb} back a known training picture"
+    text = f"{who}, in {leak.copies or 'any'} of {count(leak.pictures, 'picture')}"
     if leak.others:
-        text += (
-            f", but {leak.others} of {count(leak.drawn, 'picture')} {'is a copy' if leak.others == 1 else 'are copies'} of another prompt's"
-        )
+        text += f", {leak.own} of the prompt's own and {leak.others} of another prompt's"
     return text + _bracket(leak)
 
 

@@ -48,8 +48,8 @@ def test_what_was_not_attacked_is_not_measured() -> None:
 
 def test_each_level_has_its_figure_and_both_controls() -> None:
     _, text, embedding = levels_of(evidence(attack=BOTH))
-    assert (text.state, text.figure) == ("held", "0 of 20 memories come back (at most 14 %)")
-    assert (embedding.state, embedding.figure) == ("broken", "20 of 20 memories come back (at least 86 %)")
+    assert (text.state, text.figure) == ("held", "0 of 20 attacked memories come back (at most 14 %)")
+    assert (embedding.state, embedding.figure) == ("broken", "20 of 20 attacked memories come back (at least 86 %)")
     assert "with nothing silenced 20 of 20 come back; of pictures that the model never saw 0 of 1" in embedding.detail
 
 
@@ -60,16 +60,16 @@ def test_of_an_attack_that_is_too_weak_nothing_is_claimed_unless_it_succeeds() -
 
 
 def test_the_headline_has_the_figure_of_each_level() -> None:
-    said = "Under attack: text that anyone can type brings back 0 of 20 memories (at most 14 %) and an optimised embedding brings back 20"
+    said = "; text that anyone can type brings back 0 of 20 attacked memories (at most 14 %); an optimised embedding brings back 20 of 20 ("
     assert said in verdict_of(evidence(attack=BOTH)).headline
     assert "an optimised embedding is too weak to tell" in verdict_of(evidence(attack=campaign(level_of(10, 0)))).headline
-    assert "Under attack" not in verdict_of(evidence()).headline
+    assert "; text that" not in verdict_of(evidence()).headline
 
 
 def test_the_page_opens_with_the_levels_and_the_switches() -> None:
     page = page_html(evidence(attack=BOTH), Gallery({}, {}, {}))
     first = page[: page.index('class="lead"')]
-    for words in ("An optimised embedding", "20 of 20 memories come back", "Text that an API user can send", "the policy off"):
+    for words in ("An optimised embedding", "20 of 20 attacked memories come back", "Text that an API user can send", "the policy off"):
         assert words in first, words
 
 

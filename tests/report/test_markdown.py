@@ -6,7 +6,8 @@ from math import nan
 
 import pytest
 
-from nemo_edge.report._markdown import escape, gates_table, latency_table, mitigation_table, table
+from nemo_edge.bundle.manifest import GateResult
+from nemo_edge.report._markdown import escape, gates_table, latency_table, levels_table, lights_line, mitigation_table, table
 from report.test_evidence import evidence, measurement, mitigation, shown
 
 
@@ -38,6 +39,15 @@ def test_tables_are_whole() -> None:
     assert "masked (noisy)" in latency_table(hostile)
     assert len(rows(latency_table(hostile, ("unet",)))) == 2 + 4
     assert latency_table(evidence(latency=None)) == ""
+
+
+def test_levels_and_lights_are_marked() -> None:
+    assert "| ✅ 0 of 3 examined prompts give a training picture back |" in levels_table(evidence())
+    line = lights_line(evidence())
+    assert line.startswith("✅ Memories: held back (0 of 12 pictures are copies, before 12) · ➖ Other pictures: not judged")
+    assert "❌ Engine: computes something else" in lights_line(
+        evidence(gates=(GateResult(name="engine_error.baked", limit=0, value=1, passed=False),), passed=False)
+    )
 
 
 def test_another_prompts_picture_counts_where_the_own_is_not_known() -> None:

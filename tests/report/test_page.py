@@ -74,9 +74,10 @@ def test_the_verdict_is_in_plain_words() -> None:
     assert "must not be shipped" in page_html(replace(evidence(), passed=False, gates=(failed,)), nothing)
     page = page_html(evidence(latency=None), nothing)
     bound = "at most 53 % of a prompt&#39;s, with 95 % confidence"
-    assert f"No gate failed: no copy of a known training picture in 12 pictures of 3 prompts ({bound})." in page
+    assert "No gate failed, 1 had nothing to judge" in page
+    assert f"None of the 3 examined prompts gives back a known training picture, in any of 12 pictures ({bound})." in page
     assert "can be shipped" not in page
-    assert "3 of 3 prompts gave back their training picture, in 12 of 12 pictures" in page
+    assert "3 of 3 examined prompts gave back a known training picture, in 12 of 12 pictures" in page
     assert "No times were taken" in page
     assert "The report holds no pictures" not in page_html(evidence(memorized=False), nothing)
     assert '<td class="n">0 of 4<br><span class="soft">at most 53 %</span></td>' in page

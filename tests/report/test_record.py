@@ -47,8 +47,10 @@ def test_it_is_valid_json_and_fits_the_schema(made: Evidence) -> None:
 def test_it_comes_back() -> None:
     made = record(evidence())
     assert Report.model_validate_json(made.model_dump_json()) == made
-    assert made.schema_version == 5
+    assert made.schema_version == 6
     assert (made.verdict, made.headline) == (verdict_of(evidence()).state, verdict_of(evidence()).headline)
+    assert [light.name for light in made.lights] == ["Memories", "Other pictures", "Engine", "Time"]
+    assert made.headline.endswith(made.claim)
     first = made.copies[0]
     assert (first.variant, first.prompts, first.known, first.leaking, first.pictures, first.copies) == ("baked", 3, 3, 0, 12, 0)
     assert first.bound == pytest.approx(0.527129)

@@ -13,8 +13,8 @@ def test_it_is_short_and_says_it_first() -> None:
     text = summary_markdown(evidence())
     assert len(text.splitlines()) <= 60
     assert text.splitlines()[0] == (
-        "## ✅ toy: No gate failed: no copy of a known training picture in 12 pictures of 3 prompts (at most 53 % of a prompt's, with "
-        "95 % confidence). 1 gate had nothing to judge."
+        "## ✅ toy: No gate failed, 1 had nothing to judge. None of the 3 examined prompts gives back a known training picture, in any of "
+        "12 pictures (at most 53 % of a prompt's, with 95 % confidence)."
     )
     assert "### Times" in text
     assert "✅ passed" in text
@@ -22,7 +22,7 @@ def test_it_is_short_and_says_it_first() -> None:
 
 def test_what_was_not_measured_has_no_mark_of_a_pass() -> None:
     first = summary_markdown(evidence(training=False)).splitlines()[0]
-    assert first.startswith("## ➖ toy: Copies were not measured: 3 of 3 examined prompts have no known training picture. No gate failed.")
+    assert first.startswith("## ➖ toy: Copies were not measured: 3 of 3 examined prompts have no known training picture. No gate failed")
 
 
 def test_the_counts_carry_their_bound() -> None:

@@ -61,7 +61,8 @@ def test_copies_of_parts_are_counted_and_said_to_decide_nothing() -> None:
     measured = measurement(local_threshold=0.6, local_pairs=12)
     variants = tuple(v.model_copy(update={"mitigations": judged}) for v in measured.variants)
     said = lines(measurement=measured.model_copy(update={"variants": variants}))
-    assert "they were counted (before 4, baked 2 and masked 2 of the pictures) and decide nothing, a threshold from 12 unrelated" in said
+    counted = "before 4, baked 2 and masked 2 of 4 pictures of prompts whose own training picture is known"
+    assert f"they were counted ({counted}) and decide nothing, a threshold from 12 unrelated" in said
     assert "unrelated pairs" not in lines(measurement=measurement(local_threshold=0.6, local_pairs=1000))
     assert "parts of a training picture" not in lines()
 

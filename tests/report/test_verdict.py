@@ -9,7 +9,7 @@ import pytest
 
 from nemo_edge.bundle.manifest import GateResult
 from nemo_edge.recipe.settings import FidelitySettings, GateSettings
-from nemo_edge.report._verdict import GATES, above_words, gate_words, kind_words, leak_of, variant_words, verdict_of
+from nemo_edge.report._verdict import GATES, above_words, gate_words, kind_words, variant_words, verdict_of
 from report.test_evidence import evidence, measurement, mitigation, recipe, replication, shown
 
 NONE = "(0 of 4 a prompt: at most 53 % with 95 % confidence)"
@@ -19,19 +19,22 @@ def test_a_leak_that_was_found_before_and_not_after() -> None:
     verdict = verdict_of(evidence(recipe=recipe(fidelity=FidelitySettings(seeds=4))))
     assert verdict.state == "passed"
     assert verdict.headline == (
-        "No gate failed: no copy of a known training picture in 12 pictures of 3 prompts (at most 53 % of a prompt's, with 95 % "
-        "confidence). 1 gate had nothing to judge."
+        "No gate failed, 1 had nothing to judge. None of the 3 examined prompts gives back a known training picture, in any of 12 pictures "
+        "(at most 53 % of a prompt's, with 95 % confidence)."
     )
     judged = tuple(gate for gate in evidence().gates if gate.value is not None)
-    assert verdict_of(evidence(gates=judged)).headline.startswith("Every gate passed: no copy")
+    assert verdict_of(evidence(gates=judged)).headline.startswith("Every gate passed. None of the 3 examined prompts")
     assert verdict.scope == (
         "Measured: the 3 prompts that were given, 4 seeds each. Not measured: other text that people may send, and what somebody who has "
         "the weights can do."
     )
     assert verdict.found.startswith("3 prompts were examined; 3 are memorized")
-    assert verdict.before == "Before: 3 of 3 prompts gave back their training picture, in 12 of 12 pictures."
-    assert verdict.after == f"After, baked and masked: none of 3 prompts gives back its training picture, in any of 12 pictures {NONE}."
-    assert verdict.control.endswith("silenced instead: 3 of 3 prompts still give back their training picture, in 12 of 12 pictures.")
+    assert verdict.before == "Before: 3 of 3 examined prompts gave back a known training picture, in 12 of 12 pictures."
+    none = "none of 3 examined prompts gives back a known training picture, in any of 12 pictures"
+    assert verdict.after == f"After, baked and masked: {none} {NONE}."
+    assert verdict.control.endswith(
+        "silenced instead: 3 of 3 examined prompts still give back a known training picture, in 12 of 12 pictures."
+    )
     assert "0.02 on average and 0.05 at most" in verdict.cost
     assert verdict.speed.startswith("Speed, a whole picture: baked takes 0.8")
 
@@ -44,36 +47,27 @@ def test_what_still_leaks_is_said_by_variant() -> None:
     changed = (baked.model_copy(update={"mitigations": left}), masked.model_copy(update={"mitigations": other}))
     verdict = verdict_of(evidence(measurement=measured.model_copy(update={"variants": changed})))
     one, two = "up to 1 of 4 a prompt: at most 76 %", "up to 2 of 4 a prompt: at most 91 %"
-    assert f"After, baked: 1 of 3 prompts still gives back its training picture, in 1 of 12 pictures ({one} with 95 %" in verdict.after
-    other = "in any of 12 pictures, but 2 of 12 pictures are copies of another prompt's"
-    assert f"After, masked: none of 3 prompts gives back its training picture, {other} ({two} with 95 % confidence)." in verdict.after
-    allowed = verdict_of(evidence(measurement=measured.model_copy(update={"variants": changed})))
-    bound = "(at most 91 % of a prompt's, with 95 % confidence)"
-    assert allowed.headline.startswith(f"No gate failed: 2 copies of training pictures in 12 pictures of 3 prompts {bound}.")
-
-
-def test_every_picture_with_a_known_training_picture_is_counted() -> None:
-    leak = leak_of([mitigation(), mitigation(neurons=0), mitigation(training=False)], "before")
-    assert (leak.prompts, leak.of, leak.pictures, leak.total) == (1, 2, 4, 8)
-    elsewhere = mitigation(training=False, before=shown(None, others=0), after=shown(None, others=3))
-    leak = leak_of([mitigation(), elsewhere], "after")
-    assert (leak.prompts, leak.of, leak.total) == (0, 1, 4)
-    assert (leak.leaking, leak.compared, leak.others, leak.drawn, leak.most, leak.seeds) == (1, 2, 3, 8, 3, 4)
-    quiet = leak_of([mitigation(neurons=0), mitigation(neurons=0)], "after")
-    assert (quiet.prompts, quiet.pictures, quiet.total) == (0, 0, 8)
+    leaks = "1 of 3 examined prompts still gives back a known training picture, in"
+    assert f"After, baked: {leaks} 1 of 12 pictures ({one} with 95 %" in verdict.after
+    assert f"After, masked: {leaks} 2 of 12 pictures, 0 of the prompt's own and 2 of another prompt's ({two} with 95 %" in verdict.after
+    assert verdict.claim == (
+        "1 of the 3 examined prompts gives back a known training picture, in 2 of 12 pictures (at most 91 % of a prompt's, with 95 % "
+        "confidence)."
+    )
+    assert verdict.headline == f"No gate failed, 1 had nothing to judge. {verdict.claim}"
 
 
 def test_without_training_pictures_the_scores_speak() -> None:
     verdict = verdict_of(evidence(training=False))
     assert verdict.before == "Before: memorization scores up to 0.9, where τ is 0.4."
     assert verdict.after == "After, baked and masked: at most 0.2 of a memory is left."
-    assert verdict.control == ""
+    assert (verdict.control, verdict.claim) == ("", "")
 
 
 def test_nothing_memorized_no_times_and_no_diversity() -> None:
     verdict = verdict_of(evidence(memorized=False, latency=None))
     assert verdict.found == "3 prompts were examined. None is memorized, so no neuron was silenced."
-    assert verdict.before == f"Before: none of 3 prompts gave back its training picture, in any of 12 pictures {NONE}."
+    assert verdict.before == f"Before: none of 3 examined prompts gave back a known training picture, in any of 12 pictures {NONE}."
     assert (verdict.control, verdict.speed) == ("", "")
     measured = measurement()
     general = measured.variants[0].general.model_copy(update={"diversity_after": nan})
@@ -107,8 +101,11 @@ def test_general_prompts_above_the_threshold_are_a_rate() -> None:
 
 def test_failed_gates_are_counted() -> None:
     failed = GateResult(name="x", limit=0, value=1, passed=False)
-    assert verdict_of(evidence(passed=False, gates=(failed,))).headline == "1 gate failed. This bundle must not be shipped."
-    assert verdict_of(replace(evidence(), passed=False)).headline == "This bundle must not be shipped."
+    assert verdict_of(evidence(passed=False, gates=(failed,))).judgement == "1 gate failed: this bundle must not be shipped"
+    said = verdict_of(replace(evidence(), passed=False)).headline
+    assert said.startswith(
+        "This bundle must not be shipped. None of the 3 examined prompts gives back"
+    )  # what was found is said all the same
 
 
 def test_every_gate_of_the_recipe_has_its_words() -> None:
