@@ -92,6 +92,8 @@ class Manifest(BaseModel):
     prompts: dict[str, str]
     """sha256 of each prompts file, and of the statistics where they were given."""
     recipe: dict[str, Any]
+    recipe_file: str = ""
+    """Name of the file that the recipe was read from; empty for a recipe from code, and where it was not kept."""
     versions: dict[str, str]
     machine: Machine
     """Where it was built, and measured."""

@@ -84,7 +84,7 @@ def build(
         from nemo_edge.release.review import check_outputs, summarize
 
         check_outputs(settings.output, summary)
-    result = run(settings, console.Bars())
+    result = run(settings, console.Bars(), file=recipe.name)
     if summary is not None:
         summarize(settings.output, summary)
     print_result(result, as_json, console.show_build)

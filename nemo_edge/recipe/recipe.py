@@ -26,6 +26,7 @@ from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, model_validator
 
+from nemo_edge.recipe.authorship import ReportSettings
 from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.settings import (
     ENGINE_TOLERANCES,
@@ -73,6 +74,7 @@ class Recipe(Settings):
     latency: LatencySettings | None = None
     """Times are taken by a build only where this table is there; `nemo-edge bench` takes them afterwards."""
     gates: GateSettings = GateSettings()
+    report: ReportSettings = ReportSettings()
 
     @model_validator(mode="after")
     def _check(self, info: ValidationInfo) -> Self:

@@ -64,6 +64,7 @@ def _manifest(work: Work, key: str) -> Manifest:
         random_weights=recipe.random_weights.name if recipe.random_weights else None,
         prompts=inputs.prompts,
         recipe=portable(recipe).model_dump(mode="json"),
+        recipe_file=work.file,
         versions=used_versions(inputs.machine, recipe),
         machine=inputs.machine,
         created=_now(),

@@ -134,7 +134,11 @@ def of_latency(given: Given) -> object:
 
 
 def bundle_key(recipe: Recipe, keys: Mapping[str, str]) -> str:
-    """A hash of all that the bundle depends on: those of its last stages, and what costs no work: its name, the gates, how it is run."""
+    """A hash of all that the bundle depends on: those of its last stages, and what costs no work: its name, the gates, how it is run.
+
+    Whose it is counts where the recipe says so: a bundle from before recipes could is not made again.
+    """
     last = [keys[stage] for stage in keys if stage not in ("calibrate", "localize")]
     own = recipe.model_dump(mode="json", include={"name", "gates", "engine", "sampling"})
+    own |= {"report": makers} if (makers := recipe.report.model_dump(mode="json", exclude_none=True)) else {}
     return sha256_json([last, own])

@@ -83,6 +83,8 @@ class Work:
     progress: Progress
     results: dict[str, Path] = field(default_factory=dict)
     """The folder of each stage that is done: it also has what is not for the bundle."""
+    file: str = ""
+    """Name of the recipe's file; empty for a recipe from code."""
 
     @property
     def onnx_files(self) -> list[OnnxFile]:

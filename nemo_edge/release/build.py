@@ -69,16 +69,18 @@ def plan(recipe: Recipe | str | PathLike[str]) -> Plan:
     )
 
 
-def build(recipe: Recipe | str | PathLike[str], progress: Progress | None = None) -> BuildResult:
+def build(recipe: Recipe | str | PathLike[str], progress: Progress | None = None, *, file: str = "") -> BuildResult:
     """Build the bundle, or find it up to date. A failed gate does not stop the bundle, it marks it.
 
-    `recipe` is a recipe or the path of one. Raises `InputError` for inputs that cannot be used and for too little memory,
-    `MissingDependency` for a provider or a compiler that is not here, `ExportError` for a graph that does not agree with eager.
+    `recipe` is a recipe or the path of one; `file` names the file that it was read from, for the report. Raises `InputError` for inputs
+    that cannot be used and for too little memory, `MissingDependency` for a provider or a compiler that is not here, `ExportError` for a
+    graph that does not agree with eager.
 
     >>> result = nemo_edge.build("recipe.toml")
     >>> result.bundle, result.passed
     ('out', True)
     """
+    file = file or ("" if isinstance(recipe, Recipe) else Path(recipe).name)
     recipe, progress = _loaded(recipe), progress or Progress()
     output = recipe.output
     try:
@@ -93,7 +95,7 @@ def build(recipe: Recipe | str | PathLike[str], progress: Progress | None = None
             for note in seen.notes:
                 progress.note(note)
             with staging(output) as bundle:
-                work = Work(seen.recipe, seen.inputs, LazyCheckpoint(seen.recipe.checkpoint), bundle, progress)
+                work = Work(seen.recipe, seen.inputs, LazyCheckpoint(seen.recipe.checkpoint), bundle, progress, file=file)
                 hashes = run_stages(work, seen.keys)
                 from nemo_edge.release._judgement import conclude  # after the stages, whose processes need the memory
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ["base_model", "model_card"]
+__all__ = ["model_card"]
 
 import re
-from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from nemo_edge.report._commands import commands_of
+from nemo_edge.report._identity import base_model, identity_of, model_name
 from nemo_edge.report._markdown import escape, gates_table, latency_table, levels_table, lights_line, mitigation_table, table
 from nemo_edge.report._untested import untested
 from nemo_edge.report._verdict import verdict_of
 from nemo_edge.report.evidence import Evidence
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TAGS = ["onnx", "text-to-image", "nemo-edge", "memorization-mitigation"]
 
 
@@ -42,14 +42,8 @@ def model_card(evidence: Evidence) -> str:
     if evidence.latency is not None:
         parts += ["## Times", latency_table(evidence), f"Measured on {escape(evidence.latency.machine.words)}."]
     parts += ["## Limits", "What was not tested:", "\n".join(f"- {line}" for line in untested(evidence))]
-    parts += ["## Provenance", _provenance(evidence)]
+    parts += ["## Verify and rebuild", _checks(evidence), "## Provenance", _provenance(evidence)]
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
-
-
-def base_model(checkpoint: str) -> str | None:
-    """Return the hub id that a recipe's checkpoint is; None for a folder or a file."""
-    local = checkpoint.endswith((".safetensors", ".ckpt")) or Path(checkpoint).expanduser().exists()
-    return checkpoint if _HUB_ID.fullmatch(checkpoint) and not local else None
 
 
 def _intro(evidence: Evidence) -> str:
@@ -57,9 +51,9 @@ def _intro(evidence: Evidence) -> str:
         "baked": "In `unet/` the neurons' weights are zero: no input of the graph gives them back.",
         "masked": "`unet_masked/` takes one more input, `value_mask`, a factor per neuron and sample that decides what is silenced.",
     }
-    source = base_model(evidence.recipe.checkpoint.path) or Path(evidence.recipe.checkpoint.path).name
+    model = model_name(evidence.recipe.checkpoint.path)
     text = (
-        f"ONNX engines of {escape(source)} ({escape(evidence.family)}, {evidence.recipe.export.dtype}) that silence the value neurons in "
+        f"ONNX engines of {escape(model)} ({escape(evidence.family)}, {evidence.recipe.export.dtype}) that silence the value neurons in "
         "which NeMo (Hintersdorf et al. 2024) found memories of training pictures. `report/index.html` shows what was drawn and measured."
     )
     return " ".join([text, *(variants[v.variant] for v in evidence.measurement.variants if v.variant in variants)])
@@ -78,11 +72,21 @@ def _usage(evidence: Evidence) -> list[str]:
 
 
 def _provenance(evidence: Evidence) -> str:
-    rows = [
-        (escape(key), f"`{re.sub('[`|]', ' ', value)}`")
-        for key, value in evidence.facts.items()
-        if not key.startswith(("Checkpoint", "Input"))
-    ]
-    if evidence.machine is not None:
-        rows.append(("Machine", escape(evidence.machine.words)))
+    told = [row for row in identity_of(evidence) if row.name != "Time"]  # the card of the same build is the same
+    rows = [(escape(row.name), _code(row.value) if row.code else escape(row.value, 600)) for row in told]
     return table(("What", "Value"), rows, right=2)
+
+
+def _checks(evidence: Evidence) -> str:
+    """How to verify and to rebuild it, in lines for a shell."""
+    lines = "\n".join(_plain(command.line) for command in commands_of(evidence))
+    return f"Where the bundle, its recipe, the list of prompts and the checkpoint lie side by side:\n\n```sh\n{lines}\n```"
+
+
+def _code(value: str) -> str:
+    return f"`{re.sub('[`|]', ' ', _plain(value))}`"
+
+
+def _plain(text: str) -> str:
+    """Text on one line that ends no block of code."""
+    return "".join(c if c.isprintable() else " " for c in text).replace("```", "")

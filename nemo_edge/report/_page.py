@@ -19,8 +19,10 @@ from nemo_edge.measure.latency import Latency
 from nemo_edge.measure.mitigation import PromptMitigation, Shown
 from nemo_edge.measure.readings import WHOLE
 from nemo_edge.report import _numbers as numbers
+from nemo_edge.report._commands import commands_of
 from nemo_edge.report._engineplots import agreement_plots, case_words, latency_plots
 from nemo_edge.report._groupplots import group_plots, variant_plots
+from nemo_edge.report._identity import IDENTIFYING, identity_of
 from nemo_edge.report._levels import levels_of
 from nemo_edge.report._lights import lights_of, time_light
 from nemo_edge.report._plots import cost_plots, neuron_plots, score_plots
@@ -96,7 +98,9 @@ def page_html(evidence: Evidence, gallery: Gallery) -> str:
         table_length=_TABLE_LENGTH,
         untested=untested(evidence),
         policies=summarize_policies(evidence),
-        facts=_grouped(evidence.facts),
+        identity=identity_of(evidence),
+        commands=commands_of(evidence),
+        facts=_grouped({name: value for name, value in evidence.facts.items() if not name.startswith(("Version · ", *IDENTIFYING))}),
         machine=_machine_rows(evidence.machine),
         recipe=_flat(json.loads(evidence.recipe.model_dump_json())),
         **_shown(evidence, gallery),

@@ -33,6 +33,8 @@ from nemo_edge.measure.latency import Latency
 from nemo_edge.measure.mitigation import Measurement, VariantMeasurement
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import AttackSettings
+from nemo_edge.report._commands import commands_of
+from nemo_edge.report._identity import identity_of
 from nemo_edge.report._leaks import leak_of
 from nemo_edge.report._lights import Light, lights_of, time_light
 from nemo_edge.report._verdict import verdict_of
@@ -183,6 +185,10 @@ class Report(BaseModel):
     machine: Machine | None
     date: str | None
     recipe: Recipe
+    identity: dict[str, str]
+    """What tells this bundle from another, as the page has it: makers, model, hashes, versions, machine, time."""
+    commands: tuple[str, ...]
+    """Lines for a shell: verify, build again, attack."""
     facts: dict[str, str]
 
     @classmethod
@@ -220,6 +226,8 @@ def record(evidence: Evidence) -> Report:
         machine=evidence.machine,
         date=evidence.date,
         recipe=evidence.recipe,
+        identity={row.name: row.value for row in identity_of(evidence)},
+        commands=tuple(command.line for command in commands_of(evidence)),
         facts=evidence.facts,
     )
 

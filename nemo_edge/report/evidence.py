@@ -24,6 +24,7 @@ from nemo_edge.measure.mitigation import Measurement
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.system.environment import Machine
 from nemo_edge.system.errors import BundleError, InputError
+from nemo_edge.system.files import sha256_json
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -127,6 +128,9 @@ def facts_of(manifest: Manifest) -> dict[str, str]:
     The manifest need not be the published one: the hashes of the bundle's own files are not among the facts.
     """
     return {
+        "Weights": sha256_json(manifest.checkpoint),
+        **({"Prompts": listed} if (listed := _list_hash(manifest)) else {}),
+        **({"Recipe file": manifest.recipe_file} if manifest.recipe_file else {}),
         "Build key": manifest.key,
         "Neurons": manifest.neurons_hash,
         "Threshold τ": f"{manifest.threshold:.6g}",
@@ -134,6 +138,12 @@ def facts_of(manifest: Manifest) -> dict[str, str]:
         **{f"Input · {name}": value for name, value in manifest.prompts.items()},
         **{f"Version · {name}": value for name, value in manifest.versions.items()},
     }
+
+
+def _list_hash(manifest: Manifest) -> str:
+    """The hash of the list of memorized prompts, which is the first of the files that a build reads."""
+    name = Path(manifest.recipe.get("prompts", {}).get("memorized", "")).name
+    return manifest.prompts.get(name) or next(iter(manifest.prompts.values()), "")
 
 
 def _model(kind: type[_Model], path: Path) -> _Model:

@@ -16,6 +16,7 @@ from nemo_edge.backends.onnxruntime import open_runner
 from nemo_edge.bundle.manifest import MANIFEST, Manifest, open_bundle, verify
 from nemo_edge.localization.groups import groups_in
 from nemo_edge.model.neurons import NeuronSet
+from nemo_edge.recipe.authorship import ReportSettings
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.settings import GateSettings
 from nemo_edge.release._cache import lock
@@ -124,6 +125,19 @@ def test_other_gates_judge_again_and_measure_nothing(recipe: Recipe, tiny_bundle
         "general_drift.baked",
         "general_drift.masked",
     }
+
+
+def test_another_author_writes_the_report_again_and_measures_nothing(recipe: Recipe) -> None:
+    changed = recipe.model_copy(update={"report": ReportSettings(author="Ada Lovelace")})
+    assert not plan(changed).up_to_date
+    result, record = rebuilt(changed)
+    assert (record.tasks, record.skipped, result.manifest.recipe_file) == ([], STAGES, "")
+    assert "Ada Lovelace" in (recipe.output / "report/index.html").read_text()
+    named = changed.model_copy(update={"report": ReportSettings(author="Ada Lovelace", organisation="Engines")})
+    assert build(named, file="tiny.toml").manifest.recipe_file == "tiny.toml"
+    page = (recipe.output / "report/index.html").read_text()
+    assert "Ada Lovelace, Engines" in page
+    assert "<code>nemo-edge build tiny.toml</code>" in page
 
 
 def test_an_edited_cached_file_is_made_again(recipe: Recipe, tiny_bundle: Path) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 from huggingface_hub import ModelCard
 
 from nemo_edge.model.configuration import LCM_PIPELINE
-from nemo_edge.report._card import base_model, model_card
+from nemo_edge.report._card import model_card
 from report.test_evidence import evidence, recipe
 
 
@@ -18,30 +17,16 @@ def test_the_metadata_is_the_hubs() -> None:
     assert {"stable-diffusion", "onnx", "text-to-image", "nemo-edge", "memorization-mitigation"} <= set(data["tags"])
 
 
-@pytest.mark.parametrize(
-    ("checkpoint", "base"),
-    [
-        ("CompVis/sd", "CompVis/sd"),
-        ("models", None),
-        ("./models/sd", None),
-        ("/models/sd", None),
-        ("a/b/c", None),
-        ("models/sd.safetensors", None),
-    ],
-)
-def test_only_a_hub_id_is_a_base_model(checkpoint: str, base: str | None) -> None:
-    assert base_model(checkpoint) == base
-
-
 def test_it_says_how_to_load_and_what_holds() -> None:
     text = model_card(evidence())
     assert 'ORTStableDiffusionPipeline.from_pretrained(".")' in text
     assert "nemo-edge generate ." in text
-    for heading in ("## Gates", "## What leaked, and what is left", "## Times", "## Limits", "## Provenance"):
+    for heading in ("## Gates", "## What leaked, and what is left", "## Times", "## Limits", "## Verify and rebuild", "## Provenance"):
         assert heading in text
     assert "(0 of 4 a prompt: at most 53 % with 95 % confidence)" in text
     assert "no input of the graph gives them back" in text
     assert "what somebody who has the weights can do" in text
+    assert "nemo-edge verify toy\nnemo-edge build toy.toml\nnemo-edge attack toy --prompts m --checkpoint c -o attack.json\n```" in text
     xl = model_card(evidence(family="StableDiffusionXLPipeline", latency=None))
     assert "ORTStableDiffusionXLPipeline" in xl
     assert "## Times" not in xl
