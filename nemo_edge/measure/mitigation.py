@@ -11,6 +11,7 @@ __all__ = [
     "FoundNeuron",
     "GeneralDrift",
     "Measurement",
+    "Nearest",
     "PromptMitigation",
     "Shown",
     "VariantMeasurement",
@@ -25,7 +26,7 @@ __all__ = [
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -50,6 +51,15 @@ class _Result(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
+class Nearest(NamedTuple):
+    """The training picture that one picture is nearest to, of all that are known."""
+
+    training: int
+    """Its place among the known training pictures, which are in the order of their prompts."""
+    distance: float
+    """The tiled ℓ2 distance, in the reading that is nearest."""
+
+
 class Shown(_Result):
     """What the pictures of one prompt show, over all its seeds."""
 
@@ -59,6 +69,8 @@ class Shown(_Result):
     """How many are a copy of another prompt's training picture and not of its own; None where no training picture is known at all."""
     distance: float | None = None
     """Median tiled ℓ2 distance to the training picture, each picture to the reading of it that is nearest."""
+    nearest: tuple[Nearest, ...] = ()
+    """Of each seed's picture; empty where no training picture is known, and in a measurement from before they were kept."""
     reading: str = ""
     """The reading of the training picture that the nearest of the pictures is nearest to; empty where no distance was taken."""
     local_copies: int | None = None
@@ -276,15 +288,17 @@ def shown(
         return Shown(diversity=spread)
     distances_SK, readings_SK = nearest_readings(pictures_SHW3, training)
     near_SK = distances_SK <= threshold
+    closest = tuple(Nearest(int(row.argmin()), float(row.min())) for row in distances_SK)
     if own is None:
-        return Shown(others=int(near_SK.any(axis=1).sum()), diversity=spread)
+        return Shown(others=int(near_SK.any(axis=1).sum()), nearest=closest, diversity=spread)
     local_S = None if local_threshold is None else local_distances(pictures_SHW3, training.only(own))[:, 0]
-    nearest = readings_SK[distances_SK[:, own].argmin(), own]
+    reading = readings_SK[distances_SK[:, own].argmin(), own]
     return Shown(
         copies=int(near_SK[:, own].sum()),
         others=int((near_SK.any(axis=1) & ~near_SK[:, own]).sum()),
         distance=float(np.median(distances_SK[:, own])),
-        reading=training.names[nearest],
+        nearest=closest,
+        reading=training.names[reading],
         local_copies=None if local_S is None else int((local_S <= local_threshold).sum()),
         local_distance=None if local_S is None else float(np.median(local_S)),
         sscd=_sscd(pictures_SHW3, training.only(own), sscd) if sscd else None,

@@ -27,7 +27,7 @@ from nemo_edge.measure.mitigation import (
     z_scores,
 )
 from nemo_edge.measure.readings import WHOLE
-from nemo_edge.measure.replication import Training, tiled_distances
+from nemo_edge.measure.replication import Training, nearest_readings, tiled_distances
 from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import silenced
@@ -144,6 +144,18 @@ def test_the_nearer_reading_counts_for_each_picture_and_the_nearest_is_told() ->
     assert judged.distance == pytest.approx(tiled_distances(near[None], squashed[None])[0, 0])
     assert shown(near[None], 0, training, 0.1).reading == "squashed"
     assert (len(training), shown(other[None], 0, training, 0.1).others) == (2, 1)
+
+
+def test_each_picture_has_the_nearest_of_all_training_pictures_whoever_owns_it() -> None:
+    crop, squashed, other, unrelated = noise(4)
+    training = Training.of([{"centre crop": crop, "squashed": squashed}, {WHOLE: other}], (32, 32))
+    pictures = np.stack([other, squashed, unrelated])
+    distances = nearest_readings(pictures, training)[0]
+    for own in (0, 1, None):
+        found = shown(pictures, own, training, 0.1).nearest
+        assert [near.training for near in found] == [1, 0, int(distances[2].argmin())]
+        assert [near.distance for near in found] == [0, 0, float(distances[2].min())]
+    assert shown(pictures, None, Training.of([], (32, 32)), None).nearest == ()
 
 
 def test_the_distance_is_the_median_of_the_seeds() -> None:
