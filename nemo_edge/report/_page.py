@@ -6,19 +6,14 @@ __all__ = ["page_html"]
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from nemo_edge.localization.localizer import Localization
-from nemo_edge.measure.bounds import at_most
 from nemo_edge.measure.latency import Latency
-from nemo_edge.measure.mitigation import PromptMitigation, Shown
-from nemo_edge.measure.readings import WHOLE
 from nemo_edge.report import _numbers as numbers
+from nemo_edge.report._cards import PROMPT_LENGTH, SAME, bound_of, card_of, merged
 from nemo_edge.report._commands import commands_of
 from nemo_edge.report._engineplots import agreement_plots, case_words, latency_plots
 from nemo_edge.report._groupplots import group_plots, variant_plots
@@ -27,45 +22,16 @@ from nemo_edge.report._levels import levels_of
 from nemo_edge.report._lights import lights_of, time_light
 from nemo_edge.report._plots import cost_plots, neuron_plots, score_plots
 from nemo_edge.report._record import summarize_policies
+from nemo_edge.report._threshold import threshold_pairs
 from nemo_edge.report._untested import untested
 from nemo_edge.report._verdict import above_words, gate_words, kind_words, variant_words, verdict_of
 from nemo_edge.report.evidence import Evidence
-from nemo_edge.report.thumbnails import Gallery, Views, worst_first
+from nemo_edge.report.thumbnails import Gallery, worst_first
 from nemo_edge.system.environment import Machine
 
-_PROMPT_LENGTH = 300
 _TABLE_LENGTH = 90
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """Characters that no page may hold, or that turn the text after them around."""
-
-
-@dataclass(frozen=True)
-class _Strip:
-    """One row of pictures of a prompt: the seeds shown of one engine."""
-
-    which: str
-    words: str
-    tone: str
-    """"good", "bad" or "" where nothing is known of copies."""
-    verdict: str
-    detail: str
-    pictures: Sequence[str]
-
-
-@dataclass(frozen=True)
-class _Card:
-    """One prompt with its pictures."""
-
-    number: int
-    prompt: str
-    kind: str
-    found: Localization
-    training: str | None
-    reading: str
-    """How the training picture was read, where there was a choice."""
-    seeds: int
-    shown: int
-    strips: Sequence[_Strip]
 
 
 def page_html(evidence: Evidence, gallery: Gallery) -> str:
@@ -82,7 +48,7 @@ def page_html(evidence: Evidence, gallery: Gallery) -> str:
         "moment": numbers.moment,
         "gate_words": gate_words,
         "variant_words": variant_words,
-        "bound": _bound,
+        "bound": bound_of,
         "case_words": case_words,
         "kind_words": kind_words,
     }
@@ -112,20 +78,25 @@ def page_html(evidence: Evidence, gallery: Gallery) -> str:
 def _shown(evidence: Evidence, gallery: Gallery) -> dict[str, Any]:
     """The prompts with their pictures, and how many of them had no room."""
     order = worst_first(evidence.measurement)
-    cards = [_card(evidence, gallery, place) for place in order.prompts if place in gallery.prompts or place in gallery.training]
-    general = [
+    cards = [card_of(evidence, gallery, place) for place in order.prompts if place in gallery.prompts or place in gallery.training]
+    general: list[dict[str, Any]] = [
         {
-            "prompt": numbers.clipped(prompt, _PROMPT_LENGTH),
-            "views": _ordered(gallery.general[place], evidence, control=False),
+            "prompt": numbers.clipped(prompt, PROMPT_LENGTH),
+            "views": [(numbers.joined(names), pictures) for names, pictures in merged(gallery.general[place], evidence, control=False)],
             "drift": drift,
         }
         for place, (prompt, drift) in enumerate(zip(evidence.measurement.general_prompts, _drifts(evidence), strict=False))
         if place in gallery.general
     ]
+    near = {each.owner for card in cards for strip in card.strips for each in strip.nearest if each.there}
     return {
         "cards": cards,
+        "pairs": threshold_pairs(evidence, gallery),
+        "near": [(number, gallery.training[number - 1]) for number in sorted(near)],
+        "kept": any(m.before.nearest for m in evidence.measurement.variants[0].mitigations),
         "cards_left_out": len(order.prompts) - len(cards),
         "general": general,
+        "general_same": SAME if any(" and " in words for item in general for words, _ in item["views"]) else "",
         "general_left_out": len(evidence.measurement.general_prompts) - len(general),
         "general_seeds": max((len(pictures) for views in gallery.general.values() for pictures in views.values()), default=0),
         "rows": [
@@ -138,58 +109,6 @@ def _shown(evidence: Evidence, gallery: Gallery) -> dict[str, Any]:
 def _drifts(evidence: Evidence) -> list[float]:
     """How much each general prompt's pictures change, on the variant where that is most."""
     return [float(np.max(each)) for each in zip(*(v.general.per_prompt for v in evidence.measurement.variants), strict=True)]
-
-
-def _ordered(views: Views, evidence: Evidence, control: bool = True) -> dict[str, Sequence[str]]:
-    names = ["before", *(v.variant for v in evidence.measurement.variants), *(["random"] if control else [])]
-    return {name: views[name] for name in names if name in views}
-
-
-def _card(evidence: Evidence, gallery: Gallery, place: int) -> _Card:
-    views = _ordered(gallery.prompts.get(place, {}), evidence)
-    judged = {v.variant: v.mitigations[place] for v in evidence.measurement.variants}
-    first = next(iter(judged.values()))
-    return _Card(
-        number=place + 1,
-        prompt=numbers.clipped(first.prompt, _PROMPT_LENGTH),
-        kind=kind_words(first.kind),
-        found=evidence.localizations[place],
-        training=gallery.training.get(place),
-        reading=_chosen(first.before),
-        seeds=first.seeds,
-        shown=max(map(len, views.values()), default=0),
-        strips=[_strip(which, judged.get(which, first), pictures) for which, pictures in views.items()],
-    )
-
-
-def _strip(which: str, judged: PromptMitigation, pictures: Sequence[str]) -> _Strip:
-    shown: Shown = getattr(judged, which if which in ("before", "random") else "after")
-    score = {"before": judged.score_before, "random": None}.get(which, judged.score_after if judged.neurons else None)
-    facts = [f"{'score' if which == 'before' else 'score left'} {numbers.number(score)}"] if score is not None else []
-    reading = f" ({_chosen(shown)})" if _chosen(shown) else ""
-    facts += [f"distance {numbers.number(shown.distance)}{reading}"] if shown.distance is not None else []
-    facts += [f"windowed {numbers.number(shown.local_distance)}"] if shown.local_distance is not None else []
-    facts += [f"SSCD {numbers.number(shown.sscd)}"] if shown.sscd is not None else []
-    own, others = shown.copies is not None, shown.others or 0
-    said = [f"{shown.copies} of {judged.seeds} copies"] if own else []
-    said += [f"{others} of another picture" if own else f"{others} of {judged.seeds} copies of another picture"] if others else []
-    words = ", ".join(said)
-    bound = _bound(shown, judged.seeds)
-    words += f" ({bound})" if bound else ""
-    words += f", {shown.local_copies} with a part of it" if shown.local_copies else ""
-    tone = "bad" if shown.returned else "good" if own and not shown.local_copies else ""
-    return _Strip(which, variant_words(which), tone, words, " · ".join(facts), pictures)
-
-
-def _chosen(shown: Shown) -> str:
-    """The reading of the training picture that counted; empty where there was no choice."""
-    return "" if shown.reading == WHOLE else shown.reading
-
-
-def _bound(shown: Shown, seeds: int) -> str:
-    """How many of a prompt's pictures are copies at the most; empty where no count is shown, or all are."""
-    counted = shown.copies is not None or bool(shown.others)
-    return at_most(shown.returned, seeds) if counted and shown.returned < seeds else ""
 
 
 def _plots(evidence: Evidence) -> dict[str, Any]:

@@ -28,10 +28,10 @@ PAGE_BYTES = 10_000_000
 """Highest size of the page with everything in it."""
 
 _BUDGET = 7_300_000  # of the page for pictures, in base64; the rest is for text and plots
-_TAG_BYTES = 60  # of HTML around each picture
+_TAG_BYTES = 260  # of HTML around each picture, and of what is told of it
 _SAMPLE = 24
 _TYPES = {".webp": "image/webp", ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
-_GENERAL = "general"
+_GENERAL, _TRAINING = "general", "training"
 
 Views = Mapping[str, Sequence[str]]
 """The pictures of one prompt as data URIs: `which` → one for each seed shown."""
@@ -131,7 +131,7 @@ def _jobs(source: Path, order: Order, rung: _Rung) -> Iterator[list[Path]]:
         yield [p for p in _pictures(source / _GENERAL, f"{place:03d}-*-*") if _seed(p) < rung.seeds]
     for place in order.prompts:
         folder = source / f"{place:03d}"
-        yield [*_pictures(folder, "training.*"), *(p for p in _pictures(folder, "*-*") if _seed(p) < rung.seeds)]
+        yield [*_pictures(folder, f"{_TRAINING}.*"), *(p for p in _pictures(folder, "*-*") if _seed(p) < rung.seeds)]
 
 
 def _pictures(folder: Path, pattern: str) -> list[Path]:
@@ -146,12 +146,13 @@ def _seed(path: Path) -> int:
 def _estimate(pictures: Sequence[Path], rung: _Rung) -> float:
     """The size of all pictures on the page, from some of them."""
     step = max(1, len(pictures) // _SAMPLE)
-    sizes = [_size_bytes(_thumbnail(path, rung)) for path in pictures[step // 2 :: step]]
+    sizes = [_size_bytes(path, _thumbnail(path, rung)) for path in pictures[step // 2 :: step]]
     return sum(sizes) / len(sizes) * len(pictures) if sizes else 0.0
 
 
-def _size_bytes(picture: bytes) -> int:
-    return len(picture) * 4 // 3 + _TAG_BYTES
+def _size_bytes(path: Path, picture: bytes) -> int:
+    """What a picture takes of the page: a training picture is there twice, once beside the pictures that are nearest to it."""
+    return (len(picture) * 4 // 3 + _TAG_BYTES) * (2 if path.stem == _TRAINING else 1)
 
 
 def _store(source: Path, target: Path, order: Order, rung: _Rung, partly: bool) -> bool:
@@ -160,7 +161,7 @@ def _store(source: Path, target: Path, order: Order, rung: _Rung, partly: bool) 
     size = 0
     for jobs in _jobs(source, order, rung):
         made = {path: _thumbnail(path, rung) for path in jobs}
-        size += sum(map(_size_bytes, made.values()))
+        size += sum(_size_bytes(path, picture) for path, picture in made.items())
         if size > _BUDGET:
             if not partly:
                 shutil.rmtree(target)
@@ -193,7 +194,7 @@ def open_gallery(folder: Path) -> Gallery:
         views = _views(_pictures(place, "*-*"))
         if views:
             prompts[int(place.name)] = views
-        for path in _pictures(place, "training.*")[:1]:
+        for path in _pictures(place, f"{_TRAINING}.*")[:1]:
             training[int(place.name)] = _data(path)
     groups: dict[int, list[Path]] = {}
     for path in _pictures(folder / _GENERAL, "*-*-*"):

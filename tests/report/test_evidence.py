@@ -17,7 +17,16 @@ from nemo_edge.bundle.triggers import calibrate_trigger
 from nemo_edge.localization.localizer import Localization
 from nemo_edge.measure.fidelity import Agreement, StepError
 from nemo_edge.measure.latency import Case, Contender, Latency, Timing, Visit, ratio_of, timing_of
-from nemo_edge.measure.mitigation import CurvePoint, FoundNeuron, GeneralDrift, Measurement, PromptMitigation, Shown, VariantMeasurement
+from nemo_edge.measure.mitigation import (
+    CurvePoint,
+    FoundNeuron,
+    GeneralDrift,
+    Measurement,
+    Nearest,
+    PromptMitigation,
+    Shown,
+    VariantMeasurement,
+)
 from nemo_edge.model.neurons import NeuronSet, ValueLayer
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import CheckpointSettings, LatencySettings, PromptSettings
@@ -60,6 +69,21 @@ def mitigation(prompt: str = "a prompt", training: bool = True, neurons: int = 2
     return PromptMitigation.model_validate(
         {**values, **views, "score_after": 0.2, "score_after_eager": 0.2, "distance_error": 1e-6, **changes}
     )
+
+
+def near(measured: Measurement, before: Sequence[float] = (0.1,) * 4, after: Sequence[float] = (0.5,) * 4) -> Measurement:
+    """The measurement with what each picture is nearest to: its own training picture before, after the mitigation the first of the list."""
+
+    known = [place for place, judged in enumerate(measured.variants[0].mitigations) if judged.before.copies is not None]
+
+    def told(place: int, judged: PromptMitigation) -> PromptMitigation:
+        places = known.index(place) if place in known else 0, 0
+        own, first = ([Nearest(k, d) for d in found] for k, found in zip(places, (before, after), strict=True))
+        views = {"before": own, "random": own, "after": first}
+        return judged.model_copy(update={w: getattr(judged, w).model_copy(update={"nearest": tuple(n)}) for w, n in views.items()})
+
+    variants = (v.model_copy(update={"mitigations": tuple(told(i, m) for i, m in enumerate(v.mitigations))}) for v in measured.variants)
+    return measured.model_copy(update={"variants": tuple(variants)})
 
 
 def agreement(error: float = 1e-6) -> Agreement:
@@ -176,13 +200,18 @@ def policies() -> Policies:
 
 
 def save_pictures(
-    folder: Path, prompts: int = 3, seeds: int = 4, edge: int = 16, which: Sequence[str] = ("before", "baked", "masked", "random")
+    folder: Path,
+    prompts: int = 3,
+    seeds: int = 4,
+    edge: int = 16,
+    which: Sequence[str] = ("before", "baked", "masked", "random"),
+    general: int = 2,
 ) -> None:
     """Noise, which compresses worst, in the layout of the measurement."""
     rng = np.random.default_rng(0)
     names = [f"{p:03d}/{w}-{s:02d}" for p in range(prompts) for w in which for s in range(seeds)]
     names += [f"{p:03d}/training" for p in range(prompts)]
-    names += [f"general/{p:03d}-{w}-{s:02d}" for p in range(2) for w in which if w != "random" for s in range(2)]
+    names += [f"general/{p:03d}-{w}-{s:02d}" for p in range(general) for w in which if w != "random" for s in range(2)]
     for name in names:
         path = folder / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
