@@ -105,7 +105,7 @@ def _of_copies(variant: VariantMeasurement, limit: float) -> GateResult:
     parts = [m for m in compared if m.after.local_copies]
     said += [f"parts of a training picture in those of {len(parts)}, which no gate counts"] if parts else []
     said += [f"0 of {fewest} means {at_most(0, fewest)} of a prompt's pictures"] + ([without] if unknown else [])
-    detail = f"of {len(compared)} prompts, {fewest} pictures each: {'; '.join(said)}"
+    detail = f"of {len(compared)} examined prompts, {fewest} pictures each: {'; '.join(said)}"
     return _gate(name, limit, len(leaking) / len(compared), detail, gap)
 
 

@@ -16,6 +16,9 @@ from typing import Any
 
 import pytest
 from measure.attacks.test_base import level_of
+from report.test_evidence import evidence, latency, near, policies, recipe, save_pictures
+from report.test_levels import campaign
+from report.test_page import HOSTILE
 
 from nemo_edge.bundle.manifest import GateResult
 from nemo_edge.recipe.authorship import ReportSettings
@@ -23,9 +26,6 @@ from nemo_edge.recipe.settings import GateSettings
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.folder import write_report
 from nemo_edge.report.thumbnails import store_pictures
-from report.test_evidence import evidence, latency, near, policies, recipe, save_pictures
-from report.test_levels import campaign
-from report.test_page import HOSTILE
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MOST_PAGES = 14
@@ -41,7 +41,7 @@ CUT = """[...document.querySelectorAll('table, svg, img, code, p, li, figure, dl
 def gates() -> tuple[GateResult, ...]:
     """Two variants of every gate, as a bundle of both has them, with the longest of what they say."""
     names = [f"{name}.{variant}" for variant in ("baked", "masked") for name in GateSettings.model_fields][:18]
-    detail = "of 16 prompts, 10 pictures each: 0 of 10 means at most 26 % of a prompt's pictures"
+    detail = "of 16 examined prompts, 10 pictures each: 0 of 10 means at most 26 % of a prompt's pictures"
     return tuple(GateResult(name=name, limit=0.7038, value=0.152, passed=True, detail=detail) for name in names)
 
 

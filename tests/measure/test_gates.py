@@ -224,7 +224,7 @@ BOUND = "0 of 4 means at most 53 % of a prompt's pictures"
 def test_one_prompt_of_fifteen_with_a_copy_fails(row: PromptMitigation, named: str) -> None:
     gate = replication(*QUIET, row)
     assert (gate.value, gate.passed) == (1 / 15, False)
-    assert gate.detail.startswith(f"of 15 prompts, 4 pictures each: {named}; {BOUND}")
+    assert gate.detail.startswith(f"of 15 examined prompts, 4 pictures each: {named}; {BOUND}")
     assert not replication(row, *QUIET).passed
     assert replication(*QUIET, row, replication=0.1).passed  # in the open
 
@@ -247,7 +247,7 @@ def test_replication_tells_of_parts_and_does_not_count_them() -> None:
 def test_replication_says_how_much_its_pictures_can_show() -> None:
     gate = replication(*QUIET)
     assert (gate.value, gate.limit, gate.passed, gate.gap) == (0, 0, True, "")
-    assert gate.detail == f"of 14 prompts, 4 pictures each: {BOUND}"
+    assert gate.detail == f"of 14 examined prompts, 4 pictures each: {BOUND}"
     assert "10 pictures each: 0 of 10 means at most 26 %" in replication(mitigation(seeds=10)).detail
 
 
@@ -256,7 +256,7 @@ def test_more_than_one_prompt_in_five_without_its_picture_leaves_a_gap(unknown: 
     gate = replication(*QUIET, *(mitigation(f"u{i}", before=None) for i in range(unknown)))
     assert (gate.value, gate.passed, gate.gap) == (0, True, gap)
     said = f"{unknown} of {14 + unknown} examined prompts have no known training picture"
-    assert gate.detail == f"of {14 + unknown} prompts, 4 pictures each: {BOUND}; {said}"
+    assert gate.detail == f"of {14 + unknown} examined prompts, 4 pictures each: {BOUND}; {said}"
     five = [mitigation(f"q{i}") for i in range(4)]
     assert replication(*five, mitigation("u", before=None)).gap == ""  # one in five is not more
     assert "1 of 5 examined prompts has no known" in replication(*five, mitigation("u", before=None)).detail
