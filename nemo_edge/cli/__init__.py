@@ -1,7 +1,7 @@
 """The command line: options in, one library call, one result printed.
 
 `main` the commands that make something of a checkpoint · `bundle`, `serving` those that take a bundle · `attacks` the one that brings
-memories back · `options` what they share · `console`, `datasheet`, `findings` how results look
+memories back · `audits` the one that asks a server · `options` what they share · `console`, `datasheet`, `findings` how results look
 """
 
 from __future__ import annotations

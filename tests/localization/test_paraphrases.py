@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from nemo_edge.localization.paraphrases import paraphrases
+from nemo_edge.localization.paraphrases import listed_words, paraphrases
 
 PROMPT = "Mothers influence on her young Hippo, a photo"
 
@@ -47,3 +47,9 @@ def test_the_same_prompt_and_seed_give_the_same() -> None:
 @pytest.mark.parametrize(("prompt", "texts"), [("", []), ("zyx", ["ZYX", "Zyx"]), ("a  b", ["A B", "a", "b", "b a"])])
 def test_a_short_prompt_has_few(prompt: str, texts: list[str]) -> None:
     assert sorted(made.text for made in paraphrases(prompt, 50)) == texts
+
+
+def test_the_words_of_our_list_are_each_there_once() -> None:
+    words = listed_words()
+    assert len(words) == len({*words}) > 300
+    assert {"picture", "photo", "big"} <= {*words}
