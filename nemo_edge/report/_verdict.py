@@ -133,7 +133,7 @@ def _judgement(evidence: Evidence) -> str:
         why = f"{count(failed, 'gate').capitalize()} failed: t" if failed else "T"
         return f"{why}his bundle must not be shipped"
     idle, gap = sum(gate.value is None for gate in evidence.gates), unjudged(evidence.gates)
-    passed = f"No gate failed, {idle} had nothing to judge" if idle else "Every gate passed"
+    passed = f"No gate failed, {idle} had nothing to judge" if idle else "No gate failed" if gap else "Every gate passed"
     return f"{gap}. {passed}" if gap else passed
 
 
