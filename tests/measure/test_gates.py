@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report.test_levels import campaign
 
-from measure.attacks.test_base import level_of
 from nemo_edge.bundle.manifest import GateResult
 from nemo_edge.localization.groups import Group, Variant
 from nemo_edge.localization.localizer import Localization
@@ -388,23 +386,3 @@ def test_every_case_is_judged() -> None:
 def test_a_memorized_prompt_without_neurons_is_judged() -> None:
     """The search may end at its floor with no neuron found; the memory is there all the same."""
     assert failed(measurement(neurons=0, score_after=0.9, score_after_eager=0.9)) == ["memorization_score.baked"]
-
-
-@pytest.mark.parametrize(
-    ("control", "back", "value", "passed"),
-    [(20, 0, 0.0, True), (20, 1, 0.05, False), (10, 0, None, True), (10, 1, 0.05, False)],
-)
-def test_text_may_bring_no_memory_back_and_an_attack_that_is_too_weak_decides_nothing(
-    control: int, back: int, value: float | None, passed: bool
-) -> None:
-    """One that is weak and succeeds all the same fails."""
-    attack = campaign(level_of(control, back, attack="text"), level_of(20, 20))
-    gates = {gate.name: gate for gate in judge(measurement(), [localization()], recipe(), attack=attack)}
-    found = gates["attack_text"]
-    assert (found.value, found.passed) == (value, passed)
-    assert ("too weak to tell" in found.gap) is (value is None)
-    assert "attack_embedding" not in gates, "off by default"
-    asked = recipe(GateSettings(attack_embedding=0.5, attack_text=False))
-    gates = {gate.name: gate for gate in judge(measurement(), [localization()], asked, attack=attack)}
-    assert (gates["attack_embedding"].value, gates["attack_embedding"].passed) == (1.0, False)
-    assert "attack_text" not in gates
