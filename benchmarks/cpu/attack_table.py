@@ -57,7 +57,8 @@ def _curves(found: Result) -> list[str]:
         "|---|" + "---|" * len(steps),
         *(f"| {words} | {' | '.join(cells[group, mark] for mark in steps)} |" for group, words in GROUPS.items()),
         "",
-        f"An embedding optimised from an unrelated prompt; a copy is at most {found['copy_threshold']:.2f} away.",
+        f"An embedding optimised from an unrelated prompt, drawn from {found['settings']['seeds']} seeds by the engine; a copy is at most "
+        f"{found['copy_threshold']:.2f} away. {_where(found)} (`benchmarks/results/attack.json`).",
         "",
     ]
 
@@ -81,9 +82,8 @@ def _ways(found: Result, head: str) -> list[str]:
 
 def _size(found: Result) -> list[str]:
     cost = f"a step of an embedding takes {found['step_s']:.0f} s and a batch of a search for text {found['batch_s']:.0f} s"
-    where = f"{found['machine']['cores']} cores of {found['machine']['cpu']}"
-    size = f"At the size of Stable Diffusion 1.5, {found['pixels']} × {found['pixels']} pixels, fp32 on {where},"
-    return [f"{size} {cost}, in {found['peak_mb'] / 1e3:.1f} GB (`benchmarks/results/attack.json`)."]
+    size = f"At the size of Stable Diffusion 1.5, {found['pixels']} × {found['pixels']} pixels in fp32,"
+    return [f"{size} {cost}, in {found['peak_mb'] / 1e3:.1f} GB. {_where(found)}."]
 
 
 def draw_attack(found: Result) -> Any:
@@ -111,3 +111,10 @@ def draw_attack(found: Result) -> Any:
 
 def _of(count: Result) -> str:
     return f"{count['returned']} of {count['of']}"
+
+
+def _where(found: Result) -> str:
+    took = f"{found['wall_s'] / 60:.0f} minutes" if "wall_s" in found else "Measured"
+    with_threads = f" with {found['threads']} thread" + ("s" if found["threads"] > 1 else "") if found.get("threads") else ""
+    versions = found["machine"]["versions"]
+    return f"{took} on {found['machine']['cores']} cores of {found['machine']['cpu']}{with_threads}, PyTorch {versions['torch']}"
