@@ -113,4 +113,4 @@ def test_an_attack_is_shown_by_group_start_and_steps(capsys: pytest.CaptureFixtu
     assert rows[4][:2] == ["never", "seen"]
     assert "the policy [off] brings every memory back: whoever may send" in " ".join(out.split())
     assert "512 unrelated pairs" in out
-    assert "brings back 100 of 100 memories" in " ".join(out.split())
+    assert "brings back 100 of 100 attacked memories" in " ".join(out.split())

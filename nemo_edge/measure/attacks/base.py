@@ -184,7 +184,8 @@ class Level(_Result):
             return f"{WORDS[self.attack]}: {self._weakness}; nothing is claimed"
         painted = f", and {self.never_seen.returned} of {self.never_seen.of} pictures that the model never saw" if self.never_seen else ""
         found = self.memories
-        return f"{WORDS[self.attack]} brings back {found.returned} of {found.of} memories ({found.bound}, 95 % confidence){painted}"
+        share = f"{found.returned} of {found.of} attacked memories ({found.bound}, 95 % confidence)"
+        return f"{WORDS[self.attack]} brings back {share}{painted}"
 
     @property
     def _weakness(self) -> str:

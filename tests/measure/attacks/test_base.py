@@ -100,9 +100,9 @@ def test_without_a_positive_control_an_attack_is_not_strong() -> None:
 @pytest.mark.parametrize(
     ("control", "memories", "expected"),
     [
-        (2, 2, "brings back 2 of 2 memories (at least 22 %, 95 % confidence), and 0 of 1 pictures"),
-        (2, 0, "brings back 0 of 2 memories (at most 78 %, 95 % confidence), and 0 of 1 pictures"),
-        (1, 1, "brings back 1 of 2 memories (at least 2 %, 95 % confidence), and 0 of 1 pictures"),
+        (2, 2, "brings back 2 of 2 attacked memories (at least 22 %, 95 % confidence), and 0 of 1 pictures"),
+        (2, 0, "brings back 0 of 2 attacked memories (at most 78 %, 95 % confidence), and 0 of 1 pictures"),
+        (1, 1, "brings back 1 of 2 attacked memories (at least 2 %, 95 % confidence), and 0 of 1 pictures"),
         (1, 0, "attack too weak, since on the model with nothing silenced it brings back 1 of 2 memories"),
     ],
 )
