@@ -29,11 +29,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nemo_edge.backends.feeds import check_feed, in_batches
 from nemo_edge.graph.onnxfile import open_graph
-from nemo_edge.system.errors import InputError, MissingDependency, first_line
+from nemo_edge.system.errors import BundleError, InputError, MissingDependency, first_line
 from nemo_edge.system.files import write_atomically
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
@@ -150,7 +150,10 @@ def open_engine(
     path = bundle / "engines" / f"{component}.onnxruntime.{provider}.json"
     if not path.is_file():
         raise InputError(f"the bundle {bundle} has no {provider} engine of {component}: build it with engine.provider = {provider!r}")
-    engine = EngineFile.model_validate_json(path.read_bytes())
+    try:
+        engine = EngineFile.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise BundleError(f"{path} does not describe an engine: build the bundle again") from error
     return OnnxRuntimeRunner(bundle / engine.model, engine.provider, threads or engine.threads, weights=weights)
 
 

@@ -37,6 +37,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nemo_edge.bundle._references import inside, strays
 from nemo_edge.system.environment import Machine
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import check_folder, explain, sha256_file, write_atomically
@@ -228,9 +229,13 @@ def open_bundle(folder: str | PathLike[str]) -> Manifest:
         state = "does not exist" if not folder.exists() else "has no manifest.json and is not a finished bundle"
         raise BundleError(f"{folder} {state}: make one with `nemo-edge build`")
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise BundleError(_unreadable(path)) from error
+    outside = next((name for name in manifest.files if not inside(name)), None)
+    if outside is not None:
+        raise BundleError(f"{path} names {outside!r}, which is no file below {folder}: build the bundle again")
+    return manifest
 
 
 def _unreadable(path: Path) -> str:
@@ -281,14 +286,19 @@ def amend(folder: Path, manifest: Manifest, write: Callable[[Path], Mapping[str,
     """Add files to a bundle or replace some, all at once: `write` gets a folder that holds the bundle's files.
 
     It must not change a file in place. What it leaves alone keeps the hash it has in `manifest`; of what it writes it may
-    return hashes that it knows. Raises `BundleError` when the bundle is no longer the one that the manifest is of.
+    return hashes that it knows. Raises `BundleError` when the bundle is no longer the one that the manifest is of, or holds other files.
     """
     if open_bundle(folder).files != manifest.files:
         raise BundleError(f"{folder} was built again meanwhile: run the same command once more")
+    names = {*_names(folder)} - {MANIFEST}
+    other = [*(f"{n} was added" for n in sorted(names - {*manifest.files})), *(f"{n} is missing" for n in {*manifest.files} - names)]
+    if other:
+        raise BundleError(f"{folder} was changed since it was built ({other[0]}): build it again; nothing was written")
     with staging(folder) as staged:
         copy_tree(folder, staged, leave=(MANIFEST,), link=True)
+        before = {name: _mark(staged / name) for name in manifest.files}
         known = write(staged) or {}
-        kept = {n: h for n, h in manifest.files.items() if (staged / n).is_file() and (staged / n).samefile(folder / n)}
+        kept = {n: h for n, h in manifest.files.items() if (staged / n).is_file() and _mark(staged / n) == before[n]}
         return publish(staged, folder, manifest, {**kept, **known})
 
 
@@ -318,6 +328,7 @@ def copy_tree(source: Path, target: Path, leave: Sequence[str] = (), *, link: bo
 def verify(folder: Path, names: Collection[str] | None = None) -> Verification:
     """Compare every file with its hash in the manifest; external data and files that were added included.
 
+    What an engine or a graph names has to be among the files, and none of them a link: a hash says nothing of what lies elsewhere.
     With `names`, only those files of the bundle are read.
     """
     manifest = open_bundle(folder)
@@ -327,7 +338,14 @@ def verify(folder: Path, names: Collection[str] | None = None) -> Verification:
     problems += [f"{name} was added" for name in present if name not in (*hashes, MANIFEST)]
     whole = [name for name in hashes if (folder / name).is_file()]
     problems += [f"{name} was changed" for name in whole if sha256_file(folder / name) != hashes[name]]
+    problems += strays(folder, whole, manifest.files)
     return Verification(bundle=str(folder), files=len(hashes), problems=tuple(problems), random_weights=manifest.random_weights)
+
+
+def _mark(path: Path) -> tuple[int, int, int]:
+    """What tells a file from one that was written in its place, without reading it: copies and links have the times of the original."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _names(folder: Path) -> list[str]:

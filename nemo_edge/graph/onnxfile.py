@@ -8,7 +8,7 @@ from __future__ import annotations
 __all__ = ["SCOPES", "Graph", "Place", "Port", "module_path", "open_graph"]
 
 import ast
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -141,6 +141,13 @@ class Graph:
                 found[path] = max(found.get(path, 0), int(where.get("offset", 0)) + int(where.get("length", 0)))
         return found
 
+    def locations(self) -> frozenset[str]:
+        """Return where external data lies, as the file says it: of weights, and of tensors in nodes, subgraphs and functions."""
+        nodes = (node for function in self.model.functions for node in function.node)
+        tensors = (*_tensors(self.model.graph), *(tensor for node in nodes for tensor in _tensors_of(node)))
+        entries = (entry for tensor in tensors if tensor.data_location == onnx.TensorProto.EXTERNAL for entry in tensor.external_data)
+        return frozenset(entry.value for entry in entries if entry.key == "location")
+
     def check_files(self) -> None:
         """Raise `InputError` unless the files that hold the weights are there and long enough."""
         for path, needed in self.external_files().items():
@@ -178,6 +185,19 @@ def module_path(scope: str) -> str:
     for names in _WRAPPERS:
         parts = parts[1:] if parts and parts[0] in names else parts
     return ".".join(parts)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    yield from (tensor for sparse in graph.sparse_initializer for tensor in (sparse.values, sparse.indices))
+    yield from (tensor for node in graph.node for tensor in _tensors_of(node))
+
+
+def _tensors_of(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
+    for attribute in node.attribute:
+        yield from (attribute.t, *attribute.tensors)
+        yield from (part for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors) for part in (sparse.values, sparse.indices))
+        yield from (tensor for graph in (attribute.g, *attribute.graphs) for tensor in _tensors(graph))
 
 
 def _port(value: onnx.ValueInfoProto) -> Port:
