@@ -6,6 +6,7 @@ __all__ = ["show_attack", "show_detection", "show_localizations", "show_smoke"]
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,7 +18,9 @@ from nemo_edge.localization.localizer import Localization
 from nemo_edge.localization.roc import Roc
 from nemo_edge.localization.stages import Detected
 from nemo_edge.measure.attacks.campaign import Campaign
-from nemo_edge.release.smoke import Smoke
+
+if TYPE_CHECKING:
+    from nemo_edge.release.smoke import Smoke
 
 _PROMPTS = 40
 """Prompts that a table has room for."""

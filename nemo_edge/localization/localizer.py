@@ -33,6 +33,7 @@ from nemo_edge.localization.multiscale import plain_ms_ssim
 from nemo_edge.localization.trials import Subject, Trial, Trials
 from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.compilation import check_compiler, compile_
+from nemo_edge.model.component import EXACT_TIMES
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import silenced
 from nemo_edge.recipe.settings import SCORE, LocalizationSettings, check_threshold
@@ -103,7 +104,10 @@ class Localizer:
         self.settings = settings
         tensors = {f"{kind}{i}": t for kind in ("mean", "std") for i, t in enumerate(getattr(statistics, kind))}
         measured = hashlib.sha256(save(tensors)).hexdigest()
-        self.inputs = sha256_json([SCORE, checkpoint.files, measured, threshold, settings.model_dump(exclude=_no_matter(checkpoint))])
+        times = [EXACT_TIMES] if settings.dtype == "bf16" else []
+        self.inputs = sha256_json(
+            [SCORE, *times, checkpoint.files, measured, threshold, settings.model_dump(exclude=_no_matter(checkpoint))]
+        )
         height, width = checkpoint.config.pixel_size
         self._memory = room_bytes(checkpoint.device)
         rows = settings.rows or rows_at_once(height * width, self._memory)

@@ -6,7 +6,7 @@ diffusers: `checkpoint` makes components.
 
 from __future__ import annotations
 
-__all__ = ["Component", "GUIDANCE", "Port", "SKIPPED", "VALUE_MASK"]
+__all__ = ["Component", "EXACT_TIMES", "GUIDANCE", "Port", "SKIPPED", "VALUE_MASK"]
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +24,9 @@ GUIDANCE = "timestep_cond"
 
 SKIPPED = "skipped_hidden_state"
 """Name of the output of a text encoder of Stable Diffusion 1.x or 2.x that is read without its last layers (`clip_skip`), [B, T, D]."""
+
+EXACT_TIMES = "time steps in float32"
+"""What results in bfloat16 hang on beside their settings: those from before are of other time steps."""
 
 
 @dataclass(frozen=True)

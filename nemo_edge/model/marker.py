@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 MARKER = "random_weights.json"
+"""Its name."""
 
 Dtype = Literal["fp32", "fp16"]
 

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from nemo_edge.measure.attacks.base import COUNTED
+from nemo_edge.model.component import EXACT_TIMES
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import SCORE
 from nemo_edge.recipe.targets import FLAVOUR_OF
@@ -37,12 +39,10 @@ _NO_MATTER = ("rows", "prompts")
 """Those of them that only the time hangs on."""
 _READ = "every vector of a textual inversion"
 """How prompts are read: what was found with a token's first vector alone is not taken for it."""
-_FORMAT = "ONNX files without the exporter's notes, time steps in float32"
+_FORMAT = f"ONNX files without the exporter's notes, {EXACT_TIMES}"
 """What exported files are like: those that were kept from before are not taken for them."""
 _COUNTED = "copies of every known training picture in all its readings, whole and in part, and the nearest of each picture"
 """What the measurement counts: one that counted less is not taken for it."""
-_ATTACKED = "copies nearer than their picture's mean colour"
-"""The same of an attack."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ def of_localize(given: Given) -> object:
     """Memorized prompts, and the settings of the search."""
     memorized = given.inputs.memorized
     search = {name: value for name, value in given.tables["localization"].items() if name not in _NO_MATTER}
-    return [given.keys["calibrate"], [p.text for p in memorized], [(p.url, p.cluster) for p in memorized], search]
+    times = [EXACT_TIMES] if search["dtype"] == "bf16" else []
+    return [given.keys["calibrate"], *times, [p.text for p in memorized], [(p.url, p.cluster) for p in memorized], search]
 
 
 def of_random_neurons(given: Given) -> object:
@@ -123,7 +124,7 @@ def of_measure(given: Given) -> object:
 def of_attack(given: Given) -> object:
     """The engines and what they were measured by, training pictures, controls, and the settings of the attack."""
     settings = {name: value for name, value in given.tables["attack"].items() if name != "controls"}
-    return [given.keys["export"], given.keys["measure"], given.inputs.prompts, given.inputs.controls, settings, _ATTACKED]
+    return [given.keys["export"], given.keys["measure"], given.inputs.prompts, given.inputs.controls, settings, COUNTED]
 
 
 def of_latency(given: Given) -> object:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 __all__ = ["SETTINGS", "Smoke", "smoke"]
 
-import resource
 import statistics
 import tempfile
 import time
@@ -88,12 +87,13 @@ def smoke(
     """
     progress = progress or Progress()
     check_file(output)
+    output.resolve().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.resolve().parent, prefix=f".{output.name}.") as name:
         folder = Path(name)
         weights = Path(source.path)
         if is_random(weights) is None:
             write_random(source.path, weights := folder / "weights", progress=progress)
-        known = settings.model_copy(update={"controls": folder / "controls", "limit": None})
+        known = settings.model_copy(update={"controls": folder / "controls"})
         prompts = _written(folder, sampling)
         place = Place(source.model_copy(update={"path": str(weights)}), _neurons(weights, folder), sampling)
         with open_subject(place, None) as subject:
@@ -146,6 +146,8 @@ def _neurons(weights: Path, folder: Path) -> Path:
 
 
 def _peak_gb(subject: Subject) -> float:
+    import resource  # not on Windows
+
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if subject.checkpoint.device.type == "cuda":
         import torch

@@ -23,8 +23,8 @@ from nemo_edge.report.thumbnails import Gallery, Views
 PROMPT_LENGTH = 300
 """Characters of a prompt that a card shows."""
 
-SAME = "the same pixels, shown once"
-"""What is said of sets of pictures that are equal."""
+SAME = "the same at this size, shown once"
+"""What is said of sets of pictures that are equal as the page shows them."""
 
 
 @dataclass(frozen=True)

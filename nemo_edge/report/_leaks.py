@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ["Leak", "leak_of", "worst_leak"]
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nemo_edge.measure.bounds import at_most, upper_bound
 from nemo_edge.measure.mitigation import Measurement, PromptMitigation, Shown
@@ -64,5 +64,8 @@ def leak_of(mitigations: Sequence[PromptMitigation], which: str) -> Leak:
 
 
 def worst_leak(measured: Measurement) -> Leak:
-    """Count the copies that are left, on the variant with most."""
-    return max((leak_of(v.mitigations, "after") for v in measured.variants), key=lambda each: each.copies)
+    """Count the copies that are left: each count is that of the variant where it is worst."""
+    leaks = [leak_of(v.mitigations, "after") for v in measured.variants]
+    densest = max(leaks, key=lambda each: upper_bound(each.most, each.seeds))
+    most = max(leaks, key=lambda each: each.copies)
+    return replace(most, leaking=max(each.leaking for each in leaks), most=densest.most, seeds=densest.seeds)

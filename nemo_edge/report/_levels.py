@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from nemo_edge.bundle.manifest import unjudged
 from nemo_edge.measure.attacks.base import Count, Level
 from nemo_edge.measure.bounds import CONFIDENCE
 from nemo_edge.recipe.settings import AttackKind
@@ -48,9 +49,10 @@ def _given(evidence: Evidence) -> LevelWords:
     if not leak.prompts:
         return LevelWords(*_WHO["given"], "open", "not measured", "no training picture is known")
     bound = f": {leak.bound} of a prompt's, with {share(CONFIDENCE)} confidence" if leak.bound else ""
-    state: State = "broken" if leak.leaking else "held"
-    figure = f"{leak.leaking} of {count(leak.prompts, 'examined prompt')} give a training picture back"
-    return LevelWords(*_WHO["given"], state, figure, f"{leak.copies} of {count(leak.pictures, 'picture')} are copies{bound}")
+    state: State = "broken" if leak.leaking else "open" if unjudged(evidence.gates) else "held"
+    figure = f"{leak.leaking} of {count(leak.prompts, 'examined prompt')} give a known training picture back"
+    lacking = f"; {leak.known} of them have a known one of their own" if leak.known < leak.prompts else ""
+    return LevelWords(*_WHO["given"], state, figure, f"{leak.copies} of {count(leak.pictures, 'picture')} are copies{bound}{lacking}")
 
 
 def _attacked(evidence: Evidence) -> Iterator[LevelWords]:

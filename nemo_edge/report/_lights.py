@@ -9,6 +9,7 @@ __all__ = ["ASKED", "MARKS", "Light", "lights_of", "time_light"]
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import inf, isnan
 from typing import Literal
 
 import numpy as np
@@ -67,9 +68,9 @@ def lights_of(evidence: Evidence) -> tuple[Light, Light, Light]:
     elif unjudged(evidence.gates):
         memories = "open"
     return (
-        _light("memories", memories, _memories(evidence), measured=worst_leak(evidence.measurement).prompts > 0),
-        _light("others", _state("others", evidence), _others(evidence)),
-        _light("engine", _state("engine", evidence), _engine(evidence)),
+        _light("memories", memories, _memories(evidence), _failed("memories", evidence), worst_leak(evidence.measurement).prompts > 0),
+        _light("others", _state("others", evidence), _others(evidence), _failed("others", evidence)),
+        _light("engine", _state("engine", evidence), _engine(evidence), _failed("engine", evidence)),
     )
 
 
@@ -81,7 +82,7 @@ def time_light(evidence: Evidence) -> Light:
             slowest = _slowest(evidence, target, reference)
             said += [] if slowest is None else [f"{number(slowest)}× {whose}"]
         if said:
-            return _light("time", _state("time", evidence), f"{words}: {joined(said)}")
+            return _light("time", _state("time", evidence), f"{words}: {joined(said)}", _failed("time", evidence))
     return _light("time", "open", "no times were taken: nemo-edge bench", measured=False)
 
 
@@ -89,19 +90,32 @@ def _slowest(evidence: Evidence, target: str, reference: str) -> float | None:
     """The ratio of the variant that takes longest."""
     latency, variants = evidence.latency, [v.variant for v in evidence.measurement.variants]
     found = [latency.ratio(target, variant, reference) for variant in variants] if latency else []
-    return max((ratio.value for ratio in found if ratio), default=None)
+    return max((ratio.value for ratio in found if ratio), key=_or_worst, default=None)
 
 
-def _light(topic: Topic, state: State, figure: str, measured: bool = True) -> Light:
+def _or_worst(value: float) -> float:
+    """What is no number is worse than any."""
+    return inf if isnan(value) else value
+
+
+def _light(topic: Topic, state: State, figure: str, failed: str = "", measured: bool = True) -> Light:
+    """A light whose gate failed says first what that gate measured: its figure may be another's."""
     name, good, bad = _WORDS[topic]
-    return Light(name, state, {"good": good, "bad": bad, "open": "not judged" if measured else "not measured"}[state], figure)
+    return Light(name, state, {"good": good, "bad": bad, "open": "not judged" if measured else "not measured"}[state], failed + figure)
 
 
 def _state(topic: Topic, evidence: Evidence) -> State:
     asked = list(_gates(topic, evidence))
     if any(not gate.passed for gate in asked):
         return "bad"
-    return "good" if any(not gate.unmeasured for gate in asked) else "open"
+    measured = [not gate.unmeasured for gate in asked]
+    decided = all(measured) if topic == "time" else any(measured)  # of noisy times one that is quiet says nothing of the others
+    return "good" if asked and decided else "open"
+
+
+def _failed(topic: Topic, evidence: Evidence) -> str:
+    """What the gates that failed have measured, and their limits."""
+    return "".join(f"{gate.name} {number(gate.value)}, limit {number(gate.limit)}; " for gate in _gates(topic, evidence) if not gate.passed)
 
 
 def _gates(topic: Topic, evidence: Evidence) -> Iterator[GateResult]:
@@ -121,7 +135,7 @@ def _memories(evidence: Evidence) -> str:
 
 
 def _others(evidence: Evidence) -> str:
-    drift = max((v.general for v in evidence.measurement.variants), key=lambda general: general.mean)
+    drift = max((v.general for v in evidence.measurement.variants), key=lambda general: _or_worst(general.mean))
     prompts = count(len(evidence.measurement.general_prompts), "general prompt")
     return f"{prompts} change by {number(drift.mean, 2)} on average (1 − SSIM){_limit('general_drift', evidence)}"
 

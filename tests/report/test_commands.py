@@ -33,6 +33,13 @@ def test_they_name_this_bundle_and_its_recipe_and_no_place() -> None:
     assert "--checkpoint" not in commands_of(evidence(recipe=placed("CompVis/sd")))[2].line
 
 
+def test_controls_that_nobody_named_are_said() -> None:
+    _, _, attack = commands_of(evidence())
+    assert "--controls FOLDER" in attack.line
+    assert "FOLDER holds pictures like the training pictures that the model never saw" in attack.does
+    assert "FOLDER" not in commands_of(evidence(recipe=placed()))[2].does
+
+
 def test_a_recipe_whose_file_is_not_known_is_said_to_be_assumed() -> None:
     _, build, _ = commands_of(evidence(facts={}))
     assert build.line == "nemo-edge build toy.toml"

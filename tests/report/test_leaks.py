@@ -40,6 +40,16 @@ def test_the_variant_with_most_copies_counts() -> None:
     assert worst_leak(measured.model_copy(update={"variants": (measured.variants[0], leaky)})).copies == 2
 
 
+def test_each_count_is_that_of_the_variant_where_it_is_worst() -> None:
+    """One has the most copies, the other the prompt with most."""
+    measured = measurement(prompts=("a", "b", "c"))
+    spread = tuple(mitigation(p, after=shown(2)) for p in "abc")
+    whole = (mitigation("a", after=shown(4)), mitigation("b"), mitigation("c"))
+    pairs = zip(measured.variants, (spread, whole), strict=True)
+    worst = worst_leak(measured.model_copy(update={"variants": tuple(v.model_copy(update={"mitigations": m}) for v, m in pairs)}))
+    assert (worst.leaking, worst.copies, worst.most, worst.bound) == (3, 6, 4, "")
+
+
 def partly_known() -> Evidence:
     """Four examined prompts of four pictures: three with a training picture of their own, of which one is given back, twice by another."""
     measured = measurement(prompts=("a", "b", "c", "d"))

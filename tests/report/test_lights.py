@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import nan
 
 import pytest
 from measure.attacks.test_base import level_of
@@ -69,6 +70,27 @@ def test_text_that_brings_a_memory_back_turns_it_and_an_embedding_is_named() -> 
     weights = lights_of(evidence(attack=campaign(level_of(20, 20)), gates=judged().gates))[0]
     assert weights.state == "good"
     assert weights.figure.endswith("an owner of the weights still gets 20 of 20 back")
+
+
+def test_a_failed_gate_is_named_with_its_value_beside_another_figure() -> None:
+    _, others, engine = lights_of(judged("engine_error.baked"))
+    assert engine.figure.startswith("engine_error.baked 1, limit 0.5; largest error")
+    assert others.figure.startswith("2 general prompts")
+
+
+def test_a_quiet_time_does_not_stand_for_a_noisy_one() -> None:
+    made = judged()
+    noisy = GateResult(name="slow_down.masked", limit=1.05, value=None, passed=True)
+    assert time_light(made).state == "good"
+    assert time_light(replace(made, gates=(*made.gates, noisy))).state == "open"
+
+
+def test_what_is_no_number_is_worst() -> None:
+    made = judged()
+    first, second = made.measurement.variants
+    broken = second.model_copy(update={"general": second.general.model_copy(update={"mean": nan})})
+    light = lights_of(replace(made, measurement=made.measurement.model_copy(update={"variants": (first, broken)})))[1]
+    assert "not a number" in light.figure
 
 
 def test_the_page_says_each_by_mark_and_word() -> None:

@@ -42,7 +42,7 @@ def test_tables_are_whole() -> None:
 
 
 def test_levels_and_lights_are_marked() -> None:
-    assert "| ✅ 0 of 3 examined prompts give a training picture back |" in levels_table(evidence())
+    assert "| ✅ 0 of 3 examined prompts give a known training picture back |" in levels_table(evidence())
     line = lights_line(evidence())
     assert line.startswith("✅ Memories: held back (0 of 12 pictures are copies, before 12) · ➖ Other pictures: not judged")
     assert "❌ Engine: computes something else" in lights_line(

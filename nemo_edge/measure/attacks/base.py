@@ -25,14 +25,16 @@ __all__ = [
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
 from nemo_edge.measure.bounds import at_least, at_most, upper_bound
 from nemo_edge.recipe.settings import AttackKind, Way
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Group = Literal["memories", "unmitigated", "never seen"]
 """What is attacked: the training pictures; they again on the model with nothing silenced, from nothing that is memorized, which says how
