@@ -43,3 +43,12 @@ def test_what_is_no_architecture_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="sd15"):
         smoke(CheckpointSettings(path=str(tmp_path / "none")), WHOLE, tmp_path / "smoke.json")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_its_folder_is_made_and_the_limit_holds(tmp_path: Path) -> None:
+    only = WHOLE.model_copy(update={"text": (), "limit": 1, "steps": 1})
+    output = tmp_path / "new" / "smoke.json"
+    found = smoke(CheckpointSettings(path=small(tmp_path / "own", "sd15")), only, output)
+    assert found.attacked == {"unmitigated": 1, "memories": 1, "never seen": 1}
+    assert found.step_s is None, "one step has no time between two"
+    assert output.is_file()
