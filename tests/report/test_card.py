@@ -26,10 +26,8 @@ def test_it_says_how_to_load_and_what_holds() -> None:
     assert "(0 of 4 a prompt: at most 53 % with 95 % confidence)" in text
     assert "no input of the graph gives them back" in text
     assert "what somebody who has the weights can do" in text
-    assert (
-        "nemo-edge verify toy\nnemo-edge build toy.toml\nnemo-edge attack toy --prompts m --checkpoint c --controls FOLDER -o attack.json\n```"
-        in text
-    )
+    attack = "nemo-edge attack toy --prompts m --checkpoint c --controls FOLDER -o attack.json"
+    assert f"nemo-edge verify toy\nnemo-edge build toy.toml\n{attack}\n```" in text
     xl = model_card(evidence(family="StableDiffusionXLPipeline", latency=None))
     assert "ORTStableDiffusionXLPipeline" in xl
     assert "## Times" not in xl
