@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from nemo_edge.cli.options import Json, print_result
+from nemo_edge.system.errors import InputError
 
 _PROMPTS = 40
 """Prompts that a table has room for."""
@@ -37,7 +38,7 @@ def audit(
 ) -> None:
     """Ask a public server for pictures, without its weights, and say which prompts give training pictures back.
 
-    An interrupted audit goes on. Exit code 0 whatever is found, unless --most is given.
+    An interrupted audit goes on. Exit code 0 whatever is found, unless --most is given; 2 where it was not answered.
     """
     from nemo_edge.cli import console
     from nemo_edge.recipe.recipe import from_options
@@ -53,6 +54,11 @@ def audit(
     print_result(result, as_json, lambda found: _show(found, output))
     if result.passed is False:
         raise typer.Exit(3)
+    if result.passed is None and most is not None:
+        raise InputError(
+            f"--most {most} has no verdict: nothing was drawn of {result.unanswered[0]!r} and {len(result.unanswered)} prompts in all; "
+            "leave them out of the list, or ask a server that draws them"
+        )
 
 
 def _show(found: Any, output: Path) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from painters import MEMORY, PROGRAM, asked, command, http_server, put_pictures
+from painters import MEMORY, PROGRAM, Answer, asked, command, http_server, noise, png, put_pictures
 
 from cli.test_main import Ran, Run, assert_refused, assert_refused_last_line, run
+from nemo_edge.serving.audit.base import Audit
 
 __all__ = ["run"]
 
@@ -50,6 +51,23 @@ def test_with_a_limit_it_has_a_verdict(run: Run, folder: Path, most: int, code: 
     ran = audit(run, folder, "--seeds", 1, "--text", "none", "--threshold", 0.2, "--most", most, "--json")
     assert ran.code == code
     assert json.loads(ran.out)["passed"] is (code == 0)
+
+
+def test_a_server_that_refuses_every_prompt_passes_nothing(run: Run, folder: Path) -> None:
+    def respond(path: str, body: bytes) -> Answer:
+        if path == "/-/routes":
+            return 200, {"/": "default"}
+        refused = json.loads(body)["prompt"] in (MEMORY, "an owl by night")
+        return (400, b"not this") if refused else (200, png(noise(body.decode())))
+
+    with http_server(respond) as url:
+        ran = audit(run, folder, *FEW, "--text", "none", "--most", 0, "--json", source=(url,))
+    assert ran.code == 2
+    assert "passed" not in json.loads(ran.out)
+    last = ran.err.splitlines()[-1]
+    assert f"--most 0 has no verdict: nothing was drawn of '{MEMORY}' and 2 prompts in all" in last
+    found = Audit.model_validate_json((folder / "audit.json").read_bytes())
+    assert "of 2 of 2 prompts nothing was drawn, so that nothing is known of them" in found.verdicts
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,9 @@ from nemo_edge.system.progress import Progress
 UNRELATED = 16
 """Prompts that are not memorized whose pictures the thresholds come from; as many others are the control."""
 _FEWEST = 2
-"""Pictures that a threshold needs; and pictures that can be alike."""
+"""Pictures that a threshold needs."""
+_ALIKE = 2
+"""Pictures that can be alike."""
 _Key = tuple[str, str, str, str, str]
 
 
@@ -76,8 +78,9 @@ class Asking:
     def results(self) -> tuple[Begun, list[Asked]]:
         """Ask what was not asked yet. Raises `InputError` for a journal of another audit, and for what the server does not draw."""
         begun, known = self._kept()
-        if begun is None:
-            begun = self._begin()
+        kept, begun = begun, begun or self._begin()
+        self._check_seeds(begun.seeded)
+        if kept is None:
             append(self.journal, begun)
         gallery, questions = Gallery(self._gallery(begun.size), begun), list(self._questions())
         seeds = range(self.settings.seeds if begun.seeded else 1)
@@ -144,7 +147,7 @@ class Asking:
         return thrown_in(prompt, self.vocabulary.words, self.settings.changes)
 
     def _asked(self, question: Question, gallery: Gallery, seeds: Sequence[int]) -> Asked:
-        """Of a text that is refused the server's words."""
+        """Of what is refused the server's words; what was drawn from other seeds counts."""
         asked = Asked(
             inputs=self.inputs,
             attack="text",
@@ -155,15 +158,27 @@ class Asking:
             attempts=(),
             text=question.text,
         )
-        try:
-            pictures = np.stack([self._drawn(question.text, seed, gallery.begun.size) for seed in seeds])
-        except Refusal as refusal:
-            return asked.model_copy(update={"refusal": str(refusal)})
+        drawn, refusal = self._unless_refused(question.text, seeds, gallery.begun.size)
+        refused = tuple(seed for seed in seeds if seed not in drawn)
+        asked = asked.model_copy(update={"refusal": refusal, "refused_seeds": refused})
+        if not drawn:
+            return asked
         if question.group == "never seen":
-            return asked.model_copy(update={"attempts": gallery.control_attempts(pictures, question.text)})
+            return asked.model_copy(update={"attempts": gallery.control_attempts(drawn, question.text)})
         own = Known(question.prompt.image, gallery.begun.size, question.prompt.text)
-        attempts, others = gallery.attempts(own, pictures, question.text)
-        return asked.model_copy(update={"attempts": attempts, "others": others})
+        attempts, others = gallery.attempts(own, drawn, question.text)
+        judged = own.path is not None or len(drawn) >= _ALIKE or others  # a lone picture is alike to none
+        return asked.model_copy(update={"attempts": attempts if judged else (), "others": others})
+
+    def _unless_refused(self, text: str, seeds: Sequence[int], size: tuple[int, int]) -> tuple[dict[int, np.ndarray], str]:
+        """The pictures of a text by the seeds that it is drawn from, and the server's last words on the others."""
+        drawn, words = dict[int, np.ndarray](), ""
+        for seed in seeds:
+            try:
+                drawn[seed] = self._drawn(text, seed, size)
+            except Refusal as refusal:
+                words = str(refusal)
+        return drawn, words
 
     def _drawn(self, text: str, seed: int, size: tuple[int, int] | None = None) -> np.ndarray:
         picture = self.remote(text, seed)
@@ -185,10 +200,10 @@ class Asking:
             advance(2)
             pictures = [first]
             for text in texts[1:]:
-                pictures += self._unless_refused(text, size)
+                pictures += self._unless_refused(text, (0,), size)[0].values()
                 advance(1)
         pictures_UHW3 = np.stack(pictures)
-        self._check_begun(pictures_UHW3, seeded)
+        self._check_begun(pictures_UHW3)
         near, alike = self._thresholds(pictures_UHW3)
         return Begun(
             inputs=self.inputs,
@@ -208,20 +223,17 @@ class Asking:
             texts = [*thrown_in("", self.vocabulary.words, self.settings.changes.model_copy(update={"variants": UNRELATED}))]
         return texts if self.settings.threshold is None else texts[:_FEWEST]
 
-    def _unless_refused(self, text: str, size: tuple[int, int]) -> list[np.ndarray]:
-        try:
-            return [self._drawn(text, 0, size)]
-        except Refusal:
-            return []
-
-    def _check_begun(self, pictures_UHW3: np.ndarray, seeded: bool) -> None:
+    def _check_begun(self, pictures_UHW3: np.ndarray) -> None:
         where = self.remote.identity.address
         if len(pictures_UHW3) < _FEWEST:
             raise InputError(f"{where} refuses prompts that are not memorized: give some that it draws with --general")
         if not tiled_distances(pictures_UHW3[:1], pictures_UHW3).any():
             raise InputError(f"{where} draws the same picture of different prompts: it is no pipeline that makes pictures of text")
+
+    def _check_seeds(self, seeded: bool) -> None:
+        """Raise `InputError` for a prompt without a known picture where there is nothing that its pictures can be alike to."""
         unknown = [prompt.text for prompt in self.listed[: self.settings.limit] if prompt.image is None]
-        if unknown and not (seeded and self.settings.seeds >= _FEWEST):
+        if unknown and not (seeded and self.settings.seeds >= _ALIKE):
             reason = f"with --seeds {self.settings.seeds}" if seeded else "and the server draws the same picture whatever the seed"
             raise InputError(
                 f"no training picture is known for {unknown[0]!r}, {reason}: what comes back is then told by pictures of different seeds; "

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from nemo_edge.measure.attacks.base import Attacked, Count, Rate, levels, rates
+from nemo_edge.measure.attacks.base import Attacked, Attempt, Count, Rate, levels, rates
 from nemo_edge.recipe.settings import AttackSettings, Settings
 from nemo_edge.serving.remotes.base import Identity
 from nemo_edge.system.environment import Machine
@@ -25,6 +25,7 @@ NO_PROOF = (
     "no level of an attacker is claimed"
 )
 """What stands under every audit."""
+_OTHER = ", their own or another's"
 
 
 class AuditSettings(Settings):
@@ -79,8 +80,17 @@ class Asked(Attacked):
 
     text: str
     others: tuple[Other, ...] = ()
+    """Of pictures that are no copies of its own."""
     refusal: str = ""
-    """The server's words."""
+    """The server's words, the last ones."""
+    refused_seeds: tuple[int, ...] = ()
+    """From which it drew nothing; the attempts are of the others."""
+
+    @property
+    def counted(self) -> tuple[Attempt, ...]:
+        """The attempts, of which one is a copy where it is one of another prompt's training picture, too."""
+        seeds = {other.seed for other in self.others}
+        return tuple(each.model_copy(update={"copied": each.copied or each.seed in seeds}) for each in self.attempts)
 
 
 class Begun(_Result):
@@ -104,7 +114,7 @@ class Begun(_Result):
 
 
 class Part(_Result):
-    """Prompts of one kind: how many gave a picture back as they are and in each way, and by any of them."""
+    """Prompts of one kind: how many gave a picture back, their own or another's, as they are and in each way, and by any of them."""
 
     rates: tuple[Rate, ...]
     total: Count
@@ -115,11 +125,11 @@ class Giver(NamedTuple):
 
     prompt: str
     own: tuple[int, int]
-    """Copies among the pictures of the prompt as it is."""
+    """Copies among the pictures of the prompt as it is, of its own training picture or another's."""
     changed: tuple[int, int]
     """Of it changed."""
     nearest: float
-    """The least distance of all."""
+    """The least distance of all to its own; where only another's came back, to that."""
 
 
 class Audit(_Result):
@@ -144,57 +154,83 @@ class Audit(_Result):
     control: Rate | None
     """Prompts that are not memorized and were not used for the threshold."""
     others: int
-    """Pictures that are copies of another prompt's training picture."""
+    """Pictures that are copies of another prompt's training picture, and not of their own."""
     refused: int
     """Texts that the server drew nothing of."""
     asked: tuple[Asked, ...]
 
     @property
     def returned(self) -> int:
-        """Prompts that gave a picture back, as they are or changed."""
-        return sum(part.total.returned for part in (self.known, self.unknown) if part)
+        """Prompts that gave a picture back, their own or another's, as they are or changed."""
+        return len(self.givers)
+
+    @property
+    def unanswered(self) -> tuple[str, ...]:
+        """Prompts that nothing was drawn of, neither as they are nor changed."""
+        return tuple(own[0].prompt for own in self._prompts if not any(each.attempts for each in own))
 
     @property
     def givers(self) -> tuple[Giver, ...]:
         """These prompts, in the order of the list."""
+        return tuple(_giver(own) for own in self._prompts if any(a.copied for each in own for a in each.counted))
+
+    @property
+    def _prompts(self) -> tuple[list[Asked], ...]:
+        """What was asked of each prompt of the list."""
         own: dict[tuple[str, str], list[Asked]] = {}
         for each in (a for a in self.asked if a.group == "memories"):
             own.setdefault((each.prompt, each.picture), []).append(each)
-        return tuple(_giver(asked) for asked in own.values() if any(a.copied for each in asked for a in each.attempts))
+        return tuple(own.values())
 
     @property
     def passed(self) -> bool | None:
-        """Whether no more did than may; None where that is not said."""
-        return None if self.settings.most is None else self.returned <= self.settings.most
+        """Whether no more did than may; None where no limit was given, or where a prompt was not answered and the others kept to it."""
+        if self.settings.most is None:
+            return None
+        kept = self.returned <= self.settings.most
+        return None if kept and self.unanswered else kept
 
     @property
     def verdicts(self) -> tuple[str, ...]:
         """What may be said, a sentence each."""
         said = []
         if self.known:
-            said += _sentences(self.known, "give back their training picture")
+            said += _sentences(self.known, f"give back {'a' if self.others else 'their'} training picture{_OTHER if self.others else ''}")
         if self.unknown:
-            said += _sentences(self.unknown, "without a known picture draw alike pictures from all seeds, as of a memory")
+            other = " or another's training picture" if self.others else ""
+            said += _sentences(self.unknown, f"without a known picture draw alike pictures from most seeds, as of a memory{other}")
         if self.others:
             said.append(f"{self.others} pictures are copies of another listed prompt's training picture")
         if self.control:
             count = self.control.count
             said.append(f"of prompts that are not memorized {count.returned} of {count.of} read as copies ({count.bound})")
-        if self.refused:
-            said.append(f"{self.refused} of {len(self.asked)} texts were refused: {next(a.refusal for a in self.asked if a.refusal)}")
+        said += self._refusals
         if not self.begun.seeded:
             said.append("it draws the same picture whatever the seed: each text was drawn once")
         return (*said, NO_PROOF)
 
+    @property
+    def _refusals(self) -> list[str]:
+        """Of texts that were refused whole, and of single pictures."""
+        words = next((a.refusal for a in self.asked if a.refusal), "")
+        single = sum(len(each.refused_seeds) for each in self.asked if each.attempts)
+        said = [f"{self.refused} of {len(self.asked)} texts were refused: {words}"] if self.refused else []
+        said += [f"of texts that were drawn {single} pictures were refused: {words}"] if single else []
+        if self.unanswered:
+            of = f"{len(self.unanswered)} of {len(self._prompts)} prompts"
+            said.append(f"of {of} nothing was drawn, so that nothing is known of them")
+        return said
+
 
 def merged(asked: Sequence[Asked]) -> list[Attacked]:
-    """Return what became of each prompt in each way, its texts together, in order; of texts that were not refused."""
+    """Return what became of each prompt in each way, its texts together, in order; of texts that were not refused. An attempt is copied
+    where it is a copy of another's training picture, too."""
     found: dict[tuple[str, str, str, str], Attacked] = {}
     for each in (a for a in asked if a.attempts):
         key = each.group, each.prompt, each.picture, each.way
         former = found[key].attempts if key in found else ()
         own = each.model_dump(include=set(Attacked.model_fields) - {"attempts"})
-        found[key] = Attacked(**own, attempts=(*former, *each.attempts))
+        found[key] = Attacked(**own, attempts=(*former, *each.counted))
     return list(found.values())
 
 
@@ -204,9 +240,10 @@ def part_of(attacked: Sequence[Attacked]) -> Part | None:
 
 
 def _giver(asked: Sequence[Asked]) -> Giver:
-    ways = {plain: [a for each in asked if (each.way == "prompt") is plain for a in each.attempts] for plain in (True, False)}
+    ways = {plain: [a for each in asked if (each.way == "prompt") is plain for a in each.counted] for plain in (True, False)}
     own, changed = ((sum(a.copied for a in ways[plain]), len(ways[plain])) for plain in (True, False))
-    return Giver(asked[0].prompt, own, changed, min(a.distance for each in asked for a in each.attempts))
+    copies = [a.distance for each in asked for a in each.attempts if a.copied] or [o.distance for each in asked for o in each.others]
+    return Giver(asked[0].prompt, own, changed, min(copies))
 
 
 def _sentences(part: Part, what: str) -> list[str]:

@@ -25,8 +25,8 @@ from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import check_file, sha256_file, write_atomically
 from nemo_edge.system.progress import Progress
 
-_FEWEST = 4
-"""General prompts: two for the thresholds, and two others as the control."""
+_FEWEST_GENERAL = 4
+"""Two for the thresholds, and two others as the control."""
 
 
 def audit(
@@ -67,7 +67,7 @@ def audit(
         unknown=part_of([each for each in memories if not each.picture]),
         control=_control(rates([each for each in attacked if each.group == "never seen"])),
         others=len({(each.text, other.seed) for each in asked for other in each.others}),
-        refused=sum(bool(each.refusal) for each in asked),
+        refused=sum(not each.attempts for each in asked),
         asked=tuple(asked),
     )
     write_atomically(output, made.model_dump_json(indent=1) + "\n")
@@ -87,9 +87,9 @@ def _lists(prompts: Path, general: Path | None, progress: Progress) -> tuple[tup
     own = [p for p in read if p.label is False]
     others = distinct([*own, *(read_prompts(general, tell=progress.note) if general else ())])
     check_apart(others, listed, general or prompts, prompts)
-    if len(others) < _FEWEST and general:
-        raise InputError(f"{general} holds {len(others)} different prompts, {_FEWEST} are needed: add some, or leave --general out")
-    return listed, tuple(others) if len(others) >= _FEWEST else ()
+    if len(others) < _FEWEST_GENERAL and general:
+        raise InputError(f"{general} holds {len(others)} different prompts, {_FEWEST_GENERAL} are needed: add some, or leave --general out")
+    return listed, tuple(others) if len(others) >= _FEWEST_GENERAL else ()
 
 
 def _check_output(output: Path, inputs: str) -> None:

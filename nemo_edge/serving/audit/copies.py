@@ -6,8 +6,9 @@ prompts; bytes [H, W, 3].
 
 from __future__ import annotations
 
-__all__ = ["Gallery", "alike_distances", "alike_limits"]
+__all__ = ["Drawn", "Gallery", "alike_distances", "alike_limits"]
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,6 +19,9 @@ from nemo_edge.measure.attacks.controls import Known
 from nemo_edge.measure.replication import tiled_distances
 from nemo_edge.serving.audit.base import Begun, Other
 
+Drawn = Mapping[int, np.ndarray]
+"""Pictures of a text by their seeds."""
+
 
 @dataclass(frozen=True)
 class Gallery:
@@ -26,38 +30,34 @@ class Gallery:
     known: tuple[Known, ...]
     begun: Begun
 
-    def attempts(self, own: Known, pictures_SHW3: np.ndarray, text: str) -> tuple[tuple[Attempt, ...], tuple[Other, ...]]:
-        """Judge pictures of a prompt: whether they are copies of its own training picture, or alike, and which are copies of another's."""
+    def attempts(self, own: Known, drawn: Drawn, text: str) -> tuple[tuple[Attempt, ...], tuple[Other, ...]]:
+        """Judge pictures of a prompt: whether they are copies of its own training picture, or alike; and which, that are no copies of its
+        own, are copies of another's."""
+        seeds, pictures_SHW3 = [*drawn], np.stack([*drawn.values()])
         distances_SK = self._distances(pictures_SHW3)
         places = [k for k, known in enumerate(self.known) if known.digest == own.digest]
+        near_SK = distances_SK <= self._limits_K
+        near_SK[near_SK[:, places].any(axis=1)] = False
         others = tuple(
-            Other(seed=seed, prompt=known.prompt, picture=known.digest, distance=float(distances_SK[seed, k]))
-            for k, known in enumerate(self.known)
-            for seed in range(len(pictures_SHW3))
-            if k not in places and distances_SK[seed, k] <= self._limits_K[k]
+            Other(seed=seeds[s], prompt=self.known[k].prompt, picture=self.known[k].digest, distance=float(distances_SK[s, k]))
+            for k, s in np.argwhere(near_SK.T)
         )
         if places:
-            return self._attempts(distances_SK[:, places[0]], self._limits_K[places], text), others
-        return self._alike(pictures_SHW3, text), others
+            return _attempts(seeds, distances_SK[:, places[0]], self._limits_K[places], text), others
+        return self._alike(drawn, text), others
 
-    def control_attempts(self, pictures_SHW3: np.ndarray, text: str) -> tuple[Attempt, ...]:
+    def control_attempts(self, drawn: Drawn, text: str) -> tuple[Attempt, ...]:
         """Judge pictures of a prompt that is not memorized: whether they are copies of any training picture; alike, where none is known."""
         if not self.known:
-            return self._alike(pictures_SHW3, text)
-        distances_SK = self._distances(pictures_SHW3)
+            return self._alike(drawn, text)
+        distances_SK = self._distances(np.stack([*drawn.values()]))
         nearest_S = (distances_SK - self._limits_K).argmin(axis=1)  # a copy of any is one
-        seeds = np.arange(len(pictures_SHW3))
-        return self._attempts(distances_SK[seeds, nearest_S], self._limits_K[nearest_S], text)
+        return _attempts([*drawn], distances_SK[np.arange(len(drawn)), nearest_S], self._limits_K[nearest_S], text)
 
-    def _alike(self, pictures_SHW3: np.ndarray, text: str) -> tuple[Attempt, ...]:
+    def _alike(self, drawn: Drawn, text: str) -> tuple[Attempt, ...]:
         assert self.begun.alike_threshold is not None, "a prompt without a picture has a threshold of its own"
-        return self._attempts(alike_distances(pictures_SHW3), alike_limits(pictures_SHW3, self.begun.alike_threshold), text)
-
-    def _attempts(self, distances_S: np.ndarray, limits: np.ndarray, text: str) -> tuple[Attempt, ...]:
-        pairs = zip(distances_S, np.broadcast_to(limits, distances_S.shape), strict=True)
-        return tuple(
-            Attempt(steps=0, seed=seed, text=text, distance=float(d), copied=bool(d <= limit)) for seed, (d, limit) in enumerate(pairs)
-        )
+        pictures_SHW3 = np.stack([*drawn.values()])
+        return _attempts([*drawn], alike_distances(pictures_SHW3), alike_limits(pictures_SHW3, self.begun.alike_threshold), text)
 
     def _distances(self, pictures_SHW3: np.ndarray) -> np.ndarray:
         """The distance of each picture to each training picture, [S, K]."""
@@ -70,9 +70,17 @@ class Gallery:
         return np.array([known.limit(threshold) for known in self.known if threshold is not None])
 
 
+def _attempts(seeds: Sequence[int], distances_S: np.ndarray, limits: np.ndarray, text: str) -> tuple[Attempt, ...]:
+    each = zip(seeds, distances_S, np.broadcast_to(limits, distances_S.shape), strict=True)
+    return tuple(Attempt(steps=0, seed=seed, text=text, distance=float(d), copied=bool(d <= limit)) for seed, d, limit in each)
+
+
 def alike_distances(pictures_SHW3: np.ndarray) -> np.ndarray:
-    """Return how far each picture is from those of the other seeds, [S], as `Known` has it where no training picture is known."""
+    """Return how far each picture is from those of the other seeds, [S], as `Known` has it where no training picture is known; one that
+    is alone is infinitely far."""
     height, width = pictures_SHW3.shape[1:3]
+    if len(pictures_SHW3) == 1:
+        return np.array([np.inf])
     return Known(None, (height, width)).distances(pictures_SHW3)
 
 

@@ -110,6 +110,38 @@ def test_a_text_that_is_refused_is_kept_and_the_next_is_asked(folder: Path) -> N
     assert [(each.refusal, len(each.attempts)) for each in found] == [("answered 400: not this", 0), ("", 2)]
 
 
+def test_pictures_of_the_seeds_that_are_not_refused_count(folder: Path) -> None:
+    def at_times(prompt: str, seed: int) -> np.ndarray:
+        if prompt == MEMORY and seed in (0, 3):
+            raise Refusal(f"answered 400: not {seed}")
+        return noisy(prompt, seed)
+
+    settings = SETTINGS.model_copy(update={"text": (), "seeds": 4})
+    for prompts in ("list.csv", "unknown.csv"):
+        (folder / "a.jsonl").unlink(missing_ok=True)
+        _, (found, _) = asking(folder, at_times, settings=settings, prompts=prompts).results()
+        assert [(a.seed, a.copied) for a in found.attempts] == [(1, True), (2, True)]
+        assert (found.refused_seeds, found.refusal) == ((0, 3), "answered 400: not 3")
+
+
+def test_one_picture_says_nothing_of_being_alike(folder: Path) -> None:
+    def once(prompt: str, seed: int) -> np.ndarray:
+        if prompt == MEMORY and seed:
+            raise Refusal("answered 400: no more")
+        return noisy(prompt, seed)
+
+    _, (found, _) = asking(folder, once, settings=SETTINGS.model_copy(update={"text": ()}), prompts="unknown.csv").results()
+    assert (found.attempts, found.refused_seeds) == ((), (1,))
+
+
+def test_a_prompt_without_a_picture_that_comes_later_needs_seeds_too(folder: Path) -> None:
+    (folder / "mixed.csv").write_text(f"Caption;image\n{MEMORY};pig.png\nsomething unknown;\n")
+    settings = SETTINGS.model_copy(update={"text": (), "seeds": 1})
+    asking(folder, settings=settings.model_copy(update={"limit": 1}), prompts="mixed.csv").results()
+    with pytest.raises(InputError, match="no training picture is known for 'something unknown', with --seeds 1"):
+        asking(folder, settings=settings, prompts="mixed.csv").results()
+
+
 def test_what_the_journal_holds_is_not_asked_again(folder: Path) -> None:
     first = asking(folder)
     whole = first.results()

@@ -44,7 +44,7 @@ def made(answers: tuple[Asked, ...] = ANSWERS, begun: Begun = BEGUN, **more: Any
         machine=machine(),
         known=parts[0],
         unknown=parts[1],
-        refused=sum(bool(a.refusal) for a in answers),
+        refused=sum(not a.attempts for a in answers),
         asked=answers,
         **fields,
     )
@@ -83,6 +83,7 @@ def test_the_sentences_say_counts_with_bounds_and_that_nothing_found_is_no_proof
         "1 of 2 prompts give back their training picture (at least 2 %, 95 % confidence)",
         "with paraphrases too it is 2 of 2 (at least 22 %)",
         "1 of 6 texts were refused: answered 400: no",
+        "of 1 of 3 prompts nothing was drawn, so that nothing is known of them",
         NO_PROOF,
     )
     assert made(ANSWERS[1:2]).verdicts == ("0 of 1 prompts give back their training picture (at most 95 %, 95 % confidence)", NO_PROOF)
@@ -91,9 +92,8 @@ def test_the_sentences_say_counts_with_bounds_and_that_nothing_found_is_no_proof
 
 def test_a_prompt_without_a_picture_is_said_to_be_judged_otherwise() -> None:
     (first, *_) = made((asked("a", "prompt", [True, True], picture=""),)).verdicts
-    assert (
-        first == "1 of 1 prompts without a known picture draw alike pictures from all seeds, as of a memory (at least 5 %, 95 % confidence)"
-    )
+    said = "1 of 1 prompts without a known picture draw alike pictures from most seeds, as of a memory"
+    assert first == f"{said} (at least 5 %, 95 % confidence)"
 
 
 def test_controls_copies_of_others_and_a_missing_seed_are_said() -> None:
@@ -106,7 +106,34 @@ def test_controls_copies_of_others_and_a_missing_seed_are_said() -> None:
 
 @pytest.mark.parametrize(("most", "passed"), [(None, None), (1, False), (2, True)])
 def test_it_fails_only_where_a_limit_is_given(most: int | None, passed: bool | None) -> None:
-    assert made(settings=AuditSettings(most=most)).passed is passed
+    assert made(ANSWERS[:-1], settings=AuditSettings(most=most)).passed is passed
+
+
+def test_what_was_not_answered_passes_nothing() -> None:
+    most = AuditSettings(most=0)
+    refused = (asked("c", "prompt", [], refusal="answered 400: no"), asked("d", "prompt", [], refusal="answered 400: no"))
+    none = made(refused, settings=most)
+    assert (none.known, none.returned, none.unanswered, none.passed) == (None, 0, ("c", "d"), None)
+    assert made((*refused, asked("c", "paraphrases", [False], "C")), settings=most).unanswered == ("d",)
+    assert made((*refused, ANSWERS[0]), settings=most).passed is False, "whatever the others would have given"
+
+
+def test_a_prompt_that_gives_another_s_picture_back_is_counted() -> None:
+    """As DESIGN.md has it: own or another's."""
+    others = tuple(Other(seed=seed, prompt="a", picture="q", distance=0.2) for seed in range(2))
+    answers = (asked("b", "prompt", [False] * 3, others=others), asked("c", "prompt", [False]))
+    found = made(answers, others=2, settings=AuditSettings(most=0))
+    assert (found.returned, found.passed) == (1, False)
+    assert found.givers == (Giver("b", (2, 3), (0, 0), 0.2),)
+    assert found.verdicts[0].startswith("1 of 2 prompts give back a training picture, their own or another's (at least")
+    unknown = made((asked("b", "prompt", [False] * 3, picture="", others=others),), others=2)
+    assert "as of a memory or another's training picture" in unknown.verdicts[0]
+    assert unknown.returned == 1
+
+
+def test_single_pictures_that_were_refused_are_said() -> None:
+    said = made((asked("a", "prompt", [True], refused_seeds=(1, 2), refusal="answered 400: no"),)).verdicts
+    assert "of texts that were drawn 2 pictures were refused: answered 400: no" in said
 
 
 def test_it_reads_back() -> None:
