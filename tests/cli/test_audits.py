@@ -122,10 +122,13 @@ def test_lists_and_outputs_that_cannot_be_are_refused_before_a_picture(run: Run,
 
 
 def test_a_program_that_fails_later_is_one_line_and_what_was_finished_is_kept(run: Run, folder: Path) -> None:
-    failing = PROGRAM.replace("else:", "elif 'owl' in given['prompt']: sys.exit('lost the GPU')\nelse:")
-    ran = audit(run, folder, "--seeds", 1, "--text", "none", source=("--command", command(folder, failing)))
+    lost = "elif 'owl' in given['prompt'] and pathlib.Path('lost').exists(): sys.exit('lost the GPU')\nelse:"
+    program = PROGRAM.replace("else:", lost)
+    (folder / "lost").touch()
+    ran = audit(run, folder, "--seeds", 1, "--text", "none", source=("--command", command(folder, program)))
     assert_refused_last_line(ran, "failed (exit code 1), and says: lost the GPU", "'an owl by night'")
     assert len((folder / "audit.jsonl").read_text().splitlines()) == 2
     before = len(asked(folder))
-    assert audit(run, folder, "--seeds", 1, "--text", "none").code == 0
+    (folder / "lost").unlink()
+    assert audit(run, folder, "--seeds", 1, "--text", "none", source=("--command", command(folder, program))).code == 0
     assert len(asked(folder)) == before + 1

@@ -5,8 +5,22 @@ Knows pictures and refusals; no protocol. A picture is bytes [H, W, 3].
 
 from __future__ import annotations
 
-__all__ = ["KEPT", "LARGEST_BYTES", "Busy", "Identity", "Refusal", "Remote", "as_picture", "decode_picture", "patiently"]
+__all__ = [
+    "KEPT",
+    "LARGEST_BYTES",
+    "SAID",
+    "Busy",
+    "Identity",
+    "Refusal",
+    "Remote",
+    "answered",
+    "as_picture",
+    "decode_picture",
+    "patiently",
+    "without_query",
+]
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from io import BytesIO
@@ -22,8 +36,22 @@ from nemo_edge.system.errors import InputError
 LARGEST_BYTES = 256 << 20
 """Of an answer; what is longer is not read."""
 KEPT = "what was finished is kept"
+SAID = 300
+"""Letters that are shown of what a server said."""
+_REFUSED = (400, 422, 451)
+"""Statuses that are an answer to this prompt; any other says nothing of it, and must not be kept as what it gave."""
+_BUSY = (408, 425, 429, 502, 503, 504)
+_KNOWN_BY = f"let it know you, by --command with a program of yours that asks it with a valid token, then run this again: {KEPT}"
+_REMEDIES = {
+    401: _KNOWN_BY,
+    403: _KNOWN_BY,
+    404: f"see whether what draws is (still) deployed at this address, then run this again: {KEPT}",
+    405: "give the address that takes a prompt, or --command with a program of yours that asks it",
+}
 _PAUSES_S = (1.0, 4.0, 16.0)
 """What is waited before a server that is busy is asked once more."""
+_FORMATS = ("PNG", "JPEG", "WEBP", "PPM", "GIF", "BMP")
+"""That are read of a stranger's pictures; the rarer ones are code that few have looked at."""
 _TAKEN = "take another server, or --command with a program of yours that asks it"
 _T = TypeVar("_T")
 
@@ -36,12 +64,12 @@ class Identity(BaseModel):
     kind: Literal["triton", "ray", "command"]
     """What it speaks: the KServe protocol V2, JSON for a picture, or a command line."""
     address: str
-    """Its URL, or the command."""
+    """Its URL without its query, which may hold a key, or the command."""
     model: str = ""
     version: str = ""
     """Of the model, as the server tells it; of a command the sha256 of its program."""
     told: Mapping[str, str] = {}
-    """What else it says of itself."""
+    """What else it says of itself; of a command the sha256 of each argument that is a file or a model's folder."""
 
 
 class Refusal(InputError):
@@ -67,12 +95,13 @@ class Remote(Protocol):
 
 
 def decode_picture(content: bytes, what: str) -> np.ndarray:
-    """Return the first frame of a picture file; `what` says in a complaint whose it is. Raises `InputError` for anything else."""
+    """Return the first frame of a picture file of a usual kind; `what` says in a complaint whose it is. Raises `InputError` for anything
+    else."""
     try:
-        with Image.open(BytesIO(content)) as image:
+        with Image.open(BytesIO(content), formats=_FORMATS) as image:
             return np.asarray(image.convert("RGB"))
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{what} is no picture ({len(content)} bytes{_beginning(content)}): {_TAKEN}") from error
+        raise InputError(f"{what} is no picture ({len(content)} bytes{_beginning(content)}) of {', '.join(_FORMATS)}: {_TAKEN}") from error
 
 
 def as_picture(array: np.ndarray | None, what: str) -> np.ndarray:
@@ -93,6 +122,23 @@ def patiently(call: Callable[[], _T]) -> _T:
         except Busy:
             time.sleep(pause_s)
     return call()
+
+
+def answered(who: str, status: int, said: str) -> InputError:
+    """Return the error of an answer that is no picture, by its HTTP status (0: none is known): `Refusal` of this prompt, `Busy`, or one
+    that ends an audit with its remedy."""
+    words = " ".join(said.split())[:SAID]
+    what = f"{who} answered {status or 'an error'}{f': {words}' if words else ''}"
+    if status in _BUSY:
+        return Busy(f"{what}; ask it later: {KEPT}")
+    if status in _REFUSED:
+        return Refusal(what)
+    return InputError(f"{what}; {_REMEDIES.get(status, 'see the log of the server')}")
+
+
+def without_query(url: str) -> str:
+    """Return the part of a URL that may be shown and kept: a query may hold a key."""
+    return re.split("[?#]", url, maxsplit=1)[0]
 
 
 def _beginning(content: bytes) -> str:

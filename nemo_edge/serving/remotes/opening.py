@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from nemo_edge.serving.remotes.base import Busy, Remote
+from nemo_edge.serving.remotes.base import Busy, Remote, without_query
 from nemo_edge.serving.remotes.command import CommandPipeline
 from nemo_edge.serving.remotes.ray import RayPipeline, ask, read_routes
 from nemo_edge.serving.remotes.v2 import V2Pipeline
@@ -50,8 +50,8 @@ def open_remote(address: Address) -> Remote:
     if not _speaks_v2(url, timeout_s):
         neither = "is no server of the protocol V2, as Triton is" if address.server else "says neither that it is Triton nor Ray Serve"
         raise InputError(
-            f"{url} {neither}: give the address of its HTTP interface; --server ray takes any that answers JSON with a picture, --command "
-            "a program of yours that asks it"
+            f"{without_query(url)} {neither}: give the address of its HTTP interface; --server ray takes any that answers JSON with a "
+            "picture, --command a program of yours that asks it"
         )
     return V2Pipeline(url, address.model, address.timeout_s)
 
@@ -70,9 +70,9 @@ def _checked(url: str) -> str:
         parts = urlsplit(whole)
         whole_host = parts.hostname and (parts.port is None or parts.port > 0)
     except ValueError as error:
-        raise InputError(f"{url} is no URL ({error}): give one like http://127.0.0.1:8000") from error
+        raise InputError(f"{without_query(url)} is no URL ({error}): give one like http://127.0.0.1:8000") from error
     if parts.scheme not in ("http", "https") or not whole_host or any(letter.isspace() for letter in whole):
-        raise InputError(f"{url} is no URL of an HTTP server: give one like http://127.0.0.1:8000")
+        raise InputError(f"{without_query(url)} is no URL of an HTTP server: give one like http://127.0.0.1:8000")
     if parts.username is not None:
         raise InputError("the URL holds a name or a password: ask such a server with --command and a program of yours that knows it")
     return whole
@@ -80,7 +80,7 @@ def _checked(url: str) -> str:
 
 def _speaks_v2(url: str, timeout_s: float) -> bool:
     try:
-        found = json.loads(ask(f"{url.rstrip('/')}/v2", timeout_s))
+        found = json.loads(ask(f"{without_query(url).rstrip('/')}/v2", timeout_s))
     except Busy:
         raise
     except (InputError, ValueError):

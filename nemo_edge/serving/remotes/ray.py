@@ -18,14 +18,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from nemo_edge.serving.remotes.base import KEPT, LARGEST_BYTES, Busy, Identity, Refusal, decode_picture, patiently
+from nemo_edge.serving.remotes.base import KEPT, LARGEST_BYTES, SAID, Busy, Identity, answered, decode_picture, patiently, without_query
 from nemo_edge.system.errors import InputError
 
 ROUTES = "/-/routes"
 """Where Ray Serve's proxy says which application is where."""
-_BUSY = (408, 425, 429, 502, 503, 504)
-_SAID = 300
-"""Letters that are shown of what a server said."""
 
 
 class RayPipeline:
@@ -35,12 +32,12 @@ class RayPipeline:
         """Raises `InputError` for an application that the server has not."""
         self._url, name = _application(url, model, routes)
         self._timeout_s = timeout_s
-        self.identity = Identity(kind="ray", address=self._url, model=name)
+        self.identity = Identity(kind="ray", address=without_query(self._url), model=name)
 
     def __call__(self, prompt: str, seed: int) -> np.ndarray:
         """Return a picture."""
         content = json.dumps({"prompt": prompt, "seed": seed}).encode()
-        return decode_picture(patiently(lambda: ask(self._url, self._timeout_s, content)), f"what {self._url} answers")
+        return decode_picture(patiently(lambda: ask(self._url, self._timeout_s, content)), f"what {self.identity.address} answers")
 
     def __enter__(self) -> Self:
         return self
@@ -53,21 +50,22 @@ def ask(url: str, timeout_s: float, content: bytes | None = None) -> bytes:
     """Return the answer to a GET, or to a POST of `content`.
 
     Raises `Refusal` where the server says that the request is wrong, `Busy` where it has no time or does not answer, `InputError` for
-    another error of its.
+    another error of its. None of them says the URL's query, which may hold a key.
     """
+    shown = without_query(url)
     request = urllib.request.Request(url, content, {"Content-Type": "application/json"} if content is not None else {})
     try:
         with urllib.request.urlopen(request, timeout=timeout_s) as answer:
             said: bytes = answer.read(LARGEST_BYTES)
             return said
     except urllib.error.HTTPError as error:
-        raise _refused(url, error) from error
+        raise answered(shown, error.code, _said(error)) from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         if isinstance(reason, TimeoutError):
-            raise InputError(f"{url} did not answer in {timeout_s:g} s: give it longer with --timeout; {KEPT}") from error
-        why = _words(str(reason)) or type(reason).__name__
-        raise Busy(f"nobody answers at {url} ({why}): start the server, or give the address of its HTTP interface; {KEPT}") from error
+            raise InputError(f"{shown} did not answer in {timeout_s:g} s: give it longer with --timeout; {KEPT}") from error
+        why = " ".join(str(reason).split()) or type(reason).__name__
+        raise Busy(f"nobody answers at {shown} ({why}): start the server, or give the address of its HTTP interface; {KEPT}") from error
 
 
 def origin(url: str) -> str:
@@ -92,7 +90,9 @@ def _application(url: str, model: str | None, routes: Mapping[str, str] | None) 
     """The URL of an application and its name; of a server that lists none, the URL as it is."""
     if routes is None:
         if model is not None:
-            raise InputError(f"--model {model}: {url} does not list its applications; give the URL of the one that draws, without --model")
+            raise InputError(
+                f"--model {model}: {without_query(url)} does not list its applications; give the URL of the one that draws, without --model"
+            )
         return url, ""
     path = urlsplit(url).path or "/"
     chosen = _route(path, model, routes)
@@ -116,18 +116,8 @@ def _route(path: str, model: str | None, routes: Mapping[str, str]) -> str | Non
     return max(fitting, key=len, default=None)
 
 
-def _refused(url: str, error: urllib.error.HTTPError) -> InputError:
+def _said(error: urllib.error.HTTPError) -> str:
     try:
-        said = _words(error.read(_SAID * 4).decode(errors="replace"))[:_SAID]
+        return error.read(SAID * 4).decode(errors="replace")
     except (OSError, http.client.HTTPException):
-        said = ""
-    what = f"{url} answered {error.code}{f': {said}' if said else ''}"
-    if error.code in _BUSY:
-        return Busy(f"{what}; ask it later: {KEPT}")
-    if 400 <= error.code < 500:
-        return Refusal(what)
-    return InputError(f"{what}; see the server's log")
-
-
-def _words(text: str) -> str:
-    return " ".join(text.split())
+        return ""

@@ -15,16 +15,14 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from nemo_edge.serving.remotes.base import KEPT, Busy, Identity, Refusal, as_picture, patiently
+from nemo_edge.serving.remotes.base import KEPT, Busy, Identity, answered, as_picture, patiently, without_query
 from nemo_edge.serving.versions import PIPELINE
 from nemo_edge.system.errors import InputError, MissingDependency, first_line
 
 _BINARY = "binary_tensor_data"
 """The extension by which tensors go as they are; without it they go as JSON."""
-_BUSY = ("408", "429", "502", "503", "504")
 _PARAMETERS = ("bundle", "manifest", "nemo_edge")
 """What the configuration of a pipeline that nemo-edge shipped says of where it came from."""
-_SAID = 300
 _REMEDY = "name another with --model, or ask it with --command and a program of yours"
 
 
@@ -34,7 +32,7 @@ class V2Pipeline:
     def __init__(self, url: str, model: str | None, timeout_s: float) -> None:
         """Raises `MissingDependency` without tritonclient, `InputError` for a model that is not there or draws no pictures."""
         self._library = _client_library()
-        self._url = url
+        self._url = url = without_query(url)
         self._client = _connect(self._library, url, timeout_s)
         server = self._asked(self._client.get_server_metadata)
         self._binary = _BINARY in server.get("extensions", ())
@@ -115,9 +113,8 @@ class V2Pipeline:
         try:
             return call()
         except InferenceServerException as error:
-            said = " ".join(str(error.message()).split())[:_SAID]
-            kind = Busy if error.status() in _BUSY else Refusal if str(error.status()).startswith("4") else InputError
-            raise kind(f"the server at {self._url} answered {error.status() or 'an error'}: {said}") from error
+            status = str(error.status())
+            raise answered(f"the server at {self._url}", int(status) if status.isdecimal() else 0, str(error.message())) from error
         except TimeoutError as error:
             raise InputError(f"the server at {self._url} did not answer in time: give it longer with --timeout; {KEPT}") from error
         except (OSError, http.client.HTTPException) as error:

@@ -49,6 +49,76 @@ def test_a_prompt_that_looks_like_an_option_is_not_sent_as_one(folder: Path) -> 
     assert asked(folder) == ["--out=stolen"]
 
 
+def test_it_is_not_sent_as_one_either_where_more_follows(folder: Path) -> None:
+    more = command(folder).replace("--prompt={prompt}", "--prompt=x '{prompt}, photo'")
+    with CommandPipeline(more, 60) as pipeline, pytest.raises(Refusal, match="begins with - would be read as an option"):
+        pipeline("--out=stolen", 0)
+    with CommandPipeline(more.replace("'{prompt}", "-- '{prompt}"), 60) as pipeline, pytest.raises(InputError, match="failed") as raised:
+        pipeline("--out=stolen", 0)  # the program of these tests does not know --
+    assert not isinstance(raised.value, Refusal)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "sh -c 'draw {prompt} > {output}'",
+        "/bin/bash -lc 'draw \"{prompt}\" {output}'",
+        "env X=1 sh -e -c 'draw > {output}' sh {prompt}",
+        "timeout 10 python3.11 -Ic 'print(\"{prompt}\")' {output}",
+        "python -W ignore -c 'print(\"{prompt}\")' {output}",
+        "python -cprint('{prompt}') {output}",
+        "perl -e 1 -e 'print \"{prompt}\"' {output}",
+        "perl -ne 'print \"{prompt}\"' {output}",
+        "node --eval 'draw(\"{prompt}\")' {output}",
+        "su painter -c 'draw {prompt} {output}'",
+        "ssh gpu draw {prompt} {output}",
+    ],
+)
+def test_a_prompt_is_never_put_into_code(folder: Path, given: str) -> None:
+    with pytest.raises(
+        InputError, match=r"--command puts \{(prompt|output)\} into code that \S+ runs, so that a prompt could run anything"
+    ):
+        CommandPipeline(given, 60)
+
+
+def test_code_that_takes_its_arguments_is_run(folder: Path) -> None:
+    """And so is a program with an option -c of its own."""
+    shell = f'sh -c \'cp "$2" "$1"; echo "$0" > said\' {{prompt}} {{output}} {folder}/pig.png'
+    with CommandPipeline(shell, 60) as pipeline:
+        pipeline("$(touch stolen); touch stolen", 0)
+    assert (folder / "said").read_text() == "$(touch stolen); touch stolen\n"
+    assert not (folder / "stolen").exists()
+    python = sys.executable
+    for own in (command(folder) + " -c {prompt}", f"{python} -m draw -c {{prompt}} {{output}}", f"{python} -c 1 --p={{prompt}} {{output}}"):
+        with CommandPipeline(own, 60):
+            pass
+
+
+def test_it_is_another_where_a_file_among_its_arguments_is(folder: Path) -> None:
+    def found(line: str) -> object:
+        with CommandPipeline(line, 60) as pipeline:
+            return pipeline.identity
+
+    line = command(folder)
+    before = found(line)
+    (folder / "log").write_text("what a program writes")
+    assert found(line) == before
+    command(folder, "import sys")
+    assert found(line) != before
+    for name, own in (("manifest.json", "bundle"), ("model_index.json", "checkpoint")):
+        (folder / own).mkdir()
+        (folder / own / name).write_text("{}")
+        for argument in (own, f"--model={own}"):
+            first = found(f"{line} {argument}")
+            assert first == found(f"{line} {argument}")
+            (folder / own / name).write_text(f'{{"a": "{argument}"}}')
+            assert found(f"{line} {argument}") != first
+    (folder / "w.safetensors").write_bytes(b"1")
+    first = found(f"{line} --model=w.safetensors")
+    (folder / "w.safetensors").write_bytes(b"2")
+    assert found(f"{line} --model=w.safetensors") != first
+
+
 @pytest.mark.parametrize(
     ("program", "said"),
     [

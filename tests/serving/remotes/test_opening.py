@@ -59,6 +59,16 @@ def test_an_address_that_is_none_is_refused(address: Address, said: str) -> None
     assert "secret" not in str(raised.value)
 
 
+def test_a_key_in_the_query_is_said_nowhere() -> None:
+    pytest.importorskip("tritonclient.http")
+    with http_server(v2({"pipeline": (TAKES, GIVES)}, lambda *_: v2_picture(noise_pixels()))) as url:
+        with open_remote(Address(f"{url}/?api_key=SECRET")) as remote:
+            assert remote.identity.address == f"{url}/"
+    with http_server(lambda path, body: (200, b"<html>")) as url, pytest.raises(InputError) as raised:
+        open_remote(Address(f"{url}/?api_key=SECRET"))
+    assert "SECRET" not in str(raised.value)
+
+
 @pytest.mark.parametrize("server", [None, "triton", "ray"])
 def test_where_nobody_answers(server: str | None) -> None:
     with socket.socket() as bound:  # and does not listen

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from painters import Answer, http_server, noise, png
+from painters import SIDE, Answer, http_server, noise, png
 
 from nemo_edge.serving.remotes import base
 from nemo_edge.serving.remotes.base import Busy, Refusal
@@ -31,7 +31,9 @@ def test_it_sends_a_prompt_and_a_seed_and_takes_a_picture() -> None:
     ("answer", "kind", "said"),
     [
         ((400, b"prompt not allowed\n"), Refusal, "answered 400: prompt not allowed$"),
-        ((500, b"out of memory"), InputError, "answered 500: out of memory; see the server's log"),
+        ((500, b"out of memory"), InputError, "answered 500: out of memory; see the log of the server"),
+        ((401, b"token expired"), InputError, "answered 401: token expired; let it know you"),
+        ((404, b"no app"), InputError, "answered 404: no app; see whether what draws is .* deployed"),
         ((429, b"slow down"), Busy, "answered 429: slow down; ask it later: what was finished is kept"),
         ((200, {"images": []}), InputError, r'is no picture \(14 bytes: {"images": \[\]}\)'),
         ((200, b""), InputError, r"is no picture \(0 bytes\)"),
@@ -85,7 +87,7 @@ TWO = {"/pictures": "sd", "/pictures/large": "xl"}
         ("", None, {"/draw": "sd"}, ("/draw", "sd")),
         ("", "xl", TWO, ("/pictures/large", "xl")),
         ("/pictures/large/x", None, TWO, ("/pictures/large/x", "xl")),
-        ("/pictures?key=1", None, TWO, ("/pictures?key=1", "sd")),
+        ("/pictures?key=1", None, TWO, ("/pictures", "sd")),
         ("", None, TWO | {"/": "front"}, ("/", "front")),
     ],
 )
@@ -94,6 +96,27 @@ def test_an_application_is_found_by_its_route_or_its_name(
 ) -> None:
     found = RayPipeline(f"http://h:1{path}", model, 1, routes).identity
     assert (found.address, found.model) == (f"http://h:1{chosen[0]}", chosen[1])
+
+
+def test_a_key_in_the_query_is_sent_and_said_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "_PAUSES_S", ())
+    seen, answers = [], [(200, png(noise("x"))), (400, b"no"), (500, b"no"), (503, b""), (200, b"?")]
+
+    def respond(path: str, body: bytes) -> Answer:
+        seen.append(path)
+        return answers[len(seen) - 1]
+
+    with http_server(respond) as url:
+        pipeline = RayPipeline(f"{url}/draw?api_key=SECRET", None, 60)
+        assert pipeline("a pig", 0).shape == (SIDE, SIDE, 3)
+        for _ in answers[1:]:
+            with pytest.raises(InputError) as raised:
+                pipeline("a pig", 0)
+            assert "SECRET" not in str(raised.value)
+    with pytest.raises(Busy) as gone:
+        pipeline("a pig", 0)
+    assert "SECRET" not in str(gone.value) + pipeline.identity.model_dump_json()
+    assert seen == ["/draw?api_key=SECRET"] * len(answers)
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,9 @@ def test_a_model_that_does_not_draw_is_refused(models: dict[str, Any], model: st
     ("answer", "kind", "said"),
     [
         ((400, {"error": "this prompt is not drawn"}), Refusal, "answered 400: this prompt is not drawn"),
+        ((403, {"error": "token expired"}), InputError, "answered 403: token expired; let it know you"),
+        ((404, {"error": "unknown model"}), InputError, "answered 404: unknown model; see whether what draws is"),
+        ((425, {"error": "too early"}), Busy, "answered 425: too early"),
         ((500, {"error": "CUDA out of memory"}), InputError, "answered 500: CUDA out of memory"),
         ((503, {"error": "busy"}), Busy, "answered 503: busy"),
         ((200, b"<html>"), InputError, "gave an answer that cannot be read"),
