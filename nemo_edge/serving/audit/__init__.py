@@ -3,6 +3,7 @@
 Knows nothing of weights, so that it claims no level of an attacker: what came back came back, and nothing found is no proof.
 
 `base` what an audit is given and what it came to · `words` those that are thrown into a prompt · `copies` whether pictures are copies ·
+`calibration` how near a copy is ·
 `asking` every prompt asked, one after the other · `campaign` all of it
 """
 

@@ -1,41 +1,48 @@
 """Every prompt of an audit asked, one text after the other; what came is kept at once, so that an interrupted audit goes on.
 
-Knows a remote pipeline and what it is asked; what the answers come to is for others to say. U: pictures of unrelated prompts.
+Knows a remote pipeline and what it is asked; what the answers come to is for others to say.
 """
 
 from __future__ import annotations
 
 __all__ = ["UNRELATED", "Asking", "Question", "Result"]
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from math import ceil
 from pathlib import Path
 
 import numpy as np
 from pydantic import RootModel
 
 from nemo_edge.localization.paraphrases import paraphrases
-from nemo_edge.measure.attacks.base import Group
+from nemo_edge.measure.attacks.base import COUNTED, Group
 from nemo_edge.measure.attacks.controls import Known
 from nemo_edge.measure.attacks.text import thrown_in
-from nemo_edge.measure.replication import copy_threshold, tiled_distances
+from nemo_edge.measure.replication import tiled_distances
 from nemo_edge.recipe.prompts import Prompt
 from nemo_edge.recipe.settings import Way
-from nemo_edge.serving.audit.base import Asked, AuditSettings, Begun
+from nemo_edge.serving.audit.base import PAIRS, Asked, AuditSettings, Begun, Witness
+from nemo_edge.serving.audit.calibration import Calibration, calibrate, telling
 from nemo_edge.serving.audit.copies import Gallery
 from nemo_edge.serving.audit.words import Vocabulary
 from nemo_edge.serving.remotes.base import Identity, Refusal, Remote
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import sha256_json
 from nemo_edge.system.journal import append, read_lines
-from nemo_edge.system.progress import Progress
+from nemo_edge.system.progress import Advance, Progress
 
 UNRELATED = 16
-"""Prompts that are not memorized whose pictures the thresholds come from; as many others are the control."""
-_FEWEST = 2
-"""Pictures that a threshold needs."""
+"""Fewest prompts that are not memorized whose pictures the thresholds come from; as many others are the control."""
+_MOST_UNRELATED = 128
+"""As many of a long list, as far as they are needed for `PAIRS` pairs."""
+_PAIRED = 46
+"""Pictures that have so many pairs among themselves."""
+_TWICE = 3
+"""Prompts that are drawn from two seeds, to see whether the seed counts."""
 _ALIKE = 2
 """Pictures that can be alike."""
 _Key = tuple[str, str, str, str, str]
@@ -83,6 +90,8 @@ class Asking:
         if kept is None:
             append(self.journal, begun)
         gallery, questions = Gallery(self._gallery(begun.size), begun), list(self._questions())
+        if kept and any(question.key not in known for question in questions):
+            self._check_same(kept)
         seeds = range(self.settings.seeds if begun.seeded else 1)
         with self.progress.task("audit", len(questions) * len(seeds)) as advance:
             for question in questions:
@@ -98,7 +107,7 @@ class Asking:
         settings = self.settings.model_dump(mode="json", exclude={"limit", "text", "most"})
         lists = [[prompt.text for prompt in self.listed], [*self._digests.values()], [prompt.text for prompt in self.general]]
         identity: Identity = self.remote.identity
-        return sha256_json(["audit", identity.model_dump(mode="json"), settings, lists, self.vocabulary.digest])
+        return sha256_json(["audit", COUNTED, identity.model_dump(mode="json"), settings, lists, self.vocabulary.digest])
 
     @cached_property
     def _digests(self) -> dict[Path, str]:
@@ -170,7 +179,7 @@ class Asking:
         judged = own.path is not None or len(drawn) >= _ALIKE or others  # a lone picture is alike to none
         return asked.model_copy(update={"attempts": attempts if judged else (), "others": others})
 
-    def _unless_refused(self, text: str, seeds: Sequence[int], size: tuple[int, int]) -> tuple[dict[int, np.ndarray], str]:
+    def _unless_refused(self, text: str, seeds: Sequence[int], size: tuple[int, ...] | None) -> tuple[dict[int, np.ndarray], str]:
         """The pictures of a text by the seeds that it is drawn from, and the server's last words on the others."""
         drawn, words = dict[int, np.ndarray](), ""
         for seed in seeds:
@@ -180,7 +189,7 @@ class Asking:
                 words = str(refusal)
         return drawn, words
 
-    def _drawn(self, text: str, seed: int, size: tuple[int, int] | None = None) -> np.ndarray:
+    def _drawn(self, text: str, seed: int, size: tuple[int, ...] | None) -> np.ndarray:
         picture = self.remote(text, seed)
         found = picture.shape[0], picture.shape[1]
         if size is not None and found != size:
@@ -191,63 +200,93 @@ class Asking:
         return picture
 
     def _begin(self) -> Begun:
-        """Draw pictures of prompts that are not memorized: their size, whether the seed counts, and what counts as near."""
+        """Draw pictures of prompts that are not memorized: their size, what counts as near, and whether the seed counts."""
         texts = self._unrelated()
-        with self.progress.task("unrelated pictures", len(texts) + 1) as advance:
-            first = self._drawn(texts[0], 0)
+        with self.progress.task("unrelated pictures", len(texts) + _TWICE) as advance:
+            drawn = self._unrelated_pictures(texts, advance)
+            first = next(iter(drawn.values()))
             size = first.shape[0], first.shape[1]
-            seeded = not np.array_equal(first, self._drawn(texts[0], 1, size))
-            advance(2)
-            pictures = [first]
-            for text in texts[1:]:
-                pictures += self._unless_refused(text, (0,), size)[0].values()
-                advance(1)
-        pictures_UHW3 = np.stack(pictures)
-        self._check_begun(pictures_UHW3)
-        near, alike = self._thresholds(pictures_UHW3)
+            found = calibrate(drawn, self._gallery(size), self.settings.threshold, self._alike, self.remote.identity.address)
+            seeded = self._counts(found, drawn)
+            advance(_TWICE)
+        for text in found.memorized:
+            self.progress.note(f"{text!r} is said not to be memorized, and draws a listed training picture: no threshold comes from it")
         return Begun(
             inputs=self.inputs,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             size=size,
             seeded=seeded,
-            copy_threshold=near[0],
-            copy_pairs=near[1],
-            alike_threshold=alike[0],
-            alike_pairs=alike[1],
+            copy_threshold=found.copies.distance,
+            copy_pairs=found.copies.pairs,
+            alike_threshold=found.alike.distance,
+            alike_pairs=found.alike.pairs,
+            memorized=found.memorized,
+            witness=self._witness(found.texts[0], drawn),
         )
 
-    def _unrelated(self) -> Sequence[str]:
-        """Every second of the general prompts, or texts of words alone; two where no threshold has to be found."""
-        texts = [prompt.text for prompt in self.general[: 2 * UNRELATED : 2]]
-        if not texts:
-            texts = [*thrown_in("", self.vocabulary.words, self.settings.changes.model_copy(update={"variants": UNRELATED}))]
-        return texts if self.settings.threshold is None else texts[:_FEWEST]
+    @property
+    def _alike(self) -> bool:
+        """Whether some prompt is judged by its pictures being alike."""
+        return any(prompt.image is None for prompt in self.listed)
 
-    def _check_begun(self, pictures_UHW3: np.ndarray) -> None:
-        where = self.remote.identity.address
-        if len(pictures_UHW3) < _FEWEST:
-            raise InputError(f"{where} refuses prompts that are not memorized: give some that it draws with --general")
-        if not tiled_distances(pictures_UHW3[:1], pictures_UHW3).any():
-            raise InputError(f"{where} draws the same picture of different prompts: it is no pipeline that makes pictures of text")
+    def _unrelated(self) -> Sequence[str]:
+        """Every second of the general prompts, as many as make enough pairs; where these are few, texts of words alone, too."""
+        known = len({*self._digests.values()})
+        wanted = max(UNRELATED, min(ceil(PAIRS / known), _MOST_UNRELATED) if known else 0, _PAIRED if self._alike else 0)
+        texts = [prompt.text for prompt in self.general[: 2 * wanted : 2]]
+        plain = thrown_in("", self.vocabulary.words, self.settings.changes.model_copy(update={"variants": UNRELATED}))
+        return [*texts, *(text for text in plain if text not in texts)][: max(UNRELATED, len(texts))]
+
+    def _unrelated_pictures(self, texts: Sequence[str], advance: Advance) -> dict[str, np.ndarray]:
+        """A picture of each text that is not refused; where the threshold is given, of as many as show whether the seed counts."""
+        drawn, size, words = dict[str, np.ndarray](), None, ""
+        for text in texts:
+            found, said = self._unless_refused(text, (0,), size)
+            words = said or words
+            for picture in found.values():
+                drawn[text], size = picture, (picture.shape[0], picture.shape[1])
+            advance(1)
+            if self.settings.threshold is not None and drawn and telling(np.stack([*drawn.values()])).sum() >= _TWICE:
+                break
+        if not drawn:
+            raise InputError(f"{self.remote.identity.address} draws no prompt ({words}): give some that it draws with --general")
+        return drawn
+
+    def _counts(self, found: Calibration, drawn: Mapping[str, np.ndarray]) -> bool:
+        """Whether another seed gives another picture, of most of some prompts."""
+        far = [
+            tiled_distances(drawn[text][None], other[None])[0, 0] > found.apart
+            for text in found.texts[:_TWICE]
+            for other in self._unless_refused(text, (1,), drawn[text].shape[:2])[0].values()
+        ]
+        return bool(2 * sum(far) > len(far))
+
+    def _witness(self, text: str, drawn: Mapping[str, np.ndarray]) -> Witness | None:
+        """A picture by which a server that tells no version is known again, if it draws that again."""
+        if self.remote.identity.version:
+            return None
+        again = self._unless_refused(text, (0,), drawn[text].shape[:2])[0].get(0)
+        return Witness(text=text, digest=_digest(again)) if again is not None and np.array_equal(again, drawn[text]) else None
+
+    def _check_same(self, begun: Begun) -> None:
+        """Raise `InputError` where a server draws another picture than it did when the audit began."""
+        seen = begun.witness
+        if seen is not None and _digest(self._drawn(seen.text, 0, begun.size)) != seen.digest:
+            raise InputError(
+                f"{self.remote.identity.address} draws another picture of {seen.text!r} than when {self.journal} began, so that it is "
+                "another model now: give another --output, or delete it"
+            )
 
     def _check_seeds(self, seeded: bool) -> None:
         """Raise `InputError` for a prompt without a known picture where there is nothing that its pictures can be alike to."""
         unknown = [prompt.text for prompt in self.listed[: self.settings.limit] if prompt.image is None]
         if unknown and not (seeded and self.settings.seeds >= _ALIKE):
-            reason = f"with --seeds {self.settings.seeds}" if seeded else "and the server draws the same picture whatever the seed"
+            reason = f"with --seeds {self.settings.seeds}" if seeded else "and the server draws alike pictures whatever the seed"
             raise InputError(
                 f"no training picture is known for {unknown[0]!r}, {reason}: what comes back is then told by pictures of different seeds; "
                 "name its picture in a column image"
             )
 
-    def _thresholds(self, pictures_UHW3: np.ndarray) -> tuple[tuple[float | None, int | None], tuple[float | None, int | None]]:
-        """The largest distance of a copy and of pictures that are alike, each with the pairs that it comes from."""
-        height, width = pictures_UHW3.shape[1:3]
-        gallery, given = self._gallery((height, width)), self.settings.threshold
-        alike = any(prompt.image is None for prompt in self.listed) or not gallery
-        if given is not None:
-            return (given if gallery else None, None), (given if alike else None, None)
-        distances = np.concatenate([known.distances(pictures_UHW3) for known in gallery]) if gallery else np.empty(0)
-        pairs = tiled_distances(pictures_UHW3, pictures_UHW3)[np.triu_indices(len(pictures_UHW3), 1)] if alike else np.empty(0)
-        near, same = ((copy_threshold(each), len(each)) if len(each) else (None, None) for each in (distances, pairs))
-        return near, same
+
+def _digest(picture: np.ndarray) -> str:
+    return hashlib.sha256(picture.tobytes()).hexdigest()

@@ -5,7 +5,7 @@ Knows values alone: no server, no pictures.
 
 from __future__ import annotations
 
-__all__ = ["NO_PROOF", "Asked", "Audit", "AuditSettings", "Begun", "Giver", "Other", "Part", "merged", "part_of"]
+__all__ = ["NO_PROOF", "PAIRS", "Asked", "Audit", "AuditSettings", "Begun", "Giver", "Other", "Part", "Witness", "merged", "part_of"]
 
 from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple
@@ -25,6 +25,8 @@ NO_PROOF = (
     "no level of an attacker is claimed"
 )
 """What stands under every audit."""
+PAIRS = 1000
+"""Unrelated pairs from which on a threshold is more than their smallest distance, since one in a thousand lies below it."""
 _OTHER = ", their own or another's"
 
 
@@ -93,6 +95,14 @@ class Asked(Attacked):
         return tuple(each.model_copy(update={"copied": each.copied or each.seed in seeds}) for each in self.attempts)
 
 
+class Witness(_Result):
+    """A picture that a server drew from the seed 0."""
+
+    text: str
+    digest: str
+    """sha256 of its pixels."""
+
+
 class Begun(_Result):
     """What holds for a whole audit, found before its first prompt."""
 
@@ -111,6 +121,10 @@ class Begun(_Result):
     alike_threshold: float | None
     """The largest distance of pictures that are alike; None where each prompt's training picture is known."""
     alike_pairs: int | None
+    memorized: tuple[str, ...] = ()
+    """Prompts that were said not to be memorized and draw a known training picture; no threshold comes from them."""
+    witness: Witness | None = None
+    """Of a server that tells no version and draws the same once more: by what it is known again."""
 
 
 class Part(_Result):
@@ -206,8 +220,24 @@ class Audit(_Result):
             said.append(f"of prompts that are not memorized {count.returned} of {count.of} read as copies ({count.bound})")
         said += self._refusals
         if not self.begun.seeded:
-            said.append("it draws the same picture whatever the seed: each text was drawn once")
+            said.append("it draws alike pictures whatever the seed: each text was drawn once")
+        said += self._doubts
         return (*said, NO_PROOF)
+
+    @property
+    def _doubts(self) -> list[str]:
+        """Of what the thresholds come from."""
+        named = ", ".join(map(repr, self.begun.memorized))
+        drawing = "said not to be memorized, and drawing a listed training picture (no threshold comes from them)"
+        said = [f"{drawing}: {named}"] if named else []
+        tries = max((sum(len(each.attempts) for each in own) for own in self._prompts), default=0)
+        for part, what, pairs in ((self.known, "a copy", self.begun.copy_pairs), (self.unknown, "alike", self.begun.alike_pairs)):
+            if part and pairs is not None and pairs < PAIRS:
+                said.append(
+                    f"what is {what} is told by the nearest of {pairs} unrelated pairs, and a prompt had up to {tries} tries, so that some "
+                    "may be chance: give more prompts with --general, or --threshold"
+                )
+        return said
 
     @property
     def _refusals(self) -> list[str]:

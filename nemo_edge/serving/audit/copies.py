@@ -6,7 +6,7 @@ prompts; bytes [H, W, 3].
 
 from __future__ import annotations
 
-__all__ = ["Drawn", "Gallery", "alike_distances", "alike_limits"]
+__all__ = ["Drawn", "Gallery", "alike_distances", "alike_limits", "colour_distances"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -87,6 +87,11 @@ def alike_distances(pictures_SHW3: np.ndarray) -> np.ndarray:
 def alike_limits(pictures_SHW3: np.ndarray, threshold: float) -> np.ndarray:
     """Return the largest distance at which each picture counts as alike, [S]: the threshold, or that of its own plain mean colour where
     that is nearer, since pictures of one colour, as filters send them, are alike and no memory."""
+    return np.array([min(threshold, float(d)) if d > 0 else -1.0 for d in colour_distances(pictures_SHW3)])
+
+
+def colour_distances(pictures_SHW3: np.ndarray) -> np.ndarray:
+    """Return how far each picture is from its own plain mean colour, [S]."""
     means = pictures_SHW3.mean((1, 2), keepdims=True).round().astype(np.uint8)
-    own = [tiled_distances(np.broadcast_to(m, p.shape)[None], p[None])[0, 0] for m, p in zip(means, pictures_SHW3, strict=True)]
-    return np.array([min(threshold, float(d)) if d > 0 else -1.0 for d in own])
+    pairs = zip(means, pictures_SHW3, strict=True)
+    return np.array([tiled_distances(np.broadcast_to(mean, own.shape)[None], own[None])[0, 0] for mean, own in pairs])

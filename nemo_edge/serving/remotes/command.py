@@ -155,9 +155,9 @@ def _digest(argument: str) -> str | None:
     """
     option, _, value = argument.rpartition("=")
     path = Path(value if option else argument)
-    if _is_file(str(path)):
-        return sha256_file(path) if not option or path.suffix in (*WEIGHT_FILES, *PICKLE_FILES) else None
     with suppress(OSError, ValueError):
+        if path.is_file():
+            return sha256_file(path) if not option or path.suffix in (*WEIGHT_FILES, *PICKLE_FILES) else None
         if (path / "manifest.json").is_file():
             return sha256_file(path / "manifest.json")
         if (path / "model_index.json").is_file():

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from nemo_edge.measure.attacks.base import Attempt, rates
-from nemo_edge.serving.audit.base import NO_PROOF, Asked, Audit, AuditSettings, Begun, Giver, Other, merged, part_of
+from nemo_edge.serving.audit.base import NO_PROOF, PAIRS, Asked, Audit, AuditSettings, Begun, Giver, Other, merged, part_of
 from nemo_edge.serving.remotes.base import Identity
 from nemo_edge.system.environment import machine
 
@@ -84,9 +84,15 @@ def test_the_sentences_say_counts_with_bounds_and_that_nothing_found_is_no_proof
         "with paraphrases too it is 2 of 2 (at least 22 %)",
         "1 of 6 texts were refused: answered 400: no",
         "of 1 of 3 prompts nothing was drawn, so that nothing is known of them",
+        "what is a copy is told by the nearest of 16 unrelated pairs, and a prompt had up to 6 tries, so that some may be chance: give "
+        "more prompts with --general, or --threshold",
         NO_PROOF,
     )
-    assert made(ANSWERS[1:2]).verdicts == ("0 of 1 prompts give back their training picture (at most 95 %, 95 % confidence)", NO_PROOF)
+    enough = BEGUN.model_copy(update={"copy_pairs": PAIRS})
+    assert made(ANSWERS[1:2], enough).verdicts == (
+        "0 of 1 prompts give back their training picture (at most 95 %, 95 % confidence)",
+        NO_PROOF,
+    )
     assert "no level of an attacker is claimed" in NO_PROOF
 
 
@@ -101,7 +107,7 @@ def test_controls_copies_of_others_and_a_missing_seed_are_said() -> None:
     said = made(control=control, others=3, begun=BEGUN.model_copy(update={"seeded": False})).verdicts
     assert "3 pictures are copies of another listed prompt's training picture" in said
     assert "of prompts that are not memorized 1 of 2 read as copies (at least 2 %)" in said
-    assert "it draws the same picture whatever the seed: each text was drawn once" in said
+    assert "it draws alike pictures whatever the seed: each text was drawn once" in said
 
 
 @pytest.mark.parametrize(("most", "passed"), [(None, None), (1, False), (2, True)])
@@ -129,6 +135,16 @@ def test_a_prompt_that_gives_another_s_picture_back_is_counted() -> None:
     unknown = made((asked("b", "prompt", [False] * 3, picture="", others=others),), others=2)
     assert "as of a memory or another's training picture" in unknown.verdicts[0]
     assert unknown.returned == 1
+
+
+def test_what_thresholds_of_few_pairs_and_memories_among_them_are_worth_is_said() -> None:
+    begun = BEGUN.model_copy(update={"alike_threshold": 0.2, "alike_pairs": 120, "copy_pairs": None, "memorized": ("x", "y")})
+    said = made((asked("b", "prompt", [False] * 3, picture=""),), begun).verdicts
+    assert "said not to be memorized, and drawing a listed training picture (no threshold comes from them): 'x', 'y'" in said
+    assert any(each.startswith("what is alike is told by the nearest of 120 unrelated pairs, and a prompt had up to 3") for each in said)
+    assert not any(each.startswith("what is") for each in made((asked("b", "prompt", [False]),), begun).verdicts), (
+        "a given one has no pairs"
+    )
 
 
 def test_single_pictures_that_were_refused_are_said() -> None:
