@@ -36,9 +36,9 @@ def strays(folder: Path, names: Collection[str], files: Collection[str]) -> Iter
         if (whole / name).resolve() != whole / name:
             yield f"{name} is a link"
             continue
-        for named in (*_of_sidecar(folder, name), *_of_graph(folder, name)):
-            if named not in files:
-                yield f"{name} names {named}, which is no file of the bundle"
+        outside = [named for named in _of_sidecar(folder, name) if not inside(named)]  # a graph that is not there is not opened
+        for named in (*outside, *(named for named in _of_graph(folder, name) if named not in files)):
+            yield f"{name} names {named}, which is no file of the bundle"
 
 
 def _of_sidecar(folder: Path, name: str) -> Iterator[str]:
