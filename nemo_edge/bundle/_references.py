@@ -36,9 +36,10 @@ def strays(folder: Path, names: Collection[str], files: Collection[str]) -> Iter
         if (whole / name).resolve() != whole / name:
             yield f"{name} is a link"
             continue
-        outside = [named for named in _of_sidecar(folder, name) if not inside(named)]  # a graph that is not there is not opened
-        for named in (*outside, *(named for named in _of_graph(folder, name) if named not in files)):
-            yield f"{name} names {named}, which is no file of the bundle"
+        engines = (named for named in _of_sidecar(folder, name) if not inside(named) or (folder / named).exists())
+        for named in (*engines, *_of_graph(folder, name)):  # an engine of a graph that is not there opens nothing
+            if named not in files:
+                yield f"{name} names {named}, which is no file of the bundle"
 
 
 def _of_sidecar(folder: Path, name: str) -> Iterator[str]:

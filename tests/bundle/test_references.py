@@ -66,6 +66,15 @@ def test_an_engine_is_of_a_graph_of_the_bundle(tmp_path: Path, key: str) -> None
     assert verify(bad).problems == ("engines/unet.json names ../outside/model.onnx, which is no file of the bundle",)
 
 
+def test_an_engine_is_of_no_graph_without_a_hash(tmp_path: Path) -> None:
+    """Asked of the engine alone, since a whole bundle names what was added."""
+    own = {"engines__unet.json": json.dumps({"model": "unet/other.onnx"}).encode()}
+    bundle = published(tmp_path / "out", **own)
+    assert verify(bundle, ["engines/unet.json"]).passed, "a graph that is not there is not opened"
+    (bundle / "unet" / "other.onnx").write_bytes(graph("weights.data"))
+    assert verify(bundle, ["engines/unet.json"]).problems == ("engines/unet.json names unet/other.onnx, which is no file of the bundle",)
+
+
 def test_a_link_is_no_file_of_a_bundle_and_a_linked_bundle_is_one(tmp_path: Path) -> None:
     bundle = published(tmp_path / "out", **{"unet__model.onnx": graph("weights.data")})
     (tmp_path / "linked").symlink_to(bundle)
