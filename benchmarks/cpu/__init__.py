@@ -1,5 +1,6 @@
 """What is measured on a CPU: a script for each result, and what they run on.
 
 `demo` the demo built and judged · `fidelity`, `latency` engines against eager · `full_size` bundles of true size · `localization`,
-`paraphrases`, `detection`, `policies` the method · `models` checkpoints and engines to measure with · `figures` the results drawn
+`paraphrases`, `detection`, `policies` the method · `attack` what comes back, `attack_table` as tables and a figure ·
+`models` checkpoints and engines to measure with · `figures` the results drawn
 """
