@@ -60,7 +60,7 @@ answers.mkdir(parents=True)
 places = ["unet"] if sys.argv[3] == "fp32" else ["text_encoder", "unet"]  # the way to a picture begins with the prompt
 jobs = [PartJob(source, place, neurons, ExportSettings(dtype=sys.argv[3]), out, {}) for place in places]
 chosen = parts.answer_parts(jobs, answers, Progress())
-exported = parts.export_part(jobs[-1], chosen["unet"], answers, Progress())
+exported = parts.export_part(jobs[-1], chosen["unet"], answers, None, Progress())
 print(exported.model_dump_json())
 """
 THEIRS = """

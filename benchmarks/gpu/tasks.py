@@ -156,7 +156,7 @@ def export(work: Path, smoke: bool, model: str, dtype: str) -> dict[str, Any]:
     found = {}
     for job in jobs[len(texts) :]:
         started = time.monotonic()
-        exported = parts.export_part(job, chosen[job.place], answers, progress)
+        exported = parts.export_part(job, chosen[job.place], answers, None, progress)
         worst = max(a.largest_error / max(a.largest_value, 1.0) for a in exported.agreement)
         found[job.place] = {
             "seconds": round(time.monotonic() - started, 1),

@@ -5,7 +5,7 @@ Knows torch's exporter and what an ONNX file of ours must hold (names, dynamic d
 
 from __future__ import annotations
 
-__all__ = ["Disagreement", "export_component"]
+__all__ = ["Disagreement", "export_baked", "export_component"]
 
 import copy
 import gc
@@ -13,7 +13,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from functools import partial
 from io import StringIO
@@ -32,12 +32,13 @@ from nemo_edge.bundle.manifest import staging
 from nemo_edge.export._verification import Reference, answered, first_bad, random_feeds, verify
 from nemo_edge.graph.agreement import Agreement, Dtype, Exported
 from nemo_edge.graph.onnxfile import SCOPES, open_graph
-from nemo_edge.graph.valueweights import VALUE_DATA, open_value_weights
-from nemo_edge.model.component import Component
-from nemo_edge.model.neurons import ValueLayer
+from nemo_edge.graph.unmasking import without_mask
+from nemo_edge.graph.valueweights import SILENCED_ROWS, VALUE_DATA, open_value_weights, rows_of, save_rows, silenced_values
+from nemo_edge.model.component import VALUE_MASK, Component
+from nemo_edge.model.neurons import NeuronSet, ValueLayer
 from nemo_edge.recipe.settings import ExportSettings
 from nemo_edge.system.errors import ExportError, InputError, first_line
-from nemo_edge.system.files import explain
+from nemo_edge.system.files import explain, write_atomically
 
 _LARGEST_TRACED = 63
 """From 64 rows on diffusers' Upsample2D changes the memory layout: a branch of eager's, not of the graph, which takes any batch."""
@@ -67,23 +68,54 @@ def export_component(
     `Disagreement` when it does not agree, `InputError` for a full disk; nothing is left then.
     """
     asked = reference or Reference(answered(component, random_feeds(component, settings, factor)), partial(_itself, component))
+
+    def write(path: Path) -> None:
+        _write(component, path, settings, provenance, factor)
+        _finish(component.name, path, separate)
+        if reference is not None:
+            _give_up(component.module)
+
+    return _verified(component.name, folder, settings, asked, write)
+
+
+def export_baked(
+    masked: Path, neurons: NeuronSet, folder: Path, settings: ExportSettings, provenance: Mapping[str, str], reference: Reference
+) -> Exported:
+    """Write `folder/model.onnx` of a UNet with `neurons` baked out from `masked`, its file with a mask, in the same type.
+
+    It is the same graph but for the mask, so that nothing is traced again; the layers' weights get a file of their own, and what is baked
+    out is kept beside `folder`. Raises as `export_component`, and `InputError` where the mask cannot be taken out or the weights of a
+    layer are not its alone.
+    """
+    weights = open_value_weights(open_graph(masked), neurons.layers)
+
+    def write(path: Path) -> None:
+        weights.write(
+            silenced_values(weights.values, neurons), path.parent, {f"nemo_edge.{key}": value for key, value in provenance.items()}
+        )
+        write_atomically(path, without_mask(open_graph(path).model, VALUE_MASK).SerializeToString())
+        _finish("unet", path, neurons.layers)
+
+    save_rows(folder.parent / SILENCED_ROWS, rows_of(weights.values, neurons))
+    return _verified("unet", folder, settings, reference, write)
+
+
+def _verified(name: str, folder: Path, settings: ExportSettings, asked: Reference, write: Callable[[Path], None]) -> Exported:
+    """Have a file written beside `folder`, hold it against eager's answers, and put it in place."""
     with staging(folder) as staged:
         path, started = staged / "model.onnx", time.monotonic()
         try:
-            _write(component, path, settings, provenance, factor)
-            _finish(component, path, separate)
+            write(path)
         except OSError as error:
             raise explain(error, folder) from error
         written = time.monotonic()
-        if reference is not None:
-            _give_up(component.module)
         agreement = verify(path, asked.cases, settings.dtype)
         wrong = next((a for a in agreement if not a.passed), None)
         if wrong:
-            raise _disagreement(component.name, wrong, path, asked, settings.dtype)
+            raise _disagreement(name, wrong, path, asked, settings.dtype)
         os.replace(staged, folder)
     return Exported(
-        component=component.name,
+        component=name,
         model=f"{folder.name}/model.onnx",
         dtype=settings.dtype,
         opset=settings.opset,
@@ -93,7 +125,7 @@ def export_component(
     )
 
 
-def _finish(component: Component, path: Path, separate: Sequence[ValueLayer]) -> None:
+def _finish(name: str, path: Path, separate: Sequence[ValueLayer]) -> None:
     """Give the weights of some layers their own file, and have the whole checked."""
     if separate:
         with suppress(InputError):  # such a bundle takes no other neurons, which `nemo-edge rebake` says
@@ -101,7 +133,7 @@ def _finish(component: Component, path: Path, separate: Sequence[ValueLayer]) ->
     try:
         onnx.checker.check_model(str(path), full_check=False)
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"the ONNX checker refuses {component.name}: {error}") from error
+        raise ExportError(f"the ONNX checker refuses {name}: {error}") from error
 
 
 def _give_up(module: nn.Module) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 __all__ = ["answer_parts", "export_part", "export_parts", "layers_of", "outline"]
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from nemo_edge.backends.torch import DTYPES
-from nemo_edge.export._component import Disagreement, export_component
+from nemo_edge.export._component import Disagreement, export_baked, export_component
 from nemo_edge.export._verification import (
     Case,
     Feed,
@@ -42,6 +42,7 @@ from nemo_edge.model.surgery import bake_, gate, silenced, value_rows
 from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.settings import CheckpointSettings
 from nemo_edge.system.environment import cores
+from nemo_edge.system.errors import InputError
 from nemo_edge.system.progress import Progress
 
 _LATENTS = "latents.safetensors"
@@ -101,15 +102,19 @@ def export_parts(jobs: Sequence[tuple[PartJob, Chosen | None]], answers: Path, p
     PyTorch takes no more threads than there are cores for this process, since more would wait for each other.
     """
     torch.set_num_threads(min(torch.get_num_threads(), cores()))
-    return [export_part(job, chosen or _answered([job], job.part, answers)[0][1], answers, progress) for job, chosen in jobs]
+    return [export_part(job, chosen or _answered([job], job.part, answers)[0][1], answers, None, progress) for job, chosen in jobs]
 
 
-def export_part(job: PartJob, chosen: Chosen, answers: Path, _: Progress) -> Exported:
+def export_part(job: PartJob, chosen: Chosen, answers: Path, masked: Exported | None, _: Progress) -> Exported:
     """Make one ONNX file: weights in its type are traced, written, and the file held against the `answers` of eager float32.
 
-    A file that yields no numbers is made again in float32. Raises `ExportError` for one that disagrees otherwise.
+    The baked UNet of a bundle that has the `masked` one, in the same type, is made from that instead of traced. A file that yields no
+    numbers is made again in float32. Raises `ExportError` for one that disagrees otherwise.
     """
     try:
+        if masked is not None and masked.dtype == chosen.dtype:
+            with suppress(InputError):  # its weights are not their layers' alone
+                return _baked(job, chosen, answers, job.folder / masked.model)
         return _exported(job, chosen, answers)
     except Disagreement as error:
         if error.finite or chosen.dtype == "fp32":
@@ -118,15 +123,26 @@ def export_part(job: PartJob, chosen: Chosen, answers: Path, _: Progress) -> Exp
     return _exported(job, chosen, answers)
 
 
+def _baked(job: PartJob, chosen: Chosen, answers: Path, masked: Path) -> Exported:
+    settings = job.settings.model_copy(update={"dtype": chosen.dtype})
+    found = export_baked(masked, job.baked, job.folder / job.place, settings, job.facts, _reference(job, answers))
+    return found.model_copy(update={"note": chosen.note})
+
+
+def _reference(job: PartJob, answers: Path) -> Reference:
+    return Reference(read_cases(answers / f"{job.place}.safetensors"), lambda: _eager(job))
+
+
 def _exported(job: PartJob, chosen: Chosen, answers: Path) -> Exported:
     checkpoint = open_parts(job.source, (job.part,), DTYPES[chosen.dtype])
     baked = job.place == UNET_FOLDERS["baked"]
     if baked:  # kept in the file's own type, so that they can be put back (`rebake`)
         save_rows(job.folder / SILENCED_ROWS, value_rows(checkpoint.unet, job.baked, DTYPES[chosen.dtype]))
-    reference = Reference(read_cases(answers / f"{job.place}.safetensors"), lambda: _eager(job))
     settings, layers = job.settings.model_copy(update={"dtype": chosen.dtype}), job.neurons.layers if baked else ()
     with _graph(job, checkpoint) as component:
-        found = export_component(component, job.folder / job.place, settings, job.facts, checkpoint.config.factor, reference, layers)
+        found = export_component(
+            component, job.folder / job.place, settings, job.facts, checkpoint.config.factor, _reference(job, answers), layers
+        )
     return found.model_copy(update={"note": chosen.note})
 
 

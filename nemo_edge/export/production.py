@@ -154,13 +154,18 @@ def export_stage(
 def _export_all(
     large: bool, jobs: Sequence[tuple[PartJob, Chosen | None]], answers: Path, advance: Advance, progress: Progress
 ) -> list[Exported]:
-    """Every file of `jobs`, in their order; the UNets, most of which is tracing on one core, with all others beside them."""
-    unets = [(job, chosen) for job, chosen in jobs if job.component == "unet"]
+    """Every file of `jobs`, in their order; the UNets, most of which is tracing on one core, with all others beside them.
+
+    The masked UNet comes first, since the baked one is made from it.
+    """
+    unets = sorted(((job, chosen) for job, chosen in jobs if job.component == "unet"), key=lambda each: not each[0].masked)
     others = [(job, chosen) for job, chosen in jobs if job.component != "unet"]
-    found = {}
+    found: dict[str, Exported] = {}
+    masked = UNET_FOLDERS["masked"]
     with beside(large, "export what is not the UNet", progress, "nemo_edge.export.parts.export_parts", others, answers) as rest:
         for job, chosen in unets:
-            found[job.place] = run(large, f"export {job.place}", progress, "nemo_edge.export.parts.export_part", job, chosen, answers)
+            work = "nemo_edge.export.parts.export_part"
+            found[job.place] = run(large, f"export {job.place}", progress, work, job, chosen, answers, found.get(masked))
             advance(1)
         found |= dict(zip((job.place for job, _ in others), rest(), strict=True))
         advance(len(others))

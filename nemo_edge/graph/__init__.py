@@ -3,7 +3,7 @@
 Reads and edits graphs, and never runs one.
 
 `onnxfile` a file without its weights, and which PyTorch module each tensor comes from · `valueweights` the value layers' weights, read and
-replaced · `agreement` how a file agrees with eager, as it is kept
+replaced · `unmasking` a graph without its mask · `agreement` how a file agrees with eager, as it is kept
 """
 
 from __future__ import annotations

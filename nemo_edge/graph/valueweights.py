@@ -6,7 +6,17 @@ Shapes: W neurons of one layer.
 
 from __future__ import annotations
 
-__all__ = ["SILENCED_ROWS", "VALUE_DATA", "Rows", "ValueWeights", "load_rows", "open_value_weights", "rows_of", "save_rows"]
+__all__ = [
+    "SILENCED_ROWS",
+    "VALUE_DATA",
+    "Rows",
+    "ValueWeights",
+    "load_rows",
+    "open_value_weights",
+    "rows_of",
+    "save_rows",
+    "silenced_values",
+]
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -137,6 +147,16 @@ def rows_of(values: Rows, neurons: NeuronSet) -> Rows:
     """Return the rows of a set's neurons; layers without any are left out."""
     chosen = {f"{layer.name}.{kind}": list(rows) for layer, rows in neurons.items() if rows for kind in ("weight", "bias")}
     return {key: values[key][rows] for key, rows in chosen.items() if key in values}
+
+
+def silenced_values(values: Rows, neurons: NeuronSet) -> Rows:
+    """Return a copy of all rows in which those of a set's neurons are zero."""
+    whole = {key: np.array(rows) for key, rows in values.items()}
+    for layer, rows in neurons.items():
+        for key in (f"{layer.name}.weight", f"{layer.name}.bias"):
+            if key in whole:
+                whole[key][list(rows)] = 0
+    return whole
 
 
 def save_rows(path: Path, rows: Rows) -> None:

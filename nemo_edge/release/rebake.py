@@ -28,7 +28,16 @@ from nemo_edge.backends.tensorrt.plans import PlanFile, open_plan_file
 from nemo_edge.bundle.manifest import MEASURED, GateResult, Manifest, amend, check_output, open_bundle
 from nemo_edge.bundle.policies import POLICIES, Policies
 from nemo_edge.graph.onnxfile import open_graph
-from nemo_edge.graph.valueweights import SILENCED_ROWS, Rows, ValueWeights, load_rows, open_value_weights, rows_of, save_rows
+from nemo_edge.graph.valueweights import (
+    SILENCED_ROWS,
+    Rows,
+    ValueWeights,
+    load_rows,
+    open_value_weights,
+    rows_of,
+    save_rows,
+    silenced_values,
+)
 from nemo_edge.model.neurons import NeuronSet, read_neurons
 from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.recipe import Recipe
@@ -213,9 +222,7 @@ class _Change:
                 raise BundleError(f"{self.bundle}: the rows that are kept of {key} are not those of neurons.json: build the bundle again")
             whole[key][rows] = own
         kept = rows_of(whole, self.after) if originals is not None else None
-        for key, rows in _chosen(whole, self.after):
-            whole[key][rows] = 0
-        return weights, whole, kept
+        return weights, silenced_values(whole, self.after), kept
 
     def _write(self, baked: tuple[ValueWeights, Rows, Rows | None], staged: Path) -> dict[str, str]:
         """Write the baked graph and what is baked out of it; return the hashes of the large files."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -19,7 +21,7 @@ from nemo_edge.export import parts, production
 from nemo_edge.export.parts import answer_parts, export_part, layers_of, outline
 from nemo_edge.export.production import Chosen, PartJob, export_stage
 from nemo_edge.graph.agreement import TOLERANCES, Agreement, Exported
-from nemo_edge.graph.valueweights import SILENCED_ROWS
+from nemo_edge.graph.valueweights import SILENCED_ROWS, VALUE_DATA
 from nemo_edge.model.checkpoint import open_checkpoint, value_layers
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings
@@ -67,7 +69,7 @@ def alone(source: CheckpointSettings, place: str, folder: Path, settings: Export
         parts.write_cases(latents, [])
     asked = job(source, place, folder, settings)
     chosen = answer_parts([asked], folder / ".answers", Progress())
-    return export_part(asked, chosen[place], folder / ".answers", Progress())
+    return export_part(asked, chosen[place], folder / ".answers", None, Progress())
 
 
 def with_vae(source: CheckpointSettings, folder: Path, factor: float) -> CheckpointSettings:
@@ -102,6 +104,38 @@ def test_a_part_is_in_the_recipes_type_and_its_silenced_rows_are_kept(source: Ch
         assert np.array_equal(kept[f"{layer.name}.weight"], stored)
         assert np.abs(stored).min() >= 0
     assert len(kept) == len(some(source).layers)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_the_baked_unet_is_made_from_the_masked_one(source: CheckpointSettings, tmp_path: Path, dtype: str) -> None:
+    """It has the operators of one that was traced, its weights bit by bit, and answers the same."""
+    settings, answers = ExportSettings(dtype=dtype, batch=2), tmp_path / ".answers"
+    alone(source, "unet", tmp_path, settings)
+    rows = load_file(tmp_path / SILENCED_ROWS)
+    (made := tmp_path / "made").mkdir()
+    masked, baked = (job(source, place, made, settings) for place in ("unet_masked", "unet"))
+    chosen = answer_parts([masked, baked], answers, Progress())
+    first = export_part(masked, chosen["unet_masked"], answers, None, Progress())
+    with patch.object(parts, "_exported", side_effect=AssertionError("it was traced")):
+        exported = export_part(baked, chosen["unet"], answers, first, Progress())
+    assert (exported.component, exported.model, exported.dtype) == ("unet", "unet/model.onnx", dtype)
+    traced, own = (onnx.load(str(folder / "unet/model.onnx")) for folder in (tmp_path, made))
+    assert Counter(node.op_type for node in own.graph.node) == Counter(node.op_type for node in traced.graph.node)
+    assert sorted(t.raw_data for t in own.graph.initializer) == sorted(t.raw_data for t in traced.graph.initializer)
+    assert [port.name for port in own.graph.input] == [port.name for port in traced.graph.input]
+    assert {e.key: e.value for e in own.metadata_props} == {e.key: e.value for e in traced.metadata_props}
+    assert (made / "unet" / VALUE_DATA).is_file()
+    kept = load_file(made / SILENCED_ROWS)
+    assert kept.keys() == rows.keys()
+    assert all(np.array_equal(kept[key], rows[key]) for key in rows)
+
+
+def test_a_masked_unet_of_another_type_is_not_taken(source: CheckpointSettings, tmp_path: Path) -> None:
+    (answers := tmp_path / ".answers").mkdir()
+    baked = job(source, "unet", tmp_path, ExportSettings(batch=2))
+    chosen = answer_parts([baked], answers, Progress())
+    other = Exported(component="unet", model="unet_masked/model.onnx", dtype="fp16", opset=20, agreement=(), write_s=0, verify_s=0)
+    assert export_part(baked, chosen["unet"], answers, other, Progress()).dtype == "fp32"
 
 
 def test_a_decoder_that_overflows_fp16_stays_in_fp32_and_says_which_module(source: CheckpointSettings, tmp_path: Path) -> None:
@@ -175,7 +209,7 @@ def test_a_file_that_yields_no_numbers_is_made_again_in_fp32(source: CheckpointS
     parts.write_cases(asked / "latents.safetensors", [])
     one = job(overflowing, "vae_decoder", tmp_path)
     assert answer_parts([one], asked, Progress())["vae_decoder"].dtype == "fp32"
-    exported = export_part(one, Chosen("fp16"), asked, Progress())
+    exported = export_part(one, Chosen("fp16"), asked, None, Progress())
     assert (exported.dtype, kinds(tmp_path / "vae_decoder/model.onnx")) == ("fp32", {FLOAT})
     assert "is not finite" in exported.note
     assert all(a.passed and a.tolerance == 1e-4 for a in exported.agreement)
