@@ -11,6 +11,7 @@ import copy
 import gc
 import logging
 import os
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -90,9 +91,11 @@ def export_baked(
     weights = open_value_weights(open_graph(masked), neurons.layers)
 
     def write(path: Path) -> None:
-        weights.write(
-            silenced_values(weights.values, neurons), path.parent, {f"nemo_edge.{key}": value for key, value in provenance.items()}
-        )
+        for data in weights.graph.external_files():
+            if data.name not in weights.data:  # which are copied with what is baked; small weights are in the graph itself
+                shutil.copyfile(data, path.parent / data.name)
+        facts = {f"nemo_edge.{key}": value for key, value in provenance.items()}
+        weights.write(silenced_values(weights.values, neurons), path.parent, facts)
         write_atomically(path, without_mask(open_graph(path).model, VALUE_MASK).SerializeToString())
         _finish("unet", path, neurons.layers)
 

@@ -21,7 +21,7 @@ from nemo_edge.export import parts, production
 from nemo_edge.export.parts import answer_parts, export_part, layers_of, outline
 from nemo_edge.export.production import Chosen, PartJob, export_stage
 from nemo_edge.graph.agreement import TOLERANCES, Agreement, Exported
-from nemo_edge.graph.valueweights import SILENCED_ROWS, VALUE_DATA
+from nemo_edge.graph.valueweights import SILENCED_ROWS
 from nemo_edge.model.checkpoint import open_checkpoint, value_layers
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings
@@ -109,7 +109,7 @@ def test_a_part_is_in_the_recipes_type_and_its_silenced_rows_are_kept(source: Ch
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_the_baked_unet_is_made_from_the_masked_one(source: CheckpointSettings, tmp_path: Path, dtype: str) -> None:
     """It has the operators of one that was traced, its weights bit by bit, and answers the same."""
-    settings, answers = ExportSettings(dtype=dtype, batch=2), tmp_path / ".answers"
+    settings, answers = ExportSettings(dtype=dtype, batch=1), tmp_path / ".answers"
     alone(source, "unet", tmp_path, settings)
     rows = load_file(tmp_path / SILENCED_ROWS)
     (made := tmp_path / "made").mkdir()
@@ -124,7 +124,6 @@ def test_the_baked_unet_is_made_from_the_masked_one(source: CheckpointSettings, 
     assert sorted(t.raw_data for t in own.graph.initializer) == sorted(t.raw_data for t in traced.graph.initializer)
     assert [port.name for port in own.graph.input] == [port.name for port in traced.graph.input]
     assert {e.key: e.value for e in own.metadata_props} == {e.key: e.value for e in traced.metadata_props}
-    assert (made / "unet" / VALUE_DATA).is_file()
     kept = load_file(made / SILENCED_ROWS)
     assert kept.keys() == rows.keys()
     assert all(np.array_equal(kept[key], rows[key]) for key in rows)
