@@ -74,6 +74,37 @@ def test_doors_are_light_and_short() -> None:
         assert own <= named or door.parent.name in ("demo", "serving"), f"{door.parent.name}: {sorted(own - named)} are not named"
 
 
+ELSEWHERE = """
+import builtins, importlib, io, os, sys
+modules = sys.argv[1:]
+for name in modules:  # what others import is theirs
+    importlib.import_module(name)
+for name in [name for name in sys.modules if name.partition(".")[0] == "nemo_edge"]:
+    del sys.modules[name]
+sys.modules.update(dict.fromkeys(("fcntl", "grp", "pwd", "resource", "termios"), None))
+del os.sched_getaffinity
+opened = io.open
+def without_proc(file, *arguments, **more):
+    if str(file).startswith("/proc/"):
+        raise FileNotFoundError(file)
+    return opened(file, *arguments, **more)
+io.open = builtins.open = without_proc
+for name in modules:
+    importlib.import_module(name)
+from nemo_edge.system.environment import machine
+print(machine().cores)
+"""
+
+
+def test_every_module_is_imported_where_there_is_neither_fcntl_nor_resource_nor_proc() -> None:
+    """As on Windows, as far as that can be told from here."""
+    served = PACKAGE / "serving" / "models"  # what Triton opens, with a module that is there alone
+    names = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in modules() if path.parent != served]
+    done = subprocess.run([sys.executable, "-c", ELSEWHERE, *names], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split()[-1] == str(os.cpu_count())
+
+
 def test_importing_the_package_is_light() -> None:
     code = f"import nemo_edge, nemo_edge.cli.main, sys; print([m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 __all__ = ["cache_of", "is_kept", "lock", "run_stages"]
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from nemo_edge.bundle.manifest import copy_tree
 from nemo_edge.release._stages import Stage, Work, stages_of
@@ -38,12 +39,15 @@ def lock(output: Path) -> Iterator[None]:
     """Hold the build's cache for this process. Raises `InputError` while another build of the same bundle runs."""
     folder = cache_of(output)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another build of {output} is running: wait for it, or give another output") from error
+    held = FileLock(folder / "lock")
+    try:
+        held.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(f"another build of {output} is running: wait for it, or give another output") from error
+    try:
         yield
+    finally:
+        held.release()
 
 
 def run_stages(work: Work, keys: Mapping[str, str]) -> dict[str, str]:
