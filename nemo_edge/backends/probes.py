@@ -129,7 +129,7 @@ def probe_all(gpus: Sequence[Gpu], versions: Mapping[str, str]) -> tuple[Probe, 
         ("onnxruntime", "tensorrt", runtime, True, _onnxruntime("tensorrt", runtime)),
         ("tensorrt", "", enterprise, True, _tensorrt),
         ("tensorrt-rtx", "", rtx, True, _tensorrt_rtx),
-        ("openvino", "", "openvino", False, _openvino),
+        ("openvino", "", "openvino", True, _openvino),
         ("triton", "client", "tritonclient", False, _triton),
     ]
     with _silent():
@@ -278,14 +278,20 @@ def _rtx_serves(capability: str) -> bool:
 
 
 def _openvino(_: Sequence[Gpu]) -> _Answer:
+    from nemo_edge.backends.openvino import DTYPES, available, capabilities, without_telemetry
+
+    without_telemetry()
     openvino = _imported("openvino", "pip install 'nemo-edge[openvino]'")
     if isinstance(openvino, _Answer):
         return openvino
     try:
-        devices = openvino.Core().available_devices
+        devices = available()
+        lacking = [dtype for dtype in DTYPES if dtype not in capabilities("cpu")] if "cpu" in devices else []
     except BROKEN as error:
         return _Answer(False, False, first_line(error), "pip install --force-reinstall openvino")
-    return _Answer(bool(devices), bool(devices), "" if devices else "it finds no device")
+    if not devices:
+        return _Answer(False, False, "it finds no device")
+    return _Answer(True, True, f"this CPU has no instructions for {' and '.join(lacking)}" if lacking else "")
 
 
 def _triton(_: Sequence[Gpu]) -> _Answer:

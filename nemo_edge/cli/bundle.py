@@ -158,7 +158,9 @@ def generate(
     mask: Annotated[Path | None, typer.Option("--mask", help="For masked: neurons.json or .npy to silence; else the bundle's.")] = None,
     policy: Annotated[str | None, typer.Option("--policy", help="For masked: as a server would: always, triggered, cluster:NAME.")] = None,
     unmitigated: Annotated[bool, typer.Option("--unmitigated", help="For masked: silence nothing.")] = False,
-    backend: Annotated[str | None, typer.Option("--backend", help="onnxruntime, tensorrt or tensorrt-rtx; else the recipe's.")] = None,
+    backend: Annotated[
+        str | None, typer.Option("--backend", help="onnxruntime, openvino, tensorrt or tensorrt-rtx; else the recipe's.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make pictures with the engines of a bundle."""

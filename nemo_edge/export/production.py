@@ -27,7 +27,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal, NamedTuple
 
 from nemo_edge import __version__
-from nemo_edge.backends import onnxruntime
+from nemo_edge.backends import onnxfiles
 from nemo_edge.backends.tensorrt.backend import compile_engine
 from nemo_edge.backends.tensorrt.flavours import FLAVOURS
 from nemo_edge.backends.tensorrt.plans import PlanFile
@@ -196,9 +196,9 @@ def export_folder(
 
 
 def compile_stage(bundle: Path, engine: EngineSettings, files: Sequence[OnnxFile]) -> None:
-    """How ONNX Runtime runs each ONNX file of a bundle, in `engines/`."""
+    """How each ONNX file of a bundle is run by what runs such files, in `engines/`."""
     for file in files:
-        onnxruntime.compile_engine(bundle, file.place, file.model, engine.provider, engine.threads)
+        onnxfiles.compile_engine(bundle, file.place, file.model, engine)
 
 
 def plan_stage(

@@ -92,17 +92,17 @@ class OpenContender:
 
     def describe(self) -> Contender:
         """Say what was run, and the memory it took."""
-        from nemo_edge.backends import onnxruntime
+        from nemo_edge.backends import onnxfiles
         from nemo_edge.backends import torch as eager
         from nemo_edge.backends.tensorrt import backend as tensorrt
 
         engine, runs = self.contender.engine, self.contender.kind == "engine"
-        own = tensorrt.describe(engine.flavour) if engine.flavour else onnxruntime.describe()
+        own = tensorrt.describe(engine.flavour) if engine.flavour else onnxfiles.describe(engine)
         about = own if runs else eager.describe()
         return Contender(
             name=self.contender.name,
             backend=f"{about['backend']} {about['version']}",
-            provider=engine.provider if runs and not engine.flavour else engine.device,
+            provider=own.get("device", engine.provider) if runs and not engine.flavour else engine.torch_device,
             threads=engine.threads or cores(),
             dtype=self.contender.dtype,
             idle_memory_mib=self.idle_mib,
@@ -129,7 +129,7 @@ class OpenContender:
         """Do some work; what the GPU's memory lost by it is this contender's, since the others rest meanwhile."""
         import torch
 
-        if self.contender.engine.device == "cpu" or not torch.cuda.is_available():
+        if self.contender.engine.torch_device == "cpu" or not torch.cuda.is_available():
             return work()
         free = torch.cuda.mem_get_info()[0]
         done = work()
@@ -156,7 +156,7 @@ def _opened(contender: Runnable, stack: ExitStack) -> Any:
 
     torch.set_num_threads(contender.engine.threads or cores())
     source: dict[str, Any] = {"allow_pickle": contender.allow_pickle, "loras": contender.loras, "clip_skip": contender.clip_skip}
-    checkpoint = open_checkpoint(contender.place, device=contender.engine.device, **source)
+    checkpoint = open_checkpoint(contender.place, device=contender.engine.torch_device, **source)
     for module in (checkpoint.unet, checkpoint.vae, *checkpoint.text_encoders) if contender.dtype != "fp32" else ():
         module.to(DTYPES[contender.dtype])
     if contender.channels_last:
@@ -194,7 +194,7 @@ def _clock(contender: Runnable) -> Clock:
     """Wall-clock time; on a GPU between two synchronisations, with CUDA events around the call."""
     import torch
 
-    if contender.engine.device == "cpu" or not torch.cuda.is_available():
+    if contender.engine.torch_device == "cpu" or not torch.cuda.is_available():
         return wall_clock
 
     def clock(call: Callable[[], object]) -> tuple[float, float]:

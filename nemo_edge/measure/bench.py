@@ -5,7 +5,7 @@ A process opens its model once and keeps it, unless memory is short for all of t
 
 from __future__ import annotations
 
-__all__ = ["bench", "runnables"]
+__all__ = ["bench", "runnables", "unfit"]
 
 import multiprocessing
 import signal
@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from nemo_edge.bundle.engines import PLANS
 from nemo_edge.measure._contender import OpenContender, Runnable, Setup
@@ -23,7 +23,8 @@ from nemo_edge.measure.latency import Case, Latency, Ratio, Timing, Visit, ratio
 from nemo_edge.model.compilation import check_compiler
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import LatencySettings, SamplingSettings, Target
-from nemo_edge.system.environment import gpus, machine
+from nemo_edge.recipe.targets import EngineSettings
+from nemo_edge.system.environment import bf16_instructions, gpus, machine
 from nemo_edge.system.errors import InputError, NemoEdgeError
 from nemo_edge.system.files import weight_bytes
 from nemo_edge.system.memory import memory_available
@@ -37,32 +38,70 @@ _OVERHEAD = 1.5
 
 
 def runnables(bundle: Path, recipe: Recipe, settings: LatencySettings, checkpoint: str | None) -> tuple[Runnable, ...]:
-    """Return the contenders of a bundle in the order of their turns: eager, compiled, unmitigated, and its variants.
+    """Return the contenders of a bundle in the order of their turns: eager, compiled, those beside, unmitigated, and its variants.
 
-    `checkpoint` is where eager's weights are; None leaves eager out.
+    `checkpoint` is where eager's weights are; None leaves eager out. Raises `MissingDependency` for a compiler or a runtime that is not
+    here.
     """
     from nemo_edge.sampling.pipelines import UNMITIGATED, has_unmitigated
 
     export = recipe.export
     engine = recipe.engine.model_copy(update={"threads": settings.threads or recipe.engine.threads})
-    found = []
-    if settings.compiled:
-        check_compiler("latency.compiled")
-    for name, wanted in (("eager", settings.eager), ("compiled", settings.compiled)):
-        if wanted and checkpoint is not None:
-            size = weight_bytes(checkpoint) / 2**20
-            kind: Literal["eager", "compiled"] = "eager" if name == "eager" else "compiled"
-            dtype = "fp32" if engine.device == "cpu" else export.dtype
-            own = recipe.checkpoint
-            source: dict[str, Any] = {"allow_pickle": own.allow_pickle, "loras": own.loras, "clip_skip": own.clip_skip}
-            found.append(Runnable(name, kind, checkpoint, engine, dtype, weights_mib=size, **source))
+    found = list(_eagers(recipe, settings, engine, checkpoint)) if checkpoint is not None else []
+    found += _others(bundle, recipe, settings, engine)
     names = [*([UNMITIGATED] if has_unmitigated(export.variants, engine) else []), *export.variants]
     size = _mib(bundle, PLANS if engine.flavour else (".data", ".onnx")) / max(1, len(export.variants))
     for name in names:
         targets = tuple(t for t in settings.targets if t not in _SHARED or name == export.variants[0])
         if targets:
-            found.append(Runnable(name, "engine", str(bundle), engine, dtype=export.dtype, weights_mib=size, targets=targets))
+            found.append(Runnable(name, "engine", str(bundle), engine, dtype=recipe.computed_in, weights_mib=size, targets=targets))
     return tuple(found)
+
+
+def _eagers(recipe: Recipe, settings: LatencySettings, engine: EngineSettings, checkpoint: str) -> Iterator[Runnable]:
+    if settings.compiled:
+        check_compiler("latency.compiled")
+    size, own = weight_bytes(checkpoint) / 2**20, recipe.checkpoint
+    plain = "fp32" if engine.torch_device == "cpu" else recipe.export.dtype
+    source: dict[str, Any] = {"allow_pickle": own.allow_pickle, "loras": own.loras, "clip_skip": own.clip_skip}
+    if settings.eager:
+        yield Runnable("eager", "eager", checkpoint, engine, plain, weights_mib=size, **source)
+    if settings.eager and "eager bf16" in settings.beside and plain != "bf16" and not unfit("eager bf16", engine):
+        yield Runnable("eager bf16", "eager", checkpoint, engine, "bf16", weights_mib=size / 2, **source)
+    if settings.compiled:
+        yield Runnable("compiled", "compiled", checkpoint, engine, plain, weights_mib=size, **source)
+
+
+def _others(bundle: Path, recipe: Recipe, settings: LatencySettings, engine: EngineSettings) -> Iterator[Runnable]:
+    """Other runtimes with the files of the first variant, on the CPU."""
+    from nemo_edge.backends import onnxfiles
+
+    size = _mib(bundle, (".data", ".onnx")) / max(1, len(recipe.export.variants))
+    for name in settings.beside:
+        backend, _, precision = name.partition(" ")
+        if backend == "eager" or unfit(name, engine):
+            continue
+        other = EngineSettings(backend=backend, precision=precision or "fp32", threads=engine.threads)  # type: ignore[arg-type]
+        onnxfiles.probe(other)
+        dtype = recipe.model_copy(update={"engine": other}).computed_in
+        yield Runnable(
+            name, "engine", str(bundle), other, dtype, weights_mib=size, targets=settings.targets, variant=recipe.export.variants[0]
+        )
+
+
+def unfit(name: str, engine: EngineSettings) -> str:
+    """Say why a contender beside a recipe's own would say nothing here: a type that the hardware only imitates. Empty where it would.
+
+    Raises `MissingDependency` where OpenVINO is asked for and not installed.
+    """
+    backend, _, precision = name.partition(" ")
+    if backend == "openvino":
+        from nemo_edge.backends.openvino import capabilities
+
+        able = precision in capabilities("cpu")
+    else:
+        able = precision != "bf16" or engine.torch_device != "cpu" or bf16_instructions()
+    return "" if able else f"this CPU has no instructions for {precision}"
 
 
 def bench(
@@ -72,19 +111,23 @@ def bench(
 
     Raises `InputError` for a size that an engine does not take, `MissingDependency` for a provider or compiler that is not here.
     """
-    started, before = time.monotonic(), machine()
+    progress, started, before = progress or Progress(), time.monotonic(), machine()
     setups = [
         Setup(target, batch, sampling.model_copy(update={"height": height, "width": width, "steps": settings.steps or sampling.steps}))
         for target in settings.targets
         for batch in settings.batches
         for height, width in settings.sizes or ((sampling.height, sampling.width),)
     ]
+    asked = [name for name in settings.beside if settings.eager or name != "eager bf16"]
+    left_out: dict[str, str] = {name: why for name in asked for why in (unfit(name, contenders[0].engine),) if why}
+    for name, why in left_out.items():
+        progress.note(f"{name} is not timed: {why}")
     resident = sum(c.weights_mib for c in contenders) * _OVERHEAD * 2**20 < memory_available()
     with ExitStack() as stack:
         workers = {c.name: stack.enter_context(_worker(c, settings, resident)) for c in contenders}
-        shapes = list(_open(workers.values(), at_once=resident and all(c.engine.device == "cpu" for c in contenders)))
+        shapes = list(_open(workers.values(), at_once=resident and all(c.engine.torch_device == "cpu" for c in contenders)))
         turns = sum(len(_taking_part(contenders, setup)) for setup in setups) * (settings.runs + 1)
-        with (progress or Progress()).task("latency", turns) as advance:
+        with progress.task("latency", turns) as advance:
             cases = [
                 _case([workers[c.name] for c in _taking_part(contenders, setup)], setup, settings, shapes[0], advance) for setup in setups
             ]
@@ -94,6 +137,7 @@ def bench(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=time.monotonic() - started,
         settings=settings,
+        left_out=left_out,
         contenders=measured,
         cases=tuple(cases),
     )

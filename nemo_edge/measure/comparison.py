@@ -84,7 +84,7 @@ def compare(reference: str, candidate: str, question: Question, progress: Progre
     bundle = next(side for side in sides if side.manifest)
     recipe = bundle.recipe
     sampling = recipe.sampling.model_copy(update={"steps": question.steps or recipe.sampling.steps})
-    gate = ENGINE_TOLERANCES[recipe.export.dtype] if recipe.engine_tolerance is False else recipe.engine_tolerance
+    gate = ENGINE_TOLERANCES[recipe.computed_in] if recipe.engine_tolerance is False else recipe.engine_tolerance
     tolerance = gate if question.tolerance is None else question.tolerance
     prompts = tuple(question.prompts) or _own_prompts(bundle.path)
     found = _compared(sides, prompts, question.seed, sampling, tolerance, progress)

@@ -44,7 +44,7 @@ def judge(
         error = measurement.untouched.largest_error
         results.append(_gate("engine_error.untouched", recipe.engine_tolerance, error, "mask of ones against eager"))
     if recipe.identity_tolerance is not False and any(v.variant == "masked" for v in measurement.variants):
-        lacking = "needs the baked variant too" if recipe.engine.flavour is None else "needs the engines of ONNX Runtime"
+        lacking = "needs the baked variant too" if recipe.engine.flavour is None else "needs engines of the ONNX files"
         why = "against the unmitigated engine" if measurement.mask_of_ones is not None else lacking
         results.append(_gate("mask_of_ones", recipe.identity_tolerance, measurement.mask_of_ones, why))
     return tuple(results)

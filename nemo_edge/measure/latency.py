@@ -51,7 +51,7 @@ class Contender(_Result):
     """One way to run the model: eager PyTorch, its compiled form, or the engines of a variant."""
 
     name: str
-    """"eager", "compiled", "unmitigated", or a variant: "baked", "masked"."""
+    """"eager", "compiled", one of `Rival`, "unmitigated", or a variant: "baked", "masked"."""
     backend: str
     provider: str
     threads: int
@@ -145,6 +145,8 @@ class Latency(_Result):
     date: str
     seconds: float
     settings: LatencySettings
+    left_out: dict[str, str] = {}
+    """What the settings ask for and this machine would only imitate: the contender's name, and why."""
     contenders: tuple[Contender, ...]
     cases: tuple[Case, ...]
 

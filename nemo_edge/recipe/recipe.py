@@ -80,10 +80,11 @@ class Recipe(Settings):
     def _check(self, info: ValidationInfo) -> Self:
         random = self.random_weights is not None or bool((info.context or {}).get("random"))
         unrun = random and self.latency is None
-        if self.export.dtype == "bf16" and self.engine.device == "cpu" and not unrun:
+        if self.export.dtype == "bf16" and self.engine.torch_device == "cpu" and not unrun:
             raise ValueError(
-                "export.dtype = 'bf16' cannot run with engine.provider = 'cpu': choose fp32 or fp16, or a GPU provider; only random "
-                "weights without [latency] are built so, since nothing of them is run"
+                "export.dtype = 'bf16' cannot run with engine.provider = 'cpu': choose fp32 or fp16, or a GPU provider, or "
+                "engine.backend = 'openvino' with engine.precision = 'bf16', which computes so from fp32 files; only random weights "
+                "without [latency] are built so, since nothing of them is run"
             )
         self.check_compiled(["text_encoder", *(UNET_FOLDERS[variant] for variant in self.export.variants), "vae_decoder"])
         for name in ("height", "width"):
@@ -128,21 +129,32 @@ class Recipe(Settings):
             raise ValueError(f"latency.batches: the graph is pinned to batches of {export.batch}, so take multiples of it")
 
     @property
+    def uses_openvino(self) -> bool:
+        """Whether OpenVINO runs the bundle, or is timed beside what does."""
+        beside = self.latency.beside if self.latency else ()
+        return self.engine.backend == "openvino" or any(name.startswith("openvino") for name in beside)
+
+    @property
+    def computed_in(self) -> Literal["fp32", "fp16", "bf16"]:
+        """The type that the engines compute in: that of the ONNX files, or a narrower one that OpenVINO is asked for."""
+        return self.export.dtype if self.engine.precision == "fp32" else self.engine.precision
+
+    @property
     def engine_tolerance(self) -> float | Literal[False]:
-        """The gate on engine against eager: as given, else by the type of the weights."""
+        """The gate on engine against eager: as given, else by the type that is computed in."""
         given = self.gates.engine_error
-        return ENGINE_TOLERANCES[self.export.dtype] if given is None else given
+        return ENGINE_TOLERANCES[self.computed_in] if given is None else given
 
     @property
     def agreement_tolerance(self) -> float | Literal[False]:
-        """The gate on the mitigation on the engine against that on eager: as given, else by the type of the weights."""
+        """The gate on the mitigation on the engine against that on eager: as given, else by the type that is computed in."""
         given = self.gates.mitigation_agreement
-        return {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.1}[self.export.dtype] if given is None else given
+        return {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.1}[self.computed_in] if given is None else given
 
     @property
     def identity_tolerance(self) -> float | Literal[False]:
         """The gate on a mask of ones against the unmitigated engine: as given, else none for fp32."""
-        given, dtype = self.gates.mask_of_ones, self.export.dtype
+        given, dtype = self.gates.mask_of_ones, self.computed_in
         return {**ENGINE_TOLERANCES, "fp32": 0.0}[dtype] if given is None else given
 
 

@@ -303,6 +303,9 @@ def _size(value: object) -> object:
     return int(height), int(width)
 
 
+Rival = Literal["eager bf16", "onnxruntime", "openvino fp32", "openvino bf16", "openvino fp16"]
+
+
 class LatencySettings(Settings):
     """How times are taken. Eager PyTorch and every engine take turns, each in a process of its own."""
 
@@ -329,8 +332,11 @@ class LatencySettings(Settings):
     """Measure eager PyTorch beside the engines."""
     compiled: bool = False
     """Measure `torch.compile` too, which needs a C++ compiler."""
+    beside: tuple[Rival, ...] = ("eager bf16",)
+    """What is measured beside eager in float32 and the recipe's own engines: eager with its weights cast, and other runtimes with the same
+    ONNX files on the CPU. `eager = false` leaves out every eager."""
 
-    @field_validator("batches", "sizes", "targets")
+    @field_validator("batches", "sizes", "targets", "beside")
     @classmethod
     def _check_distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(values)) < len(values):

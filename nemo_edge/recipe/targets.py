@@ -54,20 +54,37 @@ class _Settings(BaseModel):
 class EngineSettings(_Settings):
     """What runs the bundle here."""
 
-    backend: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"] = "onnxruntime"
-    """ONNX Runtime, or the engines that the recipe's table of that name compiles."""
+    backend: Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"] = "onnxruntime"
+    """ONNX Runtime or OpenVINO, which run the ONNX files; or the engines that the recipe's table of that name compiles."""
     provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
-    """ONNX Runtime's; the same for `threads`."""
+    """ONNX Runtime's."""
+    device: Literal["cpu", "gpu", "npu"] = "cpu"
+    """OpenVINO's: the CPU, or an Intel GPU or NPU."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What OpenVINO computes in, whatever the type of the ONNX files (`export.dtype`) is."""
     threads: int | None = Field(default=None, ge=1)
+    """On the CPU; all of its cores where not given."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        changed = next((name for name in ("device", "precision") if getattr(self, name) != type(self).model_fields[name].default), None)
+        if changed and self.backend != "openvino":
+            raise ValueError(
+                f"engine.{changed} = {getattr(self, changed)!r} is OpenVINO's: add engine.backend = 'openvino', or leave it out; other "
+                "backends compute in the type of the ONNX files, export.dtype"
+            )
+        if self.backend == "openvino" and self.provider != "cpu":
+            raise ValueError(f"engine.provider = {self.provider!r} is ONNX Runtime's: say engine.device for OpenVINO")
+        return self
 
     @property
     def flavour(self) -> Flavour | None:
-        """The product whose engines are run; None for ONNX Runtime."""
-        return None if self.backend == "onnxruntime" else self.backend
+        """The product whose engines are run; None for what runs the ONNX files themselves."""
+        return self.backend if self.backend in ("tensorrt", "tensorrt-rtx") else None
 
     @property
-    def device(self) -> Literal["cpu", "cuda"]:
-        """What it runs on, in PyTorch's words."""
+    def torch_device(self) -> Literal["cpu", "cuda"]:
+        """What eager PyTorch runs on beside it, in PyTorch's words: a GPU of NVIDIA's where this runs on one."""
         return "cpu" if self.flavour is None and self.provider == "cpu" else "cuda"
 
 

@@ -65,6 +65,7 @@ def used_versions(here: Machine, recipe: Recipe) -> dict[str, str]:
     """The versions that a build's results depend on, and not those of backends it does not use."""
     flavours = [flavour for table, flavour in FLAVOUR_OF.items() if getattr(recipe, table) is not None]
     packages = {*USED, *(name for flavour in flavours for name in packages_of(flavour, here.versions))}
+    packages |= {"openvino"} if recipe.uses_openvino else set()
     return {name: version for name, version in here.versions.items() if name in packages}
 
 

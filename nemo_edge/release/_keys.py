@@ -70,9 +70,16 @@ class Given:
         return [(gpu.name, gpu.driver) for gpu in self.inputs.machine.gpus]
 
     @property
+    def openvino(self) -> str | None:
+        """Its version, where it is used."""
+        return self.inputs.machine.versions.get("openvino") if self.recipe.uses_openvino else None
+
+    @property
     def engine(self) -> object:
         """How engines are run, and where they are compiled ones, which and on which GPUs."""
         flavour = self.recipe.engine.flavour
+        if self.recipe.engine.backend == "openvino":
+            return [self.tables["engine"], self.openvino]
         used = next((self.keys[table] for table, value in FLAVOUR_OF.items() if value == flavour), None)
         return [self.tables["engine"], used, self.gpus] if used else self.tables["engine"]
 
@@ -131,7 +138,7 @@ def of_latency(given: Given) -> object:
     """The engines, how they are run, and the machine."""
     passing: Any = {"gpus": {"__all__": {"clock_mhz", "temperature_c", "throttled_by"}}, "versions": True}
     here = given.inputs.machine.model_dump(mode="json", exclude=passing)
-    return [given.keys["export"], given.engine, given.tables["sampling"], given.tables["latency"], here]
+    return [given.keys["export"], given.engine, given.openvino, given.tables["sampling"], given.tables["latency"], here]
 
 
 def bundle_key(recipe: Recipe, keys: Mapping[str, str]) -> str:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nemo_edge.backends import onnxruntime
+from nemo_edge.backends import onnxfiles
 from nemo_edge.backends.tensorrt.fit import serves
 from nemo_edge.backends.tensorrt.flavours import check, check_runtime
 from nemo_edge.bundle.manifest import check_output, open_bundle, verify
@@ -23,7 +23,7 @@ from nemo_edge.model.inspection import check_folder, check_kind, check_layers
 from nemo_edge.model.marker import is_random
 from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.recipe import Recipe
-from nemo_edge.recipe.targets import FLAVOUR_OF, unfit_for_turing
+from nemo_edge.recipe.targets import FLAVOUR_OF, EngineSettings, unfit_for_turing
 from nemo_edge.release._footprint import Footprint, check_memory, estimate
 from nemo_edge.release._inputs import Inputs, read_inputs
 from nemo_edge.release._keys import bundle_key
@@ -87,7 +87,7 @@ def check_runs(recipe: Recipe) -> None:
     """Raise `MissingDependency` unless what a recipe's engines are to be run with is here, and runs what it compiles."""
     engine = recipe.engine
     if engine.flavour is None:
-        onnxruntime.probe_provider(engine.provider)
+        onnxfiles.probe(engine)
         return
     here, _ = check_runtime(engine.flavour)
     targets = recipe.tensorrt_rtx.targets if recipe.tensorrt_rtx and engine.flavour == "tensorrt-rtx" else None
@@ -176,6 +176,8 @@ def _check_model(recipe: Recipe, model: Path) -> None:
             from nemo_edge.model.compilation import check_compiler
 
             check_compiler(f"{table}.compiled")
+    if recipe.uses_openvino:
+        onnxfiles.probe(EngineSettings(backend="openvino"))
 
 
 def _check_configuration(recipe: Recipe, config: Configuration) -> None:

@@ -169,7 +169,7 @@ def compile_plans(table: str, work: Work, folder: Path) -> None:
 
 
 def describe_sessions(work: Work, folder: Path) -> None:
-    """How ONNX Runtime runs each ONNX file: `engines/<component>.onnxruntime.<provider>.json`."""
+    """How each ONNX file is run by ONNX Runtime or OpenVINO: `engines/<component>.<backend>.<provider or device>.json`."""
     compile_stage(folder, work.recipe.engine, work.onnx_files)
 
 
@@ -239,7 +239,7 @@ STAGES = (
     Stage("policies", keys.of_policies, make_policies, _masked),
     Stage("export", keys.of_export, export, private=(_EXPORTED,)),
     *(Stage(table, partial(keys.of_plans, table), partial(compile_plans, table), partial(_has, table)) for table in FLAVOUR_OF),
-    Stage("onnxruntime", None, describe_sessions),
+    Stage("sessions", None, describe_sessions),
     Stage("measure", keys.of_measure, measure, _trained, goes_on=True, private=("pictures",)),
     Stage("attack", keys.of_attack, attack, _attacked, goes_on=True, private=("attack.jsonl",)),
     Stage("latency", keys.of_latency, take_times, partial(_has, "latency")),

@@ -92,6 +92,8 @@ def _engines(evidence: Evidence) -> Iterator[str]:
     engine = recipe.engine
     if engine.flavour is not None:
         yield f"Other hardware: every engine was run by {product_of(engine.flavour)} on one machine; those of ONNX Runtime were not run."
+    elif engine.backend == "openvino":
+        yield f"Other hardware: what was measured was run by OpenVINO in {engine.precision} on one machine's {engine.device.upper()}."
     elif engine.provider == "cpu":
         yield "GPUs: what was measured was run by ONNX Runtime on the CPU. Another provider or runtime needs a build or a check of its own."
     else:
@@ -103,6 +105,9 @@ def _engines(evidence: Evidence) -> Iterator[str]:
         yield "Speed and memory: no times were taken; the command nemo-edge bench takes them."
     elif evidence.latency.noisy:
         yield f"Precise times: some vary more than the recipe allows ({joined(evidence.latency.noisy)})."
+    left_out = evidence.latency.left_out if evidence.latency else {}
+    for why in dict.fromkeys(left_out.values()):
+        yield f"Times of {joined([name for name in left_out if left_out[name] == why])}: {why}, and only imitates them."
     if all(v.trajectory.lpips is None for v in measured.variants):
         yield "Perceptual distance between engine and eager (LPIPS): the package is not installed."
     if all(m.distance_error is None for v in measured.variants for m in v.mitigations):

@@ -14,7 +14,7 @@ import numpy as np
 from torch import compile as compile_module
 from torch.nn import Module
 
-from nemo_edge.backends import onnxruntime, torch
+from nemo_edge.backends import onnxfiles, torch
 from nemo_edge.backends.base import Runner
 from nemo_edge.backends.readiness import check_plans
 from nemo_edge.backends.tensorrt import backend as tensorrt
@@ -28,7 +28,7 @@ from nemo_edge.sampling.loop import Pipeline
 from nemo_edge.system.errors import InputError
 
 UNMITIGATED = "unmitigated"
-"""Name of the engine that has every memory still: in ONNX Runtime the baked graph with the value weights of the masked one; of
+"""Name of the engine that has every memory still: of an ONNX file the baked graph with the value weights of the masked one; of
 TensorRT, whose engines keep their weights, the masked one, which silences nothing unless it is told to."""
 
 
@@ -60,7 +60,7 @@ def open_engines(
         if flavour is not None:
             return stack.enter_context(tensorrt.open_engine(bundle, place, flavour, factor=config.factor))
         changed = weights if place == unet else None
-        return stack.enter_context(onnxruntime.open_engine(bundle, place, engine.provider, threads=engine.threads, weights=changed))
+        return stack.enter_context(onnxfiles.open_engine(bundle, place, engine, changed))
 
     return {name: opened(place) for name, place in places.items()}
 

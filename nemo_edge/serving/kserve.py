@@ -85,7 +85,7 @@ def describe_service(repository: Path, placement: Placement) -> dict[str, Any]:
     """
     pipeline = describe_pipeline(newest_pipeline(repository))
     engines = {name: describe_engine(repository / name / str(pipeline.number)) for name in pipeline.models}
-    on_gpu = any(engine.backend == "tensorrt" or engine.engine.device == "cuda" for engine in engines.values())
+    on_gpu = any(engine.backend == "tensorrt" or engine.engine.torch_device == "cuda" for engine in engines.values())
     gpus = int(on_gpu) if placement.gpus is None else placement.gpus
     resources = {"cpu": placement.cpu, "memory": placement.memory, **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
     model = {

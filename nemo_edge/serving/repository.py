@@ -139,7 +139,7 @@ def _stage_engine(shipment: Shipment, name: str, place: str, folder: Path) -> An
         files=shipped,
     )
     write_atomically(folder / DESCRIPTION, version.model_dump_json(indent=1) + "\n")
-    on_gpu = shipment.backend == "tensorrt" or shipment.recipe.engine.device == "cuda"
+    on_gpu = shipment.backend == "tensorrt" or shipment.recipe.engine.torch_device == "cuda"
     service = Service(name, shipment.backend, on_gpu, shipment.parameters)
     _, height, width = shipment.model.latent_shape
     native_plans = shipment.plans(place) if shipment.backend == "tensorrt" else ()

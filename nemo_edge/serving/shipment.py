@@ -100,7 +100,7 @@ def choose_backend(recipe: Recipe, asked: str | None) -> ServerBackend:
     """
     engine = recipe.engine
     if asked is None:
-        asked = "native" if engine.device == "cuda" and engine.flavour != "tensorrt-rtx" else "python"
+        asked = "native" if engine.torch_device == "cuda" and engine.flavour != "tensorrt-rtx" else "python"
     if asked not in ("native", "python"):
         raise InputError(f"--backend {asked}: take native (Triton's own) or python (nemo-edge's runners)")
     if asked == "python":

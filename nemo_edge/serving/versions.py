@@ -118,9 +118,9 @@ def open_engine(folder: Path) -> Runner:
         from nemo_edge.backends.tensorrt import backend as tensorrt
 
         return tensorrt.open_engine(folder, version.place, flavour, factor=version.factor)
-    from nemo_edge.backends import onnxruntime
+    from nemo_edge.backends import onnxfiles
 
-    return onnxruntime.open_runner(folder / ONNX, engine.provider, engine.threads)
+    return onnxfiles.open_runner(folder / ONNX, engine)
 
 
 def describe_pipeline(folder: Path) -> PipelineVersion:

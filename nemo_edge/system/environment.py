@@ -5,7 +5,7 @@ Imports nothing heavy: versions come from the installed packages' metadata, GPUs
 
 from __future__ import annotations
 
-__all__ = ["PACKAGES", "USED", "Gpu", "Machine", "cores", "gpus", "machine", "packages", "packages_of"]
+__all__ = ["PACKAGES", "USED", "Gpu", "Machine", "bf16_instructions", "cores", "gpus", "machine", "packages", "packages_of"]
 
 import os
 import platform
@@ -110,6 +110,12 @@ def machine() -> Machine:
 def cores() -> int:
     """Return the logical cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def bf16_instructions() -> bool:
+    """Whether the CPU multiplies bfloat16 itself, as Linux tells; elsewhere it is taken to."""
+    told = _text(Path("/proc/cpuinfo"))
+    return told is None or any(flag in told.split() for flag in ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"))
 
 
 def packages() -> dict[str, str]:

@@ -63,7 +63,7 @@ def test_what_build_needs_runs_here() -> None:
 
 
 def test_what_a_build_does_not_use_is_said() -> None:
-    assert {probe.backend for probe in probed().values() if not probe.used_by_build} == {"openvino", "triton"}
+    assert {probe.backend for probe in probed().values() if not probe.used_by_build} == {"triton"}
 
 
 def test_a_gpu_that_no_driver_serves_is_told_from_a_missing_gpu() -> None:

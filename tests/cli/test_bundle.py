@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import plans
 import pytest
+from PIL import Image
 
 from cli import test_main as test_cli
 from cli.test_main import Ran, Run, assert_refused, assert_refused_last_line, recipe_in
@@ -64,12 +65,15 @@ def test_generate_draws_with_the_backend_that_is_asked_for(run: Run, tmp_path: P
     assert run("generate", tiny_bundle, "a red pig", "--steps", 1, "-o", own).code == 0
     assert run("generate", tiny_bundle, "a red pig", "--steps", 1, "-o", asked, "--backend", "onnxruntime").code == 0
     assert own.read_bytes() == asked.read_bytes()
+    assert run("generate", tiny_bundle, "a red pig", "--steps", 1, "-o", asked, "--backend", "openvino").code == 0
+    first, second = (np.asarray(Image.open(path), int) for path in (own, asked))
+    assert np.abs(first - second).max() <= 1
 
 
 @pytest.mark.parametrize(
     ("backend", "reason"),
     [
-        ("openvino", "--backend openvino: input should be 'onnxruntime', 'tensorrt' or 'tensorrt-rtx'"),
+        ("trt", "--backend trt: input should be 'onnxruntime', 'openvino', 'tensorrt' or 'tensorrt-rtx'"),
         ("tensorrt", "has no TensorRT engine of text_encoder: build it with [tensorrt] in the recipe"),
     ],
 )

@@ -378,8 +378,8 @@ def test_what_a_bundle_does_not_have_is_refused(sd: Model, tmp_path: Path) -> No
         load_pipeline(sd.bundle, "baked", mask="off")
     with pytest.raises(InputError, match=r"the mask has shape \[3\], expected"):
         load_unet(sd.bundle, mask=np.ones(3))
-    with pytest.raises(InputError, match=r"^backend = 'openvino': "):
-        load_unet(sd.bundle, backend="openvino")
+    with pytest.raises(InputError, match=r"^backend = 'trt': "):
+        load_unet(sd.bundle, backend="trt")
     with pytest.raises(BundleError, match="does not exist: make one with `nemo-edge build`"):
         load_pipeline(tmp_path / "none")
 

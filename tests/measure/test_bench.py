@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from nemo_edge.bundle.manifest import open_bundle
+from nemo_edge.measure import bench as benching
 from nemo_edge.measure._contender import Runnable
-from nemo_edge.measure.bench import bench, runnables
+from nemo_edge.measure.bench import bench, runnables, unfit
 from nemo_edge.measure.latency import Latency
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.settings import LatencySettings
@@ -23,7 +24,7 @@ from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.system.errors import InputError, MissingDependency
 from nemo_edge.system.progress import Advance, Progress
 
-QUICK = LatencySettings(runs=2, seconds=0.05, warmup_s=0.05, threads=1)
+QUICK = LatencySettings(runs=2, seconds=0.05, warmup_s=0.05, threads=1, beside=())
 CONTENDERS = ["eager", "unmitigated", "baked", "masked"]
 SHARED = ["eager", "baked"]
 
@@ -75,7 +76,44 @@ def test_tensorrt_s_engines_are_timed_without_an_unmitigated_one_beside_eager_on
     engine, export = EngineSettings(backend="tensorrt-rtx"), recipe.export.model_copy(update={"dtype": "fp16"})
     found = runnables(tiny_bundle, recipe.model_copy(update={"engine": engine, "export": export}), QUICK, recipe.checkpoint.path)
     assert [c.name for c in found] == ["eager", "baked", "masked"]
-    assert {(c.engine.backend, c.engine.device, c.engine.threads, c.dtype) for c in found} == {("tensorrt-rtx", "cuda", 1, "fp16")}
+    assert {(c.engine.backend, c.engine.torch_device, c.engine.threads, c.dtype) for c in found} == {("tensorrt-rtx", "cuda", 1, "fp16")}
+
+
+def test_what_is_timed_beside_comes_before_the_recipes_own_engines(
+    recipe: Recipe, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benching, "bf16_instructions", lambda: True)
+    wanted = QUICK.model_copy(update={"beside": ("openvino fp32", "onnxruntime", "eager bf16"), "compiled": False})
+    found = runnables(tiny_bundle, recipe, wanted, recipe.checkpoint.path)
+    assert [c.name for c in found] == ["eager", "eager bf16", "openvino fp32", "onnxruntime", *CONTENDERS[1:]]
+    assert [(c.kind, c.dtype) for c in found[:3]] == [("eager", "fp32"), ("eager", "bf16"), ("engine", "fp32")]
+    assert (found[2].engine.backend, found[2].engine.threads, found[2].variant) == ("openvino", 1, "baked")
+    assert [c.name for c in runnables(tiny_bundle, recipe, wanted, None)][:2] == ["openvino fp32", "onnxruntime"]
+    engines_alone = wanted.model_copy(update={"eager": False})
+    assert "eager bf16" not in [c.name for c in runnables(tiny_bundle, recipe, engines_alone, recipe.checkpoint.path)]
+
+
+def test_a_type_that_the_cpu_only_imitates_is_left_out_and_told(recipe: Recipe, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benching, "bf16_instructions", lambda: False)
+    monkeypatch.setattr("nemo_edge.backends.openvino.capabilities", lambda device: ("fp32",))
+    own = recipe.engine
+    assert unfit("eager bf16", own) == unfit("openvino bf16", own) == "this CPU has no instructions for bf16"
+    assert unfit("openvino fp16", own) == "this CPU has no instructions for fp16"
+    assert unfit("openvino fp32", own) == unfit("onnxruntime", own) == unfit("eager bf16", EngineSettings(provider="cuda")) == ""
+    changes = {"beside": ("eager bf16", "openvino bf16", "openvino fp32"), "targets": ("text_encoder",)}
+    settings, notes = QUICK.model_copy(update=changes), list[str]()
+    contenders = runnables(tiny_bundle, recipe, settings, recipe.checkpoint.path)
+    assert [c.name for c in contenders] == ["eager", "openvino fp32", "baked"]
+
+    class Noting(Progress):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    found = bench(contenders, recipe.sampling, settings, Noting())
+    assert found.left_out == dict.fromkeys(("eager bf16", "openvino bf16"), "this CPU has no instructions for bf16")
+    assert notes == [f"{name} is not timed: {why}" for name, why in found.left_out.items()]
+    assert [(c.name, c.backend.split()[0], c.provider) for c in found.contenders][1] == ("openvino fp32", "openvino", "cpu")
+    assert "openvino fp32" in {ratio.contender for ratio in found.cases[0].ratios}
 
 
 def test_compiled_needs_a_compiler(recipe: Recipe, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

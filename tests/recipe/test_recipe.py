@@ -109,6 +109,7 @@ def test_a_recipe_survives_its_json(written: Write) -> None:
         (HEAD + TABLES + "[latency]\nsizes = [[64, 0]]\n", "latency.sizes: batches and sizes are whole numbers from 1 on"),
         (HEAD + TABLES + "[latency]\nsizes = [64]\n", "latency.sizes.0: "),
         (HEAD + TABLES + "[latency]\ntargets = ['unet', 'unet']\n", "latency.targets: a value is named twice"),
+        (HEAD + TABLES + "[latency]\nbeside = ['openvino']\n", "latency.beside.0: Input should be 'eager bf16', 'onnxruntime', "),
         (HEAD + TABLES + "[latency]\ntargets = ['encoder']\n", "latency.targets.0: Input should be 'text_encoder', 'unet', "),
         (HEAD + TABLES + "[fidelity]\ncurve = [0]\n", "fidelity.curve.0: Input should be greater than 0 (got 0)"),
         (HEAD + TABLES + "[gates]\nzzzzzzzz = 1\n", "unknown key 'gates.zzzzzzzz': the keys here are memorization_score, "),
@@ -202,7 +203,10 @@ RUNS_PLANS = "[engine]\nbackend = 'tensorrt'\n"
             RUNS_PLANS + "[tensorrt]\ncomponents = ['unet', 'text_encoder']\n",
             "needs engines of unet_masked, vae_decoder too: add them to tensorrt.components, or leave that out",
         ),
-        (RUNS_PLANS.replace("tensorrt", "trt"), "engine.backend: Input should be 'onnxruntime', 'tensorrt' or 'tensorrt-rtx' (got 'trt')"),
+        (
+            RUNS_PLANS.replace("tensorrt", "trt"),
+            "engine.backend: Input should be 'onnxruntime', 'openvino', 'tensorrt' or 'tensorrt-rtx' (got 'trt')",
+        ),
     ],
 )
 def test_a_backend_of_tensorrt_needs_engines_of_every_component(written: Write, tables: str, complaint: str) -> None:
@@ -216,16 +220,43 @@ def test_a_backend_of_tensorrt_needs_engines_of_every_component(written: Write, 
 
 def test_bundles_run_in_onnx_runtime_unless_a_table_compiles_what_is_to_run(written: Write) -> None:
     plain = load_recipe(written("r.toml", HEAD + TABLES)).engine
-    assert (plain.backend, plain.flavour, plain.device) == ("onnxruntime", None, "cpu")
-    assert EngineSettings(provider="cuda").device == "cuda"
+    assert (plain.backend, plain.flavour, plain.torch_device) == ("onnxruntime", None, "cpu")
+    assert EngineSettings(provider="cuda").torch_device == "cuda"
     for table, backend in FLAVOUR_OF.items():
         some = "components = ['text_encoder', 'unet', 'vae_decoder']\n"
         tables = f"[engine]\nbackend = '{backend}'\n[{table}]\n{some}[export]\nvariants = ['baked']\ndtype = 'bf16'\n"
         recipe = load_recipe(written("r.toml", HEAD + TABLES + tables))
-        assert (recipe.engine.flavour, recipe.engine.device) == (backend, "cuda")
+        assert (recipe.engine.flavour, recipe.engine.torch_device) == (backend, "cuda")
         recipe.check_compiled(["text_encoder", "unet"])
         with pytest.raises(ValueError, match=f"needs engines of text_encoder_2 too: add them to {table}.components"):
             recipe.check_compiled(["text_encoder", "text_encoder_2"])
+
+
+@pytest.mark.parametrize(
+    ("table", "complaint"),
+    [
+        ("precision = 'bf16'", "engine.precision = 'bf16' is OpenVINO's: add engine.backend = 'openvino', or leave it out"),
+        ("device = 'npu'", "engine.device = 'npu' is OpenVINO's: add engine.backend = 'openvino', or leave it out"),
+        ("backend = 'openvino'\nprovider = 'cuda'", "engine.provider = 'cuda' is ONNX Runtime's: say engine.device for OpenVINO"),
+        ("backend = 'openvino'\nprecision = 'int8'", "engine.precision: Input should be 'fp32', 'bf16' or 'fp16' (got 'int8')"),
+    ],
+)
+def test_what_is_another_runtime_s_is_refused(written: Write, table: str, complaint: str) -> None:
+    with pytest.raises(InputError) as refused:
+        load_recipe(written("r.toml", HEAD + TABLES + f"[engine]\n{table}\n"))
+    assert complaint in str(refused.value)
+
+
+def test_gates_are_those_of_the_type_that_openvino_computes_in(written: Write) -> None:
+    table = "[engine]\nbackend = 'openvino'\nprecision = 'bf16'\n"
+    recipe = load_recipe(written("r.toml", HEAD + TABLES + table))
+    assert (recipe.export.dtype, recipe.computed_in, recipe.engine_tolerance, recipe.uses_openvino) == ("fp32", "bf16", 0.2, True)
+    assert (recipe.engine.flavour, recipe.engine.torch_device) == (None, "cpu")
+    half = load_recipe(written("r.toml", HEAD + TABLES + "[engine]\nbackend = 'openvino'\n[export]\ndtype = 'fp16'\n"))
+    assert (half.computed_in, half.engine_tolerance) == ("fp16", 0.05)
+    timed = load_recipe(written("r.toml", HEAD + TABLES + "[latency]\nbeside = ['openvino fp32']\n"))
+    assert (timed.uses_openvino, timed.engine.backend) == (True, "onnxruntime")
+    assert not load_recipe(written("r.toml", HEAD + TABLES + "[latency]\n")).uses_openvino
 
 
 def test_times_are_taken_only_where_the_recipe_asks(written: Write) -> None:

@@ -94,6 +94,16 @@ def test_a_package_changes_the_keys_of_what_it_makes(random: Recipe, package: st
     assert "openvino" not in used_versions(other_version("openvino")(given).machine, random)
 
 
+def test_openvino_counts_where_it_runs_or_is_timed(random: Recipe) -> None:
+    given = read_inputs(random)
+    run = changed(random, engine={"backend": "openvino"})
+    timed = changed(random, latency={"beside": ("openvino fp32",)})
+    for recipe, expected in ((run, ["latency"]), (timed, ["latency"])):
+        before, after = stage_keys(recipe, given), stage_keys(recipe, other_version("openvino")(given))
+        assert [stage for stage in ALL if before[stage] != after[stage]] == expected
+        assert "openvino" in used_versions(other_version("openvino")(given).machine, recipe)
+
+
 @pytest.fixture
 def standard(random: Recipe) -> Recipe:
     """The recipe with engines of TensorRT in place of TensorRT-RTX."""

@@ -48,6 +48,12 @@ def test_what_is_absent_is_named_and_what_is_there_is_not() -> None:
     assert "Other hardware" in gpu
     assert "GPUs:" not in gpu
     assert "up blocks" not in gpu
+    openvino = recipe(engine=EngineSettings(backend="openvino", precision="bf16"))
+    assert "Other hardware: what was measured was run by OpenVINO in bf16 on one machine's CPU." in lines(recipe=openvino)
+    why = "this CPU has no instructions for bf16"
+    without = latency().model_copy(update={"left_out": {"eager bf16": why, "openvino bf16": why}})
+    assert f"Times of eager bf16 and openvino bf16: {why}, and only imitates them." in lines(latency=without)
+    assert "Times of" not in lines(latency=latency())
     own = recipe(engine=EngineSettings(backend="tensorrt"), tensorrt=TensorRtSettings())
     assert "Other hardware: every engine was run by TensorRT on one machine; those of ONNX Runtime were not run." in lines(recipe=own)
     assert "compiled and not run" not in lines(recipe=own)
