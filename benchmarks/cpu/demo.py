@@ -50,7 +50,7 @@ def main() -> None:
 
 def timed_build(folder: Path) -> tuple[Path, dict[str, float]]:
     """Build the demo into `folder` as a user would, in a process of its own."""
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder := folder.resolve()).mkdir(parents=True, exist_ok=True)  # the recipe's paths are relative to its own
     recipe = DEMO_RECIPE.read_text().replace('"../', f'"{ROOT}/').replace('"out/demo"', f'"{folder}/demo"')
     (folder / "demo.toml").write_text(recipe)
     started = time.monotonic()

@@ -65,7 +65,13 @@ def test_generate_draws_with_the_backend_that_is_asked_for(run: Run, tmp_path: P
     assert run("generate", tiny_bundle, "a red pig", "--steps", 1, "-o", own).code == 0
     assert run("generate", tiny_bundle, "a red pig", "--steps", 1, "-o", asked, "--backend", "onnxruntime").code == 0
     assert own.read_bytes() == asked.read_bytes()
-    assert run("generate", tiny_bundle, "a red pig", "--steps", 1, "-o", asked, "--backend", "openvino").code == 0
+
+
+@pytest.mark.parametrize("options", [(), ("--unmitigated",), ("--variant", "masked")], ids=["baked", "unmitigated", "masked"])
+def test_openvino_draws_the_picture_of_onnx_runtime(run: Run, tmp_path: Path, tiny_bundle: Path, options: tuple[str, ...]) -> None:
+    own, asked, command = tmp_path / "own.png", tmp_path / "asked.png", ("generate", tiny_bundle, "a red pig", "--steps", 2, *options)
+    assert run(*command, "-o", own).code == 0
+    assert run(*command, "-o", asked, "--backend", "openvino").code == 0
     first, second = (np.asarray(Image.open(path), int) for path in (own, asked))
     assert np.abs(first - second).max() <= 1
 

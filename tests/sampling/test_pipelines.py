@@ -41,11 +41,17 @@ def neurons(tiny_bundle: Path) -> NeuronSet:
     return NeuronSet.load(tiny_bundle / "neurons.json")
 
 
+@pytest.fixture(scope="module", params=[ENGINE, EngineSettings(backend="openvino", threads=1)], ids=["onnxruntime", "openvino"])
+def engine(request: pytest.FixtureRequest) -> EngineSettings:
+    found: EngineSettings = request.param
+    return found
+
+
 @pytest.fixture(scope="module")
-def engines(tiny_bundle: Path) -> Iterator[dict[str, Pipeline]]:
+def engines(tiny_bundle: Path, engine: EngineSettings) -> Iterator[dict[str, Pipeline]]:
     with ExitStack() as stack:
         config = Configuration.load(tiny_bundle)
-        yield {v: open_pipeline(config, tiny_bundle, ENGINE, v, stack) for v in ("baked", "masked", UNMITIGATED)}
+        yield {v: open_pipeline(config, tiny_bundle, engine, v, stack) for v in ("baked", "masked", UNMITIGATED)}
 
 
 def last(pipeline: Pipeline, recipe: Recipe, mask: np.ndarray | None = None) -> np.ndarray:
@@ -82,9 +88,11 @@ def test_the_unmitigated_engine_differs_from_the_baked_one_and_is_eager(
     assert np.abs(plain - eager).max() < 1e-4 * np.abs(eager).max()
 
 
-def test_opening_the_unmitigated_engine_changes_no_file(tiny_bundle: Path, recipe: Recipe, engines: dict[str, Pipeline]) -> None:
+def test_opening_the_unmitigated_engine_changes_no_file(
+    tiny_bundle: Path, recipe: Recipe, engine: EngineSettings, engines: dict[str, Pipeline]
+) -> None:
     with ExitStack() as stack:
-        again = open_pipeline(Configuration.load(tiny_bundle), tiny_bundle, ENGINE, "baked", stack)
+        again = open_pipeline(Configuration.load(tiny_bundle), tiny_bundle, engine, "baked", stack)
         assert np.array_equal(last(again, recipe), last(engines["baked"], recipe))
 
 
