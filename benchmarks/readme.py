@@ -135,12 +135,14 @@ def latency_table(found: Result) -> list[str]:
         lines.append("")
     machines = dict.fromkeys(machine(groups[0]) for groups in found.values())
     overhead = max(t["overhead"] for groups in found.values() for g in groups for c in g["cases"] for t in c["timings"])
+    left_out = {name: why for groups in found.values() for g in groups for name, why in g.get("left_out", {}).items()}
+    absent = f"Not timed: {', '.join(left_out)}, since {next(iter(left_out.values()))}. " if left_out else ""
     noisy = sum(t["noisy"] for groups in found.values() for g in groups for c in g["cases"] for t in c["timings"])
     every = sum(len(c["timings"]) for groups in found.values() for g in groups for c in g["cases"])
     return [
         *lines,
         f"Measured on {' and on '.join(machines)}, fp32, one picture with guidance (two rows of the UNet); the contenders took turns, "
-        f"each in a process of its own. {noisy} of {every} timings varied by more than 10 %. The measuring itself took at most "
+        f"each in a process of its own. {absent}{noisy} of {every} timings varied by more than 10 %. The measuring itself took at most "
         f"{overhead:.2%} of what it measured (`benchmarks/results/latency.json`).",
     ]
 

@@ -1,10 +1,10 @@
-"""Times eager PyTorch and ONNX Runtime side by side: the demo, and a UNet of Stable Diffusion 1.5's size with random weights.
+"""Times eager PyTorch, ONNX Runtime and OpenVINO side by side: the demo, and a UNet of Stable Diffusion 1.5's size with random weights.
 
     python -m benchmarks.cpu.latency [--only demo|sd15] [--work FOLDER]
 
-Contenders: eager, eager with channels_last, ONNX Runtime at opset 18 and 23, baked and masked, with one thread and with all cores.
-Writes `benchmarks/results/latency.json`. The full size takes about a quarter of an hour, 20 GB of disk and 20 GB of memory; nothing else
-should run beside it.
+Contenders: eager, eager with channels_last, eager in bf16; ONNX Runtime at opset 18 and 23 and OpenVINO at 23 in fp32 and bf16, baked and
+masked; with one thread and with all cores. Writes `benchmarks/results/latency.json`. The full size takes about half an hour, 20 GB of disk
+and 20 GB of memory; nothing else should run beside it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from benchmarks.cpu.models import DEMO, engines_of, save_sd15
 from benchmarks.shared import keep, kept
 from nemo_edge.cli.console import Bars
 from nemo_edge.measure._contender import Runnable
-from nemo_edge.measure.bench import bench
+from nemo_edge.measure.bench import bench, unfit
 from nemo_edge.measure.latency import Latency
-from nemo_edge.recipe.settings import LatencySettings, SamplingSettings
+from nemo_edge.recipe.settings import LatencySettings, Rival, SamplingSettings
 from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.system.environment import machine
 
 OPSETS = (18, 23)
+BESIDE: tuple[Rival, ...] = ("eager bf16", "openvino bf16")
+"""What is left out, and told, where the CPU has no instructions for it."""
 
 
 def main() -> None:
@@ -48,9 +50,10 @@ def time_demo(work: Path) -> Iterator[dict[str, Any]]:
     """Every target of the demo, as the demo's recipe samples."""
     bundles = {opset: engines_of(str(DEMO), work / f"opset{opset}", opset) for opset in OPSETS}
     sampling = SamplingSettings(scheduler="dpmsolver++", steps=10, guidance=4.0)
-    settings = LatencySettings(targets=("unet", "pipeline"))
+    settings = LatencySettings(targets=("unet", "pipeline"), beside=BESIDE)
     for threads in threads_here():
-        yield group(f"{threads} threads", contenders(str(DEMO), bundles, threads), sampling, settings)
+        those = [*eagers(str(DEMO), threads), *(each for opset, bundle in bundles.items() for each in engines(bundle, opset, threads))]
+        yield group(f"{threads} threads", those, sampling, settings)
 
 
 def time_sd15(work: Path) -> Iterator[dict[str, Any]]:
@@ -58,28 +61,42 @@ def time_sd15(work: Path) -> Iterator[dict[str, Any]]:
     checkpoint = save_sd15(work / "checkpoint")
     bundles = {opset: engines_of(str(checkpoint), work / f"opset{opset}", opset) for opset in OPSETS}
     sampling = SamplingSettings(height=256, width=256)
-    settings = LatencySettings(targets=("unet",), warmup_s=15.0)
+    settings = LatencySettings(targets=("unet",), warmup_s=15.0, beside=BESIDE)
     for threads in threads_here():
-        for opset in OPSETS:  # not all at once: memory
-            those = contenders(str(checkpoint), {opset: bundles[opset]}, threads, channels_last=opset == OPSETS[0])
-            yield group(f"{threads} threads, opset {opset}", those, sampling, settings)
+        plain, *others = eagers(str(checkpoint), threads)
+        parts = {"eager": others}
+        for opset, bundle in bundles.items():
+            for each in engines(bundle, opset, threads):
+                parts.setdefault(each.name.rpartition(", ")[0], []).append(each)
+        for name, those in parts.items():  # not all at once: memory
+            yield group(f"{threads} threads, {name}", [plain, *those], sampling, settings)
 
 
 def threads_here() -> list[int]:
     return sorted({1, machine().cores})
 
 
-def contenders(checkpoint: str, bundles: dict[int, Path], threads: int, channels_last: bool = True) -> list[Runnable]:
-    size = sum(p.stat().st_size for p in Path(checkpoint).rglob("*.safetensors")) / 2**20
-    engine = EngineSettings(threads=threads)
-    found = [Runnable("eager", "eager", checkpoint, engine, weights_mib=size)]
-    if channels_last:
-        found.append(Runnable("eager, channels_last", "eager", checkpoint, engine, weights_mib=size, channels_last=True))
-    for opset, bundle in bundles.items():
-        for variant in ("baked", "masked"):
-            name = f"onnxruntime, opset {opset}, {variant}"
-            found.append(Runnable(name, "engine", str(bundle), engine, weights_mib=size, variant=variant))
+def eagers(checkpoint: str, threads: int) -> list[Runnable]:
+    size, engine = sum(p.stat().st_size for p in Path(checkpoint).rglob("*.safetensors")) / 2**20, EngineSettings(threads=threads)
+    found = [
+        Runnable("eager", "eager", checkpoint, engine, weights_mib=size),
+        Runnable("eager, channels_last", "eager", checkpoint, engine, weights_mib=size, channels_last=True),
+    ]
+    if not unfit("eager bf16", engine):
+        found.append(Runnable("eager bf16", "eager", checkpoint, engine, "bf16", weights_mib=size / 2))
     return found
+
+
+def engines(bundle: Path, opset: int, threads: int) -> Iterator[Runnable]:
+    size = sum(p.stat().st_size for p in bundle.glob("unet/*")) / 2**20
+    runtimes = {f"onnxruntime, opset {opset}": EngineSettings(threads=threads)}
+    if opset == OPSETS[-1]:
+        for precision in ("fp32", "bf16"):
+            engine = EngineSettings.model_validate({"backend": "openvino", "precision": precision, "threads": threads})
+            runtimes |= {f"openvino {precision}": engine} if not unfit(f"openvino {precision}", engine) else {}
+    for name, engine in runtimes.items():
+        for variant in ("baked", "masked"):
+            yield Runnable(f"{name}, {variant}", "engine", str(bundle), engine, engine.precision, weights_mib=size, variant=variant)
 
 
 def group(name: str, those: Sequence[Runnable], sampling: SamplingSettings, settings: LatencySettings) -> dict[str, Any]:

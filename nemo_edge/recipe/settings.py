@@ -19,6 +19,7 @@ __all__ = [
     "LoraSettings",
     "PromptSettings",
     "RandomSettings",
+    "Rival",
     "SCORE",
     "SamplingSettings",
     "Scheduler",
@@ -304,6 +305,7 @@ def _size(value: object) -> object:
 
 
 Rival = Literal["eager bf16", "onnxruntime", "openvino fp32", "openvino bf16", "openvino fp16"]
+"""What may be timed beside a recipe's own engines."""
 
 
 class LatencySettings(Settings):
