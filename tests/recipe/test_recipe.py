@@ -166,6 +166,18 @@ def test_the_recipe_of_stable_diffusion_for_rtx_takes_random_weights() -> None:
     assert (recipe.engine.backend, recipe.engine.provider) == ("onnxruntime", "cpu")
 
 
+@pytest.mark.parametrize(("name", "architecture", "steps"), [("sd15-cpu", "sd15", 20), ("sd-turbo-cpu", "sd21", 2)])
+def test_the_recipes_for_cpus_run_in_openvino_and_take_random_weights(name: str, architecture: str, steps: int) -> None:
+    recipe = load_recipe(Path(__file__).parents[2] / "engines" / f"{name}.toml")
+    assert (recipe.name, recipe.engine.backend, recipe.engine.device, recipe.sampling.steps) == (name, "openvino", "cpu", steps)
+    assert recipe.prompts.general.is_file()
+    assert recipe.latency is not None
+    assert set(recipe.latency.beside) == {"eager bf16", "onnxruntime"}
+    random = with_random_weights(recipe, architecture)
+    assert random.random_weights is not None
+    assert random.random_weights.architecture == architecture
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
