@@ -22,8 +22,8 @@ from nemo_edge.cli.console import Bars
 from nemo_edge.measure._contender import Runnable
 from nemo_edge.measure.bench import bench, unfit
 from nemo_edge.measure.latency import Latency
-from nemo_edge.recipe.settings import LatencySettings, Rival, SamplingSettings
-from nemo_edge.recipe.targets import EngineSettings
+from nemo_edge.recipe.settings import LatencySettings, SamplingSettings
+from nemo_edge.recipe.targets import EngineSettings, Rival
 from nemo_edge.system.environment import machine
 
 OPSETS = (18, 23)

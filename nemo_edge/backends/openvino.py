@@ -234,7 +234,7 @@ def load() -> Any:
     try:
         import openvino
     except (ImportError, OSError) as error:
-        raise MissingDependency(f"engine.backend = 'openvino' needs OpenVINO: {_INSTALL} ({first_line(error)})") from error
+        raise MissingDependency(f"OpenVINO cannot be imported ({first_line(error)}): {_INSTALL}") from error
     return openvino
 
 

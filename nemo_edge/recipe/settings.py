@@ -19,7 +19,6 @@ __all__ = [
     "LoraSettings",
     "PromptSettings",
     "RandomSettings",
-    "Rival",
     "SCORE",
     "SamplingSettings",
     "Scheduler",
@@ -38,6 +37,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from nemo_edge.recipe.targets import Rival
 from nemo_edge.system.errors import InputError
 
 SCORE = "MS-SSIM of torchmetrics 1.3.2"
@@ -304,10 +304,6 @@ def _size(value: object) -> object:
     return int(height), int(width)
 
 
-Rival = Literal["eager bf16", "onnxruntime", "openvino fp32", "openvino bf16", "openvino fp16"]
-"""What may be timed beside a recipe's own engines."""
-
-
 class LatencySettings(Settings):
     """How times are taken. Eager PyTorch and every engine take turns, each in a process of its own."""
 
@@ -335,8 +331,7 @@ class LatencySettings(Settings):
     compiled: bool = False
     """Measure `torch.compile` too, which needs a C++ compiler."""
     beside: tuple[Rival, ...] = ("eager bf16",)
-    """What is measured beside eager in float32 and the recipe's own engines: eager with its weights cast, and other runtimes with the same
-    ONNX files on the CPU. `eager = false` leaves out every eager."""
+    """What takes its turns too: eager with its weights cast, unless `eager = false`, and other runtimes of the ONNX files on the CPU."""
 
     @field_validator("batches", "sizes", "targets", "beside")
     @classmethod

@@ -14,6 +14,7 @@ __all__ = [
     "PlanSettings",
     "ProfileSettings",
     "Range",
+    "Rival",
     "TensorRtRtxSettings",
     "TensorRtSettings",
     "target_name",
@@ -45,6 +46,10 @@ COMPUTE_CAPABILITIES = {
 
 PORTABLE = "portable"
 """Target name of an engine for which no compute capability was chosen: TensorRT-RTX takes 8.0, 8.6, 8.9, 12.0 and later then."""
+
+
+Rival = Literal["eager bf16", "onnxruntime", "openvino fp32", "openvino bf16", "openvino fp16"]
+"""What may be timed beside a recipe's own engines."""
 
 
 class _Settings(BaseModel):
