@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["check_feed", "in_batches"]
+__all__ = ["check_feed", "in_batches", "pinned_batch"]
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -26,6 +26,13 @@ def check_feed(feed: Mapping[str, np.ndarray], inputs: Mapping[str, Sequence[int
     mask = feed.get(VALUE_MASK)
     if mask is not None and not ((mask >= 0) & (mask <= 1)).all():
         raise InputError(f"{VALUE_MASK} must hold factors from 0 to 1, but has NaN or values outside: check how it was made")
+
+
+def pinned_batch(inputs: Mapping[str, Sequence[int | str | None]]) -> int | None:
+    """Return the number of rows that every input of a graph has, which is then run in parts of that size; None where it is free."""
+    first = {dims[0] for dims in inputs.values()}
+    pinned = first.pop() if len(first) == 1 else None
+    return pinned if isinstance(pinned, int) else None
 
 
 def in_batches(

@@ -31,7 +31,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nemo_edge.backends.feeds import check_feed, in_batches
+from nemo_edge.backends.feeds import check_feed, in_batches, pinned_batch
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency, first_line
 from nemo_edge.system.files import write_atomically
@@ -85,9 +85,7 @@ class OnnxRuntimeRunner:
         self.inputs = {port.name: tuple(port.shape) for port in ports}
         self._dtypes = {port.name: _DTYPES[port.type] for port in ports}
         self._outputs = [port.name for port in self._session.get_outputs()]
-        first = {dims[0] for dims in self.inputs.values()}
-        pinned = first.pop() if len(first) == 1 else None
-        self._batch = pinned if isinstance(pinned, int) else None  # a graph of a fixed batch is run in parts of that size
+        self._batch = pinned_batch(self.inputs)
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once. Raises `InputError` as `Runner` says."""

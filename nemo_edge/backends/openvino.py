@@ -32,7 +32,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nemo_edge.backends.feeds import check_feed, in_batches
+from nemo_edge.backends.feeds import check_feed, in_batches, pinned_batch
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.system.environment import cores
@@ -75,7 +75,7 @@ class EngineFile(BaseModel):
 class OpenVinoRunner:
     """Owns a graph and what is compiled of it, which one caller uses at a time.
 
-    The shapes of the first feed are compiled for, which is a fifth faster than a graph of any shape; those of later feeds share one of
+    The shapes of the first feed are compiled for, which is faster than a graph of any shape; those of later feeds share one of
     any shape, so that no more than two are held. A graph whose batch is pinned takes any number of rows and runs them in parts. `weights`
     replace those of their names.
     """
@@ -88,9 +88,7 @@ class OpenVinoRunner:
         self.inputs = {port.any_name: _dims(port) for port in self._graph.inputs}
         self._dtypes = {port.any_name: _NUMPY[port.element_type.get_type_name()] for port in self._graph.inputs}
         self._outputs = {port.any_name: index for index, port in enumerate(self._graph.outputs)}
-        first = {dims[0] for dims in self.inputs.values()}
-        pinned = first.pop() if len(first) == 1 else None
-        self._batch = pinned if isinstance(pinned, int) else None
+        self._batch = pinned_batch(self.inputs)
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once. Raises `InputError` as `Runner` says."""

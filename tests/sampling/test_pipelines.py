@@ -133,7 +133,7 @@ def test_an_engine_that_was_not_built_and_a_provider_that_is_not_here_are_refuse
         open_pipeline(config, folder, EngineSettings(provider="tensorrt"), "baked", stack)
 
 
-def test_only_onnx_runtime_has_an_unmitigated_engine_of_its_own() -> None:
+def test_tensorrt_has_no_unmitigated_engine_of_its_own() -> None:
     for backend in ("tensorrt", "tensorrt-rtx"):
         assert not has_unmitigated(("baked", "masked"), EngineSettings(backend=backend))
 
