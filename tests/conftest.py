@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -46,9 +47,14 @@ from nemo_edge.system.errors import MissingDependency
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
-def pytest_configure() -> None:
-    """Hear Ctrl-C, which a shell has its background jobs ignore, and with them the programs that tests start and interrupt."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Hear Ctrl-C, which a shell has its background jobs ignore, and with them the programs that tests start and interrupt; and give the
+    run a cache of its own."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # graphs that are traced are kept for all processes of a run, and not beyond it
+        cache = tempfile.TemporaryDirectory(prefix="nemo-edge-tests-")
+        os.environ["XDG_CACHE_HOME"] = cache.name
+        config.add_cleanup(cache.cleanup)
 
 
 OF_THE_DEMO = ("tests/demo/test_demo.py", "tests/journeys/test_readme.py")

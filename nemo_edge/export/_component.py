@@ -9,6 +9,7 @@ __all__ = ["Disagreement", "export_baked", "export_component"]
 
 import copy
 import gc
+import hashlib
 import logging
 import os
 import shutil
@@ -16,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import asdict
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -30,6 +32,7 @@ from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fix
 
 from nemo_edge.backends.torch import DTYPES
 from nemo_edge.bundle.manifest import staging
+from nemo_edge.export._traces import forget, trace_key, traced
 from nemo_edge.export._verification import Reference, answered, first_bad, random_feeds, verify
 from nemo_edge.graph.agreement import Agreement, Dtype, Exported
 from nemo_edge.graph.onnxfile import SCOPES, open_graph
@@ -69,14 +72,20 @@ def export_component(
     `Disagreement` when it does not agree, `InputError` for a full disk; nothing is left then.
     """
     asked = reference or Reference(answered(component, random_feeds(component, settings, factor)), partial(_itself, component))
+    keys: list[str] = []
 
     def write(path: Path) -> None:
-        _write(component, path, settings, provenance, factor)
+        keys.append(_write(component, path, settings, provenance, factor))
         _finish(component.name, path, separate)
         if reference is not None:
             _give_up(component.module)
 
-    return _verified(component.name, folder, settings, asked, write)
+    try:
+        return _verified(component.name, folder, settings, asked, write)
+    except ExportError:
+        for key in keys:
+            forget(key)  # should it be the kept graph's fault, the next export traces anew
+        raise
 
 
 def export_baked(
@@ -162,31 +171,25 @@ def _disagreement(name: str, wrong: Agreement, path: Path, reference: Reference,
     return error
 
 
-def _write(component: Component, path: Path, settings: ExportSettings, provenance: Mapping[str, str], factor: int) -> None:
+def _write(component: Component, path: Path, settings: ExportSettings, provenance: Mapping[str, str], factor: int) -> str:
+    """Write a component's file; return under what its graph before the weights is kept."""
     module, pinned = _Typed(component, DTYPES[settings.dtype]), settings.pinned(component.sizes, factor)
-    example = component.example(**{"batch": 2, **_traced_sizes(component), **pinned})
-    io_dtype = torch.float32 if settings.dtype == "bf16" else DTYPES[settings.dtype]
-    arguments = tuple(_tensor(example[port.name], torch.float32 if port.exact else io_dtype) for port in component.inputs)
+    sizes = {"batch": 2, **_traced_sizes(component), **pinned}
     names = tuple(
         {axis: dim for axis, dim in enumerate(port.dims) if isinstance(dim, str) and dim not in pinned} for port in component.inputs
     )
+    asked = [[[*asdict(port).values()] for port in component.inputs], component.outputs, sizes, pinned, component.multiples]
+    key = trace_key(module, [asked, settings.opset, settings.dtype, hashlib.sha256(Path(__file__).read_bytes()).hexdigest()])
     try:
         with _quiet():
-            program = torch.onnx.export(
-                _trace(module, arguments, names, component.multiples),
-                dynamo=True,
-                opset_version=settings.opset,
-                input_names=[port.name for port in component.inputs],
-                output_names=list(component.outputs),
-                dynamic_shapes=(names,),
-                external_data=True,
-            )
+            graph = traced(key, module, partial(_graph, module, component, sizes, names, settings))
+            program = torch.onnx.ONNXProgram(graph, None)
+            program.optimize()
     except Exception as error:  # the exporter and what it traces raise errors of any class
         raise ExportError(
             f"PyTorch {torch.__version__} cannot export {component.name}: {first_line(error)}; "
             "try export.opset = 18, or pin export.height, export.width and export.batch"
         ) from error
-    assert program is not None
     if "batch" not in pinned:
         _broadcast(program.model.graph, component)
     _strip_(program.model)
@@ -195,6 +198,29 @@ def _write(component: Component, path: Path, settings: ExportSettings, provenanc
     program.save(str(path), external_data=True)
     for value in program.model.graph.initializers.values():
         value.const_value = None  # as `_give_up` says; these are the weights that were transposed
+    return key
+
+
+def _graph(
+    module: _Typed, component: Component, sizes: Mapping[str, int], names: Sequence[Mapping[int, str]], settings: ExportSettings
+) -> ir.Model:
+    """What torch's exporter makes of a component before it optimizes, traced with an example of those sizes; `names` are free."""
+    io_dtype = torch.float32 if settings.dtype == "bf16" else DTYPES[settings.dtype]
+    example = component.example(**sizes)
+    arguments = tuple(_tensor(example[port.name], torch.float32 if port.exact else io_dtype) for port in component.inputs)
+    program = torch.onnx.export(
+        _trace(module, arguments, names, component.multiples),
+        dynamo=True,
+        opset_version=settings.opset,
+        input_names=[port.name for port in component.inputs],
+        output_names=list(component.outputs),
+        dynamic_shapes=(names,),
+        external_data=True,
+        optimize=False,
+    )
+    assert program is not None
+    _strip_(program.model)
+    return program.model
 
 
 def _strip_(model: ir.Model) -> None:
@@ -218,7 +244,8 @@ def _strip_(model: ir.Model) -> None:
 def _forget_(*things: Any) -> None:
     for thing in things:
         thing.metadata_props.clear()
-        thing.doc_string = None
+        if thing.doc_string:  # what was read from a file has none, and takes none
+            thing.doc_string = None
 
 
 def _broadcast(graph: ir.Graph, component: Component) -> None:

@@ -14,6 +14,7 @@ __all__ = [
     "explain",
     "sha256_file",
     "sha256_json",
+    "user_cache",
     "way_to",
     "weight_bytes",
     "write_atomically",
@@ -117,6 +118,16 @@ def sha256_file(path: Path) -> str:
 def sha256_json(value: object) -> str:
     """Return the sha256 of a value's canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def user_cache(name: str) -> Path:
+    """The folder of ours by that name in the user's cache, which may not be there yet. Raises `InputError` for a user without a home."""
+    folder = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else None)
+    try:
+        root = Path(folder) if folder and Path(folder).is_absolute() else Path.home() / ".cache"
+    except RuntimeError as error:
+        raise InputError("there is no home folder to keep a cache in: set XDG_CACHE_HOME") from error
+    return root / "nemo-edge" / name
 
 
 def way_to(path: Path, folder: Path) -> Path:

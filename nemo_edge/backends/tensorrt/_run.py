@@ -7,7 +7,6 @@ from __future__ import annotations
 
 __all__ = ["TensorRtRunner", "refit_weights", "runtime_cache_path", "serialize"]
 
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +23,7 @@ from nemo_edge.backends.tensorrt.profiles import choose_profile, rows_at_once
 from nemo_edge.recipe.targets import PlanSettings
 from nemo_edge.system.environment import gpus
 from nemo_edge.system.errors import ExportError, InputError, MissingDependency
-from nemo_edge.system.files import sha256_json, write_atomically
+from nemo_edge.system.files import sha256_json, user_cache, write_atomically
 
 _TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32", "INT64": "int64", "BOOL": "bool"}
 """TensorRT's name of a type → PyTorch's, which is numpy's too."""
@@ -303,10 +302,8 @@ def runtime_cache_path(plan: PlanFile, gpu: str, driver: str) -> Path:
 
     The key is all of the sidecar but how long the build took: the same graph and settings give the same plan.
     """
-    folder = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else None)
-    root = Path(folder) if folder and Path(folder).is_absolute() else Path.home() / ".cache"
     key = sha256_json([plan.model_dump(mode="json", exclude={"build_s"}), gpu, driver])
-    return root / "nemo-edge" / "tensorrt-rtx" / f"{plan.component}-{key[:32]}.cache"
+    return user_cache("tensorrt-rtx") / f"{plan.component}-{key[:32]}.cache"
 
 
 def _check_weight(name: str, array: np.ndarray, prototype: Any) -> None:
