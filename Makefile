@@ -6,6 +6,7 @@ STAMP = $(VENV)/.installed
 OPTIMUM = .venv-optimum
 TRITON = .venv-triton
 MLSERVER = .venv-mlserver
+RUN = .venv-run
 PACKAGES = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 PIP_FLAGS ?=
 # The tests of a file run in one process, of so many at once.
@@ -68,6 +69,12 @@ $(TRITON)/.installed: $(STAMP)
 	$(BIN)/python -m pip --python $(TRITON)/bin/python install --quiet --no-compile --no-deps $(PIP_FLAGS) 'nvidia-pytriton==0.7.0' 'numpy<2'
 	touch $@
 
+# What draws with a finished bundle and builds none: without PyTorch.
+$(RUN)/.installed: $(STAMP)
+	$(PYTHON) -m venv --clear $(RUN)
+	$(RUN)/bin/python -m pip install --quiet $(PIP_FLAGS) --editable '.[run,openvino]'
+	touch $@
+
 # MLServer, another server of the KServe protocol. It pins FastAPI below what Ray needs; all else it sees in $(VENV).
 $(MLSERVER)/.installed: $(STAMP)
 	$(BIN)/python -m venv --clear --without-pip $(MLSERVER)
@@ -77,4 +84,4 @@ $(MLSERVER)/.installed: $(STAMP)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OPTIMUM) $(TRITON) $(MLSERVER) engines/out .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OPTIMUM) $(TRITON) $(MLSERVER) $(RUN) engines/out .mypy_cache .pytest_cache .ruff_cache

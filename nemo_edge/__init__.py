@@ -48,7 +48,12 @@ if not TYPE_CHECKING:  # a type checker would take any name for one that is here
     def __getattr__(name: str) -> Any:
         if name not in _MODULES:
             raise AttributeError(f"module 'nemo_edge' has no attribute {name!r}")
-        return getattr(import_module(_MODULES[name]), name)
+        try:
+            return getattr(import_module(_MODULES[name]), name)
+        except ModuleNotFoundError as error:
+            from nemo_edge.system.errors import lacking
+
+            raise (lacking(error) or error) from error
 
 
 def __dir__() -> list[str]:

@@ -25,7 +25,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge.system.compatibility import NEWER_DRIVER, Problem, tensorrt_package
-from nemo_edge.system.environment import Gpu
+from nemo_edge.system.environment import Gpu, importable
 from nemo_edge.system.errors import MissingDependency, first_line
 
 NEEDED = {
@@ -94,6 +94,9 @@ class _Answer(NamedTuple):
     remedy: str = ""
 
 
+_WITHOUT_TORCH = _Answer(None, False, "not installed", "pip install 'nemo-edge[build]'")
+
+
 def import_problems(versions: Mapping[str, str]) -> tuple[Problem, ...]:
     """Import what `build` cannot do without; return what breaks. `versions` are those of the installed packages."""
     problems = []
@@ -157,6 +160,8 @@ def _runtime_package(versions: Mapping[str, str]) -> str:
 
 
 def _torch_cpu(_: Sequence[Gpu]) -> _Answer:
+    if not importable("torch"):
+        return _WITHOUT_TORCH
     try:
         import torch
 
@@ -167,6 +172,8 @@ def _torch_cpu(_: Sequence[Gpu]) -> _Answer:
 
 
 def _torch_cuda(gpus: Sequence[Gpu]) -> _Answer:
+    if not importable("torch"):
+        return _WITHOUT_TORCH
     try:
         import torch
 
@@ -183,6 +190,8 @@ def _torch_cuda(gpus: Sequence[Gpu]) -> _Answer:
 
 def _torch_compile(_: Sequence[Gpu]) -> _Answer:
     """Run the compiler that inductor takes, with Python's headers, which its kernels include."""
+    if not importable("torch"):
+        return _WITHOUT_TORCH
     compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(compiler) is None:
         return _Answer(False, False, f"no C++ compiler ({compiler})", "apt-get install g++, or set CXX")

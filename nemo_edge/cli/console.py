@@ -274,14 +274,12 @@ def show_diagnosis(diagnosis: Any) -> None:
     out.print(f"nemo-edge {diagnosis.nemo_edge} · Python {here.python} · {escape(here.system)}", highlight=False)
     out.print(f"{escape(here.words)}, {here.memory_gib} GiB memory{'' if here.gpus else ', no NVIDIA GPU'}", highlight=False)
     for gpu in here.gpus:
-        out.print(
-            f"{escape(gpu.name)}: compute capability {gpu.compute_capability}, {gpu.memory_mib} MiB, driver {gpu.driver}", highlight=False
-        )
-    sees = "sees a GPU" if diagnosis.torch_sees_gpu else "sees no GPU"
+        told = f"compute capability {gpu.compute_capability}, {gpu.memory_mib} MiB, driver {gpu.driver}"
+        out.print(f"{escape(gpu.name)}: {told}", highlight=False)
+    sees = f"sees {'a' if diagnosis.torch_sees_gpu else 'no'} GPU"
     linked = f" and TensorRT {diagnosis.onnxruntime_tensorrt}" if diagnosis.onnxruntime_tensorrt else ""
     runtime = f"ONNX Runtime for CUDA {diagnosis.onnxruntime_cuda or '–'}{linked}"
-    out.print(f"torch for CUDA {diagnosis.torch_cuda or '–'} ({sees}) · {runtime}", highlight=False)
-    out.print()
+    out.print(f"torch for CUDA {diagnosis.torch_cuda or '–'} ({sees}) · {runtime}\n", highlight=False)
     _show_backends(out, diagnosis.backends)
     for problem in diagnosis.problems:
         colour = "red" if problem.breaks_build else "yellow"
@@ -290,7 +288,9 @@ def show_diagnosis(diagnosis: Any) -> None:
         _show_footprint(out, diagnosis.model)
     _show_remedies(out, diagnosis)
     if not diagnosis.passed:
-        out.print("\n[red]nemo-edge build does not work here[/]: see what to do above")
+        runs = {probe.name for probe in diagnosis.backends if probe.runs}
+        but = "" if "torch cpu" in runs or not runs & {"onnxruntime cpu", "openvino"} else ", generate does"
+        out.print(f"\n[red]nemo-edge build does not work here[/]{but}: see what to do above")
     elif diagnosis.model is not None and not diagnosis.model.fits:
         out.print("\n[yellow]nemo-edge build works here on the CPU, but the model does not fit[/]")
     else:

@@ -1,4 +1,4 @@
-"""Opens a diffusers checkpoint and hands out what the rest needs: components, conditioning, value layers.
+"""Opens a diffusers checkpoint and hands out what the rest needs: components, what a prompt becomes, value layers.
 
 With `_forwards` the only module that knows the attribute names of diffusers' modules. Takes Stable Diffusion 1.x, 2.x, XL and UNets
 distilled from them.
@@ -11,7 +11,6 @@ __all__ = [
     "Conditioning",
     "check_device",
     "check_files",
-    "conditioning",
     "cross_attentions",
     "import_pipelines",
     "open_checkpoint",
@@ -39,6 +38,7 @@ from nemo_edge.model._loras import fuse_
 from nemo_edge.model._opening import pipeline_from_folder, quiet
 from nemo_edge.model._tensors import check_tensors
 from nemo_edge.model.component import GUIDANCE, SKIPPED, Component, Port
+from nemo_edge.model.conditioning import conditioning
 from nemo_edge.model.configuration import Configuration, check_pipeline
 from nemo_edge.model.inspection import check_folder, pickle_error
 from nemo_edge.model.neurons import ValueLayer
@@ -174,28 +174,6 @@ class Checkpoint:
         _, height, width = self.config.latent_shape
         latents = Port("latent_sample", ("batch", int(self.config.vae["latent_channels"]), "height", "width"))
         return Component("vae_decoder", DecoderGraph(self.vae), (latents,), ("sample",), {"height": height, "width": width})
-
-
-def conditioning(
-    config: Configuration, outputs: Sequence[Mapping[str, Any]], pixel_size: tuple[int, int], unconditional: int = 0
-) -> dict[str, Any]:
-    """Turn the outputs of the text encoders into the UNet's inputs; for torch tensors and numpy arrays alike.
-
-    For the first `unconditional` rows no layers are skipped, as in diffusers, for the others `clip_skip`.
-    """
-    hidden = [_read(config, output, unconditional) for output in outputs]
-    if config.family == "sd":
-        return {"encoder_hidden_states": hidden[0]}
-    pooled = outputs[-1]["text_embeds"]
-    ids = [[*pixel_size, 0, 0, *pixel_size]] * len(pooled)
-    if isinstance(pooled, Tensor):
-        return {
-            "encoder_hidden_states": torch.cat(hidden, dim=-1),
-            "text_embeds": pooled,
-            "time_ids": torch.tensor(ids, dtype=pooled.dtype, device=pooled.device),
-        }
-    time_ids = np.array(ids, pooled.dtype)
-    return {"encoder_hidden_states": np.concatenate(hidden, axis=-1), "text_embeds": pooled, "time_ids": time_ids}
 
 
 def value_projections(unet: nn.Module, layers: Layers = "paper") -> Iterator[tuple[str, nn.Linear]]:
@@ -364,20 +342,6 @@ def _from_pipeline(pipeline: Any, path: str, device: str, dtype: torch.dtype, pa
             else:
                 module.to("meta")
     return Checkpoint(path, config, pipeline.unet, pipeline.vae, tuple(encoders))
-
-
-def _read(config: Configuration, output: Mapping[str, Any], unconditional: int) -> Any:
-    """The state [B, T, D] of one text encoder that the UNet gets."""
-    skip = config.clip_skip
-    if config.family == "sd":
-        usual, skipped = output["last_hidden_state"], output[SKIPPED if skip else "last_hidden_state"]
-    else:
-        states = [state for name, state in output.items() if name.startswith("hidden_states.")]
-        usual, skipped = states[-2], states[-2 - skip]
-    if not skip or not unconditional:
-        return skipped
-    join = torch.cat if isinstance(usual, Tensor) else np.concatenate
-    return join([usual[:unconditional], skipped[unconditional:]])
 
 
 def _int(value: Any) -> int:

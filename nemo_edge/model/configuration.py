@@ -16,7 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from nemo_edge.model._tokenizer import FileTokenizer
 from nemo_edge.model.component import GUIDANCE
+from nemo_edge.system.environment import importable
 from nemo_edge.system.errors import BundleError, InputError
 
 Family = Literal["sd", "sdxl"]
@@ -133,9 +135,13 @@ class Configuration:
         """
         if not self.guidance_width:
             return {}
+        half = self.guidance_width // 2
+        if not importable("torch"):
+            angles_E = np.float32(guidance - 1) * np.float32(1000) * np.exp(np.arange(half) * -(np.log(10000.0) / (half - 1)))
+            row_E = np.pad(np.concatenate([np.sin(angles_E), np.cos(angles_E)]), (0, self.guidance_width % 2))
+            return {GUIDANCE: np.repeat(row_E[None].astype(np.float32), rows, axis=0)}
         import torch  # whose sines diffusers takes
 
-        half = self.guidance_width // 2
         step = torch.log(torch.tensor(10000.0)) / (half - 1)
         angles = torch.tensor(guidance - 1) * 1000.0 * torch.exp(torch.arange(half, dtype=torch.float32) * -step)
         row = torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()]), (0, self.guidance_width % 2))
@@ -298,6 +304,8 @@ def _expanded(prompt: str, tokenizer: Any) -> str:
 
 
 def _load_tokenizer(folder: Path, encoder: Mapping[str, Any]) -> Any:
+    if not importable("transformers"):
+        return fit_tokenizer(FileTokenizer(folder), encoder)
     from transformers import CLIPTokenizer
 
     return fit_tokenizer(CLIPTokenizer.from_pretrained(str(folder)), encoder)

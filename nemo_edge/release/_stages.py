@@ -23,6 +23,7 @@ __all__ = [
     "stage_keys",
     "stages_of",
     "take_times",
+    "write_steps",
 ]
 
 import json
@@ -173,6 +174,14 @@ def describe_sessions(work: Work, folder: Path) -> None:
     compile_stage(folder, work.recipe.engine, work.onnx_files)
 
 
+def write_steps(work: Work, folder: Path) -> None:
+    """The sampler's steps as numbers, for where diffusers is not installed: `scheduler/steps.json`."""
+    from nemo_edge.model.configuration import Configuration
+    from nemo_edge.sampling.steptable import write_table
+
+    write_table(folder, Configuration.load(folder, tokenizers=False), work.recipe.sampling)
+
+
 def measure(work: Work, folder: Path) -> None:
     """What the engines do with the memories and with everybody else's pictures: `measurement.json`, and the pictures."""
     from nemo_edge.localization.calibration import Calibration
@@ -240,6 +249,7 @@ STAGES = (
     Stage("export", keys.of_export, export, private=(_EXPORTED,)),
     *(Stage(table, partial(keys.of_plans, table), partial(compile_plans, table), partial(_has, table)) for table in FLAVOUR_OF),
     Stage("sessions", None, describe_sessions),
+    Stage("steps", None, write_steps),
     Stage("measure", keys.of_measure, measure, _trained, goes_on=True, private=("pictures",)),
     Stage("attack", keys.of_attack, attack, _attacked, goes_on=True, private=("attack.jsonl",)),
     Stage("latency", keys.of_latency, take_times, partial(_has, "latency")),

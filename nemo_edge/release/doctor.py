@@ -27,12 +27,19 @@ from nemo_edge.system.compatibility import (
     unfit_tensorrt,
     unmet,
 )
-from nemo_edge.system.environment import Machine, machine
+from nemo_edge.system.environment import Machine, importable, machine
 from nemo_edge.system.files import checkpoint_folder
 
 OURS = "nemo-edge"
 CHECKED = ("torch", "diffusers", "transformers", "huggingface-hub", "onnxscript", "onnxruntime-gpu", "onnxruntime", "accelerate")
 """Packages whose own requirements are compared with what is installed: pip replaces one of them without asking the others."""
+
+_NOT_FOR_BUILDING = Problem(
+    what="PyTorch is not installed",
+    why="a bundle is built with it; a finished one draws without",
+    remedy="pip install 'nemo-edge[build]'",
+    breaks_build=True,
+)
 
 
 class Diagnosis(BaseModel):
@@ -68,7 +75,7 @@ def diagnose(model: str | None = None, output: Path = Path()) -> Diagnosis:
     """
     footprint = _footprint(model, output) if model is not None else None  # first: a wrong path is told at once
     here, versions, links = machine(), installed(), runtime_links()
-    broken = import_problems(versions)
+    broken = import_problems(versions) if importable("torch") else (_NOT_FOR_BUILDING,)
     torch_cuda, runtime_cuda = _torch_cuda(), _runtime_cuda()
     backends = probe_all(here.gpus, versions)
     drivers = [gpu.driver for gpu in here.gpus]
@@ -96,7 +103,7 @@ def _version_problems(
 ) -> tuple[Problem, ...]:
     cuda = int(_major(runtime_cuda) or 13)
     return (
-        *unmet(OURS, requirements_of(OURS), versions, breaks_build=True),
+        *unmet(OURS, requirements_of(OURS), versions, breaks_build=True, extra="build" if importable("torch") else ""),
         *(p for name in CHECKED if name in versions for p in unmet(name, _own(name), versions)),
         *overwritten(versions),
         *unfit_tensorrt(versions, links.tensorrt, cuda),

@@ -1,26 +1,26 @@
-"""The denoising loop over any runner and any of diffusers' schedulers, as a generator of steps.
+"""The denoising loop over any runner and any sampler, as a generator of steps.
 
 Knows the names of the graphs' inputs and outputs, not what runs them. The same seed gives the same noise on every runner.
-What draws noise on its way goes on with each picture's own generator, as diffusers does with a generator a picture.
 Shapes: B pictures, R rows: B, or with guidance 2B (unconditional first); C channels, H and W of the latents, N value neurons.
 """
 
 from __future__ import annotations
 
-__all__ = ["Pipeline", "Step", "check_size", "condition", "denoise", "generate", "guided", "initial_noise", "latent_shape"]
+__all__ = ["Pipeline", "Step", "check_size", "condition", "denoise", "generate", "guided", "latent_shape"]
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from nemo_edge.backends.base import Runner
-from nemo_edge.model.checkpoint import conditioning
 from nemo_edge.model.component import VALUE_MASK
-from nemo_edge.model.configuration import LCM_PIPELINE, Configuration
+from nemo_edge.model.conditioning import conditioning
+from nemo_edge.model.configuration import Configuration
 from nemo_edge.recipe.settings import SamplingSettings
-from nemo_edge.sampling.schedulers import scheduled, step_options
+from nemo_edge.sampling.noise import initial_noise
+from nemo_edge.sampling.steps import open_steps
+from nemo_edge.sampling.steptable import StepTable
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.progress import Advance
 
@@ -35,6 +35,8 @@ class Pipeline:
     vae: Runner
     eager: bool = False
     """PyTorch's modules, which take sizes that a graph of free sizes does not."""
+    table: StepTable | None = None
+    """The bundle's own steps, for where diffusers is not installed."""
 
     @property
     def masked(self) -> bool:
@@ -73,11 +75,6 @@ class Step:
     feed: dict[str, np.ndarray]
     output_RCHW: np.ndarray
     latents_BCHW: np.ndarray
-
-
-def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> np.ndarray:
-    """Standard normal noise, float32 [B, C, H, W], each picture from a generator of its own seed."""
-    return _noise(_generators(seeds), shape)
 
 
 def guided(config: Configuration, settings: SamplingSettings) -> bool:
@@ -138,27 +135,24 @@ def denoise(
     `mask` is [N] or [B, N] and goes to both rows of guidance, as the official code does. For a masked UNet it defaults
     to all ones. `conditioning` is what `condition` gave for these prompts and settings, where it was asked already.
     Raises `InputError` for a mask of the wrong width, for a UNet that takes none, for a size that does not fit, and as
-    `scheduled` does.
+    `open_steps` does.
     """
     check_size(
         pipeline.config, settings, [dim for dim in pipeline.unet.inputs["sample"][2:] if isinstance(dim, str) and not pipeline.eager]
     )
-    scheduler = scheduled(pipeline.config, settings)
+    steps = open_steps(pipeline.config, settings, seeds, pipeline.table)
     batch, two = len(prompts), guided(pipeline.config, settings)
-    rows, generators = 2 * batch if two else batch, _generators(seeds)
+    rows = 2 * batch if two else batch
     told = condition(pipeline, prompts, settings) if conditioning is None else conditioning
     feed = {**told, **_mask_feed(pipeline.unet, mask, batch, rows)}
-    latents = torch.from_numpy(_noise(generators, latent_shape(pipeline.config, settings))) * scheduler.init_noise_sigma
-    options = step_options(scheduler, generators)
-    for index, t in enumerate(scheduler.timesteps):
-        scaled = scheduler.scale_model_input(latents, t).numpy()
+    latents = steps.begin(latent_shape(pipeline.config, settings))
+    for index, time in enumerate(steps.times):
+        scaled = steps.fed(index, latents)
         sample = np.concatenate([scaled, scaled]) if two else scaled
-        fed = {**feed, "sample": sample, "timestep": np.full(rows, float(t), np.float32)}
+        fed = {**feed, "sample": sample, "timestep": np.full(rows, time, np.float32)}
         output = pipeline.unet(fed)["out_sample"]
-        prediction = torch.from_numpy(_guided(output, settings.guidance) if two else output)
-        stepped = scheduler.step(prediction, t, latents, **options, return_dict=False)
-        latents = _last(pipeline.config, stepped) if index == len(scheduler.timesteps) - 1 else stepped[0]
-        yield Step(index, float(t), fed, output, latents.numpy())
+        latents = steps.after(index, _guided(output, settings.guidance) if two else output, latents)
+        yield Step(index, time, fed, output, latents)
 
 
 def generate(
@@ -177,19 +171,6 @@ def generate(
         if step.index < settings.steps:  # some schedulers take more
             advance(len(prompts))
     return pipeline.decode(latents)
-
-
-def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def _noise(generators: Sequence[torch.Generator], shape: tuple[int, int, int]) -> np.ndarray:
-    return np.stack([torch.randn(shape, generator=generator).numpy() for generator in generators])
-
-
-def _last(config: Configuration, stepped: Sequence[torch.Tensor]) -> torch.Tensor:
-    """What is decoded: the latents after the last step, for which diffusers' first pipeline of consistency models takes the prediction."""
-    return stepped[1] if config.index["_class_name"] == LCM_PIPELINE and len(stepped) > 1 else stepped[0]
 
 
 def _guided(output_RCHW: np.ndarray, guidance: float) -> np.ndarray:

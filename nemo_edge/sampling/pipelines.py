@@ -8,24 +8,27 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from torch import compile as compile_module
-from torch.nn import Module
 
-from nemo_edge.backends import onnxfiles, torch
+from nemo_edge.backends import onnxfiles
 from nemo_edge.backends.base import Runner
 from nemo_edge.backends.readiness import check_plans
 from nemo_edge.backends.tensorrt import backend as tensorrt
 from nemo_edge.graph.onnxfile import open_graph
-from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.sampling.loop import Pipeline
+from nemo_edge.sampling.steptable import read_table
 from nemo_edge.system.errors import InputError
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from nemo_edge.model.checkpoint import Checkpoint
 
 UNMITIGATED = "unmitigated"
 """Name of the engine that has every memory still: of an ONNX file the baked graph with the value weights of the masked one; of
@@ -36,7 +39,7 @@ def open_pipeline(config: Configuration, bundle: Path, engine: EngineSettings, v
     """Open all engines of a variant, or the unmitigated ones, as `open_engines` does."""
     texts = config.text_encoder_names
     found = open_engines(config, bundle, engine, variant, stack, (*texts, "unet", "vae_decoder"))
-    return Pipeline(config, tuple(found[name] for name in texts), found["unet"], found["vae_decoder"])
+    return Pipeline(config, tuple(found[name] for name in texts), found["unet"], found["vae_decoder"], table=read_table(bundle))
 
 
 def open_engines(
@@ -67,10 +70,14 @@ def open_engines(
 
 def eager_pipeline(checkpoint: Checkpoint, *, compiled: bool = False) -> Pipeline:
     """The checkpoint in eager PyTorch, the reference; or `compiled` by torch.compile, at the first call of each shape."""
+    from nemo_edge.backends import torch
+
     checkpoint.vae.requires_grad_(True)  # as in diffusers: PyTorch rounds some products otherwise where no gradient is wanted
     components = checkpoint.components()
     if compiled:
-        components = tuple(replace(c, module=cast(Module, compile_module(c.module))) for c in components)
+        from torch import compile as compile_module
+
+        components = tuple(replace(c, module=cast("Module", compile_module(c.module))) for c in components)
     *texts, unet, vae = (torch.open_runner(component) for component in components)
     return Pipeline(checkpoint.config, tuple(texts), unet, vae, eager=True)
 

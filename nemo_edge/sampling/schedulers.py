@@ -7,17 +7,18 @@ key is never left to a default: latents are clipped only where the checkpoint's 
 
 from __future__ import annotations
 
-__all__ = ["make_scheduler", "scheduled", "step_options"]
+__all__ = ["last_latents", "make_scheduler", "scheduled", "step_options"]
 
 from collections.abc import Mapping, Sequence
 from inspect import signature
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from nemo_edge.model.configuration import LCM_PIPELINE, Configuration
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.system.errors import InputError, first_line
+
+if TYPE_CHECKING:
+    import torch
 
 _NAMED: dict[str, tuple[str, dict[str, str]]] = {
     "ddim": ("DDIMScheduler", {}),
@@ -97,6 +98,11 @@ def step_options(scheduler: Any, generators: Sequence[torch.Generator]) -> dict[
     """What `scheduler.step` is given beside tensors, as diffusers' pipelines do: each picture's generator where it draws noise."""
     taken = signature(scheduler.step).parameters
     return {name: value for name, value in (("eta", 0.0), ("generator", list(generators))) if name in taken}
+
+
+def last_latents(config: Configuration, stepped: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What is decoded: the latents after the last step, for which diffusers' first pipeline of consistency models takes the prediction."""
+    return stepped[1] if config.index["_class_name"] == LCM_PIPELINE and len(stepped) > 1 else stepped[0]
 
 
 def _class(config: Configuration, name: str) -> tuple[Any, bool]:

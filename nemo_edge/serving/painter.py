@@ -20,7 +20,8 @@ from nemo_edge.bundle.policies import Policies, apply
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.sampling.loop import Pipeline, check_size, condition, generate
-from nemo_edge.sampling.schedulers import make_scheduler
+from nemo_edge.sampling.steps import open_steps
+from nemo_edge.sampling.steptable import StepTable, read_table
 from nemo_edge.serving.requests import PictureRequest, read_request
 from nemo_edge.serving.updates import PoliciesInForce
 from nemo_edge.serving.versions import PipelineVersion, read_pipeline
@@ -51,21 +52,23 @@ class Painting:
 class Painter:
     """A pipeline version of the repository, with the models it calls; `policies` gives those in force when a request comes."""
 
-    def __init__(self, version: PipelineVersion, config: Configuration, policies: Callable[[], Policies], call: Call) -> None:
+    def __init__(
+        self, version: PipelineVersion, config: Configuration, policies: Callable[[], Policies], call: Call, table: StepTable | None = None
+    ) -> None:
         self.version, self.policies = version, policies
         runners = {name: _runner(name, version.number, signature, call) for name, signature in version.models.items()}
         texts = tuple(runners[name] for name in config.text_encoder_names)
-        self._pipeline = Pipeline(config, texts, runners["unet"], runners["vae_decoder"])
+        self._pipeline = Pipeline(config, texts, runners["unet"], runners["vae_decoder"], table=table)
 
     @classmethod
     def open(cls, folder: Path, call: Call, complain: Callable[[str], None] = lambda message: None) -> Self:
         """Open a version folder of the pipeline model; `complain` gets a line on an update of its policies that cannot be used.
 
-        Raises `BundleError` for files that are not as they were shipped.
+        Raises `BundleError` for files that are not as they were shipped, and as `open_steps` for the pipeline's own steps.
         """
-        version, config = read_pipeline(folder), Configuration.load(folder)
-        make_scheduler(config, version.sampling)  # imports diffusers now, and not in the first request
-        return cls(version, config, PoliciesInForce(folder, complain), call)
+        version, config, table = read_pipeline(folder), Configuration.load(folder), read_table(folder)
+        open_steps(config, version.sampling, (), table)  # imports diffusers now, where it is installed, and not in the first request
+        return cls(version, config, PoliciesInForce(folder, complain), call, table)
 
     def paint(self, tensors: Mapping[str, np.ndarray]) -> Painting:
         """Draw what a request asks for. Raises `InputError` for one that cannot be drawn, before any model is called."""

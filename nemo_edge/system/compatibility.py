@@ -66,14 +66,16 @@ def requirements_of(package: str) -> tuple[str, ...]:
         return ()
 
 
-def unmet(package: str, requirements: Iterable[str], versions: Mapping[str, str], breaks_build: bool = False) -> tuple[Problem, ...]:
-    """Return the requirements of `package` that the installed `versions` do not meet.
+def unmet(
+    package: str, requirements: Iterable[str], versions: Mapping[str, str], breaks_build: bool = False, extra: str = ""
+) -> tuple[Problem, ...]:
+    """Return the requirements of `package` that the installed `versions` do not meet; those of `extra` are taken for its own.
 
-    Those of its extras are asked of packages that are there, and break nothing where they are not met.
+    Those of its other extras are asked of packages that are there, and break nothing where they are not met.
     """
     problems = []
     for requirement in map(Requirement, requirements):
-        always = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        always = requirement.marker is None or requirement.marker.evaluate({"extra": extra})
         if not always and not _of_an_extra(requirement):
             continue  # for another system or Python
         version = versions.get(canonicalize_name(requirement.name))

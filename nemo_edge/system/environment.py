@@ -5,7 +5,7 @@ Imports nothing heavy: versions come from the installed packages' metadata, GPUs
 
 from __future__ import annotations
 
-__all__ = ["PACKAGES", "USED", "Gpu", "Machine", "bf16_instructions", "cores", "gpus", "machine", "packages", "packages_of"]
+__all__ = ["PACKAGES", "USED", "Gpu", "Machine", "bf16_instructions", "cores", "gpus", "importable", "machine", "packages", "packages_of"]
 
 import os
 import platform
@@ -14,6 +14,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distributions, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -116,6 +117,11 @@ def bf16_instructions() -> bool:
     """Whether the CPU multiplies bfloat16 itself, as Linux tells; elsewhere it is taken to."""
     told = _text(Path("/proc/cpuinfo"))
     return told is None or any(flag in told.split() for flag in ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"))
+
+
+def importable(*modules: str) -> bool:
+    """Whether all of these top-level modules can be found; none is imported."""
+    return all(find_spec(module) is not None for module in modules)
 
 
 def packages() -> dict[str, str]:

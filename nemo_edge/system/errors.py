@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["BundleError", "ExportError", "InputError", "MissingDependency", "NemoEdgeError", "first_line"]
+__all__ = ["BundleError", "ExportError", "InputError", "MissingDependency", "NemoEdgeError", "first_line", "lacking"]
+
+_EXTRAS = {
+    "build": (
+        *("torch", "diffusers", "transformers", "accelerate", "peft", "huggingface_hub", "onnx_ir", "onnxscript"),
+        *("polygraphy", "torchmetrics", "matplotlib", "jinja2", "yaml"),
+    ),
+    "run": ("onnxruntime", "onnx", "tokenizers"),
+}
+"""The modules that an extra of the package brings."""
 
 
 class NemoEdgeError(Exception):
@@ -28,3 +37,10 @@ class ExportError(NemoEdgeError):
 def first_line(error: Exception) -> str:
     """Return the first line of an error that another library raised, or its class where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def lacking(error: ModuleNotFoundError) -> MissingDependency | None:
+    """Return what to say of a library that an extra brings and that is not here; None for any other module."""
+    package = (error.name or "").partition(".")[0]
+    extra = next((extra for extra, packages in _EXTRAS.items() if package in packages), None)
+    return MissingDependency(f"this needs {package}, which is not installed: pip install 'nemo-edge[{extra}]'") if extra else None

@@ -24,7 +24,7 @@ _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 
 def exit_code(error: BaseException) -> int:
     """Say what happened in one line on standard error; return the exit code."""
-    from nemo_edge.system.errors import InputError, MissingDependency, NemoEdgeError
+    from nemo_edge.system.errors import InputError, MissingDependency, NemoEdgeError, lacking
     from nemo_edge.system.files import explain
 
     if isinstance(error, KeyboardInterrupt | typer.Abort):
@@ -38,6 +38,8 @@ def exit_code(error: BaseException) -> int:
         return int(error.code or 0)
     if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
         return _say(str(explain(error, Path(error.filename or "the output"))), 2)
+    if isinstance(error, ModuleNotFoundError):
+        error = lacking(error) or error
     codes: tuple[tuple[type[BaseException], int], ...] = ((InputError, 2), (MissingDependency, 4))
     code = next((code for kind, code in codes if isinstance(error, kind)), 1)
     if code == 1 and not isinstance(error, NemoEdgeError):

@@ -39,7 +39,7 @@ from nemo_edge.model.surgery import bake_
 from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings
 from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.sampling.generate import Request, draw
-from nemo_edge.sampling.loop import initial_noise
+from nemo_edge.sampling.noise import initial_noise
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.progress import Progress
 

@@ -20,7 +20,8 @@ from nemo_edge.export._component import export_component
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.recipe.settings import ExportSettings, SamplingSettings
-from nemo_edge.sampling.loop import Pipeline, generate, initial_noise
+from nemo_edge.sampling.loop import Pipeline, generate
+from nemo_edge.sampling.noise import initial_noise
 
 COMPONENTS = ("text_encoder", "unet", "unet_masked", "vae_decoder")
 SIZES = {"batch": 2, "height": 16, "width": 16}

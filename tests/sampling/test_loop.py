@@ -15,7 +15,8 @@ from nemo_edge.model.checkpoint import Checkpoint, value_layers
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import gate, silenced
 from nemo_edge.recipe.settings import SamplingSettings
-from nemo_edge.sampling.loop import Pipeline, check_size, denoise, generate, initial_noise
+from nemo_edge.sampling.loop import Pipeline, check_size, denoise, generate
+from nemo_edge.sampling.noise import initial_noise
 from nemo_edge.sampling.schedulers import make_scheduler, scheduled
 from nemo_edge.system.errors import InputError
 

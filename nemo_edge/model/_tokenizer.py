@@ -1,0 +1,73 @@
+"""A bundle's tokenizer where transformers is not installed: its `tokenizer.json`, called as transformers' class is called here."""
+
+from __future__ import annotations
+
+__all__ = ["FileTokenizer"]
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nemo_edge.system.errors import MissingDependency
+
+_NO_LIMIT = 10**9
+_WORD_END = "</w>"
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """What a call gives: ids, int64 [B, T], or a list of those of one text."""
+
+    input_ids: Any
+
+
+class FileTokenizer:
+    """The tokenizer in a folder.
+
+    Raises `OSError` and `ValueError` for one that cannot be read, `MissingDependency` where the package tokenizers is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from tokenizers import Tokenizer
+        except ModuleNotFoundError as error:
+            raise MissingDependency("prompts are read by tokenizers: pip install 'nemo-edge[run]'") from error
+        content = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        self._tokenizer = Tokenizer.from_str(content)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._pad = str(_text(config.get("pad_token") or config.get("eos_token")))
+        self.model_max_length = int(config.get("model_max_length") or _NO_LIMIT)
+        self.added_tokens_encoder = {token.content: number for number, token in self._tokenizer.get_added_tokens_decoder().items()}
+
+    def __call__(self, texts: str | Sequence[str], *, max_length: int | None = None, **_: object) -> _Encoded:
+        """Return ids: of several texts padded and cut to `max_length`; of one text all it has."""
+        if isinstance(texts, str):
+            return _Encoded(self._tokenizer.encode(texts).ids)
+        length = max_length or self.model_max_length
+        pad, rows = self._tokenizer.token_to_id(self._pad), []
+        for text in texts:
+            ids = self._tokenizer.encode(text).ids
+            if len(ids) > length:
+                ids = [*ids[: length - 1], ids[-1]]  # the last place is that of the end
+            rows.append([*ids, *[pad] * (length - len(ids))])
+        return _Encoded(np.array(rows, np.int64))
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return the tokens of a text, without those of its beginning and end."""
+        tokens: list[str] = self._tokenizer.encode(text, add_special_tokens=False).tokens
+        return tokens
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the words of ids."""
+        words: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return words.replace(_WORD_END, " ").strip()
+
+
+def _text(token: Any) -> Any:
+    return token["content"] if isinstance(token, dict) else token
