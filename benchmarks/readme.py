@@ -340,6 +340,25 @@ def policies_table(found: Result) -> list[str]:
     ]
 
 
+def standalone_table(found: Result) -> list[str]:
+    full = next(row for row in found["environments"] if row["extra"] == "build")
+
+    def row(each: Result) -> str:
+        ratio = f" ({each['seconds'] / full['seconds']:.2f})" if each is not full else ""
+        return f"| `nemo-edge[{each['extra']}]` | {_NAMES[each['backend']]} | {each['size_mb']:,} MB | {each['seconds']:.1f} s{ratio} |"
+
+    others = [row for row in found["environments"] if row is not full]
+    return [
+        "| environment | draws with | its packages | from the command to the demo's first picture |",
+        "|---|---|---|---|",
+        *(row(each) for each in (*others, full)),
+        "",
+        "Medians of commands in turns, each in a new process; in brackets as a share of the last line's, whose environment here has the "
+        f"tests' packages too. The pictures differ by {max(row['largest_difference'] for row in others)} of 255 grey levels at the most. "
+        f"Measured on {machine(found)} (`benchmarks/results/standalone.json`).",
+    ]
+
+
 def _literature(detector: str) -> str:
     if detector.startswith("MS-SSIM"):
         return "0.98 (Hintersdorf et al. 2024, App. B.4)"
@@ -359,7 +378,9 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "nvidia-h200": gpu_table,
     "serving": serving_table,
     "policies": policies_table,
+    "standalone": standalone_table,
 }
+_NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 FIGURES: dict[str, tuple[Path, Callable[[Result], Any]]] = {
     "attack": (ROOT / "docs" / "attack.png", draw_attack),
     "latency": (ROOT / "docs" / "latency.png", draw_latency),

@@ -2,5 +2,5 @@
 
 `demo` the demo built and judged · `fidelity`, `latency` engines against eager · `full_size` bundles of true size · `localization`,
 `paraphrases`, `detection`, `policies` the method · `attack` what comes back, `attack_table` as tables and a figure ·
-`models` checkpoints and engines to measure with · `figures` the results drawn
+`standalone` drawing without PyTorch · `models` checkpoints and engines to measure with · `figures` the results drawn
 """

@@ -5,7 +5,7 @@ Translates as `cli` does, which puts them among its own; heavy imports are insid
 
 from __future__ import annotations
 
-__all__ = ["bench", "compare", "gate", "generate", "inspect", "rebake", "register", "report", "verify"]
+__all__ = ["bench", "compare", "compile_engines", "gate", "generate", "inspect", "rebake", "register", "report", "verify"]
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,8 +18,8 @@ from nemo_edge.cli.options import AllowPickle, Bundle, ClipSkip, Json, Loras, Su
 
 def register(app: typer.Typer) -> None:
     """Put the commands into an app, in the order of its help."""
-    for command in (rebake, bench, compare, attack, gate, report, verify, generate, inspect):
-        app.command()(command)
+    for command in (rebake, compile_engines, bench, compare, attack, gate, report, verify, generate, inspect):
+        app.command(command.__name__.removesuffix("_engines"))(command)
 
 
 def rebake(
@@ -41,6 +41,29 @@ def rebake(
     print_result(result, as_json, console.show_rebaked)
     if measure and not result.passed:
         raise typer.Exit(3)
+
+
+def compile_engines(
+    bundle: Bundle,
+    backend: Annotated[str, typer.Option("--backend", help="tensorrt, for this GPU, or tensorrt-rtx.")] = "tensorrt",
+    targets: Annotated[list[str] | None, typer.Option("--target", help="Of tensorrt-rtx: sm86, …; may be repeated.")] = None,
+    components: Annotated[list[str] | None, typer.Option("--component", help="unet, unet_masked, …; may be repeated.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compile a finished bundle's engines on the device that will run them."""
+    from nemo_edge.cli import console, datasheet
+    from nemo_edge.recipe.targets import FLAVOUR_OF
+
+    flavour = next((flavour for flavour in FLAVOUR_OF.values() if flavour == backend), None)
+    if flavour is None:
+        raise typer.BadParameter(f"--backend {backend}: take {' or '.join(FLAVOUR_OF.values())}")
+    if targets and flavour == "tensorrt":
+        raise typer.BadParameter("--target is for tensorrt-rtx: TensorRT compiles for the GPU that it finds")
+    from nemo_edge.release.compile import compile_again
+
+    given = {"targets": targets or None, "components": components or None}
+    result = compile_again(bundle, flavour, {name: value for name, value in given.items() if value}, console.Bars())
+    print_result(result, as_json, datasheet.show_compiled)
 
 
 def bench(

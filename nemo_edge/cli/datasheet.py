@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["show", "show_verified"]
+__all__ = ["show", "show_compiled", "show_verified"]
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +15,7 @@ from nemo_edge.backends.tensorrt.fit import gpus_of, product_of
 from nemo_edge.backends.tensorrt.plans import PlanFile, Shapes
 from nemo_edge.bundle.engines import Contents, Engine, Verified
 from nemo_edge.cli.console import show_manifest, show_verification
+from nemo_edge.release.compile import Compiled
 
 _RUNS = {True: "[green]yes[/]", False: "[red]no[/]", None: "[yellow]?[/]"}
 _VERDICTS = {True: "[green]runs here[/]", False: "[red]does not run here[/]", None: "[yellow]may run here[/]"}
@@ -33,6 +34,16 @@ def show_verified(result: Verified) -> None:
     """What is wrong with the files; where nothing is, which engines run here."""
     show_verification(result)
     _show_engines(Console(), result.engines)
+
+
+def show_compiled(result: Compiled) -> None:
+    """Which engines were compiled into a bundle, and how long it took."""
+    out = Console()
+    for name in result.engines:
+        out.print(escape(name), soft_wrap=True, highlight=False)
+    out.print(
+        f"compiled in {result.seconds:.0f} s; these engines were not measured: nemo-edge bench times them", soft_wrap=True, highlight=False
+    )
 
 
 def _show_engine(out: Console, engine: Engine) -> None:

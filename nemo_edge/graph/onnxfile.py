@@ -8,15 +8,18 @@ from __future__ import annotations
 __all__ = ["SCOPES", "Graph", "Place", "Port", "module_path", "open_graph"]
 
 import ast
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx.external_data_helper import load_external_data_for_tensor
 
+from nemo_edge.graph.agreement import Dtype
 from nemo_edge.system.errors import InputError, first_line
 from nemo_edge.system.files import sha256_file, sha256_json
 
@@ -26,6 +29,8 @@ _NO_SCOPE = "_empty_nn_module_stack_from_metadata_hook"
 """What torch.export names the scope of a node that is inside of no module."""
 _WRAPPERS = (("module",), ("graph",), ("unet", "encoder", "vae"))
 """Attributes of the export's own wrappers, which lead a path one after the other and are not of the checkpoint's module."""
+
+_DTYPES: dict[Dtype, int] = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,13 @@ class Graph:
         weights = {tensor.name for tensor in self.model.graph.initializer}
         inputs = {value.name: _port(value) for value in self.model.graph.input if value.name not in weights}
         return inputs, {value.name: _port(value) for value in self.model.graph.output}
+
+    def dtype(self) -> Dtype:
+        """Return the type of the weights: that of most of their numbers, since a few small ones are float32 in any graph."""
+        numbers: Counter[int] = Counter()
+        for tensor in self.model.graph.initializer:
+            numbers[tensor.data_type] += prod(tensor.dims)
+        return max(_DTYPES, key=lambda dtype: numbers[_DTYPES[dtype]])
 
     def external_files(self) -> dict[Path, int]:
         """Return the files that hold the weights, and how many bytes the graph reads of each."""

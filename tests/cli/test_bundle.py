@@ -29,6 +29,7 @@ COMMANDS = [
     "localize",
     "export",
     "rebake",
+    "compile",
     "bench",
     "compare",
     "attack",
@@ -48,7 +49,8 @@ def test_the_help_names_every_command_in_the_order_of_their_use(run: Run, monkey
     monkeypatch.setenv("COLUMNS", "80")
     shown = run("--help").out.partition("Commands:")[2]
     assert re.findall(r"(?m)^  (\w+)", shown) == COMMANDS
-    assert {*cli_bundle.__all__, *attacks.__all__} - {"register"} == set(COMMANDS[5:14])
+    commands = {name.removesuffix("_engines") for name in (*cli_bundle.__all__, *attacks.__all__)}
+    assert commands - {"register"} == set(COMMANDS[5:15])
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -380,3 +382,17 @@ def test_a_summary_in_a_read_only_place_is_refused(
     assert ran.err.startswith("nemo-edge: ")
     assert ran.err.count("\n") == 1
     assert ran.out == ""
+
+
+def test_compile_puts_an_engine_into_a_bundle(run: Run, tiny_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    options = ("--backend", "tensorrt-rtx", "--target", "sm86", "--component", "text_encoder")
+    found = run("compile", bundle, *options, "--json")
+    assert json.loads(found.out)["engines"] == ["engines/text_encoder.tensorrt-rtx.sm86.engine"]
+    assert verify(bundle).passed
+
+
+@pytest.mark.parametrize("options", [("--backend", "onnxruntime"), ("--target", "sm86")])
+def test_compile_refuses_options_that_do_not_go_together(run: Run, tiny_bundle: Path, options: tuple[str, ...]) -> None:
+    assert_refused(run("compile", tiny_bundle, *options), "take tensorrt" if "--backend" in options else "--target is for tensorrt-rtx")

@@ -229,7 +229,7 @@ def test_bf16_is_compiled_without_a_gpu_and_timed_with_one(random_recipe: Recipe
 
 def test_random_weights_are_timed_without_a_report(random_bundle: Path, random_recipe: Recipe, tmp_path: Path) -> None:
     bundle = shutil.copytree(random_bundle, tmp_path / "bundle")
-    settings = LatencySettings(targets=("unet",), runs=1, seconds=0, warmup_s=0, threads=1)
+    settings = LatencySettings(targets=("unet",), runs=1, seconds=0, warmup_s=0, threads=1, beside=())
     with pytest.raises(InputError, match=r"does not exist.*; pass --checkpoint, or --no-eager"):  # it was moved without its weights
         time_again(bundle, settings)
     timed = time_again(bundle, settings, checkpoint=str(next((random_bundle.parent / ".out.build").glob("weights-*"))))
