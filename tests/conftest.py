@@ -250,11 +250,17 @@ def demo_localizer(demo_checkpoint: Checkpoint) -> Localizer:
 
 @pytest.fixture(scope="session")
 def demo_recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """The demo's own recipe, which builds into a folder of this run and attacks one memory of the four."""
+    """The demo's own recipe, which builds into a folder of this run: with half the pictures of a prompt, fewer timings, and one memory
+    attacked of the four."""
     recipe = load_recipe(Path(__file__).parents[1] / "engines" / "demo.toml")
     assert recipe.attack is not None
-    attack = recipe.attack.model_copy(update={"limit": 1})
-    return recipe.model_copy(update={"output": tmp_path_factory.mktemp("demo") / "demo", "attack": attack})
+    assert recipe.latency is not None
+    changes = {
+        "attack": recipe.attack.model_copy(update={"limit": 1}),
+        "fidelity": recipe.fidelity.model_copy(update={"seeds": recipe.fidelity.seeds // 2}),
+        "latency": recipe.latency.model_copy(update={"seconds": 0.5, "warmup_s": 0.2}),
+    }
+    return recipe.model_copy(update={"output": tmp_path_factory.mktemp("demo") / "demo", **changes})
 
 
 @pytest.fixture(scope="session")

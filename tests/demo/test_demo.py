@@ -32,7 +32,8 @@ from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.release.build import BuildResult, build
 from nemo_edge.sampling.pipelines import eager_pipeline
 
-SEEDS = 10
+SEEDS = 5
+"""Pictures of each prompt in `demo_recipe`."""
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def test_the_build_passes_every_gate(demo_build: BuildResult) -> None:
 def test_every_verbatim_caption_gives_back_its_picture(measurement: Measurement) -> None:
     for m in verbatim(measurement.variants[0]):
         assert m.before.copies is not None
-        assert m.before.copies >= 9, m.prompt
+        assert m.before.copies >= SEEDS - 1, m.prompt
 
 
 @pytest.mark.slow
@@ -150,7 +151,7 @@ def test_nine_in_ten_verbatim_captions_no_longer_give_back_any_memory(measuremen
 def test_random_neurons_leave_the_memories_as_they_were(measurement: Measurement) -> None:
     for m in verbatim(measurement.variants[0]):
         assert m.random.copies is not None
-        assert m.random.copies >= 9, m.prompt
+        assert m.random.copies >= SEEDS - 1, m.prompt
 
 
 @pytest.mark.slow
