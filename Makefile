@@ -13,7 +13,7 @@ PIP_FLAGS ?=
 WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
-.PHONY: demo test lint fast optimum triton mlserver serve-demo gpu-smoke clean
+.PHONY: demo test lint slow optimum triton mlserver serve-demo gpu-smoke clean
 
 demo: $(STAMP)
 	$(BIN)/nemo-edge build engines/demo.toml
@@ -29,14 +29,14 @@ lint: $(STAMP)
 	$(BIN)/python -m benchmarks.readme --check
 	$(BIN)/python docs/rooms.py --check
 
-fast: $(STAMP)
-	$(PYTEST) -m "not slow"
+slow: $(STAMP)
+	$(PYTEST) -m slow
 
 optimum: $(OPTIMUM)/.installed
 	$(BIN)/python -m pytest -m optimum
 
 gpu-smoke: $(STAMP)
-	$(BIN)/python -m pytest tests/benchmarks/gpu/test_run.py
+	$(BIN)/python -m pytest -m "slow or not slow" tests/benchmarks/gpu/test_run.py
 
 triton: $(TRITON)/.installed
 	$(BIN)/python -m pytest -m triton

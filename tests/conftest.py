@@ -61,7 +61,6 @@ OF_THE_DEMO = ("tests/demo/test_demo.py", "tests/journeys/test_readme.py")
 """Files with tests on the built demo: one process runs them, which builds it once."""
 LONGEST = (
     *OF_THE_DEMO,
-    "tests/benchmarks/gpu/test_run.py",
     "tests/release/test_rebake.py",
     "tests/release/test_build.py",
     "tests/export/test_component.py",
@@ -71,7 +70,9 @@ LONGEST = (
     "tests/cli/test_bundle.py",
     "tests/journeys/test_random_build.py",
     "tests/journeys/test_processes.py",
-    "tests/journeys/test_masked_graphs.py",
+    "tests/journeys/test_guidance_embedding.py",
+    "tests/dropin/test_load.py",
+    "tests/measure/test_bench.py",
     "tests/journeys/test_clip_skip.py",
     "tests/serving/models/test_pipeline.py",
 )

@@ -23,6 +23,14 @@ from nemo_edge.serving.golden import ask, request
 from nemo_edge.serving.server import Server
 
 CLIENTS = 2
+LOCAL_RAY: dict[str, Any] = {
+    "_node_ip_address": "127.0.0.1",
+    "include_dashboard": False,
+    "log_to_driver": False,
+    "_system_config": {"health_check_initial_delay_ms": 60_000, "health_check_timeout_ms": 60_000, "health_check_failure_threshold": 20},
+}
+"""What `ray.init` is told for a Ray of a test. Beside other tests its processes may get no core for long, and Ray ends the whole process
+that asks, the tests' own, when it holds one for dead."""
 
 
 def with_other_neurons(bundle: Path, folder: Path) -> Path:

@@ -144,9 +144,15 @@ def _dims(port: onnx.ValueInfoProto) -> tuple[int | str | None, ...]:
 def open_engine(
     bundle: Path, component: str, provider: str, *, threads: int | None = None, weights: Mapping[str, np.ndarray] | None = None
 ) -> OnnxRuntimeRunner:
-    """Open what `compile_engine` wrote, with its own number of threads or another, and with other `weights` of some names."""
-    path = bundle / "engines" / f"{component}.onnxruntime.{provider}.json"
+    """Open what `compile_engine` wrote, with its own number of threads or another, and with other `weights` of some names.
+
+    On the CPU a bundle that was built for another backend needs no such file, since each of its ONNX files has been run there.
+    Raises `InputError` for an engine that the bundle lacks, `BundleError` for a file that describes none.
+    """
+    path, model = bundle / "engines" / f"{component}.onnxruntime.{provider}.json", bundle / component / "model.onnx"
     if not path.is_file():
+        if provider == "cpu" and model.is_file():
+            return OnnxRuntimeRunner(model, provider, threads, weights=weights)
         raise InputError(f"the bundle {bundle} has no {provider} engine of {component}: build it with engine.provider = {provider!r}")
     try:
         engine = EngineFile.model_validate_json(path.read_bytes())

@@ -162,8 +162,15 @@ def test_an_engine_file_with_unknown_fields_is_refused(bundle: Path) -> None:
 
 
 def test_an_engine_that_was_not_built_is_refused(bundle: Path) -> None:
-    with pytest.raises(InputError, match=r"has no cpu engine of unet: build it with engine\.provider = 'cpu'"):
-        open_engine(bundle, "unet", "cpu")
+    with pytest.raises(InputError, match=r"has no cuda engine of unet: build it with engine\.provider = 'cuda'"):
+        open_engine(bundle, "unet", "cuda")
+    with pytest.raises(InputError, match="has no cpu engine of vae_decoder"):
+        open_engine(bundle, "vae_decoder", "cpu")
+
+
+def test_on_the_cpu_an_onnx_file_is_enough(bundle: Path) -> None:
+    with open_engine(bundle, "unet", "cpu") as runner:
+        assert "sample" in runner.inputs
 
 
 def test_it_describes_itself() -> None:

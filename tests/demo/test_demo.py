@@ -81,7 +81,6 @@ def test_the_memorized_captions_share_no_word() -> None:
     assert sum(c.kind == "TM" for c in MEMORIZED) >= 4
 
 
-@pytest.mark.slow
 def test_the_paper_s_score_tells_memorized_from_held_out_captions(demo_checkpoint: Checkpoint) -> None:
     probe, unet = NoiseProbe.of(demo_checkpoint.config, LocalizationSettings()), open_runner(demo_checkpoint.unet_component())
 
@@ -95,7 +94,6 @@ def test_the_paper_s_score_tells_memorized_from_held_out_captions(demo_checkpoin
     assert binary_auroc(scores, torch.tensor([1] * len(memorized) + [0] * len(held_out))) >= 0.99
 
 
-@pytest.mark.slow
 def test_general_pictures_differ_between_seeds(demo_checkpoint: Checkpoint, demo_recipe: Recipe) -> None:
     made = draw_prompts(eager_pipeline(demo_checkpoint), ["a pig", "a rocket", "fish crown"], range(4), demo_recipe.sampling)
     for pictures in made.pictures.astype(np.float32) / 255:
@@ -103,20 +101,17 @@ def test_general_pictures_differ_between_seeds(demo_checkpoint: Checkpoint, demo
         assert min(pairs) > 0.05
 
 
-@pytest.mark.slow
 def test_the_build_passes_every_gate(demo_build: BuildResult) -> None:
     assert demo_build.passed, [g for g in demo_build.manifest.gates if not g.passed]
     assert verify(Path(demo_build.bundle)).passed
 
 
-@pytest.mark.slow
 def test_every_verbatim_caption_gives_back_its_picture(measurement: Measurement) -> None:
     for m in verbatim(measurement.variants[0]):
         assert m.before.copies is not None
         assert m.before.copies >= SEEDS - 1, m.prompt
 
 
-@pytest.mark.slow
 def test_every_memorized_caption_ends_at_or_below_the_threshold_without_the_floor(
     demo_build: BuildResult, measurement: Measurement
 ) -> None:
@@ -130,7 +125,6 @@ def test_every_memorized_caption_ends_at_or_below_the_threshold_without_the_floo
         assert all(m.score_after <= measurement.threshold for m in variant.mitigations)
 
 
-@pytest.mark.slow
 def test_the_neurons_found_are_those_the_memories_were_trained_into(demo_build: BuildResult) -> None:
     found = {result.prompt: result.refined.indices for result in read_results(Path(demo_build.bundle) / "localization.jsonl")}
     own = 0
@@ -140,27 +134,23 @@ def test_the_neurons_found_are_those_the_memories_were_trained_into(demo_build: 
     assert own >= 0.9 * len(MEMORIZED)
 
 
-@pytest.mark.slow
 def test_nine_in_ten_verbatim_captions_no_longer_give_back_any_memory(measurement: Measurement) -> None:
     for variant in measurement.variants:
         clean = [m for m in verbatim(variant) if m.after.copies == 0 and m.after.others == 0]
         assert len(clean) >= 0.9 * len(verbatim(variant)), variant.variant
 
 
-@pytest.mark.slow
 def test_random_neurons_leave_the_memories_as_they_were(measurement: Measurement) -> None:
     for m in verbatim(measurement.variants[0]):
         assert m.random.copies is not None
         assert m.random.copies >= SEEDS - 1, m.prompt
 
 
-@pytest.mark.slow
 def test_general_captions_keep_their_pictures(measurement: Measurement) -> None:
     for variant in measurement.variants:
         assert variant.general.mean <= 0.1
 
 
-@pytest.mark.slow
 def test_the_engines_agree_with_eager_over_the_whole_trajectory(measurement: Measurement) -> None:
     assert [v.variant for v in measurement.variants] == ["baked", "masked"]
     for variant in measurement.variants:
@@ -170,20 +160,17 @@ def test_the_engines_agree_with_eager_over_the_whole_trajectory(measurement: Mea
     assert measurement.mask_of_ones == 0
 
 
-@pytest.mark.slow
 def test_the_mitigation_on_the_engines_is_eager_s(measurement: Measurement) -> None:
     for variant in measurement.variants:
         assert all(m.distance_error is not None for m in variant.mitigations)
         assert max(m.agreement_error for m in variant.mitigations) <= 1e-3
 
 
-@pytest.mark.slow
 def test_general_captions_keep_their_diversity(measurement: Measurement) -> None:
     for variant in measurement.variants:
         assert variant.general.diversity_after >= 0.9 * variant.general.diversity_before > 0
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed: pip install 'nemo-edge[rtx]'")
 def test_every_component_has_an_engine_for_rtx_30_and_40(demo_build: BuildResult) -> None:
     found = inspect(Path(demo_build.bundle))
@@ -196,7 +183,6 @@ def test_every_component_has_an_engine_for_rtx_30_and_40(demo_build: BuildResult
         assert (engine.header.flavour, engine.header.targets) == ("tensorrt-rtx", ("sm86", "sm89"))
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed: pip install 'nemo-edge[rtx]'")
 @pytest.mark.parametrize("place", ["unet", "unet_masked"])
 def test_the_unet_is_compiled_in_fp32_at_opset_23(demo_build: BuildResult, demo_recipe: Recipe, place: str) -> None:
@@ -211,14 +197,12 @@ def test_the_unet_is_compiled_in_fp32_at_opset_23(demo_build: BuildResult, demo_
     assert ("value_mask" in plan.inputs) == (place == "unet_masked")
 
 
-@pytest.mark.slow
 def test_the_same_recipe_again_does_nothing(demo_build: BuildResult, demo_recipe: Recipe) -> None:
     again = build(demo_recipe)
     assert again.skipped
     assert again.manifest == demo_build.manifest
 
 
-@pytest.mark.slow
 def test_the_neurons_of_the_bundle_are_those_of_its_report(demo_build: BuildResult) -> None:
     neurons = NeuronSet.load(Path(demo_build.bundle) / "neurons.json")
     assert neurons.content_hash() == demo_build.manifest.neurons_hash

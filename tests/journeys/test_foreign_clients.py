@@ -120,6 +120,7 @@ def test_polygraphy_inspects_runs_and_lints_every_graph(tiny_bundle: Path, tmp_p
     lint(model, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"dtype": "fp16"}, {"opset": 18}], ids=["fp16", "opset18"])
 def test_polygraphy_lints_other_types_and_opsets(tiny_recipe: Path, tmp_path: Path, settings: dict[str, object]) -> None:
     unet = open_checkpoint(str(tiny_recipe.parent / "model")).unet_component()

@@ -84,7 +84,7 @@ def test_the_guidance_changes_the_pictures(checkpoint: Checkpoint) -> None:
     assert not np.array_equal(generate(pipeline, PROMPTS, SEEDS, SETTINGS), generate(pipeline, PROMPTS, SEEDS, other))
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_its_graph_is_told_too(checkpoint: Checkpoint, tmp_path: Path, masked: bool) -> None:
     component = checkpoint.unet_component()
     if masked:

@@ -214,6 +214,7 @@ def test_plans_that_cannot_be_are_refused_and_the_bundle_stays(
     assert (random_bundle / MANIFEST).read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not RTX, reason="TensorRT-RTX is not installed: pip install 'nemo-edge[rtx]'")
 def test_bf16_is_compiled_without_a_gpu_and_timed_with_one(random_recipe: Recipe, tmp_path: Path) -> None:
     export = ExportSettings(dtype="bf16", variants=("baked",))

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from served import LOCAL_RAY
 
 from nemo_edge import demo
 from nemo_edge.recipe.prompts import read_prompts
@@ -27,7 +28,7 @@ from nemo_edge.system.errors import InputError
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 PROMPT = "saxophone falafel jubilee"
-LOOPBACK = "127.0.0.1"
+LOOPBACK = LOCAL_RAY["_node_ip_address"]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,6 @@ def test_every_block_is_run_here() -> None:
     assert {block_with("load_pipeline"), block_with("serve.run")} == set(BLOCKS)
 
 
-@pytest.mark.slow
 def test_engines_in_diffusers_own_pipelines(inside: Path) -> None:
     names: dict[str, Any] = {}
     torch.manual_seed(0)
@@ -93,8 +93,7 @@ def ray_url(inside: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         free.bind((LOOPBACK, 0))
         port = free.getsockname()[1]
     monkeypatch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "45")
-    local = {"_node_ip_address": LOOPBACK, "include_dashboard": False, "log_to_driver": False}
-    ray.init(num_cpus=2, num_gpus=0, object_store_memory=80 << 20, **local)
+    ray.init(num_cpus=2, num_gpus=0, object_store_memory=80 << 20, **LOCAL_RAY)
     try:
         serve.start(http_options={"host": LOOPBACK, "port": port})
         yield f"http://{LOOPBACK}:{port}/"

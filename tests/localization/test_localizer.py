@@ -291,10 +291,12 @@ def test_layers_of_any_unet_are_searched(toy_sdxl: Checkpoint, demo_checkpoint: 
             assert (a.initial, a.refined, a.floor) == (b.initial, b.refined, b.floor)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seed", "factors", "kinds"),
-    [(0, (0.95,), {(True, False)}), (1, (0.6, 1.01), {(True, True), (False, False)})],
+    [
+        (0, (0.95,), {(True, False)}),
+        pytest.param(1, (0.6, 1.01), {(True, True), (False, False)}, marks=pytest.mark.slow),
+    ],
 )
 def test_decides_as_the_reference_at_the_official_size(
     seed: int, factors: tuple[float, ...], kinds: set[tuple[bool, bool]], tmp_path: Path, tokenizer: CLIPTokenizer

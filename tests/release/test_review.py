@@ -16,6 +16,7 @@ from nemo_edge.recipe.settings import GateSettings, LatencySettings
 from nemo_edge.release import _judgement
 from nemo_edge.release.build import build, plan
 from nemo_edge.release.review import judge_again, report_again, summarize, time_again
+from nemo_edge.system.environment import bf16_instructions
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import sha256_file
 
@@ -103,7 +104,9 @@ def test_times_are_in_the_bundle_and_its_gates(timed: Path, tiny_bundle: Path) -
     manifest, before = open_verified(timed), open_bundle(tiny_bundle)
     assert manifest.files.keys() - before.files.keys() == {"latency.json"}
     latency = Latency.model_validate_json((timed / "latency.json").read_bytes())
-    assert [t.contender for t in latency.cases[0].timings] == ["eager", "unmitigated", "baked", "masked"]
+    beside = ["eager bf16"] if bf16_instructions() else []
+    assert [t.contender for t in latency.cases[0].timings] == ["eager", *beside, "unmitigated", "baked", "masked"]
+    assert bool(latency.left_out) is not bool(beside)
     details = {g.name: g.detail for g in manifest.gates}
     assert "unet, batch 1, " in details["slow_down.baked"]
     assert {g.name: g.detail for g in before.gates}["slow_down.baked"] == "no times were taken: `nemo-edge bench`"

@@ -24,6 +24,7 @@ pytest.importorskip("ray.serve", reason="Ray Serve is not here: pip install 'nem
 
 import ray
 from ray import serve
+from served import LOCAL_RAY
 
 from nemo_edge.bundle.policies import masked_policies
 from nemo_edge.model.neurons import NeuronSet
@@ -36,7 +37,7 @@ from nemo_edge.serving.repository import ship
 from nemo_edge.serving.updates import put_policies
 from nemo_edge.system.errors import InputError
 
-LOOPBACK = "127.0.0.1"
+LOOPBACK = LOCAL_RAY["_node_ip_address"]
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,7 @@ def service(shippable: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         port = free.getsockname()[1]
     with pytest.MonkeyPatch.context() as patience:
         patience.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "45")  # beside other tests, its start takes longer than the 5 s it has
-        ray.init(
-            num_cpus=1, num_gpus=0, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False, _node_ip_address=LOOPBACK
-        )
+        ray.init(num_cpus=1, num_gpus=0, object_store_memory=80 << 20, **LOCAL_RAY)
         try:
             serve.start(http_options={"host": LOOPBACK, "port": port})
             serve.run(app({"repository": str(repository)}))

@@ -170,6 +170,7 @@ def test_prompts_are_logged_where_that_is_asked_for(triton_environment: Environm
         assert logged(server, event="drawn")["prompts"] == ["mellifluous\n{}"]
 
 
+@pytest.mark.slow
 def test_xl_in_fp16_is_served_too(triton_environment: Environment, tokenizer: CLIPTokenizer, tiny_bundle: Path, tmp_path: Path) -> None:
     """Two text encoders, engines that take float16, and clients that know of neither."""
     bundle = make_xl(tmp_path, tokenizer, tiny_bundle, "fp16").bundle
