@@ -128,10 +128,15 @@ def latency_table(found: Result) -> list[str]:
         lines += [f"{title}: milliseconds, and the time relative to eager's with its 95 % interval.", ""]
         lines += [f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
         lines += [f"| {c} | " + " | ".join(cell(case, c, "eager") for case in columns.values()) + " |" for c in contenders]
-        pairs = [(c, c.replace("masked", "baked")) for c in contenders if "masked" in c]
-        for masked, baked in pairs:
-            cells = [ratio(case, masked, baked) for case in columns.values()]
-            lines.append(f"| *{masked.removesuffix(', masked')}: masked relative to baked* | " + " | ".join(cells) + " |")
+        pairs = {
+            f"{c.removesuffix(', masked')}: masked relative to baked": (c, c.replace("masked", "baked"))
+            for c in contenders
+            if "masked" in c
+        }
+        if "eager bf16" in contenders:
+            pairs |= {f"{c} relative to eager bf16": (c, "eager bf16") for c in contenders if c.endswith(", baked")}
+        for title_of, (one, other) in pairs.items():
+            lines.append(f"| *{title_of}* | " + " | ".join(ratio(case, one, other) for case in columns.values()) + " |")
         lines.append("")
     machines = dict.fromkeys(machine(groups[0]) for groups in found.values())
     overhead = max(t["overhead"] for groups in found.values() for g in groups for c in g["cases"] for t in c["timings"])
@@ -141,7 +146,7 @@ def latency_table(found: Result) -> list[str]:
     every = sum(len(c["timings"]) for groups in found.values() for g in groups for c in g["cases"])
     return [
         *lines,
-        f"Measured on {' and on '.join(machines)}, fp32, one picture with guidance (two rows of the UNet); the contenders took turns, "
+        f"Measured on {' and on '.join(machines)}, fp32 but where bf16 is said, one picture with guidance (two UNet rows), in turns, "
         f"each in a process of its own. {absent}{noisy} of {every} timings varied by more than 10 %. The measuring itself took at most "
         f"{overhead:.2%} of what it measured (`benchmarks/results/latency.json`).",
     ]

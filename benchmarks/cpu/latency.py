@@ -3,8 +3,8 @@
     python -m benchmarks.cpu.latency [--only demo|sd15] [--work FOLDER]
 
 Contenders: eager, eager in bf16, eager with channels_last; ONNX Runtime at opset 23, of the demo at 18 too, and OpenVINO at 23 in fp32 and
-bf16, baked and masked; with one thread and with all cores. Writes `benchmarks/results/latency.json`. The full size takes about half an hour, 20 GB of disk
-and 20 GB of memory; nothing else should run beside it.
+bf16, baked and masked; with one thread and with all cores. Writes `benchmarks/results/latency.json`. The full size takes about half an
+hour, 20 GB of disk and 20 GB of memory; nothing else should run beside it.
 """
 
 from __future__ import annotations

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-__all__ = ["Runner"]
+__all__ = ["Operator", "Runner"]
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What a runtime's own profiler says of an operator that it runs, which may be several of the graph's."""
+
+    name: str
+    """The runtime's, mostly that of one of the graph's nodes in it."""
+    kind: str
+    ms: float
+    """Of one call."""
+    macs: int = 0
+    """Multiplications with an addition, of a matrix product or a convolution whose sizes the profiler tells."""
 
 
 class Runner(Protocol):

@@ -5,7 +5,7 @@ Imports neither before it is asked for.
 
 from __future__ import annotations
 
-__all__ = ["compile_engine", "describe", "open_engine", "open_runner", "probe"]
+__all__ = ["compile_engine", "describe", "open_engine", "open_runner", "probe", "profile"]
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nemo_edge.backends.base import Runner
+from nemo_edge.backends.base import Operator, Runner
 from nemo_edge.recipe.targets import EngineSettings
 
 
@@ -50,6 +50,17 @@ def open_runner(model: Path, engine: EngineSettings) -> Runner:
     from nemo_edge.backends import onnxruntime
 
     return onnxruntime.open_runner(model, engine.provider, engine.threads)
+
+
+def profile(model: Path, engine: EngineSettings, feed: Mapping[str, np.ndarray], runs: int) -> tuple[Operator, ...]:
+    """Run an ONNX file so often and return what the runtime's profiler says of each operator. Raises as `open_engine`."""
+    if engine.backend == "openvino":
+        from nemo_edge.backends import openvino
+
+        return openvino.profile(model, engine, feed, runs)
+    from nemo_edge.backends import onnxruntime
+
+    return onnxruntime.profile(model, engine.provider, engine.threads, feed, runs)
 
 
 def probe(engine: EngineSettings) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "load",
     "open_engine",
     "open_runner",
+    "profile",
     "without_telemetry",
 ]
 
@@ -32,6 +33,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nemo_edge.backends.base import Operator
 from nemo_edge.backends.feeds import check_feed, in_batches, pinned_batch
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.recipe.targets import EngineSettings
@@ -97,21 +99,30 @@ class OpenVinoRunner:
         check_feed(feed, {name: ("batch", *dims[1:]) for name, dims in self.inputs.items()} if self._batch else self.inputs)
         return in_batches(feed, self._batch, self._run) if self._batch else self._run(feed)
 
-    def compile(self, shapes: _Shapes | None = None) -> Any:
-        """Return a request of the graph, compiled for some shapes or for any. Raises `InputError` where it cannot be."""
+    def typed(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return a feed in the types that the graph takes."""
+        return {name: np.ascontiguousarray(feed[name], dtype) for name, dtype in self._dtypes.items()}
+
+    def compile(self, shapes: _Shapes | None = None, *, profiled: bool = False) -> Any:
+        """Return a request of the graph, compiled for some shapes or for any, and to be `profiled` or not.
+
+        Raises `InputError` where it cannot be.
+        """
         graph = self._graph
         if shapes is not None:
             graph = graph.clone()
             graph.reshape(shapes)
         try:
-            compiled = _core().compile_model(graph, DEVICES[self._engine.device], _options(self._engine))
+            compiled = _core().compile_model(
+                graph, DEVICES[self._engine.device], _options(self._engine) | ({"PERF_COUNT": "YES"} if profiled else {})
+            )
         except RuntimeError as error:
             raise InputError(f"OpenVINO cannot compile {self._model}: {_reason(error)}") from error
         _check_precision(compiled, self._model, self._engine)
         return compiled.create_infer_request()
 
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        typed = {name: np.ascontiguousarray(feed[name], dtype) for name, dtype in self._dtypes.items()}
+        typed = self.typed(feed)
         shapes = {name: list(array.shape) for name, array in typed.items()}
         with self._lock:
             try:
@@ -141,6 +152,24 @@ def open_runner(model: Path, engine: EngineSettings, weights: Mapping[str, np.nd
     """Open an ONNX file. Raises `MissingDependency` as `check_device`, `InputError` for a bad file."""
     check_device(engine)
     return OpenVinoRunner(model, engine, weights)
+
+
+def profile(model: Path, engine: EngineSettings, feed: Mapping[str, np.ndarray], runs: int) -> tuple[Operator, ...]:
+    """Run an ONNX file so often, compiled for the feed's shapes, and return what OpenVINO says of each operator it ran, on the average.
+
+    Raises as `open_runner`.
+    """
+    check_device(engine)
+    with OpenVinoRunner(model, engine) as runner:
+        typed = runner.typed(feed)
+        request = runner.compile({name: list(array.shape) for name, array in typed.items()}, profiled=True)
+        spent: dict[tuple[str, str], float] = {}
+        for number in range(runs + 1):
+            request.infer(typed, share_inputs=True)
+            for each in request.profiling_info if number else ():  # the first call is cold
+                key = (each.node_name, each.node_type)
+                spent[key] = spent.get(key, 0.0) + each.real_time.total_seconds() * 1e3 / runs
+    return tuple(Operator(name, kind, ms) for (name, kind), ms in spent.items() if ms > 0)
 
 
 def compile_engine(bundle: Path, component: str, model: str, engine: EngineSettings) -> EngineFile:

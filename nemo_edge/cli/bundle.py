@@ -79,6 +79,7 @@ def bench(
     eager: Annotated[bool | None, typer.Option("--eager/--no-eager", help="Time eager PyTorch too.")] = None,
     compiled: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Time torch.compile too.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the times here, and leave the bundle alone.")] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Time nothing: name the engine's slowest operators.")] = False,
     as_json: Json = False,
 ) -> None:
     """Time eager PyTorch and every engine, side by side.
@@ -90,12 +91,25 @@ def bench(
     given: dict[str, Any] = {"targets": targets or None, "batches": batches or None, "sizes": sizes or None}
     given |= {"steps": steps, "runs": runs, "seconds": seconds, "threads": threads, "eager": eager, "compiled": compiled}
     settings = _latency_settings(bundle, {name: value for name, value in given.items() if value is not None})
+    if profile:
+        _profile(bundle, targets[0] if targets else "unet", settings, as_json)
+        return
     from nemo_edge.release.review import time_again
 
     result = time_again(bundle, settings, checkpoint, out, console.Bars())
     print_result(result, as_json, lambda found: console.show_times(found, out or bundle / "report" / "index.html"))
     if not result.passed:
         raise typer.Exit(3)
+
+
+def _profile(bundle: Path, target: str, settings: Any, as_json: bool) -> None:
+    """A component at the first batch and size of what was to be timed, profiled."""
+    from nemo_edge.cli import console, datasheet
+    from nemo_edge.measure.profile import profile_engine
+
+    size = next(iter(settings.sizes), None)
+    options = {"batch": settings.batches[0], "size": size, "threads": settings.threads, "runs": settings.runs}
+    print_result(profile_engine(bundle, target, **options, progress=console.Bars()), as_json, datasheet.show_profile)
 
 
 def compare(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["show", "show_compiled", "show_verified"]
+__all__ = ["show", "show_compiled", "show_profile", "show_verified"]
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +14,12 @@ from rich.table import Table
 from nemo_edge.backends.tensorrt.fit import gpus_of, product_of
 from nemo_edge.backends.tensorrt.plans import PlanFile, Shapes
 from nemo_edge.bundle.engines import Contents, Engine, Verified
-from nemo_edge.cli.console import show_manifest, show_verification
+from nemo_edge.cli.console import show_manifest, show_verification, table_of
+from nemo_edge.measure.profile import Profile
 from nemo_edge.release.compile import Compiled
 
+_ROWS = 15
+"""Operators of a profile that are shown."""
 _RUNS = {True: "[green]yes[/]", False: "[red]no[/]", None: "[yellow]?[/]"}
 _VERDICTS = {True: "[green]runs here[/]", False: "[red]does not run here[/]", None: "[yellow]may run here[/]"}
 
@@ -44,6 +47,25 @@ def show_compiled(result: Compiled) -> None:
     out.print(
         f"compiled in {result.seconds:.0f} s; these engines were not measured: nemo-edge bench times them", soft_wrap=True, highlight=False
     )
+
+
+def show_profile(found: Profile) -> None:
+    """An engine's slowest operators, and its time beside what the machine can do."""
+    out, table = Console(), table_of("Module", "Operator", "ms", "Share")
+    for row in found.rows[:_ROWS]:
+        table.add_row(escape(row.module or "–"), row.operator, f"{row.ms:.3f}", f"{row.share:.1%}")
+    rest = found.rows[_ROWS:]
+    if rest:
+        table.add_row(f"{len(rest)} others", "", f"{sum(row.ms for row in rest):.3f}", f"{sum(row.share for row in rest):.1%}")
+    out.print(table)
+    threads = f"{found.threads} thread{'s' if found.threads > 1 else ''}"
+    out.print(f"\n{found.component} in {found.backend}, {found.precision}, {threads}: {found.latency_ms:.1f} ms a call", highlight=False)
+    rates = f"{found.rates.gflops:,.0f} GFLOP/s, weights read at {found.rates.gbytes:.1f} GB/s"
+    if found.limit_ms is None or found.of_limit is None:
+        out.print(f"this machine: {rates}; ONNX Runtime, which counts the operations, is not installed", highlight=False)
+        return
+    best = f"{found.gflops:,.1f} GFLOP and {found.weights_mb:,.0f} MB of weights take {found.limit_ms:.1f} ms at best"
+    out.print(f"this machine: {rates}; {best}: the engine reaches {found.of_limit:.0%} of that", highlight=False)
 
 
 def _show_engine(out: Console, engine: Engine) -> None:

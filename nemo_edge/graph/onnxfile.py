@@ -73,6 +73,10 @@ class Graph:
         ordered = sorted(last.items(), key=lambda item: (item[1][0], -len(item[0])))
         return {path: Place(node.output[0], node.op_type, path) for path, (_, node) in ordered if path}
 
+    def modules_of_nodes(self) -> dict[str, str]:
+        """Return the path of the checkpoint's module that each operator is of, by the operator's name."""
+        return {node.name: _module(node) for node in self.model.graph.node}
+
     def before(self, tensor: str, stops: Collection[str]) -> set[str]:
         """Return which of `stops` a tensor is made from, going back no further than each of them."""
         found: set[str] = set()
