@@ -158,7 +158,7 @@ def _opened(contender: Runnable, stack: ExitStack) -> Any:
     source: dict[str, Any] = {"allow_pickle": contender.allow_pickle, "loras": contender.loras, "clip_skip": contender.clip_skip}
     checkpoint = open_checkpoint(contender.place, device=contender.engine.torch_device, **source)
     for module in (checkpoint.unet, checkpoint.vae, *checkpoint.text_encoders) if contender.dtype != "fp32" else ():
-        module.to(DTYPES[contender.dtype])
+        torch.nn.Module.to(module, DTYPES[contender.dtype])  # diffusers' own warns of modules that it keeps, of which there are none
     if contender.channels_last:
         for module in (checkpoint.unet, checkpoint.vae):
             module.to(memory_format=torch.channels_last)
