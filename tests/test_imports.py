@@ -111,6 +111,14 @@ def test_importing_the_package_is_light() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    "module", ["nemo_edge.cli.datasheet", "nemo_edge.sampling.generate", "nemo_edge.measure.profile", "nemo_edge.serving.painter"]
+)
+def test_what_a_finished_bundle_needs_is_imported_without_pytorch(module: str) -> None:
+    program = f"import sys, {module}; print({{'torch', 'diffusers', 'transformers'}} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+
+
 def test_help_costs_little_more_than_python_itself() -> None:
     """`--help` beside a bare interpreter that imports typer, the median of five: a ratio, not a time."""
 

@@ -92,7 +92,7 @@ def gather(pip: Pip, bare_file: Path) -> tuple[dict[str, dict[str, dict[str, Any
     constraints = pip.work / "constraints.txt"
     constraints.write_text("".join(f"{name}=={version}\n" for name, version in bare.items()))
     pip.build(ROOT)
-    wanted: list[str | Path] = list(pip.built.glob("nemo_edge-*.whl"))
+    wanted: list[str | Path] = [f"{wheel}[build]" for wheel in pip.built.glob("nemo_edge-*.whl")]
     for package in OPTIONAL.values():
         try:
             version = pip.resolve(f"{package}-libs>=1", f"{package}-bindings>=1")[f"{package}-libs"]["version"]

@@ -79,7 +79,7 @@ def bench(
     eager: Annotated[bool | None, typer.Option("--eager/--no-eager", help="Time eager PyTorch too.")] = None,
     compiled: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Time torch.compile too.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the times here, and leave the bundle alone.")] = None,
-    profile: Annotated[bool, typer.Option("--profile", help="Time nothing: name the engine's slowest operators.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Name the engine's slowest operators instead.")] = False,
     as_json: Json = False,
 ) -> None:
     """Time eager PyTorch and every engine, side by side.
@@ -92,6 +92,9 @@ def bench(
     given |= {"steps": steps, "runs": runs, "seconds": seconds, "threads": threads, "eager": eager, "compiled": compiled}
     settings = _latency_settings(bundle, {name: value for name, value in given.items() if value is not None})
     if profile:
+        of_times = (checkpoint, out, steps, seconds, eager, compiled)
+        if any(value is not None for value in of_times) or any(len(values or ()) > 1 for values in (targets, batches, sizes)):
+            raise typer.BadParameter("--profile takes one --target, --batch and --size, --runs and --threads")
         _profile(bundle, targets[0] if targets else "unet", settings, as_json)
         return
     from nemo_edge.release.review import time_again

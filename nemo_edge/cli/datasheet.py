@@ -6,6 +6,7 @@ __all__ = ["show", "show_compiled", "show_profile", "show_verified"]
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,8 +16,10 @@ from nemo_edge.backends.tensorrt.fit import gpus_of, product_of
 from nemo_edge.backends.tensorrt.plans import PlanFile, Shapes
 from nemo_edge.bundle.engines import Contents, Engine, Verified
 from nemo_edge.cli.console import show_manifest, show_verification, table_of
-from nemo_edge.measure.profile import Profile
-from nemo_edge.release.compile import Compiled
+
+if TYPE_CHECKING:
+    from nemo_edge.measure.profile import Profile
+    from nemo_edge.release.compile import Compiled
 
 _ROWS = 15
 """Operators of a profile that are shown."""
@@ -44,9 +47,11 @@ def show_compiled(result: Compiled) -> None:
     out = Console()
     for name in result.engines:
         out.print(escape(name), soft_wrap=True, highlight=False)
-    out.print(
-        f"compiled in {result.seconds:.0f} s; these engines were not measured: nemo-edge bench times them", soft_wrap=True, highlight=False
-    )
+    out.print(f"compiled in {result.seconds:.0f} s; these engines were not measured", highlight=False)
+    if not result.measured:
+        bundle = escape(result.bundle)
+        out.print("[red]What was measured was measured with the former engines: this bundle must not be shipped.[/]")
+        out.print(f"measure it again: nemo-edge rebake {bundle} --neurons {bundle}/neurons.json --measure", soft_wrap=True, highlight=False)
 
 
 def show_profile(found: Profile) -> None:

@@ -72,10 +72,10 @@ def export_component(
     `Disagreement` when it does not agree, `InputError` for a full disk; nothing is left then.
     """
     asked = reference or Reference(answered(component, random_feeds(component, settings, factor)), partial(_itself, component))
-    keys: list[str] = []
+    tracing = _Tracing(component, settings, factor)
 
     def write(path: Path) -> None:
-        keys.append(_write(component, path, settings, provenance, factor))
+        _write(tracing, path, provenance)
         _finish(component.name, path, separate)
         if reference is not None:
             _give_up(component.module)
@@ -83,8 +83,7 @@ def export_component(
     try:
         return _verified(component.name, folder, settings, asked, write)
     except ExportError:
-        for key in keys:
-            forget(key)  # should it be the kept graph's fault, the next export traces anew
+        forget(tracing.key)  # should it be the kept graph's fault, the next export traces anew
         raise
 
 
@@ -171,26 +170,51 @@ def _disagreement(name: str, wrong: Agreement, path: Path, reference: Reference,
     return error
 
 
-def _write(component: Component, path: Path, settings: ExportSettings, provenance: Mapping[str, str], factor: int) -> str:
-    """Write a component's file; return under what its graph before the weights is kept."""
-    module, pinned = _Typed(component, DTYPES[settings.dtype]), settings.pinned(component.sizes, factor)
-    sizes = {"batch": 2, **_traced_sizes(component), **pinned}
-    names = tuple(
-        {axis: dim for axis, dim in enumerate(port.dims) if isinstance(dim, str) and dim not in pinned} for port in component.inputs
-    )
-    asked = [[[*asdict(port).values()] for port in component.inputs], component.outputs, sizes, pinned, component.multiples]
-    key = trace_key(module, [asked, settings.opset, settings.dtype, hashlib.sha256(Path(__file__).read_bytes()).hexdigest()])
+class _Tracing:
+    """A component as torch's exporter is asked for it, and under what its graph before the weights is kept."""
+
+    def __init__(self, component: Component, settings: ExportSettings, factor: int) -> None:
+        self.component, self.settings = component, settings
+        self.module, self.pinned = _Typed(component, DTYPES[settings.dtype]), settings.pinned(component.sizes, factor)
+        self._sizes = {"batch": 2, **_traced_sizes(component), **self.pinned}
+        asked = [[[*asdict(port).values()] for port in component.inputs], component.outputs, self._sizes, self.pinned, component.multiples]
+        own = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+        self.key = trace_key(self.module, [asked, settings.opset, settings.dtype, own])
+
+    def graph(self) -> ir.Model:
+        """What the exporter makes of it before it optimizes."""
+        component, settings = self.component, self.settings
+        io_dtype = torch.float32 if settings.dtype == "bf16" else DTYPES[settings.dtype]
+        example = component.example(**self._sizes)
+        arguments = tuple(_tensor(example[port.name], torch.float32 if port.exact else io_dtype) for port in component.inputs)
+        free = [{axis: d for axis, d in enumerate(port.dims) if isinstance(d, str) and d not in self.pinned} for port in component.inputs]
+        program = torch.onnx.export(
+            _trace(self.module, arguments, free, component.multiples),
+            dynamo=True,
+            opset_version=settings.opset,
+            input_names=[port.name for port in component.inputs],
+            output_names=list(component.outputs),
+            dynamic_shapes=(tuple(free),),
+            external_data=True,
+            optimize=False,
+        )
+        assert program is not None
+        _strip_(program.model)
+        return program.model
+
+
+def _write(tracing: _Tracing, path: Path, provenance: Mapping[str, str]) -> None:
+    component = tracing.component
     try:
         with _quiet():
-            graph = traced(key, module, partial(_graph, module, component, sizes, names, settings))
-            program = torch.onnx.ONNXProgram(graph, None)
+            program = torch.onnx.ONNXProgram(traced(tracing.key, tracing.module, tracing.graph), None)
             program.optimize()
     except Exception as error:  # the exporter and what it traces raise errors of any class
         raise ExportError(
             f"PyTorch {torch.__version__} cannot export {component.name}: {first_line(error)}; "
             "try export.opset = 18, or pin export.height, export.width and export.batch"
         ) from error
-    if "batch" not in pinned:
+    if "batch" not in tracing.pinned:
         _broadcast(program.model.graph, component)
     _strip_(program.model)
     program.model.metadata_props.update({f"nemo_edge.{key}": value for key, value in provenance.items()})
@@ -198,29 +222,6 @@ def _write(component: Component, path: Path, settings: ExportSettings, provenanc
     program.save(str(path), external_data=True)
     for value in program.model.graph.initializers.values():
         value.const_value = None  # as `_give_up` says; these are the weights that were transposed
-    return key
-
-
-def _graph(
-    module: _Typed, component: Component, sizes: Mapping[str, int], names: Sequence[Mapping[int, str]], settings: ExportSettings
-) -> ir.Model:
-    """What torch's exporter makes of a component before it optimizes, traced with an example of those sizes; `names` are free."""
-    io_dtype = torch.float32 if settings.dtype == "bf16" else DTYPES[settings.dtype]
-    example = component.example(**sizes)
-    arguments = tuple(_tensor(example[port.name], torch.float32 if port.exact else io_dtype) for port in component.inputs)
-    program = torch.onnx.export(
-        _trace(module, arguments, names, component.multiples),
-        dynamo=True,
-        opset_version=settings.opset,
-        input_names=[port.name for port in component.inputs],
-        output_names=list(component.outputs),
-        dynamic_shapes=(names,),
-        external_data=True,
-        optimize=False,
-    )
-    assert program is not None
-    _strip_(program.model)
-    return program.model
 
 
 def _strip_(model: ir.Model) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxscript
@@ -43,6 +44,9 @@ _NOTES = ("_name_or_path", "name_or_path", "_use_default_values", "_diffusers_ve
 _DEPTH = 6
 """How far into objects that hold objects a setting is read."""
 
+_UNFIT = (AttributeError, KeyError, RuntimeError, TypeError, ValueError, DecodeError)
+"""What is raised for a file that holds no graph of this module."""
+
 _PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.Size)
 
 
@@ -57,15 +61,27 @@ def traced(key: str, module: nn.Module, trace: Callable[[], ir.Model]) -> ir.Mod
 
     Either is read from the same bytes. A cache that cannot be read or written is as one that is empty.
     """
-    with suppress(OSError, DecodeError, InputError):
-        content = _place(key).read_bytes()
-        os.utime(_place(key))
-        return _weighted(content, module)
+    kept = _kept(key)
+    if kept:
+        try:
+            return _weighted(kept, module)
+        except _UNFIT:
+            forget(key)
     content = ir.to_proto(_weightless_(trace(), module)).SerializeToString()
     with suppress(InputError):
         write_atomically(_place(key), content)
         _prune(_place(key).parent)
     return _weighted(content, module)
+
+
+def _kept(key: str) -> bytes:
+    """What is kept under `key`; nothing where there is none, or it cannot be read."""
+    content = b""
+    with suppress(OSError, InputError):
+        content = _place(key).read_bytes()
+        with suppress(OSError):  # of a cache that others may only read
+            os.utime(_place(key))
+    return content
 
 
 def forget(key: str) -> None:
@@ -78,6 +94,8 @@ def _weighted(content: bytes, module: nn.Module) -> ir.Model:
     """A graph that was kept, with the weights of `module` by their names."""
     own = _tensors(module)
     model: ir.Model = ir.from_proto(onnx.ModelProto.FromString(content))
+    if not model.graph.outputs:
+        raise ValueError("an empty file is a graph of nothing")
     for name, value in model.graph.initializers.items():
         if _is_elsewhere(value.const_value):
             value.const_value = TorchTensor(own[name], name=name)
@@ -136,7 +154,11 @@ def _told(value: Any, names: Mapping[int, str], depth: int) -> Any:
     if isinstance(value, nn.Module):
         return ["module", names.get(id(value))]
     if isinstance(value, Tensor):
-        return [list(value.shape), str(value.dtype), hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()]
+        return [list(value.shape), str(value.dtype), _told(value.detach().cpu().double().numpy(), names, depth)]
+    if isinstance(value, np.ndarray):
+        return [list(value.shape), str(value.dtype), hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()]
+    if isinstance(value, partial):
+        return ["partial", inner(value.func), inner(value.args), inner(value.keywords)]
     if isinstance(value, Mapping):
         return {repr(key): inner(each) for key, each in value.items() if key not in _NOTES}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""What a machine can do at best: matrix products and the reading of weights, as the same runtime does them in the same type.
+"""What a machine can do at best: matrix products and the reading of weights, as the same runtime does them at the same precision.
 
 Two graphs of one matrix product each, of square matrices and of a row by a large matrix, are timed.
 """

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -26,12 +26,13 @@ from nemo_edge.model.configuration import Configuration
 from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import SamplingSettings
+from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.sampling.generate import choose_variant
 from nemo_edge.sampling.loop import Pipeline, denoise
 from nemo_edge.sampling.pipelines import open_pipeline
 from nemo_edge.system.environment import Machine, cores, importable, machine
 from nemo_edge.system.errors import InputError
-from nemo_edge.system.progress import Progress
+from nemo_edge.system.progress import Advance, Progress
 
 RUNS = 10
 _PROMPT = "a"
@@ -96,7 +97,6 @@ def profile_engine(
     `target` is "text_encoder", "unet" or "vae_decoder"; `size` height and width in pixels. Raises `InputError` for engines of
     TensorRT, whose profiler needs a GPU and is in NVIDIA's own tools, `BundleError` for a bundle that was changed.
     """
-    progress = progress or Progress()
     manifest = open_verified(bundle)
     recipe = Recipe.model_validate(manifest.recipe)
     engine = recipe.engine.model_copy(update={"threads": threads or recipe.engine.threads})
@@ -105,21 +105,12 @@ def profile_engine(
     chosen = choose_variant(manifest, variant, masked=False)
     sampling = recipe.sampling.model_copy(update={"height": size[0], "width": size[1]} if size else {})
     place = UNET_FOLDERS[chosen] if target == "unet" else target
-    model = bundle / place / "model.onnx"
-    with ExitStack() as stack:
+    with ExitStack() as stack, (progress or Progress()).task("profile", 4) as advance:
         pipeline = open_pipeline(Configuration.load(bundle), bundle, engine, chosen, stack)
         runner, feed = _fed(pipeline, target, batch, sampling)
-        with progress.task("profile", 4) as advance:
-            latency_ms = _median_ms(runner, feed, runs)
-            advance(1)
-            operators = onnxfiles.profile(model, engine, feed, runs)
-            advance(1)
-            macs = _macs(model, feed)
-            advance(1)
-            rates = measure_rates(engine)
-            advance(1)
-    graph = open_graph(model)
-    weights = sum(graph.external_files().values()) or model.stat().st_size
+        latency_ms = _median_ms(runner, feed, runs)
+        advance(1)
+        found = _profiled(bundle / place / "model.onnx", engine, feed, runs, advance)
     return Profile(
         machine=machine(),
         component=place,
@@ -128,12 +119,27 @@ def profile_engine(
         threads=engine.threads or cores(),
         shapes={name: tuple(array.shape) for name, array in feed.items()},
         latency_ms=round(latency_ms, 3),
-        rows=tuple(_rows(graph, operators)),
-        gflops=None if macs is None else round(2 * macs / 1e9, 3),
-        weights_mb=round(weights / 1e6, 1),
-        rates=rates,
-        limit_ms=None if macs is None else round(rates.limit_ms(2 * macs, weights), 3),
+        **found,
     )
+
+
+def _profiled(model: Path, engine: EngineSettings, feed: Mapping[str, np.ndarray], runs: int, advance: Advance) -> dict[str, Any]:
+    """What a profile says of an ONNX file by itself, and of the machine."""
+    operators = onnxfiles.profile(model, engine, feed, runs)
+    advance(1)
+    macs = _macs(model, feed)
+    advance(1)
+    rates = measure_rates(engine)
+    advance(1)
+    graph = open_graph(model)
+    weights = sum(graph.external_files().values()) or model.stat().st_size
+    return {
+        "rows": tuple(_rows(graph, operators)),
+        "gflops": None if macs is None else round(2 * macs / 1e9, 3),
+        "weights_mb": round(weights / 1e6, 1),
+        "rates": rates,
+        "limit_ms": None if macs is None else round(rates.limit_ms(2 * macs, weights), 3),
+    }
 
 
 def _fed(pipeline: Pipeline, target: str, batch: int, sampling: SamplingSettings) -> tuple[Runner, dict[str, np.ndarray]]:

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from nemo_edge.system.errors import MissingDependency
+from nemo_edge.system.errors import BundleError, MissingDependency, first_line
 
 _NO_LIMIT = 10**9
 _WORD_END = "</w>"
+_END = "<|endoftext|>"
+"""CLIP's, which pads where a configuration says nothing."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class _Encoded:
 class FileTokenizer:
     """The tokenizer in a folder.
 
-    Raises `OSError` and `ValueError` for one that cannot be read, `MissingDependency` where the package tokenizers is not installed.
+    Raises `BundleError` for one that is not there or cannot be read, `MissingDependency` where the package tokenizers is not installed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,12 +38,17 @@ class FileTokenizer:
             from tokenizers import Tokenizer
         except ModuleNotFoundError as error:
             raise MissingDependency("prompts are read by tokenizers: pip install 'nemo-edge[run]'") from error
-        content = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise BundleError(f"{path} is not there, as transformers before 5 leaves it out: build the bundle with transformers 5 or newer")
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        self._tokenizer = Tokenizer.from_str(content)
+        try:
+            self._tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except Exception as error:  # tokenizers raises no class of its own
+            raise BundleError(f"{path} is no tokenizer: {first_line(error)}; build the bundle again") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._pad = str(_text(config.get("pad_token") or config.get("eos_token")))
+        self._pad = _text(config.get("pad_token") or config.get("eos_token") or _END)
         self.model_max_length = int(config.get("model_max_length") or _NO_LIMIT)
         self.added_tokens_encoder = {token.content: number for number, token in self._tokenizer.get_added_tokens_decoder().items()}
 
@@ -69,5 +76,5 @@ class FileTokenizer:
         return words.replace(_WORD_END, " ").strip()
 
 
-def _text(token: Any) -> Any:
-    return token["content"] if isinstance(token, dict) else token
+def _text(token: Any) -> str:
+    return str(token["content"] if isinstance(token, dict) else token)

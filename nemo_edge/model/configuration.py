@@ -137,9 +137,10 @@ class Configuration:
             return {}
         half = self.guidance_width // 2
         if not importable("torch"):
-            angles_E = np.float32(guidance - 1) * np.float32(1000) * np.exp(np.arange(half) * -(np.log(10000.0) / (half - 1)))
+            fall = np.log(np.float32(10000)) / np.float32(half - 1)
+            angles_E = np.float32(guidance - 1) * np.float32(1000) * np.exp(np.arange(half, dtype=np.float32) * -fall)
             row_E = np.pad(np.concatenate([np.sin(angles_E), np.cos(angles_E)]), (0, self.guidance_width % 2))
-            return {GUIDANCE: np.repeat(row_E[None].astype(np.float32), rows, axis=0)}
+            return {GUIDANCE: np.repeat(row_E[None], rows, axis=0)}
         import torch  # whose sines diffusers takes
 
         step = torch.log(torch.tensor(10000.0)) / (half - 1)

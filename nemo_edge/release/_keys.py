@@ -41,6 +41,8 @@ _READ = "every vector of a textual inversion"
 """How prompts are read: what was found with a token's first vector alone is not taken for it."""
 _FORMAT = f"ONNX files without the exporter's notes, {EXACT_TIMES}"
 """What exported files are like: those that were kept from before are not taken for them."""
+_STEPS = "the steps of the sampler as numbers"
+"""What a bundle has since then."""
 _COUNTED = "copies of every known training picture in all its readings, whole and in part, and the nearest of each picture"
 """What the measurement counts: one that counted less is not taken for it."""
 
@@ -149,4 +151,4 @@ def bundle_key(recipe: Recipe, keys: Mapping[str, str]) -> str:
     last = [keys[stage] for stage in keys if stage not in ("calibrate", "localize")]
     own = recipe.model_dump(mode="json", include={"name", "gates", "engine", "sampling"})
     own |= {"report": makers} if (makers := recipe.report.model_dump(mode="json", exclude_none=True)) else {}
-    return sha256_json([last, own])
+    return sha256_json([last, own, _STEPS])

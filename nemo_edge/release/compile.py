@@ -1,7 +1,7 @@
 """TensorRT engines for a finished bundle, compiled where they will run: on a Jetson, say, or on a GPU that the build did not have.
 
-They are made of the bundle's own ONNX files, which are what was examined; of the engines themselves nothing is measured by this.
-Knows files and settings, nothing of memories.
+They are made of the bundle's own ONNX files. Nothing is measured by this: a bundle that was examined with engines which are compiled anew
+must not be shipped before it is measured again. Knows files and settings, nothing of memories.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nemo_edge.backends.tensorrt.flavours import FLAVOURS, check
-from nemo_edge.bundle.manifest import Manifest, amend, check_output, open_verified
+from nemo_edge.bundle.manifest import MEASURED, GateResult, Manifest, amend, check_output, open_verified
 from nemo_edge.export.production import OnnxFile, plan_stage
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.recipe.components import UNET_FOLDERS
@@ -28,6 +28,8 @@ from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.progress import Progress
 
 _MODEL = "model.onnx"
+_OPTIONS = {"targets": "target", "components": "component"}
+"""Settings that the command line has under another name."""
 
 
 class Compiled(BaseModel):
@@ -40,6 +42,8 @@ class Compiled(BaseModel):
     engines: tuple[str, ...]
     """Their paths in the bundle."""
     seconds: float
+    measured: bool
+    """Whether what the bundle says was measured still holds for what it runs."""
 
 
 def compile_again(bundle: Path, flavour: Flavour, given: Mapping[str, Any] | None = None, progress: Progress | None = None) -> Compiled:
@@ -54,14 +58,13 @@ def compile_again(bundle: Path, flavour: Flavour, given: Mapping[str, Any] | Non
     manifest = open_verified(bundle)
     recipe = Recipe.model_validate(manifest.recipe)
     own = getattr(recipe, table)
-    settings = from_options(FLAVOURS[flavour].settings, own.model_dump() if own else {}, given or {})
+    settings = from_options(FLAVOURS[flavour].settings, own.model_dump() if own else {}, given or {}, _OPTIONS)
     check(flavour, settings)
     try:
         recipe = Recipe.model_validate({**manifest.recipe, table: settings.model_dump(mode="json")})
     except ValidationError as error:
         raise InputError(f"{bundle} takes no such engines: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
-    versions = {**manifest.versions, **used_versions(machine(), recipe)}
-    changed = manifest.model_copy(update={"recipe": recipe.model_dump(mode="json"), "versions": versions})
+    changed = _changed(manifest, recipe, flavour)
     made: list[tuple[str, float]] = []
 
     def write(staged: Path) -> None:
@@ -69,9 +72,22 @@ def compile_again(bundle: Path, flavour: Flavour, given: Mapping[str, Any] | Non
         made.extend((plan.plan, plan.build_s) for plan in plans)
 
     amend(bundle, changed, write)
-    if manifest.random_weights is None:
+    if changed.measured and manifest.random_weights is None:
         report_again(bundle)
-    return Compiled(bundle=str(bundle), backend=flavour, engines=tuple(name for name, _ in made), seconds=sum(s for _, s in made))
+    engines, seconds = tuple(name for name, _ in made), sum(s for _, s in made)
+    return Compiled(bundle=str(bundle), backend=flavour, engines=engines, seconds=seconds, measured=changed.measured)
+
+
+def _changed(manifest: Manifest, recipe: Recipe, flavour: Flavour) -> Manifest:
+    """The manifest with the recipe and the versions of the engines; unmeasured where it was measured with engines of this flavour."""
+    versions = {**manifest.versions, **used_versions(machine(), recipe)}
+    changed = manifest.model_copy(update={"recipe": recipe.model_dump(mode="json"), "versions": versions})
+    if recipe.engine.flavour != flavour or manifest.random_weights is not None:
+        return changed
+    again = "nemo-edge rebake BUNDLE --neurons BUNDLE/neurons.json --measure"
+    why = f"its engines were compiled anew since the bundle was measured; measure it again: {again}"
+    gate = GateResult(name=MEASURED, limit=0.0, value=1.0, passed=False, detail=why)
+    return changed.model_copy(update={"gates": (gate,), "passed": False})
 
 
 def _files(bundle: Path, manifest: Manifest) -> list[OnnxFile]:

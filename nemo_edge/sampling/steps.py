@@ -107,7 +107,7 @@ def open_steps(config: Configuration, settings: SamplingSettings, seeds: Sequenc
     if importable("torch", "diffusers"):
         return DiffusersSteps(config, settings, seeds)
     if table is None or not table.fits(settings):
-        has = f"this bundle's table is of {table.describe()}: ask for these steps" if table else "this bundle has no table of its steps"
+        has = f"this bundle's table is of {table.describe()}: ask for these steps" if table else "this bundle has none: build it again"
         raise MissingDependency(f"other steps than a table's need PyTorch and diffusers; {has}, or pip install 'nemo-edge[build]'")
     return TableSteps(table, seeds)
 

@@ -25,7 +25,7 @@ from nemo_edge.sampling.steptable import StepTable, read_table
 from nemo_edge.serving.requests import PictureRequest, read_request
 from nemo_edge.serving.updates import PoliciesInForce
 from nemo_edge.serving.versions import PipelineVersion, read_pipeline
-from nemo_edge.system.errors import InputError
+from nemo_edge.system.errors import InputError, MissingDependency
 
 LARGEST = 4
 """Times the size a model was trained on that a request may ask for, in each direction."""
@@ -76,11 +76,18 @@ class Painter:
         policies = self.policies()
         policy = policies.choose(request.policy)
         self._check_size(request.settings)
+        self._check_steps(request.settings)
         told = condition(self._pipeline, request.prompts, request.settings)
         mask_BN, score_B = apply(policy, told["encoder_hidden_states"][-len(request.prompts) :])  # behind the unconditional rows
         pictures = generate(self._pipeline, request.prompts, request.seeds, request.settings, mask_BN, conditioning=told)
         silenced_B = None if mask_BN is None else (mask_BN < 1).sum(axis=1)
         return Painting(pictures, score_B, silenced_B, request, policy.name, policies.version)
+
+    def _check_steps(self, settings: SamplingSettings) -> None:
+        try:
+            open_steps(self._pipeline.config, settings, (), self._pipeline.table)
+        except MissingDependency as error:
+            raise InputError(f"steps {settings.steps} are not those of this pipeline: leave them out") from error
 
     def _check_size(self, settings: SamplingSettings) -> None:
         config, dims = self._pipeline.config, self._pipeline.unet.inputs["sample"][2:]

@@ -96,11 +96,12 @@ class Shipment:
 def choose_backend(recipe: Recipe, asked: str | None) -> ServerBackend:
     """Return what of Triton runs the components: native backends on GPUs, but TensorRT-RTX's engines, which have none.
 
-    Raises `InputError` for anything but "native" and "python".
+    Where it is not asked for, it runs what the bundle was examined with. Raises `InputError` for anything but "native" and "python".
     """
     engine = recipe.engine
     if asked is None:
-        asked = "native" if engine.torch_device == "cuda" and engine.flavour != "tensorrt-rtx" else "python"
+        native: ServerBackend = "tensorrt" if engine.flavour == "tensorrt" else "onnxruntime"
+        return native if engine.torch_device == "cuda" and engine.flavour != "tensorrt-rtx" else "python"
     if asked not in ("native", "python"):
         raise InputError(f"--backend {asked}: take native (Triton's own) or python (nemo-edge's runners)")
     if asked == "python":

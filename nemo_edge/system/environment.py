@@ -121,7 +121,8 @@ def bf16_instructions() -> bool:
 
 def importable(*modules: str) -> bool:
     """Whether all of these top-level modules can be found; none is imported."""
-    return all(find_spec(module) is not None for module in modules)
+    specs = map(find_spec, modules)
+    return all(spec is not None and spec.loader is not None for spec in specs)  # an empty folder of that name has no loader
 
 
 def packages() -> dict[str, str]:

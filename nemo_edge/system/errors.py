@@ -40,7 +40,6 @@ def first_line(error: Exception) -> str:
 
 
 def lacking(error: ModuleNotFoundError) -> MissingDependency | None:
-    """Return what to say of a library that an extra brings and that is not here; None for any other module."""
-    package = (error.name or "").partition(".")[0]
-    extra = next((extra for extra, packages in _EXTRAS.items() if package in packages), None)
-    return MissingDependency(f"this needs {package}, which is not installed: pip install 'nemo-edge[{extra}]'") if extra else None
+    """Return what to say of a library that an extra brings and that is not here; None for any other module, a part of one too."""
+    extra = next((extra for extra, packages in _EXTRAS.items() if error.name in packages), None)
+    return MissingDependency(f"this needs {error.name}, which is not installed: pip install 'nemo-edge[{extra}]'") if extra else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,6 +24,7 @@ from nemo_edge.backends.onnxruntime import (
     open_engine,
     open_runner,
     probe_provider,
+    profile,
 )
 from nemo_edge.model.component import VALUE_MASK
 from nemo_edge.system.errors import InputError, MissingDependency
@@ -205,3 +207,27 @@ def test_other_weights_take_the_place_of_the_file_s(tmp_path: Path, dtype: type,
     with OnnxRuntimeRunner(paths[0], threads=1) as runner:
         assert np.array_equal(runner(feed)["y"], former)  # the file is as it was
     assert not np.array_equal(former, expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "takes", "attributes", "macs"),
+    [
+        ("Conv", {"x": (2, 3, 8, 8), "w": (5, 3, 3, 3)}, {"pads": [1, 1, 1, 1]}, 2 * 5 * 64 * 27),
+        ("Conv", {"x": (1, 4, 8, 8), "w": (4, 2, 3, 3)}, {"pads": [1, 1, 1, 1], "group": 2}, 4 * 64 * 18),
+        ("MatMul", {"x": (2, 7, 3), "w": (3, 5)}, {}, 2 * 7 * 3 * 5),
+        ("Gemm", {"x": (7, 3), "w": (5, 3)}, {"transB": 1}, 7 * 3 * 5),
+        ("Attention", {"x": (2, 4, 6, 8), "k": (2, 4, 10, 8), "v": (2, 4, 10, 8)}, {}, 2 * 4 * 6 * 10 * 16),
+    ],
+)
+def test_a_profile_counts_multiplications(
+    tmp_path: Path, kind: str, takes: dict[str, tuple[int, ...]], attributes: dict[str, Any], macs: int
+) -> None:
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in takes.items()]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph([helper.make_node(kind, list(takes), ["y"], name="the_one", **attributes)], "one", ports, [output])
+    path = tmp_path / "one.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10), str(path))
+    feed = {name: np.ones(dims, np.float32) for name, dims in takes.items()}
+    found = {each.name: each for each in profile(path, "cpu", 1, feed, 3, optimized=False)}
+    assert found["the_one"].macs == macs
+    assert (found["the_one"].kind, found["the_one"].ms > 0) == (kind, True)

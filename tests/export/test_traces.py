@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +44,8 @@ def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], int
     """How often a module was traced, with a cache that is empty at first."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     traces: list[str] = []
-    trace = _component._graph
-    monkeypatch.setattr(_component, "_graph", lambda *args: traces.append("one") or trace(*args))
+    graph = _component._Tracing.graph
+    monkeypatch.setattr(_component._Tracing, "graph", lambda self: traces.append("one") or graph(self))
     return lambda: len(traces)
 
 
@@ -101,10 +102,15 @@ def test_what_changes_a_graph_has_it_traced_again(
     assert counted() == 2
 
 
-def test_a_spoiled_cache_is_as_one_that_is_empty(counted: Callable[[], int], tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"no graph", b"", None], ids=["no graph", "empty", "another's"])
+def test_a_spoiled_cache_is_as_one_that_is_empty(counted: Callable[[], int], tmp_path: Path, content: bytes | None) -> None:
     export(layer(), tmp_path / "first")
     (path,) = kept(tmp_path)
-    path.write_bytes(b"no graph")
+    if content is None:  # with a weight that the module does not have
+        model = onnx.ModelProto.FromString(path.read_bytes())
+        model.graph.initializer[0].name = "of_another"
+        content = model.SerializeToString()
+    path.write_bytes(content)
     export(layer(), tmp_path / "second")
     export(layer(), tmp_path / "third")
     assert counted() == 2
@@ -144,6 +150,24 @@ def test_what_a_module_was_read_from_is_no_part_of_its_key() -> None:
     assert trace_key(here, []) == trace_key(there, [])
     there.config["heads"] = 4
     assert trace_key(here, []) != trace_key(there, [])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (np.zeros(2), np.ones(2)),
+        (torch.zeros(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.bfloat16)),
+        (partial(max, 1), partial(max, 2)),
+    ],
+    ids=["array", "tensor", "partial"],
+)
+def test_what_an_attribute_holds_is_a_part_of_the_key(one: object, other: object) -> None:
+    keys = []
+    for value in (one, one, other):
+        module = Layer()
+        module.held = value
+        keys.append(trace_key(module, []))
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_a_kept_graph_is_an_onnx_file_whose_weights_are_elsewhere(counted: Callable[[], int], tmp_path: Path) -> None:

@@ -111,3 +111,13 @@ def test_no_other_unet_is_told(toy: Checkpoint) -> None:
     assert "timestep_cond" not in toy.unet_component().example(1)
     assert NoiseProbe.of(toy.config, LocalizationSettings(samples=2)).told == {}
     assert replace(toy.config, unet={**toy.config.unet, "time_cond_proj_dim": 8}).told_guidance(7.0, 3)["timestep_cond"].shape == (3, 8)
+
+
+@pytest.mark.parametrize("width", [8, 9, 256])
+def test_it_is_told_alike_without_pytorch(toy: Checkpoint, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(toy.config, unet={**toy.config.unet, "time_cond_proj_dim": width})
+    expected = config.told_guidance(8.5, 2)["timestep_cond"]
+    monkeypatch.setattr("nemo_edge.model.configuration.importable", lambda *_: False)
+    got = config.told_guidance(8.5, 2)["timestep_cond"]
+    assert (got.shape, got.dtype) == ((2, width), np.float32)
+    assert np.abs(got - expected).max() < 1e-3  # the angles are up to 7500, of which float32 has three decimals

@@ -122,3 +122,5 @@ def test_a_served_pipeline_draws(shippable: Path, tmp_path: Path) -> None:
     )
     run("-c", program, repository, PROMPT, tmp_path / "there.npy", cwd=tmp_path)
     assert np.abs(picture(here) - np.load(tmp_path / "there.npy").astype(int)).max() <= 1
+    done = run("-c", program.replace("'seed': 3", "'steps': 5"), repository, PROMPT, tmp_path / "other.npy", cwd=tmp_path, code=1)
+    assert done.stderr.strip().splitlines()[-1].endswith("InputError: steps 5 are not those of this pipeline: leave them out")

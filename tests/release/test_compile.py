@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nemo_edge.bundle.engines import verify
-from nemo_edge.bundle.manifest import MANIFEST, check_shippable, open_bundle
+from nemo_edge.bundle.manifest import MANIFEST, amend, check_shippable, open_bundle
 from nemo_edge.release.compile import compile_again
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency
 
@@ -26,6 +26,7 @@ def test_engines_come_into_the_bundle_with_their_hashes(bundle: Path) -> None:
     before = open_bundle(bundle)
     found = compile_again(bundle, RTX, GIVEN)
     after = open_bundle(bundle)
+    assert found.measured
     assert found.engines == ("engines/text_encoder.tensorrt-rtx.sm86.engine", "engines/unet_masked.tensorrt-rtx.sm86.engine")
     assert {*found.engines} <= after.files.keys() - before.files.keys()
     assert verify(bundle).passed
@@ -45,6 +46,20 @@ def test_compiling_again_replaces_them(bundle: Path) -> None:
     assert found.engines == ("engines/text_encoder.tensorrt-rtx.sm86.engine",)
     assert open_bundle(bundle).files.keys() == first.files.keys()
     assert verify(bundle).passed
+
+
+def test_a_bundle_that_was_measured_with_such_engines_is_unmeasured_with_new_ones(bundle: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    compile_again(bundle, RTX, {**GIVEN, "components": ["text_encoder"]})
+    manifest = open_bundle(bundle)
+    recipe = {**manifest.recipe, "engine": {**manifest.recipe["engine"], "backend": RTX}}
+    amend(bundle, manifest.model_copy(update={"recipe": recipe}), lambda _: {})
+    assert not compile_again(bundle, RTX).measured
+    assert not open_bundle(bundle).measured
+    assert verify(bundle).passed
+    with pytest.raises(BundleError, match=r"failed a gate \(measured\)"):
+        check_shippable(bundle)
+    assert not compile_again(bundle, RTX).measured  # once more, with no measurement to report
 
 
 def test_a_bundle_that_was_changed_is_not_compiled(bundle: Path) -> None:

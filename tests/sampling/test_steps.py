@@ -46,5 +46,5 @@ def test_steps_without_a_table_say_what_there_is(toy: Checkpoint) -> None:
     assert isinstance(open_steps(toy.config, SETTINGS, SEEDS, table), TableSteps)
     with pytest.raises(MissingDependency, match=r"table is of scheduler = checkpoint, steps = 6.*nemo-edge\[build\]"):
         open_steps(toy.config, SETTINGS.model_copy(update={"steps": 7}), SEEDS, table)
-    with pytest.raises(MissingDependency, match="has no table"):
+    with pytest.raises(MissingDependency, match="has none: build it again"):
         open_steps(toy.config, SETTINGS, SEEDS)

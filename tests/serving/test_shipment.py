@@ -16,6 +16,7 @@ from nemo_edge.backends.tensorrt.plans import Shapes
 from nemo_edge.bundle.manifest import amend, open_bundle
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.recipe.targets import EngineSettings, TensorRtSettings
 from nemo_edge.serving.shipment import Shipment, choose_backend
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import sha256_file
@@ -71,5 +72,9 @@ def test_the_backend_is_the_recipe_s_unless_another_is_asked_for(shippable: Path
     assert choose_backend(recipe, "native") == "onnxruntime"
     on_gpu = recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"provider": "cuda"})})
     assert choose_backend(on_gpu, None) == "onnxruntime"
+    compiled = on_gpu.model_copy(update={"tensorrt": TensorRtSettings()})  # as `nemo-edge compile` leaves it, which measures nothing
+    assert (choose_backend(compiled, None), choose_backend(compiled, "native")) == ("onnxruntime", "tensorrt")
+    examined = compiled.model_copy(update={"engine": EngineSettings(backend="tensorrt")})
+    assert choose_backend(examined, None) == "tensorrt"
     with pytest.raises(InputError, match="--backend openvino: take native"):
         choose_backend(recipe, "openvino")
