@@ -1,19 +1,20 @@
-"""The TensorRT engines of a bundle, or anywhere: what each is and whether this machine runs it, without opening one.
+"""The engines of a bundle, and TensorRT's anywhere: what each is and whether this machine runs it, without opening one.
 
 Imports nothing of TensorRT: what there is to know is in a plan's sidecar and in its first bytes.
 """
 
 from __future__ import annotations
 
-__all__ = ["PLANS", "Contents", "Engine", "Here", "Verified", "inspect", "inspect_engine", "verify"]
+__all__ = ["PLANS", "Contents", "Engine", "Here", "Session", "Verified", "inspect", "inspect_engine", "verify"]
 
 import platform
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from nemo_edge.backends.tensorrt.fit import Fit, check_here
 from nemo_edge.backends.tensorrt.plans import Header, PlanFile, open_plan_file, read_header
@@ -51,10 +52,26 @@ class Engine(BaseModel):
     fit: Fit
 
 
+class Session(BaseModel):
+    """How one of a bundle's ONNX files is run by ONNX Runtime or OpenVINO, as its file in `engines/` says."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    component: str
+    backend: Literal["onnxruntime", "openvino"]
+    device: str = Field(validation_alias=AliasChoices("device", "provider"))
+    """The device of OpenVINO, the provider of ONNX Runtime."""
+    precision: str | None = None
+    """What OpenVINO computes in; ONNX Runtime does not tell."""
+    version: str
+    model: str
+
+
 class Contents(bundle.Manifest):
-    """A bundle's manifest, and its engines on this machine."""
+    """A bundle's manifest, how its ONNX files are run, and its engines on this machine."""
 
     engines: tuple[Engine, ...]
+    sessions: tuple[Session, ...] = ()
 
 
 class Verified(bundle.Verification):
@@ -70,7 +87,7 @@ def inspect(path: Path) -> Engine | Contents | None:
     if not (path / bundle.MANIFEST).is_file():
         return None
     manifest = bundle.open_bundle(path)
-    return Contents(**dict(manifest), engines=_engines(path, manifest.files))
+    return Contents(**dict(manifest), engines=_engines(path, manifest.files), sessions=_sessions(path, manifest.files))
 
 
 def inspect_engine(path: Path, here: Here) -> Engine:
@@ -123,6 +140,16 @@ def _engines(folder: Path, names: Iterable[str]) -> tuple[Engine, ...]:
     plans = [name for name in names if name.endswith(PLANS)]
     here = Here.look() if plans else None
     return tuple(_engine(folder / name, here) for name in plans) if here else ()
+
+
+def _sessions(folder: Path, names: Iterable[str]) -> tuple[Session, ...]:
+    """What the files in `engines/` say that describe no plan; one that says nothing of the kind is left to `verify`."""
+    found = []
+    for name in names:
+        if name.startswith("engines/") and name.endswith(".json"):
+            with suppress(OSError, ValidationError):
+                found.append(Session.model_validate_json((folder / name).read_bytes()))
+    return tuple(found)
 
 
 def _engine(path: Path, here: Here) -> Engine:

@@ -14,13 +14,14 @@ from rich.table import Table
 
 from nemo_edge.backends.tensorrt.fit import gpus_of, product_of
 from nemo_edge.backends.tensorrt.plans import PlanFile, Shapes
-from nemo_edge.bundle.engines import Contents, Engine, Verified
+from nemo_edge.bundle.engines import Contents, Engine, Session, Verified
 from nemo_edge.cli.console import show_manifest, show_verification, table_of
 
 if TYPE_CHECKING:
     from nemo_edge.measure.profile import Profile
     from nemo_edge.release.compile import Compiled
 
+_RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _ROWS = 15
 """Operators of a profile that are shown."""
 _RUNS = {True: "[green]yes[/]", False: "[red]no[/]", None: "[yellow]?[/]"}
@@ -33,6 +34,7 @@ def show(found: Engine | Contents) -> None:
         _show_engine(Console(), found)
         return
     show_manifest(found)
+    _show_sessions(Console(), found.sessions)
     _show_engines(Console(), found.engines)
 
 
@@ -122,6 +124,17 @@ def _show_tensors(out: Console, plan: PlanFile) -> None:
     out.print()
     for name, tensor in plan.outputs.items():
         table.add_row(escape(name), tensor.dtype, _dims(tensor.dims))
+    out.print(table)
+
+
+def _show_sessions(out: Console, sessions: Sequence[Session]) -> None:
+    """A line for each ONNX file, of what runs it."""
+    if not sessions:
+        return
+    table = table_of("ONNX file", "Run by", "On", "Computes in")
+    for each in sessions:
+        table.add_row(escape(each.model), f"{_RUNTIMES[each.backend]} {each.version}", each.device, each.precision or "–")
+    out.print()
     out.print(table)
 
 

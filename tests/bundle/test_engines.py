@@ -10,7 +10,7 @@ import plans
 import pytest
 
 from nemo_edge.bundle import engines
-from nemo_edge.bundle.engines import Contents, Engine, Here, inspect, inspect_engine, verify
+from nemo_edge.bundle.engines import Contents, Engine, Here, Session, inspect, inspect_engine, verify
 from nemo_edge.bundle.manifest import Manifest, publish, staging
 from nemo_edge.system.environment import Gpu, machine
 from nemo_edge.system.errors import BundleError, InputError
@@ -148,3 +148,24 @@ def test_an_engine_is_one_json_object_and_back(bundle: Path) -> None:
     found = inspect(bundle / RTX)
     assert isinstance(found, Engine)
     assert Engine.model_validate_json(found.model_dump_json()) == found
+
+
+def test_how_the_onnx_files_of_a_bundle_are_run_is_told(tiny_bundle: Path) -> None:
+    found = inspect(tiny_bundle)
+    assert isinstance(found, Contents)
+    assert [each.component for each in found.sessions] == ["text_encoder", "unet", "unet_masked", "vae_decoder"]
+    assert {(each.backend, each.device, each.precision) for each in found.sessions} == {("onnxruntime", "cpu", None)}
+    assert all((tiny_bundle / each.model).is_file() for each in found.sessions)
+
+
+def test_a_file_of_openvino_says_what_it_computes_in(tmp_path: Path) -> None:
+    told = {
+        "component": "unet",
+        "backend": "openvino",
+        "device": "cpu",
+        "precision": "bf16",
+        "version": "2026.4",
+        "model": "unet/model.onnx",
+    }
+    session = Session.model_validate({**told, "schema_version": 1, "hardware": "a CPU", "inputs": {}, "outputs": {}})
+    assert session.model_dump() == told

@@ -9,7 +9,7 @@ import plans
 import pytest
 
 from nemo_edge.backends.tensorrt.fit import Fit
-from nemo_edge.bundle.engines import Engine, Here, Verified, inspect_engine
+from nemo_edge.bundle.engines import Contents, Engine, Here, Verified, inspect, inspect_engine
 from nemo_edge.cli import datasheet
 from nemo_edge.system.environment import Gpu
 
@@ -104,3 +104,11 @@ def test_a_bundle_without_engines_says_nothing_of_them(capsys: pytest.CaptureFix
 )
 def test_sizes_have_three_digits(size: int, words: str) -> None:
     assert datasheet._size(size) == words
+
+
+def test_a_bundle_says_what_runs_its_onnx_files(capsys: pytest.CaptureFixture[str], tiny_bundle: Path) -> None:
+    found = inspect(tiny_bundle)
+    assert isinstance(found, Contents)
+    out = shown(capsys, datasheet.show, found)
+    rows = [" ".join(line.split()) for line in out.splitlines()]
+    assert any(row.startswith("unet_masked/model.onnx ONNX Runtime ") and row.endswith(" cpu –") for row in rows)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nemo_edge.bundle.engines import Contents, inspect
 from nemo_edge.bundle.manifest import open_bundle
 from nemo_edge.measure.mitigation import Measurement
 from nemo_edge.recipe.recipe import load_recipe
@@ -36,6 +37,9 @@ def test_it_is_examined_by_openvino(bundle: Path) -> None:
     assert "openvino" in manifest.versions
     sidecars = {name for name in manifest.files if name.startswith("engines/")}
     assert sidecars == {f"engines/{place}.openvino.cpu.json" for place in ("text_encoder", "unet", "unet_masked", "vae_decoder")}
+    contents = inspect(bundle)
+    assert isinstance(contents, Contents)
+    assert {(each.backend, each.device, each.precision) for each in contents.sessions} == {("openvino", "cpu", "fp32")}
     assert all(0 < variant.trajectory.largest_error <= 1e-4 for variant in measured.variants)  # it is not eager, and near it
 
 
