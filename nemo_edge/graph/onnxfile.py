@@ -74,8 +74,8 @@ class Graph:
         return {path: Place(node.output[0], node.op_type, path) for path, (_, node) in ordered if path}
 
     def modules_of_nodes(self) -> dict[str, str]:
-        """Return the path of the checkpoint's module that each operator is of, by the operator's name."""
-        return {node.name: _module(node) for node in self.model.graph.node}
+        """Return the path of the checkpoint's module that each operator is of, by the operator's name and by those of what it makes."""
+        return {name: _module(node) for node in self.model.graph.node for name in (node.name, *node.output)}
 
     def before(self, tensor: str, stops: Collection[str]) -> set[str]:
         """Return which of `stops` a tensor is made from, going back no further than each of them."""

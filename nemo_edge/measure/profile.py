@@ -44,7 +44,7 @@ class Row(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     module: str
-    """Path of the checkpoint's module that it is of; empty for what the runtime added."""
+    """Path of the checkpoint's module that it is of; empty for what the runtime made by itself, as the parts of a normalization."""
     operator: str
     """The runtime's kind."""
     ms: float

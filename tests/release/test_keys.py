@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from nemo_edge.recipe.authorship import ReportSettings
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.settings import LoraSettings
+from nemo_edge.release import _keys
 from nemo_edge.release._inputs import read_inputs
 from nemo_edge.release._keys import bundle_key
 from nemo_edge.release._stages import stage_keys
@@ -55,7 +56,7 @@ def test_whose_it_is_makes_the_report_again_and_no_stage(tiny_recipe: Path) -> N
     assert stage_keys(named, read_inputs(named)) == keys
     before = recipe.model_copy(update={"report": ReportSettings()})
     assert bundle_key(named, keys) != bundle_key(recipe, keys) == bundle_key(before, keys)
-    without = sha256_json([[keys[stage] for stage in keys if stage not in ("calibrate", "localize")], _own(recipe)])
+    without = sha256_json([[keys[stage] for stage in keys if stage not in ("calibrate", "localize")], _own(recipe), _keys._STEPS])
     assert bundle_key(recipe, keys) == without  # that of a bundle from before recipes could say it
 
 

@@ -25,11 +25,11 @@ EVERYTHING: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, "calibrate localize policies export sessions measure"),
-        (EVERYTHING, "calibrate localize policies export tensorrt tensorrt_rtx sessions measure attack latency"),
+        ({}, "calibrate localize policies export sessions steps measure"),
+        (EVERYTHING, "calibrate localize policies export tensorrt tensorrt_rtx sessions steps measure attack latency"),
         (
             {**EVERYTHING, "random_weights": RandomSettings(architecture="sd15")},
-            "localize export tensorrt tensorrt_rtx sessions latency",
+            "localize export tensorrt tensorrt_rtx sessions steps latency",
         ),
     ],
 )
