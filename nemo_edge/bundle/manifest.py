@@ -15,6 +15,7 @@ __all__ = [
     "check_output",
     "check_shippable",
     "copy_tree",
+    "measured_no_more",
     "open_bundle",
     "open_verified",
     "publish",
@@ -47,7 +48,7 @@ SCHEMA: Literal[3] = 3
 """3: judged by the published score, and by gates that count every copy; what was judged before is built again."""
 
 MEASURED = "measured"
-"""Name of the one gate of a bundle whose neurons are others than those that were measured; it fails."""
+"""Name of the one gate of a bundle whose neurons or engines are others than those that were measured; it fails."""
 
 COPIES = "replication"
 """Name of the gates, one a variant, that ask for copies of training pictures."""
@@ -111,7 +112,7 @@ class Manifest(BaseModel):
 
     @property
     def measured(self) -> bool:
-        """Whether what was measured was measured with the bundle's own neurons."""
+        """Whether what was measured was measured with the bundle's own neurons and engines."""
         return all(gate.name != MEASURED for gate in self.gates)
 
     @property
@@ -137,6 +138,13 @@ class Verification(BaseModel):
     def passed(self) -> bool:
         """Whether no file is missing, changed or added."""
         return not self.problems
+
+
+def measured_no_more(changed: str) -> GateResult:
+    """The one gate of a bundle of which something was changed since it was measured; `changed` says so, as the beginning of a sentence."""
+    again = "nemo-edge rebake BUNDLE --neurons BUNDLE/neurons.json --measure"
+    why = f"{changed} since the bundle was measured; measure it again: {again}"
+    return GateResult(name=MEASURED, limit=0.0, value=1.0, passed=False, detail=why)
 
 
 def unjudged(gates: Sequence[GateResult]) -> str:

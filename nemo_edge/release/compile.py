@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nemo_edge.backends.tensorrt.flavours import FLAVOURS, check
-from nemo_edge.bundle.manifest import MEASURED, GateResult, Manifest, amend, check_output, open_verified
+from nemo_edge.bundle.manifest import Manifest, amend, check_output, measured_no_more, open_verified
 from nemo_edge.export.production import OnnxFile, plan_stage
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.recipe.components import UNET_FOLDERS
@@ -84,10 +84,7 @@ def _changed(manifest: Manifest, recipe: Recipe, flavour: Flavour) -> Manifest:
     changed = manifest.model_copy(update={"recipe": recipe.model_dump(mode="json"), "versions": versions})
     if recipe.engine.flavour != flavour or manifest.random_weights is not None:
         return changed
-    again = "nemo-edge rebake BUNDLE --neurons BUNDLE/neurons.json --measure"
-    why = f"its engines were compiled anew since the bundle was measured; measure it again: {again}"
-    gate = GateResult(name=MEASURED, limit=0.0, value=1.0, passed=False, detail=why)
-    return changed.model_copy(update={"gates": (gate,), "passed": False})
+    return changed.model_copy(update={"gates": (measured_no_more("its engines were compiled anew"),), "passed": False})
 
 
 def _files(bundle: Path, manifest: Manifest) -> list[OnnxFile]:

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict
 from nemo_edge.backends.tensorrt.backend import compile_engine
 from nemo_edge.backends.tensorrt.flavours import FLAVOURS, check
 from nemo_edge.backends.tensorrt.plans import PlanFile, open_plan_file
-from nemo_edge.bundle.manifest import MEASURED, GateResult, Manifest, amend, check_output, open_bundle
+from nemo_edge.bundle.manifest import GateResult, Manifest, amend, check_output, measured_no_more, open_bundle
 from nemo_edge.bundle.policies import POLICIES, Policies
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.graph.valueweights import (
@@ -195,9 +195,7 @@ class _Change:
 
     def _judged(self) -> Manifest:
         """The manifest until the bundle is measured again."""
-        again = "nemo-edge rebake BUNDLE --neurons BUNDLE/neurons.json --measure"
-        why = f"the neurons were changed since the bundle was measured; measure it again: {again}"
-        gate = GateResult(name=MEASURED, limit=0.0, value=1.0, passed=False, detail=why)
+        gate = measured_no_more("the neurons were changed")
         changes = {
             "key": sha256_json([self.manifest.key, "rebake", self.after.content_hash()]),
             "neurons_hash": self.after.content_hash(),

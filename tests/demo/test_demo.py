@@ -109,7 +109,7 @@ def test_the_build_passes_every_gate(demo_build: BuildResult) -> None:
 def test_every_verbatim_caption_gives_back_its_picture(measurement: Measurement) -> None:
     for m in verbatim(measurement.variants[0]):
         assert m.before.copies is not None
-        assert m.before.copies >= SEEDS - 1, m.prompt
+        assert m.before.copies >= 0.9 * SEEDS, m.prompt
 
 
 def test_every_memorized_caption_ends_at_or_below_the_threshold_without_the_floor(
@@ -143,7 +143,7 @@ def test_nine_in_ten_verbatim_captions_no_longer_give_back_any_memory(measuremen
 def test_random_neurons_leave_the_memories_as_they_were(measurement: Measurement) -> None:
     for m in verbatim(measurement.variants[0]):
         assert m.random.copies is not None
-        assert m.random.copies >= SEEDS - 1, m.prompt
+        assert m.random.copies >= 0.9 * SEEDS, m.prompt
 
 
 def test_general_captions_keep_their_pictures(measurement: Measurement) -> None:
