@@ -82,7 +82,7 @@ def draw_latency(found: Result) -> Any:
         axis.set_axis_off()
     for axis, (title, case) in zip(axes.flat, panels, strict=False):
         rest = [t["contender"] for t in case["timings"] if t["contender"] != "eager"]
-        found_ratios = {r["contender"]: r for r in case["ratios"] if r["reference"] == "eager"}
+        found_ratios = {r["contender"]: r for r in reversed(case["ratios"]) if r["reference"] == "eager"}  # the first, as in the tables
         for place, name in enumerate(rest):
             r = found_ratios[name]
             spread = [[r["value"] - r["low"]], [r["high"] - r["value"]]]
