@@ -178,7 +178,7 @@ def _rows(graph: Graph, operators: Sequence[Operator]) -> Iterator[Row]:
     modules, total = graph.modules_of_nodes(), sum(operator.ms for operator in operators)
     for operator in sorted(operators, key=lambda each: -each.ms):
         module = modules.get(operator.name) or _module_within(operator.name, modules)
-        yield Row(module=module, operator=operator.kind, ms=round(operator.ms, 4), share=round(operator.ms / total, 4))
+        yield Row(module=module, operator=operator.kind, ms=round(operator.ms, 4), share=round(operator.ms / total, 6))
 
 
 def _module_within(name: str, modules: Mapping[str, str]) -> str:
