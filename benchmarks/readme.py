@@ -19,9 +19,10 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.cpu.attack_table import attack_table, draw_attack, levels_table
-from benchmarks.cpu.figures import columns_of, draw_detection, draw_fidelity, draw_latency, draw_localization
+from benchmarks.cpu.figures import draw_detection, draw_fidelity, draw_latency, draw_localization
+from benchmarks.cpu.latency_table import few_steps_table, latency_table
 from benchmarks.gpu.table import draw_gpu, gpu_table
-from benchmarks.shared import RESULTS, ROOT, kept
+from benchmarks.shared import RESULTS, ROOT, kept, machine_of
 from nemo_edge.measure.bounds import at_most
 
 README = ROOT / "README.md"
@@ -77,13 +78,6 @@ def put(text: str, name: str, lines: list[str]) -> str:
     return found
 
 
-def machine(found: Result) -> str:
-    cores, versions = found["machine"]["cores"], found["machine"]["versions"]
-    runtime = versions.get("onnxruntime-gpu") or versions["onnxruntime"]
-    where = f"{cores} core{'s' if cores > 1 else ''} of {found['machine']['cpu']}"
-    return f"{where}, PyTorch {versions['torch']}, ONNX Runtime {runtime}"
-
-
 def demo_table(found: Result) -> list[str]:
     prompts, variants = len(found["prompts"]), found["variants"]
 
@@ -115,54 +109,9 @@ def demo_table(found: Result) -> list[str]:
         row("mitigation on the engine against eager's", lambda v: f"{v['agreement']:.0e}"),
         "",
         *levels_table(found.get("attack")),
-        f"{found['neurons']} neurons silenced for {prompts} prompts, {own}; measured on {machine(found)}{cost} "
+        f"{found['neurons']} neurons silenced for {prompts} prompts, {own}; measured on {machine_of(found)}{cost} "
         "(`benchmarks/results/demo.json`).",
     ]
-
-
-def latency_table(found: Result) -> list[str]:
-    lines = []
-    for name, title in (("demo", "The demo"), ("sd15", "A UNet of Stable Diffusion 1.5's size (859.5 M parameters, random weights)")):
-        columns = columns_of(found[name])
-        contenders = list(dict.fromkeys(t["contender"] for case in columns.values() for t in case["timings"]))
-        lines += [f"{title}: milliseconds, and the time relative to eager's with its 95 % interval.", ""]
-        lines += [f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
-        lines += [f"| {c} | " + " | ".join(cell(case, c, "eager") for case in columns.values()) + " |" for c in contenders]
-        pairs = {
-            f"{c.removesuffix(', masked')}: masked relative to baked": (c, c.replace("masked", "baked"))
-            for c in contenders
-            if "masked" in c
-        }
-        if "eager bf16" in contenders:
-            pairs |= {f"{c} relative to eager bf16": (c, "eager bf16") for c in contenders if c.endswith(", baked")}
-        for title_of, (one, other) in pairs.items():
-            lines.append(f"| *{title_of}* | " + " | ".join(ratio(case, one, other) for case in columns.values()) + " |")
-        lines.append("")
-    machines = dict.fromkeys(machine(groups[0]) for groups in found.values())
-    overhead = max(t["overhead"] for groups in found.values() for g in groups for c in g["cases"] for t in c["timings"])
-    left_out = {name: why for groups in found.values() for g in groups for name, why in g.get("left_out", {}).items()}
-    absent = f"Not timed: {', '.join(left_out)}, since {next(iter(left_out.values()))}. " if left_out else ""
-    noisy = sum(t["noisy"] for groups in found.values() for g in groups for c in g["cases"] for t in c["timings"])
-    every = sum(len(c["timings"]) for groups in found.values() for g in groups for c in g["cases"])
-    return [
-        *lines,
-        f"Measured on {' and on '.join(machines)}, fp32 but where bf16 is said, one picture with guidance (two UNet rows), in turns, "
-        f"each in a process of its own. {absent}{noisy} of {every} timings varied by more than 10 %. The measuring itself took at most "
-        f"{overhead:.2%} of what it measured (`benchmarks/results/latency.json`).",
-    ]
-
-
-def cell(case: Result, contender: str, reference: str) -> str:
-    timing = next((t for t in case["timings"] if t["contender"] == contender), None)
-    if timing is None:
-        return "–"
-    shown = f"{timing['p50_ms']:,.0f}" if timing["p50_ms"] >= 100 else f"{timing['p50_ms']:.1f}"
-    return shown if contender == reference else f"{shown} · {ratio(case, contender, reference)}"
-
-
-def ratio(case: Result, contender: str, reference: str) -> str:
-    found = next((r for r in case["ratios"] if (r["contender"], r["reference"]) == (contender, reference)), None)
-    return f"{found['value']:.3f} ({found['low']:.3f}–{found['high']:.3f})" if found else "–"
 
 
 def fidelity_table(found: Result) -> list[str]:
@@ -175,7 +124,7 @@ def fidelity_table(found: Result) -> list[str]:
         *lines,
         "",
         "Against eager PyTorch in fp32 with the same neurons silenced, along the whole trajectory of four prompts. The masked engine "
-        f"with a mask of ones and the unmitigated engine are {ones}. Measured on {machine(found)} (`benchmarks/results/fidelity.json`).",
+        f"with a mask of ones and the unmitigated engine are {ones}. Measured on {machine_of(found)} (`benchmarks/results/fidelity.json`).",
     ]
 
 
@@ -196,7 +145,7 @@ def full_size_table(found: Result) -> list[str]:
     )
     lines += [
         "",
-        f"`nemo-edge build` with `--random-weights`, for sm86 and sm89 in one plan, 1 to 4 pictures; {machine(found)}, no GPU. "
+        f"`nemo-edge build` with `--random-weights`, for sm86 and sm89 in one plan, 1 to 4 pictures; {machine_of(found)}, no GPU. "
         "Memory is that of all processes together." + (f" In fp32: {', '.join(kept)}." if kept else ""),
         "",
         "| UNet of Stable Diffusion 1.5 | s | peak memory, GB | on disk, GB |",
@@ -257,7 +206,7 @@ def localization_table(found: Result) -> list[str]:
         f"what was kept takes {shares[0]:.0%} of that where the first value layer changes, {shares[3]:.0%} at the fourth and "
         f"{shares[-1]:.0%} at the mid block; {size['kept_bytes_per_seed'] / 1e6:.0f} MB are kept a seed. The median prompt of the paper (θ "
         f"lowered {median['initial_steps']} times, {median['candidates']} candidates) would take {median['paper_s'] / 60:.0f} minutes in "
-        f"mode `paper`, and {median['reference_s'] / 60:.0f} by the official procedure. Measured on {machine(found)} "
+        f"mode `paper`, and {median['reference_s'] / 60:.0f} by the official procedure. Measured on {machine_of(found)} "
         "(`benchmarks/results/localization.json`).",
     ]
 
@@ -278,7 +227,7 @@ def paraphrases_table(found: Result) -> list[str]:
         f"All {len(found['paper']['groups'])} memorized captions of the demo, {found['asked']} variants asked of each (short captions have "
         f"fewer). Of general prompts {general['own']:.4f} of the score stays with the captions' neurons silenced, "
         f"{general['groups']:.4f} with the variants' too. "
-        f"Measured on {machine(found)} (`benchmarks/results/paraphrases.json`).",
+        f"Measured on {machine_of(found)} (`benchmarks/results/paraphrases.json`).",
     ]
 
 
@@ -297,7 +246,7 @@ def detection_table(found: Result) -> list[str]:
         f"{found['threads']} thread{'s' if found['threads'] > 1 else ''}; above τ are "
         f"{above['memorized']} of the memorized and {above['general']} of the {general:,} others. The UNet's forwards took "
         f"{own['unet_share']:.0%} of the time; at Stable Diffusion 1.5's size they take {size['unet_share']:.2%}. Memory: "
-        f"{early[1]:.0f} MiB after {early[0]} prompts, {late[1]:.0f} MiB after {late[0]}. Measured on {machine(found)} "
+        f"{early[1]:.0f} MiB after {early[0]} prompts, {late[1]:.0f} MiB after {late[0]}. Measured on {machine_of(found)} "
         "(`benchmarks/results/detection.json`).",
     ]
 
@@ -316,7 +265,7 @@ def serving_table(found: Result) -> list[str]:
         f"masked picture takes {ratio['value']:.3f} ({ratio['low']:.3f}–{ratio['high']:.3f}) times as long as a baked one. From the start "
         f"of `ship --masks-only` to the first picture with the new neurons: {drawn['command']:.1f} s, of which the command takes "
         f"{put['command']:.1f} s and the picture the rest; the library needs {1000 * put['library']:.0f} ms in its place. Measured on "
-        f"{machine(found)} (`benchmarks/results/serving.json`).",
+        f"{machine_of(found)} (`benchmarks/results/serving.json`).",
     ]
 
 
@@ -340,7 +289,7 @@ def policies_table(found: Result) -> list[str]:
         f"knows these very ones), and general captions that it was not calibrated with. Missed by the first line: "
         f"{', '.join(found['triggers']['without variants']['missed']) or 'none'}. A memory is back where the memorization score that is "
         "left is above τ. Paraphrases against general captions, by the cosine to the captions: "
-        f"AUROC {embeddings['mean over all tokens']:.3f}; {others}. Measured on {machine(found)} "
+        f"AUROC {embeddings['mean over all tokens']:.3f}; {others}. Measured on {machine_of(found)} "
         "(`benchmarks/results/policies.json`).",
     ]
 
@@ -360,7 +309,7 @@ def standalone_table(found: Result) -> list[str]:
         "",
         "Medians of commands in turns, each in a new process; in brackets as a share of the last line's, whose environment here has the "
         f"tests' packages too. The pictures differ by {max(row['largest_difference'] for row in others)} of 255 grey levels at the most. "
-        f"Measured on {machine(found)} (`benchmarks/results/standalone.json`).",
+        f"Measured on {machine_of(found)} (`benchmarks/results/standalone.json`).",
     ]
 
 
@@ -375,6 +324,7 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "demo": demo_table,
     "attack": attack_table,
     "latency": latency_table,
+    "few_steps": few_steps_table,
     "fidelity": fidelity_table,
     "full_size": full_size_table,
     "localization": localization_table,

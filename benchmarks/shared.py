@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-__all__ = ["CALIBRATED", "DEMO_BUNDLE", "DEMO_RECIPE", "RESULTS", "ROOT", "ROOM", "general", "here", "keep", "kept", "memorized"]
+__all__ = [
+    "CALIBRATED",
+    "DEMO_BUNDLE",
+    "DEMO_RECIPE",
+    "RESULTS",
+    "ROOT",
+    "ROOM",
+    "general",
+    "here",
+    "keep",
+    "kept",
+    "machine_of",
+    "memorized",
+]
 
 import json
 from pathlib import Path
@@ -39,6 +52,14 @@ def keep(name: str, found: dict[str, Any]) -> None:
     """Write `results/<name>.json`."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+
+
+def machine_of(found: dict[str, Any]) -> str:
+    """The machine of a result in words, with what ran on it."""
+    cores, versions = found["machine"]["cores"], found["machine"]["versions"]
+    runtime = versions.get("onnxruntime-gpu") or versions["onnxruntime"]
+    where = f"{cores} core{'s' if cores > 1 else ''} of {found['machine']['cpu']}"
+    return f"{where}, PyTorch {versions['torch']}, ONNX Runtime {runtime}"
 
 
 def memorized() -> list[Prompt]:

@@ -1,6 +1,7 @@
 """What is measured on a CPU: a script for each result, and what they run on.
 
-`demo` the demo built and judged · `fidelity`, `latency` engines against eager · `full_size` bundles of true size · `localization`,
-`paraphrases`, `detection`, `policies` the method · `attack` what comes back, `attack_table` as tables and a figure ·
-`standalone` drawing without PyTorch · `models` checkpoints and engines to measure with · `figures` the results drawn
+`demo` the demo built and judged · `fidelity`, `latency`, `few_steps` engines against eager, `latency_table` as tables · `full_size`
+bundles of true size · `localization`, `paraphrases`, `detection`, `policies` the method · `attack` what comes back, `hardening` of
+hardened weights too, `attack_table` as tables and a figure · `standalone` drawing without PyTorch · `models` checkpoints and engines to
+measure with · `figures` the results drawn
 """

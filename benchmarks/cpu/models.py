@@ -29,18 +29,33 @@ def sd15_unet() -> UNet2DConditionModel:
 
 
 def save_sd15(folder: Path) -> Path:
-    """Save a checkpoint of that UNet with a text encoder of 768 dimensions and a small VAE of factor 8, unless it is there."""
+    """Save a checkpoint of that UNet with a text encoder of two layers and a small VAE of factor 8, unless it is there."""
+    return _save(folder, layers=2, widths=(32,) * 4)
+
+
+def save_whole_sd15(folder: Path) -> Path:
+    """Save a checkpoint of which text encoder and VAE have Stable Diffusion 1.5's size, too (the vocabulary is the demo's)."""
+    return _save(folder, layers=12, widths=(128, 256, 512, 512))
+
+
+def _save(folder: Path, layers: int, widths: tuple[int, ...]) -> Path:
     if (folder / "model_index.json").is_file():
         return folder
     tokenizer = CLIPTokenizer.from_pretrained(str(DEMO / "tokenizer"))
     text = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=768, num_hidden_layers=2, num_attention_heads=12, max_position_embeddings=77
+        vocab_size=len(tokenizer),
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=layers,
+        num_attention_heads=12,
+        max_position_embeddings=77,
     )
     tokenizer.model_max_length = 77
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(32,) * 4,
+        block_out_channels=widths,
+        layers_per_block=2,
         sample_size=512,
     )
     StableDiffusionPipeline(
@@ -56,8 +71,8 @@ def save_sd15(folder: Path) -> Path:
     return folder
 
 
-def engines_of(checkpoint: str, folder: Path, opset: int, dtype: str = "fp32") -> Path:
-    """Export a checkpoint, the UNet baked and masked, with the engines: a bundle's folder without its evidence, unless it is there."""
+def engines_of(checkpoint: str, folder: Path, opset: int, dtype: str = "fp32", *, masked: bool = True) -> Path:
+    """Export a checkpoint, the UNet baked and, where asked for, masked: a bundle's folder without its evidence, unless it is there."""
     if (folder / "neurons.json").is_file():
         return folder
     opened = open_checkpoint(checkpoint)
@@ -66,11 +81,13 @@ def engines_of(checkpoint: str, folder: Path, opset: int, dtype: str = "fp32") -
     for component in opened.components():
         jobs = {component.name: (component, False)}
         if component.name == "unet":
-            jobs = {UNET_FOLDERS["baked"]: (component, True), UNET_FOLDERS["masked"]: (gate(component, opened.unet, chosen.layers), False)}
+            jobs = {UNET_FOLDERS["baked"]: (component, True)}
+            if masked:
+                jobs[UNET_FOLDERS["masked"]] = (gate(component, opened.unet, chosen.layers), False)
         for place, (graph, bake) in jobs.items():
             with silenced(opened.unet, chosen if bake else NeuronSet.empty(chosen.layers)):
                 export_component(graph, folder / place, settings, {}, opened.config.factor)
             onnxruntime.compile_engine(folder, place, f"{place}/model.onnx", "cpu", None)
-    opened.config.save(folder, list(UNET_FOLDERS.values()))
+    opened.config.save(folder, [UNET_FOLDERS["baked"], *([UNET_FOLDERS["masked"]] if masked else [])])
     chosen.save(folder / "neurons.json")
     return folder

@@ -30,7 +30,7 @@ from nemo_edge.backends.base import Runner
 from nemo_edge.backends.triton import Signature
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.recipe.targets import EngineSettings
-from nemo_edge.system.errors import BundleError, InputError
+from nemo_edge.system.errors import BundleError, InputError, lacking
 from nemo_edge.system.files import sha256_file
 
 DESCRIPTION = "version.json"
@@ -113,6 +113,13 @@ def open_engine(folder: Path) -> Runner:
     """Open the engine of a component's version. Raises `BundleError` for files that are not as they were shipped, `MissingDependency`
     for an engine that does not run here."""
     version = read_engine(folder)
+    try:
+        return _opened(folder, version)
+    except ModuleNotFoundError as error:  # an environment that draws with other engines
+        raise (lacking(error) or error) from error
+
+
+def _opened(folder: Path, version: EngineVersion) -> Runner:
     flavour, engine = version.engine.flavour, version.engine
     if flavour is not None:
         from nemo_edge.backends.tensorrt import backend as tensorrt

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 from nemo_edge.backends.onnxruntime import open_runner
 from nemo_edge.serving.repository import ship
 from nemo_edge.serving.versions import DESCRIPTION, hashes, open_engine, read_engine, read_pipeline
-from nemo_edge.system.errors import BundleError
+from nemo_edge.system.errors import BundleError, MissingDependency
 from nemo_edge.system.files import sha256_file
 
 
@@ -62,3 +64,10 @@ def test_a_changed_version_is_not_opened(repository: Path, tmp_path: Path, damag
     damage(version)
     with pytest.raises(BundleError, match=said):
         open_engine(version)
+
+
+def test_a_library_that_an_engine_needs_and_that_is_not_here_is_named(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr("nemo_edge.serving.versions._opened", lambda *_: importlib.import_module("torch"))
+    with pytest.raises(MissingDependency, match=r"needs torch, .*'nemo-edge\[build\]'"):
+        open_engine(repository / "vae_decoder" / "1")
