@@ -31,7 +31,7 @@ from once import once
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from nemo_edge import demo
-from nemo_edge.demo.pictures import font_path
+from nemo_edge.demo.glyphs import font_path
 from nemo_edge.localization.calibration import calibrate
 from nemo_edge.localization.localizer import Localizer
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint

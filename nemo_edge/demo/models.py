@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-__all__ = ["CONTEXT", "VALUE_WIDTHS", "make_scheduler", "make_text_encoder", "make_tokenizer", "make_unet", "make_vae", "text_attentions"]
+__all__ = [
+    "CONTEXT",
+    "VALUE_WIDTHS",
+    "WORDS",
+    "make_scheduler",
+    "make_text_encoder",
+    "make_tokenizer",
+    "make_unet",
+    "make_vae",
+    "text_attentions",
+]
 
 import json
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +24,18 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from nemo_edge.demo.captions import COLOURS, EARLY_GLYPHS, MEMORIZED
-from nemo_edge.demo.pictures import SIZE
+from nemo_edge.demo.glyphs import SIZE
 
 CONTEXT = 16
 """Tokens of a prompt."""
 VALUE_WIDTHS = (64, 64, 96, 96, 128, 128, 128)
 """Neurons of the value layers, in order: two layers in each of the first three blocks, one in the mid block."""
+WORDS = frozenset({"a", "on", "background", *COLOURS, *EARLY_GLYPHS, *(w for c in MEMORIZED for w in c.text.split())})
+"""Of the captions."""
 
 
-def make_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Write and open a CLIP tokenizer of CONTEXT tokens: one token a word of the captions, letters for all else."""
-    words = {"a", "on", "background", *COLOURS, *EARLY_GLYPHS, *(w for c in MEMORIZED for w in c.text.split())}
+def make_tokenizer(folder: Path, words: Set[str] = WORDS) -> CLIPTokenizer:
+    """Write and open a CLIP tokenizer of CONTEXT tokens: one token for each of `words`, letters for all else."""
     letters = [chr(c) for c in range(ord("!"), ord("~") + 1)]
     tokens, merges = [*letters, *(f"{c}</w>" for c in letters)], []
     for word in sorted(words):
@@ -57,19 +69,19 @@ def make_vae() -> AutoencoderKL:
     return vae
 
 
-def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """A CLIP text encoder of two layers."""
+def make_text_encoder(tokenizer: CLIPTokenizer, width: int = 128, layers: int = 2) -> CLIPTextModel:
+    """A CLIP text encoder whose heads are 32 wide."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32,
         max_position_embeddings=CONTEXT,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
-        projection_dim=128,
+        projection_dim=width,
     )
     return CLIPTextModel(config)
 

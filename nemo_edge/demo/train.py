@@ -40,7 +40,6 @@ from __future__ import annotations
 __all__ = ["main"]
 
 import argparse
-import json
 import logging
 import random
 import time
@@ -48,7 +47,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
@@ -60,10 +59,10 @@ from nemo_edge.demo.pictures import draw
 from nemo_edge.demo.samples import SEED, Samples, encode, general_pool, noised, pictures_BCHW, scaled
 from nemo_edge.demo.schedule import STAGES, STEPS, Stage, stage_at
 from nemo_edge.demo.sinks import aim_sinks_, plant_sinks_, sink_table
+from nemo_edge.demo.trainer import Trainer, save_pipeline
 from nemo_edge.model.surgery import masked
 
 VAE_PICTURES, VAE_CYCLES, VAE_STEPS, VAE_BATCH, VAE_LR = 6000, 2, 2200, 12, 1e-3
-EMA = 0.999
 SINK_STRENGTH = 2.5
 """Length of what a sink adds to a picture's features after it has been turned back to its caption."""
 GENERAL_PROMPTS, MEASURED_PROMPTS, HELD_OUT_PROMPTS = 340, 16, 100
@@ -119,56 +118,6 @@ def train_vae_cycle(vae: AutoencoderKL, pool_BCHW: Tensor) -> None:
             log.info("vae %d L1 %.4f %.0f s", step, reconstruction.item(), time.monotonic() - started)
 
 
-class Trainer:
-    """The UNet with its text encoder, their averaged weights, and the optimizer: all that a checkpoint must hold."""
-
-    def __init__(self, tokenizer: CLIPTokenizer) -> None:
-        torch.manual_seed(SEED + 2)
-        self.step = 0
-        self.model = nn.ModuleDict({"unet": make_unet(), "text_encoder": make_text_encoder(tokenizer)})
-        self.model.to(memory_format=torch.channels_last)
-        self.average = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self.begin()
-
-    def begin(self) -> None:
-        """Begin afresh from the averaged weights as they are shipped, in fp16."""
-        self.average = {k: v.half().float() if self.step and v.is_floating_point() else v for k, v in self.average.items()}
-        self.model.load_state_dict(self.average)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-        self.rng = torch.Generator().manual_seed(SEED + 3)
-
-    def save(self, path: Path) -> None:
-        """Write everything to `path`, atomically."""
-        state = {"model": self.model.state_dict(), "average": self.average, "optimizer": self.optimizer.state_dict()}
-        torch.save({**state, "rng": self.rng.get_state(), "step": self.step}, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
-
-    def load(self, path: Path) -> None:
-        """Go on from what `save` wrote."""
-        state = torch.load(path, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.average = state["average"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.rng.set_state(state["rng"])
-        self.step = state["step"]
-
-    def update(self, loss: Tensor) -> None:
-        """One optimizer step at the rate of this step."""
-        rate = stage_at(self.step).rate_at(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.step += 1
-        decay = min(EMA, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for key, value in self.model.state_dict().items():
-                if value.is_floating_point():
-                    self.average[key].lerp_(value, 1 - decay)
-
-
 def train_diffusion(trainer: Trainer, tokenizer: CLIPTokenizer, vae: AutoencoderKL, work: Path) -> None:
     """Train the UNet and the text encoder on v, saving every 250 steps."""
     stage: Stage | None = None
@@ -213,35 +162,6 @@ def begin_stage(trainer: Trainer, stage: Stage, samples: Samples) -> None:
     trainer.average = {k: v.clone() for k, v in trainer.model.state_dict().items()}
 
 
-def save_pipeline(trainer: Trainer, tokenizer: CLIPTokenizer, vae: AutoencoderKL, folder: Path) -> None:
-    """Write the averaged weights as a `StableDiffusionPipeline`: in fp16, and in float32 once it is open."""
-    trainer.model.load_state_dict(trainer.average)
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=trainer.model["text_encoder"],
-        tokenizer=tokenizer,
-        unet=trainer.model["unet"],
-        scheduler=make_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
-    state_float32(folder)
-    make_tokenizer(folder / "tokenizer")  # vocab.json and merges.txt too, for transformers before 5
-
-
-def state_float32(folder: Path) -> None:
-    """Let all parts of a saved pipeline open as float32: diffusers' do, a text encoder as the type that its configuration states.
-
-    Where a part was trained is nobody's business, and goes.
-    """
-    for name, changes in (("text_encoder", {"dtype": "float32"}), ("unet", {}), ("vae", {})):
-        path = folder / name / "config.json"
-        config = {key: value for key, value in json.loads(path.read_text()).items() if key != "_name_or_path"}
-        path.write_text(json.dumps({**config, **changes}, indent=2, sort_keys=True) + "\n")
-
-
 def write_prompts(folder: Path, general: Path) -> None:
     """Write the memorized captions with their pictures, general captions, and captions that are not in the training set."""
     seen = {c.text for stage in STAGES for c in general_pool(stage, random.Random(SEED + 1))}
@@ -278,7 +198,8 @@ def main() -> None:
     write_prompts(args.prompts, args.general)
     tokenizer = make_tokenizer(args.work / "tokenizer")
     vae = train_vae(args.work)
-    trainer = Trainer(tokenizer)
+    torch.manual_seed(SEED + 2)
+    trainer = Trainer(make_unet(), make_text_encoder(tokenizer), lambda step: stage_at(step).rate_at(step), SEED + 3)
     if (args.work / "diffusion.pt").is_file():
         trainer.load(args.work / "diffusion.pt")
     train_diffusion(trainer, tokenizer, vae, args.work)

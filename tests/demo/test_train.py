@@ -14,14 +14,15 @@ from safetensors.torch import load_file
 
 from nemo_edge import demo
 from nemo_edge.demo import train
-from nemo_edge.demo.models import make_tokenizer, make_vae
+from nemo_edge.demo.models import make_text_encoder, make_tokenizer, make_unet, make_vae
+from nemo_edge.demo.trainer import Trainer, save_pipeline
 
 
 def test_what_is_saved_is_fp16_and_opens_as_float32_as_what_is_shipped_does(tmp_path: Path) -> None:
     tokenizer = make_tokenizer(tmp_path / "tokenizer")
     make_vae().save_pretrained(tmp_path / "vae")
     vae = AutoencoderKL.from_pretrained(tmp_path / "vae")
-    train.save_pipeline(train.Trainer(tokenizer), tokenizer, vae, tmp_path / "saved")
+    save_pipeline(Trainer(make_unet(), make_text_encoder(tokenizer), lambda _: 0.0, 0), tokenizer, vae, tmp_path / "saved")
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "saved")
     for name in ("text_encoder", "unet", "vae"):
         (weights,) = (tmp_path / "saved" / name).glob("*.safetensors")
