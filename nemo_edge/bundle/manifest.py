@@ -89,6 +89,8 @@ class Manifest(BaseModel):
     variants: tuple[str, ...]
     checkpoint: dict[str, str]
     """sha256 of each file of the checkpoint."""
+    hardened: dict[str, str] | None = None
+    """The same of the checkpoint that was made of it by hardening, and whose weights the engines have; None without."""
     random_weights: str | None = None
     """The architecture, where the weights are random: such a bundle is for measuring, and is never shipped."""
     prompts: dict[str, str]

@@ -47,6 +47,7 @@ def attack(
     neurons: Annotated[Path | None, typer.Option("--neurons", help="What is silenced in a checkpoint; else nothing.")] = None,
     recipe: Annotated[Path | None, typer.Option("--recipe", help="Whose [sampling] draws with a checkpoint.")] = None,
     checkpoint: Annotated[str | None, typer.Option("--checkpoint", help="Where a bundle's weights are; else the recipe's.")] = None,
+    hardened: Annotated[str | None, typer.Option("--hardened", help="Where a hardened bundle's hardened checkpoint is.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="What eager PyTorch runs on: cpu, or cuda; else the recipe's.")] = None,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Three prompts at 128 pixels with random weights: does it run, what does it take?")
@@ -70,12 +71,21 @@ def attack(
     weights = from_options(CheckpointSettings, {"path": source, "loras": loras_of(lora), "clip_skip": clip_skip}, asked)
     sampling = load_recipe(recipe).sampling if recipe else None
     if smoke:
-        _refuse({"--prompts": prompts, "--controls": controls, "--neurons": neurons, "--checkpoint": checkpoint, "--lora": lora})
+        _refuse(
+            {
+                "--prompts": prompts,
+                "--controls": controls,
+                "--neurons": neurons,
+                "--checkpoint": checkpoint,
+                "--lora": lora,
+                "--hardened": hardened,
+            }
+        )
         _smoke(weights, output, chosen, sampling, as_json)
     else:
         from nemo_edge.measure.attacks.subject import Place
 
-        _attack(Place(weights, neurons, sampling, checkpoint), prompts, output, chosen, as_json)
+        _attack(Place(weights, neurons, sampling, checkpoint, hardened), prompts, output, chosen, as_json)
 
 
 def _ways(only: str | None, text: list[str] | None, starts: list[str] | None) -> dict[str, Any]:

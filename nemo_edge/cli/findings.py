@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["show_attack", "show_detection", "show_localizations", "show_smoke"]
+__all__ = ["show_attack", "show_detection", "show_hardened", "show_localizations", "show_smoke"]
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +20,7 @@ from nemo_edge.localization.stages import Detected
 from nemo_edge.measure.attacks.campaign import Campaign
 
 if TYPE_CHECKING:
+    from nemo_edge.hardening.harden import Hardened
     from nemo_edge.release.smoke import Smoke
 
 _PROMPTS = 40
@@ -100,4 +101,19 @@ def show_smoke(found: Smoke, output: Path) -> None:
     said = [*(f"{s:.2f} s a {what}" for s, what in times if s is not None), f"{found.peak_memory_gb} GB of memory"]
     out.print(", ".join(said), highlight=False)
     out.print("Nothing is claimed of random weights: they hold no memory.")
+    out.print(f"written to {escape(str(output))}", soft_wrap=True)
+
+
+def show_hardened(found: Hardened, output: Path) -> None:
+    """How the attack's loss and that of other pictures went, from the first rounds of each memory to the last."""
+    few = min(len(found.rounds), found.prompts)
+    table = table_of("Mean loss", f"First {few} rounds", f"Last {few}")
+    for name, of in (("of the attack", "attack_loss"), ("of what is forgotten", "forget_loss"), ("of what stays", "keep_loss")):
+        losses = [getattr(each, of) for each in found.rounds]
+        table.add_row(name, f"{sum(losses[:few]) / few:.4f}", f"{sum(losses[-few:]) / few:.4f}")
+    out = Console()
+    out.print(table)
+    changed = f"{found.changed / 1e6:,.1f} M parameters changed in {len(found.rounds)} rounds"
+    out.print(f"{found.neurons} neurons silenced, {changed}", highlight=False)
+    out.print("Nothing is claimed yet: `nemo-edge attack` says what comes back.")
     out.print(f"written to {escape(str(output))}", soft_wrap=True)

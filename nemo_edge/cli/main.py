@@ -17,6 +17,7 @@ import typer
 from nemo_edge import __version__
 from nemo_edge.cli import bundle as cli_bundle
 from nemo_edge.cli import serving as cli_serving
+from nemo_edge.cli.hardening import harden
 from nemo_edge.cli.options import AllowPickle, Checkpoint, ClipSkip, Device, Json, Loras, Summary, loras_of, open_model, print_result
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.exits import INTERRUPTED, exit_code, stop_on_sigterm
@@ -199,6 +200,9 @@ def localize(
     from nemo_edge.cli.findings import show_localizations
 
     print_result(result, as_json, lambda found: show_localizations(found.results, found.groups, out))
+
+
+app.command()(harden)
 
 
 @app.command()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 __all__ = ["Comparison", "Question", "compare"]
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,10 +227,17 @@ def _sides(reference: str, candidate: str, allow_pickle: bool) -> tuple[_Side, _
         found.append(
             _Side(path, UNMITIGATED if pure else MITIGATED, None, checkpoint, NeuronSet.empty(neurons.layers) if pure else neurons)
         )
-    files = [side.manifest.checkpoint if side.manifest else side.checkpoint.files if side.checkpoint else {} for side in found]
+    files = [_weights(side) for side in found]
     if files[0] != files[1]:
         raise InputError(f"{named[0][0]} and {named[1][0]} are not of the same checkpoint: their weights have other hashes")
     return found[0], found[1]
+
+
+def _weights(side: _Side) -> Mapping[str, str]:
+    """Hashes of the checkpoint that a side's weights are; of a hardened bundle that of the hardened one."""
+    if side.manifest is not None:
+        return side.manifest.hardened or side.manifest.checkpoint
+    return side.checkpoint.files if side.checkpoint else {}
 
 
 def _split(text: str) -> tuple[Path, str | None]:

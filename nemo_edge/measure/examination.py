@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ["Subject", "examine"]
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
@@ -56,6 +56,8 @@ class Subject:
     calibration: Calibration
     neurons: NeuronSet
     """The neurons that the bundle silences."""
+    hardened: Checkpoint | None = None
+    """The weights that its engines have, where they were hardened; else the checkpoint's with these neurons silenced."""
 
     @cached_property
     def empty(self) -> NeuronSet:
@@ -127,6 +129,16 @@ class _Examination:
     def eager(self) -> Pipeline:
         return eager_pipeline(self.subject.checkpoint)
 
+    @contextmanager
+    def _mitigated_eager(self) -> Iterator[Pipeline]:
+        """Eager with what the engines have."""
+        s = self.subject
+        if s.hardened is not None:
+            yield eager_pipeline(s.hardened)
+            return
+        with silenced(s.checkpoint.unet, s.neurons):
+            yield self.eager
+
     @cached_property
     def _judged(self) -> tuple[str, ...]:
         """The prompts whose whole trajectories are compared: two examined and two general ones, fewer where pictures are large."""
@@ -135,15 +147,15 @@ class _Examination:
 
     @cached_property
     def _mitigated(self) -> Trajectory:
-        with silenced(self.subject.checkpoint.unet, self.subject.neurons):
-            return self._trace()
+        with self._mitigated_eager() as eager:
+            return self._trace(eager)
 
     @cached_property
     def _untouched(self) -> Trajectory:
-        return self._trace()
+        return self._trace(self.eager)
 
-    def _trace(self) -> Trajectory:
-        found = trace_trajectory(self.eager, self._judged, range(len(self._judged)), self.subject.recipe.sampling)
+    def _trace(self, eager: Pipeline) -> Trajectory:
+        found = trace_trajectory(eager, self._judged, range(len(self._judged)), self.subject.recipe.sampling)
         found.check_finite(self.subject.checkpoint.source)
         return found
 
@@ -283,8 +295,8 @@ class _Examination:
         shape = latent_shape(s.checkpoint.config, s.recipe.sampling) if export.height or export.width else None
         settings, mask = s.recipe.localization, s.neurons.mask()
         unmitigated = mitigation.noise_difference(s.checkpoint, self.eager, result, settings, shape=shape)
-        with silenced(s.checkpoint.unet, s.neurons):
-            left = {"eager": mitigation.noise_difference(s.checkpoint, self.eager, result, settings, shape=shape)}
+        with self._mitigated_eager() as eager:
+            left = {"eager": mitigation.noise_difference(s.checkpoint, eager, result, settings, shape=shape)}
         for variant in export.variants:
             engine = self.engines[variant]
             left[variant] = mitigation.noise_difference(s.checkpoint, engine, result, settings, mask if engine.masked else None, shape)
@@ -297,9 +309,9 @@ class _Examination:
         if own is None or not seeds:
             return
         training = self._training.only(own)
-        with silenced(s.checkpoint.unet, s.neurons):
-            eager = mitigation.draw_prompts(self.eager, [s.memorized[index].text], seeds, s.recipe.sampling).pictures[0]
-        expected, _ = nearest_readings(eager, training)
+        with self._mitigated_eager() as eager:
+            drawn = mitigation.draw_prompts(eager, [s.memorized[index].text], seeds, s.recipe.sampling).pictures[0]
+        expected, _ = nearest_readings(drawn, training)
         for variant in s.recipe.export.variants:
             got, _ = nearest_readings(_load([self._path(index, variant, seed) for seed in seeds]), training)
             yield variant, float(np.abs(expected - got).max())

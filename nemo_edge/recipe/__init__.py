@@ -2,7 +2,7 @@
 
 Checks names, ranges and what does not go together; knows no model and opens no checkpoint.
 
-`settings` the tables with every default · `targets` what engines are compiled for · `authorship` who stands behind a bundle ·
+`settings`, `hardening` the tables with every default · `targets` what engines are compiled for · `authorship` who stands behind a bundle ·
 `components` what a bundle calls its parts · `recipe` the whole, read, anchored and made portable · `prompts` lists of prompts and
 their training pictures, from the rows that `_tables` reads
 """

@@ -28,6 +28,7 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, model_va
 
 from nemo_edge.recipe.authorship import ReportSettings
 from nemo_edge.recipe.components import UNET_FOLDERS
+from nemo_edge.recipe.hardening import HardeningSettings
 from nemo_edge.recipe.settings import (
     ENGINE_TOLERANCES,
     AttackSettings,
@@ -61,6 +62,8 @@ class Recipe(Settings):
     prompts: PromptSettings
     calibration: CalibrationSettings = CalibrationSettings()
     localization: LocalizationSettings = LocalizationSettings()
+    hardening: HardeningSettings | None = None
+    """The weights are taught to hold less of the memories, only where this table is there."""
     export: ExportSettings = ExportSettings()
     engine: EngineSettings = EngineSettings()
     tensorrt: TensorRtSettings | None = None
@@ -91,6 +94,11 @@ class Recipe(Settings):
             pinned, wanted = getattr(self.export, name), getattr(self.sampling, name)
             if pinned and pinned != wanted:
                 raise ValueError(f"export.{name} = {pinned} pins the graph, so sampling.{name} must be {pinned} too")
+        if self.hardening and "masked" in self.export.variants:
+            raise ValueError(
+                "[hardening] changes the weights with the neurons silenced, and a masked engine lets neurons back: set "
+                'export.variants = ["baked"]'
+            )
         self._check_turing()
         self._check_latency()
         return self

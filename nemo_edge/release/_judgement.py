@@ -21,6 +21,7 @@ from nemo_edge.release._stages import Work
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.folder import write_report
 from nemo_edge.report.thumbnails import store_pictures, worst_first
+from nemo_edge.system.files import checkpoint_hashes
 
 
 def conclude(work: Work, key: str) -> Manifest:
@@ -61,6 +62,7 @@ def _manifest(work: Work, key: str) -> Manifest:
         key=key,
         variants=recipe.export.variants,
         checkpoint=inputs.checkpoint,
+        hardened=checkpoint_hashes(work.shipped.source.path) if work.shipped is not work.checkpoint else None,
         random_weights=recipe.random_weights.name if recipe.random_weights else None,
         prompts=inputs.prompts,
         recipe=portable(recipe).model_dump(mode="json"),

@@ -11,6 +11,7 @@ __all__ = [
     "of_attack",
     "of_calibrate",
     "of_export",
+    "of_hardening",
     "of_latency",
     "of_localize",
     "of_measure",
@@ -113,9 +114,15 @@ def of_policies(given: Given) -> object:
     return [given.keys["localize"], "policies"]
 
 
+def of_hardening(given: Given) -> object:
+    """The neurons, training pictures, general prompts, what draws them, and the settings."""
+    general, tables = [prompt.text for prompt in given.inputs.general], given.tables
+    return [given.keys["localize"], given.inputs.prompts, general, tables["sampling"], tables["hardening"]]
+
+
 def of_export(given: Given) -> object:
     """The neurons, and the settings of the ONNX files."""
-    return [given.keys["localize"], given.tables["export"], _FORMAT]
+    return [given.keys.get("harden", given.keys["localize"]), given.tables["export"], _FORMAT]
 
 
 def of_plans(table: str, given: Given) -> object:

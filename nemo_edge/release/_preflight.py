@@ -223,6 +223,11 @@ def _check_evidence(recipe: Recipe, inputs: Inputs) -> None:
     from nemo_edge.measure.readings import load_readings
     from nemo_edge.measure.replication import load_sscd
 
+    if recipe.hardening is not None:
+        from nemo_edge.hardening.harden import check_pictures, check_source
+
+        check_source(recipe.checkpoint)
+        check_pictures(inputs.memorized, recipe.prompts.memorized)
     for prompt in inputs.memorized:
         if prompt.image:
             load_readings(prompt.image, (8, 8))

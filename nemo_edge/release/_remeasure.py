@@ -47,6 +47,8 @@ def open_sources(bundle: Path, manifest: Manifest, checkpoint: str | None = None
     """
     if manifest.random_weights is not None:
         raise InputError("a bundle of random weights holds no memories, so that there is nothing to measure: leave --measure out")
+    if manifest.hardened is not None:
+        raise InputError(f"the weights of {bundle} were hardened: it is measured by a build, whose stages are kept")
     recipe = _found(bundle, manifest, checkpoint, places)
     _check_there(recipe)
     inputs = read_inputs(recipe)

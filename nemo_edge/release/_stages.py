@@ -7,6 +7,7 @@ part of the bundle. To add one is to add an entry to `STAGES`; which of them mus
 from __future__ import annotations
 
 __all__ = [
+    "HARDENED",
     "STAGES",
     "LazyCheckpoint",
     "Stage",
@@ -17,6 +18,7 @@ __all__ = [
     "compile_plans",
     "describe_sessions",
     "export",
+    "harden",
     "localize",
     "make_policies",
     "measure",
@@ -27,6 +29,7 @@ __all__ = [
 ]
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -48,6 +51,8 @@ from nemo_edge.system.progress import Progress
 if TYPE_CHECKING:
     from nemo_edge.model import checkpoint as opened
 
+HARDENED = "checkpoint"
+"""The folder of hardened weights, which a bundle has in its ONNX files alone."""
 _EXPORTED = "exported.json"
 """What the export says of its files; the bundle has it in other words."""
 
@@ -86,6 +91,13 @@ class Work:
     """The folder of each stage that is done: it also has what is not for the bundle."""
     file: str = ""
     """Name of the recipe's file; empty for a recipe from code."""
+
+    @property
+    def shipped(self) -> LazyCheckpoint:
+        """The checkpoint that engines are made of: the hardened one, where the recipe has it hardened."""
+        if self.recipe.hardening is None or self.recipe.random_weights is not None:
+            return self.checkpoint
+        return LazyCheckpoint(self.recipe.checkpoint.model_copy(update={"path": str(self.results["harden"] / HARDENED)}))
 
     @property
     def onnx_files(self) -> list[OnnxFile]:
@@ -153,13 +165,26 @@ def make_policies(work: Work, folder: Path) -> None:
     policies_stage(work.checkpoint.open(), work.inputs.memorized, general, work.bundle, folder, work.progress)
 
 
+def harden(work: Work, folder: Path) -> None:
+    """The weights taught to hold less of the memories: `hardening.json`, and the checkpoint."""
+    from nemo_edge.hardening.harden import HARDENING, harden_opened
+    from nemo_edge.model.checkpoint import open_source
+
+    assert work.recipe.hardening is not None
+    work.checkpoint.close()
+    general, neurons = [prompt.text for prompt in work.inputs.general], NeuronSet.load(work.bundle / "neurons.json")
+    settings, sampling, output = work.recipe.hardening, work.recipe.sampling, folder / HARDENED
+    harden_opened(open_source(work.recipe.checkpoint), neurons, work.inputs.memorized, general, output, settings, sampling, work.progress)
+    shutil.copyfile(output / HARDENING, folder / HARDENING)
+
+
 def export(work: Work, folder: Path) -> None:
     """ONNX files of every component, each compared with eager."""
     if is_large(work.recipe.checkpoint):
         work.checkpoint.close()  # its memory is for the processes that export
     neurons = NeuronSet.load(work.bundle / "neurons.json")
     provenance = {"version": __version__, "checkpoint": sha256_json(work.inputs.checkpoint)}
-    exported = export_stage(work.recipe.checkpoint, work.recipe.export, neurons, folder, provenance, work.progress)
+    exported = export_stage(work.shipped.source, work.recipe.export, neurons, folder, provenance, work.progress)
     write_atomically(folder / _EXPORTED, json.dumps([e.model_dump(mode="json") for e in exported], indent=1) + "\n")
 
 
@@ -198,6 +223,7 @@ def measure(work: Work, folder: Path) -> None:
         localizations=[found[prompt.text] for prompt in work.inputs.memorized],
         calibration=Calibration.load(work.bundle / "calibration.safetensors"),
         neurons=NeuronSet.load(work.bundle / "neurons.json"),
+        hardened=work.shipped.open() if work.shipped is not work.checkpoint else None,
     )
     examine(subject, folder, work.progress)
 
@@ -207,7 +233,8 @@ def attack(work: Work, folder: Path) -> None:
     from nemo_edge.measure.attacks.campaign import attack_bundle
 
     assert work.recipe.attack is not None
-    attack_bundle(work.checkpoint.open(), work.bundle, work.recipe, work.inputs.memorized, folder, work.progress)
+    hardened = work.shipped.open() if work.shipped is not work.checkpoint else None
+    attack_bundle(work.checkpoint.open(), work.bundle, work.recipe, work.inputs.memorized, folder, work.progress, hardened)
 
 
 def take_times(work: Work, folder: Path) -> None:
@@ -229,6 +256,10 @@ def _trained(recipe: Recipe) -> bool:
     return recipe.random_weights is None
 
 
+def _hardened(recipe: Recipe) -> bool:
+    return _trained(recipe) and recipe.hardening is not None
+
+
 def _masked(recipe: Recipe) -> bool:
     return _trained(recipe) and "masked" in recipe.export.variants
 
@@ -246,6 +277,7 @@ STAGES = (
     Stage("localize", keys.of_localize, localize, _trained, goes_on=True),
     Stage("localize", keys.of_random_neurons, choose_neurons, _random),
     Stage("policies", keys.of_policies, make_policies, _masked),
+    Stage("harden", keys.of_hardening, harden, _hardened, goes_on=True, private=(HARDENED,)),
     Stage("export", keys.of_export, export, private=(_EXPORTED,)),
     *(Stage(table, partial(keys.of_plans, table), partial(compile_plans, table), partial(_has, table)) for table in FLAVOUR_OF),
     Stage("sessions", None, describe_sessions),

@@ -102,6 +102,8 @@ def rebake(
     started, checkpoint = time.perf_counter(), checkpoint or (places.checkpoint.path if places else None)
     check_output(bundle)
     manifest = open_bundle(bundle)
+    if manifest.hardened is not None:
+        raise InputError(f"the weights of {bundle} were hardened with its neurons silenced, so that none come back: build it again")
     _check(bundle, manifest, _NEURONS)
     before = NeuronSet.load(bundle / _NEURONS)
     after = read_neurons(neurons, before.layers)

@@ -56,6 +56,9 @@ def _intro(evidence: Evidence) -> str:
         f"ONNX engines of {escape(model)} ({escape(evidence.family)}, {evidence.recipe.export.dtype}) that silence the value neurons in "
         "which NeMo (Hintersdorf et al. 2024) found memories of training pictures. `report/index.html` shows what was drawn and measured."
     )
+    hardening = evidence.recipe.hardening
+    if hardening is not None:
+        text += f" With these silenced, its UNet was fine-tuned against embedding attacks ({hardening.rounds} rounds of hardening)."
     return " ".join([text, *(variants[v.variant] for v in evidence.measurement.variants if v.variant in variants)])
 
 

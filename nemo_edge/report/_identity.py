@@ -19,6 +19,7 @@ from nemo_edge.system.environment import Machine
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HASHES = (
     ("Weights", "sha256 over the sha256 of each file of the checkpoint"),
+    ("Hardened weights", "the same of the checkpoint that hardening made of it"),
     ("Prompts", "sha256 of the list of memorized prompts"),
     ("Neurons", "sha256 of what is silenced"),
     ("Build key", "sha256 over all that the bundle was made from"),

@@ -129,6 +129,7 @@ def facts_of(manifest: Manifest) -> dict[str, str]:
     """
     return {
         "Weights": sha256_json(manifest.checkpoint),
+        **({"Hardened weights": sha256_json(manifest.hardened)} if manifest.hardened else {}),
         **({"Prompts": listed} if (listed := _list_hash(manifest)) else {}),
         **({"Recipe file": manifest.recipe_file} if manifest.recipe_file else {}),
         "Build key": manifest.key,

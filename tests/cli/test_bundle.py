@@ -27,6 +27,7 @@ COMMANDS = [
     "calibrate",
     "detect",
     "localize",
+    "harden",
     "export",
     "rebake",
     "compile",
@@ -50,7 +51,7 @@ def test_the_help_names_every_command_in_the_order_of_their_use(run: Run, monkey
     shown = run("--help").out.partition("Commands:")[2]
     assert re.findall(r"(?m)^  (\w+)", shown) == COMMANDS
     commands = {name.removesuffix("_engines") for name in (*cli_bundle.__all__, *attacks.__all__)}
-    assert commands - {"register"} == set(COMMANDS[5:15])
+    assert commands - {"register"} == set(COMMANDS[6:16])
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from nemo_edge.recipe.hardening import HardeningSettings
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.settings import AttackSettings, LatencySettings, RandomSettings
 from nemo_edge.recipe.targets import TensorRtRtxSettings, TensorRtSettings
@@ -26,9 +27,10 @@ EVERYTHING: dict[str, Any] = {
     ("changes", "expected"),
     [
         ({}, "calibrate localize policies export sessions steps measure"),
+        ({"hardening": HardeningSettings()}, "calibrate localize policies harden export sessions steps measure"),
         (EVERYTHING, "calibrate localize policies export tensorrt tensorrt_rtx sessions steps measure attack latency"),
         (
-            {**EVERYTHING, "random_weights": RandomSettings(architecture="sd15")},
+            {**EVERYTHING, "hardening": HardeningSettings(), "random_weights": RandomSettings(architecture="sd15")},
             "localize export tensorrt tensorrt_rtx sessions steps latency",
         ),
     ],

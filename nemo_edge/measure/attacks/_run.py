@@ -178,7 +178,8 @@ class Run:
 
         seeds = range(self.settings.seeds)
         if job.attack == "embedding":
-            start, run = self._start(job), EmbeddingAttack(self._objective, self.settings.steps, self.settings.seed, self._at_once, advance)
+            start, settings = self._start(job), self.settings
+            run = EmbeddingAttack(self._objective(job), settings.steps, settings.seed, self._at_once, advance)
             for found in run(self._latents(job), start):
                 yield from judged(draw_found(replay, found.told, seeds, self.subject.sampling, mask), found.steps, found.loss)
         elif job.way not in self.settings.searches:
@@ -194,7 +195,7 @@ class Run:
         """Until the picture comes back, which is what a search is for; the same text is not drawn twice."""
         search = TextSearch(
             self.subject.checkpoint,
-            self._objective,
+            self._objective(job),
             self._latents(job),
             self._words,
             self.settings,
@@ -224,9 +225,10 @@ class Run:
     def _silence(self) -> AbstractContextManager[Any]:
         return silenced(self.subject.checkpoint.unet, self.subject.neurons)
 
-    @property
-    def _objective(self) -> Objective:
-        return Objective.of(self.subject.checkpoint)
+    def _objective(self, job: _Job) -> Objective:
+        """Of the weights that are attacked: hardened ones, but by the positive control."""
+        hardened = None if job.group == "unmitigated" else self.subject.hardened
+        return Objective.of(hardened or self.subject.checkpoint)
 
     def _latents(self, job: _Job) -> Any:
         return self.subject.checkpoint.encode_pictures(self._picture(job)[None])[0]

@@ -105,12 +105,18 @@ def attack(place: Place, prompts: Path, settings: AttackSettings, output: Path, 
 
 
 def attack_bundle(
-    checkpoint: Checkpoint, bundle: Path, recipe: Recipe, listed: Sequence[Prompt], folder: Path, progress: Progress
+    checkpoint: Checkpoint,
+    bundle: Path,
+    recipe: Recipe,
+    listed: Sequence[Prompt],
+    folder: Path,
+    progress: Progress,
+    hardened: Checkpoint | None = None,
 ) -> Campaign:
     """Attack a bundle in the making as its recipe says, and write `attack.json` into `folder`. Raises `InputError` as `attack`."""
     assert recipe.attack is not None
     output = folder / ATTACK
-    with open_bundle_subject(checkpoint, bundle, recipe) as subject:
+    with open_bundle_subject(checkpoint, bundle, recipe, hardened) as subject:
         found = attack_subject(subject, listed, recipe.prompts.memorized, recipe.attack, output, progress)
     found = found.model_copy(update={"source": recipe.name, "switches": switches(bundle, recipe.export.variants)})
     write_atomically(output, found.model_dump_json(indent=1) + "\n")

@@ -7,10 +7,11 @@ too. Knows nothing of whether the UNet's neurons are silenced. Shapes: S seeds, 
 
 from __future__ import annotations
 
-__all__ = ["BATCH", "FREE", "LEARNING_RATE", "EmbeddingAttack", "draw_found", "from_noise"]
+__all__ = ["BATCH", "FREE", "LEARNING_RATE", "EmbeddingAttack", "EmbeddingSearch", "draw_found", "from_noise"]
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,43 @@ _WINDOW = 10
 """Steps whose mean loss is told; that of one alone is as its eight times happen to be."""
 
 
+class EmbeddingSearch:
+    """One embedding on its way towards a picture, a step at a time; the weights may change between its steps."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        latents_CHW: Tensor,
+        start: Mapping[str, np.ndarray],
+        generator: torch.Generator,
+        at_once: int = BATCH,
+        rate: float = LEARNING_RATE,
+    ) -> None:
+        self.told = {name: torch.from_numpy(value).to(latents_CHW, copy=True) for name, value in start.items()}
+        """A row of each input, as it is now."""
+        self._objective, self._latents_CHW, self._generator, self._at_once = objective, latents_CHW, generator, at_once
+        self._optimiser = torch.optim.Adam([self.told[name].requires_grad_() for name in FREE if name in self.told], lr=rate)
+
+    def step(self) -> float:
+        """Go one step; return the loss before it."""
+        self._optimiser.zero_grad()
+        noised = self._objective.noised(self._latents_CHW, BATCH, self._generator)
+        loss = self._objective.accumulate_(self.told, noised, self._at_once)
+        self._optimiser.step()
+        return loss
+
+    def state(self) -> dict[str, Any]:
+        """What a search of the same picture and generator goes on from."""
+        return {"told": {name: value.detach() for name, value in self.told.items()}, "optimiser": self._optimiser.state_dict()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        with torch.no_grad():
+            for name, value in state["told"].items():
+                self.told[name].copy_(value)
+        self._optimiser.load_state_dict(state["optimiser"])
+
+
 @dataclass(frozen=True)
 class EmbeddingAttack:
     """Optimises what a UNet is told towards one picture."""
@@ -43,21 +81,17 @@ class EmbeddingAttack:
     """Rows that a gradient is taken through together; fewer take less memory, and give the same gradient but for rounding."""
     advance: Callable[[int], None] = lambda done: None
     """Told of each step."""
+    rate: float = LEARNING_RATE
 
     def __call__(self, latents_CHW: Tensor, start: Mapping[str, np.ndarray]) -> Iterator[Found]:
         """Yield the embedding at each mark, as `Attack` says."""
-        generator = torch.Generator().manual_seed(self.seed)
-        told = {name: torch.from_numpy(value).to(latents_CHW, copy=True) for name, value in start.items()}
-        free = [told[name].requires_grad_() for name in FREE if name in told]
-        optimiser, losses = torch.optim.Adam(free, lr=LEARNING_RATE), []
+        search = EmbeddingSearch(self.objective, latents_CHW, start, torch.Generator().manual_seed(self.seed), self.at_once, self.rate)
+        losses = []
         for step in range(1, self.steps + 1):
-            optimiser.zero_grad()
-            noised = self.objective.noised(latents_CHW, BATCH, generator)
-            losses.append(self.objective.accumulate_(told, noised, self.at_once))
-            optimiser.step()
+            losses.append(search.step())
             self.advance(1)
             if step in marks(self.steps):
-                found = {name: value.detach().cpu().numpy().copy() for name, value in told.items()}
+                found = {name: value.detach().cpu().numpy().copy() for name, value in search.told.items()}
                 yield Found(step, float(np.mean(losses[-_WINDOW:])), found)
 
 

@@ -39,6 +39,8 @@ class Place:
     """How pictures are drawn with a checkpoint, where not by the defaults."""
     weights: str | None = None
     """Where a bundle's checkpoint is, if not where its recipe says."""
+    hardened: str | None = None
+    """Where the hardened checkpoint is that a bundle's engines have the weights of."""
 
     def recipe(self) -> Recipe | None:
         """The recipe that a bundle was made by, its files found from the bundle; None of a checkpoint."""
@@ -67,6 +69,8 @@ class Subject:
     """What draws, in words."""
     threshold: float | None
     """The copy threshold that a bundle was measured by."""
+    hardened: Checkpoint | None = None
+    """The weights that a bundle's engines have, where they were hardened; else the checkpoint's with the neurons silenced."""
 
     @property
     def mask(self) -> np.ndarray | None:
@@ -81,7 +85,8 @@ class Subject:
 
     def content_hash(self) -> str:
         """Hash of all that its pictures depend on: weights, neurons, sampling, and what draws."""
-        return sha256_json([self.checkpoint.files, self.neurons.content_hash(), self.sampling.model_dump(mode="json"), self.engine])
+        weights = [self.checkpoint.files, *([self.hardened.files] if self.hardened else [])]
+        return sha256_json([*weights, self.neurons.content_hash(), self.sampling.model_dump(mode="json"), self.engine])
 
 
 def check_place(place: Place) -> Manifest | None:
@@ -97,8 +102,9 @@ def check_place(place: Place) -> Manifest | None:
                 f"checkpoint {place.source.path} carries random weights ({random}), which hold no memory to bring back: --smoke walks "
                 "through an attack with them and says what it takes"
             )
-        if place.weights is not None:
-            raise InputError("--checkpoint says where a bundle's weights are, and a checkpoint is attacked: leave it out")
+        if place.weights is not None or place.hardened is not None:
+            option = "--checkpoint" if place.weights is not None else "--hardened"
+            raise InputError(f"{option} says where a bundle's weights are, and a checkpoint is attacked: leave it out")
         return None
     given: dict[str, object] = {"--neurons": place.neurons, "--recipe": place.sampling}
     given |= {"--lora": place.source.loras or None, "--clip-skip": place.source.clip_skip or None}
@@ -131,18 +137,36 @@ def open_subject(place: Place, manifest: Manifest | None) -> Iterator[Subject]:
     checkpoint = open_source(recipe.checkpoint.model_copy(update={"path": path, **asked}))
     if checkpoint.files != manifest.checkpoint:
         raise InputError(f"{path} is not the checkpoint that {bundle} was made from: its files have other hashes; pass --checkpoint")
-    with open_bundle_subject(checkpoint, bundle, recipe) as subject:
+    hardened = _hardened(place, manifest, checkpoint)
+    with open_bundle_subject(checkpoint, bundle, recipe, hardened) as subject:
         yield subject
 
 
+def _hardened(place: Place, manifest: Manifest, checkpoint: Checkpoint) -> Checkpoint | None:
+    """The weights of a hardened bundle's engines."""
+    if manifest.hardened is None:
+        if place.hardened is not None:
+            raise InputError(f"--hardened names weights, and those of {place.source.path} were not hardened: leave it out")
+        return None
+    if place.hardened is None:
+        raise InputError(
+            f"the weights of {place.source.path} were hardened: pass --hardened, the checkpoint that its build left "
+            "(`.<bundle>.build/harden-…/checkpoint` beside it)"
+        )
+    opened = open_source(place.source.model_copy(update={"path": place.hardened, "device": checkpoint.device.type}))
+    if opened.files != manifest.hardened:
+        raise InputError(f"{place.hardened} is not the checkpoint whose weights {place.source.path} has: its files have other hashes")
+    return opened
+
+
 @contextmanager
-def open_bundle_subject(checkpoint: Checkpoint, bundle: Path, recipe: Recipe) -> Iterator[Subject]:
+def open_bundle_subject(checkpoint: Checkpoint, bundle: Path, recipe: Recipe, hardened: Checkpoint | None = None) -> Iterator[Subject]:
     """Open the engines of a bundle, finished or not; its first variant draws. Leaving the context closes them."""
     variant, neurons = recipe.export.variants[0], NeuronSet.load(bundle / "neurons.json")
     with ExitStack() as stack:
         engines = open_pipeline(checkpoint.config, bundle, recipe.engine, variant, stack)
         engine = f"{recipe.engine.backend}, {variant}"
-        yield Subject(checkpoint, eager_pipeline(checkpoint), engines, neurons, recipe.sampling, engine, _threshold(bundle))
+        yield Subject(checkpoint, eager_pipeline(checkpoint), engines, neurons, recipe.sampling, engine, _threshold(bundle), hardened)
 
 
 def _threshold(bundle: Path) -> float | None:

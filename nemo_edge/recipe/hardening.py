@@ -1,0 +1,38 @@
+"""The settings of hardening: how weights are taught not to hold a picture."""
+
+from __future__ import annotations
+
+__all__ = ["HardeningSettings", "Weights"]
+
+from typing import Literal
+
+from pydantic import Field
+
+from nemo_edge.recipe.settings import Settings, Start
+
+Weights = Literal["all", "cross-attention"]
+
+
+class HardeningSettings(Settings):
+    """Rounds of an attack on one memory, and a step of the weights against it."""
+
+    rounds: int = Field(default=600, ge=1)
+    """One memory each, in turn."""
+    weights: Weights = "all"
+    """Which of the UNet's are changed. All of them take five times their own size in memory."""
+    rate: float = Field(default=1e-4, gt=0)
+    """Of Adam, for the weights."""
+    attack_steps: int = Field(default=6, ge=1)
+    """Steps of the embedding in a round; its attack goes on where the last round of that memory left it."""
+    restart: int = Field(default=4, ge=1)
+    """Rounds of a memory after which its attack begins again, from the next start."""
+    starts: tuple[Start, ...] = Field(default=("prompt", "noise", "unrelated"), min_length=1)
+    """What an attack begins with: the memory's prompt, noise, or one of the general prompts."""
+    surrogates: int = Field(default=4, ge=1)
+    """Pictures of each memorized prompt that the mitigated model draws, to be learned in place of the training picture."""
+    general: int = Field(default=64, ge=1)
+    """General prompts, the first of the list, whose pictures must stay what they are."""
+    keep: float = Field(default=1.0, gt=0)
+    """Weight of what must stay, beside what is to be forgotten."""
+    seed: int = Field(default=0, ge=0)
+    """Of noise, times and order."""
