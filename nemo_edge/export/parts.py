@@ -138,7 +138,7 @@ def _exported(job: PartJob, chosen: Chosen, answers: Path) -> Exported:
     baked = job.place == UNET_FOLDERS["baked"]
     if baked:  # kept in the file's own type, so that they can be put back (`rebake`)
         rows = value_rows(checkpoint.unet, job.baked, DTYPES[chosen.dtype])
-        if any(array.any() for array in rows.values()):  # of hardened weights they are zero
+        if not rows or any(array.any() for array in rows.values()):  # of hardened weights they are zero
             save_rows(job.folder / SILENCED_ROWS, rows)
     settings, layers = job.settings.model_copy(update={"dtype": chosen.dtype}), job.neurons.layers if baked else ()
     with _graph(job, checkpoint) as component:

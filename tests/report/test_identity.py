@@ -29,7 +29,9 @@ def test_every_hash_and_version_has_its_row() -> None:
     assert (rows["Built by"].value, rows["Built by"].code) == ("nemo-edge build toy.toml", True)
     assert rows["Machine"].value == f"{MACHINE.words}, 8 GiB, Linux, Python 3.11"
     assert rows["Time"].value == "2026-01-02"
-    assert set(IDENTIFYING) - {"Recipe file"} <= set(rows)
+    assert set(IDENTIFYING) - {"Recipe file", "Hardened weights"} <= set(rows)
+    hardened = identity_of(evidence(facts={**FACTS, "Hardened weights": "12"}))
+    assert next(row.value for row in hardened if row.name == "Hardened weights") == "12"
 
 
 def test_what_is_not_known_has_no_row() -> None:

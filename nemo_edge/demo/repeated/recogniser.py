@@ -21,7 +21,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nemo_edge.demo.repeated.captions import COLOURS, GROUNDS, OBJECTS, PLACES, SIZES, Caption
+from nemo_edge.demo.repeated.captions import COLOURS, GROUNDS, OBJECTS, PLACES, SIZES, Caption, general_caption
 from nemo_edge.demo.repeated.pictures import draw
 from nemo_edge.demo.samples import encode, scaled
 
@@ -35,7 +35,9 @@ _HEADS: dict[str, tuple[str, ...]] = {
     "ground": GROUNDS,
     "place": PLACES,
 }
-_PICTURES, _CYCLES, _BATCH, _RATE = 12_000, 12, 64, 2e-3
+_WIDTHS = (3, 48, 96, 128, 160)
+_UNNAMED = -100  # what cross_entropy leaves out
+_PICTURES, _CYCLES, _BATCH, _RATE = 20_000, 12, 64, 2e-3
 
 log = logging.getLogger("nemo_edge.demo.repeated.recogniser")
 
@@ -45,11 +47,10 @@ class Recogniser(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        widths = (3, 32, 64, 96, 128)
-        layers = [
-            part for i, o in itertools.pairwise(widths) for part in (nn.Conv2d(i, o, 3, stride=2, padding=1), nn.GroupNorm(8, o), nn.SiLU())
-        ]
-        self.body = nn.Sequential(*layers, nn.Conv2d(128, 48, 1), nn.SiLU(), nn.Flatten())
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise(_WIDTHS):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
+        self.body = nn.Sequential(*layers, nn.Conv2d(_WIDTHS[-1], 48, 1), nn.SiLU(), nn.Flatten())
         self.heads = nn.ModuleDict({name: nn.Linear(48 * 4 * 4, len(words)) for name, words in _HEADS.items()})
 
     def forward(self, pictures_BCHW: Tensor) -> dict[str, Tensor]:
@@ -95,26 +96,41 @@ def _described(rng: random.Random) -> Caption:
             return Caption(rng.choice(tuple(OBJECTS)), colour, rng.choice(SIZES), ground, rng.choice(PLACES))
 
 
+def _words(caption: Caption) -> list[int]:
+    """The place of each word among those of its head; an object without a colour has its own."""
+    named = {name: getattr(caption, name) for name in _HEADS}
+    named["colour"] = caption.colour or _NATURAL
+    return [_UNNAMED if word is None else _HEADS[name].index(word) for name, word in named.items()]
+
+
 def _pictures(vae: AutoencoderKL, captions: Sequence[Caption], rng: random.Random) -> Tensor:
     """As the VAE gives them back, [B, 3, 64, 64]."""
     drawn = torch.from_numpy(np.stack([np.asarray(draw(c, rng)) for c in captions])).permute(0, 3, 1, 2).contiguous()
     with torch.no_grad():
         decoded = [vae.decode(part).sample.clamp(-1, 1) for part in encode(vae, drawn).split(100)]
-    return torch.where(torch.rand(len(drawn), 1, 1, 1) < 0.75, torch.cat(decoded), scaled(drawn))
+    return torch.where(torch.rand(len(drawn), 1, 1, 1) < 0.6, torch.cat(decoded), scaled(drawn))
 
 
 def _loss(recogniser: Recogniser, pictures_BCHW: Tensor, words_BH: Tensor) -> Tensor:
-    logits = recogniser(pictures_BCHW).values()
-    return torch.stack([F.cross_entropy(head, words_B) for head, words_B in zip(logits, words_BH.T, strict=True)]).sum()
+    heads = zip(recogniser(pictures_BCHW).values(), words_BH.T, strict=True)
+    return torch.stack([F.cross_entropy(logits, words_B, ignore_index=_UNNAMED) for logits, words_B in heads]).sum()
+
+
+def _mirrored(pictures_BCHW: Tensor, words_BH: Tensor) -> tuple[Tensor, Tensor]:
+    """What is at the left is at the right then."""
+    words_BH, column = words_BH.clone(), list(_HEADS).index("place")
+    left, right = (words_BH[:, column] == PLACES.index(place) for place in ("left", "right"))
+    words_BH[left, column], words_BH[right, column] = PLACES.index("right"), PLACES.index("left")
+    return pictures_BCHW.flip(3), words_BH
 
 
 def train_recogniser(vae: AutoencoderKL, path: Path, seed: int) -> Recogniser:
     """Train it, log how often it is right about pictures it has not seen, and save it in fp16."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    captions = [_described(rng) for _ in range(_PICTURES)]
+    captions = [_described(rng) if rng.random() < 0.5 else general_caption(rng) for _ in range(_PICTURES)]
     pictures_BCHW = _pictures(vae, captions, rng)
-    words_BH = torch.tensor([[words.index(getattr(c, name) or _NATURAL) for name, words in _HEADS.items()] for c in captions])
+    words_BH = torch.tensor([_words(caption) for caption in captions])
     held, recogniser = _PICTURES // 12, Recogniser()
     steps = _CYCLES * ((_PICTURES - held) // _BATCH)
     optimizer = torch.optim.AdamW(recogniser.parameters(), lr=_RATE, weight_decay=0.05)
@@ -122,7 +138,8 @@ def train_recogniser(vae: AutoencoderKL, path: Path, seed: int) -> Recogniser:
     for step in range(steps):
         rows_B = torch.randint(held, _PICTURES, (_BATCH,))
         noisy_BCHW = pictures_BCHW[rows_B] + 0.1 * torch.rand(_BATCH, 1, 1, 1) * torch.randn(_BATCH, 3, 64, 64)
-        loss = _loss(recogniser, noisy_BCHW, words_BH[rows_B])
+        shown = (noisy_BCHW, words_BH[rows_B])
+        loss = _loss(recogniser, *(_mirrored(*shown) if step % 2 else shown))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
