@@ -22,7 +22,7 @@ def harden(
     rounds: Annotated[int | None, typer.Option("--rounds", help="Of an attack on one memory and a step against it (600).")] = None,
     weights: Annotated[str | None, typer.Option("--weights", help="What may change: all (default), or cross-attention.")] = None,
     rate: Annotated[float | None, typer.Option("--rate", help="Learning rate of the weights (1e-4).")] = None,
-    keep: Annotated[float | None, typer.Option("--keep", help="Weight of other pictures beside what is forgotten (1).")] = None,
+    keep: Annotated[float | None, typer.Option("--keep", help="Weight of other pictures beside what is forgotten (10).")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of noise, times and order (0).")] = None,
     marks: Annotated[list[int] | None, typer.Option("--mark", help="Write OUTPUT-N too, as it is after N rounds; may be repeated.")] = None,
     device: Annotated[str, typer.Option("--device", help="What PyTorch runs on: cpu, or cuda.")] = "cpu",

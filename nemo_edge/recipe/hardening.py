@@ -32,7 +32,7 @@ class HardeningSettings(Settings):
     """Pictures of each memorized prompt that the mitigated model draws, to be learned in place of the training picture."""
     general: int = Field(default=64, ge=1)
     """General prompts, the first of the list, whose pictures must stay what they are."""
-    keep: float = Field(default=1.0, gt=0)
+    keep: float = Field(default=10.0, gt=0)
     """Weight of what must stay, beside what is to be forgotten."""
     seed: int = Field(default=0, ge=0)
     """Of noise, times and order."""
