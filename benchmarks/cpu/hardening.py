@@ -2,7 +2,7 @@
 
     python -m benchmarks.cpu.hardening [--rounds 200 400 600] [--weights all] [--memories 4] [--bundle engines/out/demo]
 
-Hardens the demo with the neurons of its bundle (`nemo-edge harden`, once for each number of rounds), and judges the unmitigated, the
+Hardens the demo with the neurons of its bundle (`nemo-edge harden`, with checkpoints on the way), and judges the unmitigated, the
 mitigated and each hardened checkpoint in eager PyTorch: embeddings optimised from the prompt, from noise and from an unrelated prompt by
 chance, rates and step counts that did not train it, towards training pictures and towards pictures that the model never saw; the prompts
 themselves; and the pictures of general prompts, beside those of the mitigated model. Writes `benchmarks/results/hardening.json` as it goes.

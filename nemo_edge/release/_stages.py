@@ -174,7 +174,9 @@ def harden(work: Work, folder: Path) -> None:
     work.checkpoint.close()
     general, neurons = [prompt.text for prompt in work.inputs.general], NeuronSet.load(work.bundle / "neurons.json")
     settings, sampling, output = work.recipe.hardening, work.recipe.sampling, folder / HARDENED
-    harden_opened(open_source(work.recipe.checkpoint), neurons, work.inputs.memorized, general, output, settings, sampling, work.progress)
+    if not (output / HARDENING).is_file():  # it appears whole, and the folder is of these very inputs
+        checkpoint = open_source(work.recipe.checkpoint)
+        harden_opened(checkpoint, neurons, work.inputs.memorized, general, output, settings, sampling, work.progress)
     shutil.copyfile(output / HARDENING, folder / HARDENING)
 
 

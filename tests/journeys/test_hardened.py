@@ -137,3 +137,12 @@ def test_what_does_not_go_together_is_refused_before_the_work(recipe: Recipe, ti
     third = recipe.model_copy(update={"prompts": recipe.prompts.model_copy(update={"limit": None}), "attack": None})
     with pytest.raises(InputError, match="no training picture is known for 1 of 3 prompts"):
         plan(third.model_copy(update={"hardening": HardeningSettings()}))
+
+
+def test_a_build_that_was_killed_after_its_hardening_does_not_harden_again(recipe: Recipe, bundle: Path, weights: Path) -> None:
+    """Killed before the stage was recorded as done: its checkpoint, which appears whole, is taken."""
+    (weights.parent / "stage.json").unlink()
+    before = (weights / "hardening.json").stat().st_mtime_ns
+    assert not build(recipe.model_copy(update={"name": "again"})).skipped
+    assert (weights / "hardening.json").stat().st_mtime_ns == before
+    assert (weights.parent / "stage.json").is_file()
