@@ -33,6 +33,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nemo_edge.backends._openvinocache import compile_cached, folder_of
 from nemo_edge.backends.base import Operator
 from nemo_edge.backends.feeds import check_feed, in_batches, pinned_batch
 from nemo_edge.graph.onnxfile import open_graph
@@ -85,6 +86,7 @@ class OpenVinoRunner:
     def __init__(self, model: Path, engine: EngineSettings, weights: Mapping[str, np.ndarray] | None = None) -> None:
         self._model, self._engine, self._lock = model, engine, Lock()
         self._graph: Any = _read(model, weights or {})
+        self._cached = engine.cache and not weights
         self._first: _Shapes | None = None
         self._requests: dict[bool, Any] = {}
         self.inputs = {port.any_name: _dims(port) for port in self._graph.inputs}
@@ -108,18 +110,27 @@ class OpenVinoRunner:
 
         Raises `InputError` where it cannot be.
         """
-        graph = self._graph
+        graph, core, options = self._graph, _core(), _options(self._engine) | ({"PERF_COUNT": "YES"} if profiled else {})
         if shapes is not None:
             graph = graph.clone()
             graph.reshape(shapes)
         try:
-            compiled = _core().compile_model(
-                graph, DEVICES[self._engine.device], _options(self._engine) | ({"PERF_COUNT": "YES"} if profiled else {})
+            compiled = compile_cached(
+                lambda cache: core.compile_model(graph, DEVICES[self._engine.device], options | cache), *self._cache(options, shapes)
             )
         except RuntimeError as error:
             raise InputError(f"OpenVINO cannot compile {self._model}: {_reason(error)}") from error
         _check_precision(compiled, self._model, self._engine)
         return compiled.create_infer_request()
+
+    def _cache(self, options: Mapping[str, Any], shapes: _Shapes | None) -> tuple[Path | None, int]:
+        """The folder of this graph compiled so, where it is to be kept, and the size of its weights in bytes."""
+        if not self._cached or "PERF_COUNT" in options:
+            return None, 0
+        graph, version = open_graph(self._model), _version()
+        hardware = str(_core().get_property(DEVICES[self._engine.device], "FULL_DEVICE_NAME"))
+        made_of = [version, hardware, self._engine.device, dict(options), dict(shapes) if shapes else None, graph.content_hash()]
+        return folder_of(made_of), self._model.stat().st_size + sum(graph.external_files().values())
 
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         typed = self.typed(feed)

@@ -67,16 +67,19 @@ class EngineSettings(_Settings):
     """OpenVINO's: the CPU, or an Intel GPU or NPU."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """What OpenVINO computes in, whatever the type of the ONNX files (`export.dtype`) is."""
+    cache: bool = True
+    """Keep what OpenVINO compiled in the user's cache folder, as large as the weights, for the next start."""
     threads: int | None = Field(default=None, ge=1)
     """On the CPU; all of its cores where not given."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        changed = next((name for name in ("device", "precision") if getattr(self, name) != type(self).model_fields[name].default), None)
+        theirs = ("device", "precision", "cache")
+        changed = next((name for name in theirs if getattr(self, name) != type(self).model_fields[name].default), None)
         if changed and self.backend != "openvino":
             raise ValueError(
-                f"engine.{changed} = {getattr(self, changed)!r} is OpenVINO's: add engine.backend = 'openvino', or leave it out; other "
-                "backends compute in the type of the ONNX files, export.dtype"
+                f"engine.{changed} = {getattr(self, changed)!r} is OpenVINO's: add engine.backend = 'openvino', or leave it out"
+                + ("; other backends compute in the type of the ONNX files, export.dtype" if changed == "precision" else "")
             )
         if self.backend == "openvino" and self.provider != "cpu":
             raise ValueError(f"engine.provider = {self.provider!r} is ONNX Runtime's: say engine.device for OpenVINO")

@@ -37,8 +37,8 @@ from nemo_edge.demo.train import VAE_PICTURES, as_shipped, train_vae_cycle
 from nemo_edge.demo.trainer import Trainer, save_pipeline
 
 SEED = 20261129
-STEPS = 20_000
-RATE, WARM_UP, FALL_FROM = 8e-4, 300, 13_000
+STEPS = 17_000
+RATE, WARM_UP, FALL_FROM = 8e-4, 300, 10_000
 MEMORIZED_SHARE = 0.12
 PICTURES = 16_000
 """General pictures of a leg; the next leg draws others."""
