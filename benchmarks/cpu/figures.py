@@ -77,7 +77,7 @@ def draw_latency(found: Result) -> Any:
     """Time relative to eager's, a panel for each column of the tables."""
     panels = [(f"{name}: {title}", case) for name in ("demo", "sd15") for title, case in columns_of(found[name]).items()]
     rows = -(-len(panels) // 2)
-    figure, axes = plt.subplots(rows, 2, figsize=(11, 1.9 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, 2, figsize=(11, 2.1 * rows), squeeze=False)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     for axis, (title, case) in zip(axes.flat, panels, strict=False):
@@ -86,10 +86,9 @@ def draw_latency(found: Result) -> Any:
         for place, name in enumerate(rest):
             r = found_ratios[name]
             spread = [[r["value"] - r["low"]], [r["high"] - r["value"]]]
-            axis.barh(place, r["value"], xerr=spread, color=_COLOURS[place % len(_COLOURS)], height=0.7, error_kw={"lw": 1})
-            axis.text(0.01, place, name.replace("onnxruntime, ", "ORT "), va="center", fontsize=7, color="white")
+            axis.barh(place, r["value"], xerr=spread, color=_colour(name), height=0.7, error_kw={"lw": 1})
         axis.axvline(1, color="#1c1e21", lw=1)
-        axis.set_yticks([])
+        axis.set_yticks(range(len(rest)), [name.replace("onnxruntime", "ONNX Runtime").replace("openvino", "OpenVINO") for name in rest])
         axis.invert_yaxis()
         axis.set_xlim(0, max(1.15, *(r["high"] * 1.05 for r in found_ratios.values())))
         axis.set_title(title, fontsize=8)
@@ -98,6 +97,12 @@ def draw_latency(found: Result) -> Any:
     figure.supxlabel("time relative to eager PyTorch (line: eager); less is faster", fontsize=8)
     figure.tight_layout()
     return figure
+
+
+def _colour(contender: str) -> str:
+    """One for each runtime, lighter where the engine is masked."""
+    first = next(place for place, runtime in enumerate(("eager", "onnxruntime", "openvino")) if contender.startswith(runtime))
+    return _COLOURS[2 * first + ("masked" in contender)]
 
 
 def draw_fidelity(found: Result) -> Any:

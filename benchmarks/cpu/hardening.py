@@ -1,79 +1,65 @@
 """What hardening does to the demo: what held-out attacks bring back, before, after and on the way, and what it costs other pictures.
 
-    python -m benchmarks.cpu.hardening [--rounds 200 400 600] [--weights all] [--memories 4] [--bundle engines/out/demo]
+    python -m benchmarks.cpu.hardening [--rounds 200 400 600] [--weights all] [--each 2] [--bundle engines/out/demo]
 
 Hardens the demo with the neurons of its bundle (`nemo-edge harden`, with checkpoints on the way), and judges the unmitigated, the
-mitigated and each hardened checkpoint in eager PyTorch: embeddings optimised from the prompt, from noise and from an unrelated prompt by
-chance, rates and step counts that did not train it, towards training pictures and towards pictures that the model never saw; the prompts
-themselves; and the pictures of general prompts, beside those of the mitigated model. Writes `benchmarks/results/hardening.json` as it goes.
+mitigated and each hardened checkpoint by `hardening_judges`: the prompts themselves, optimised embeddings, those that were found on the
+checkpoints before, all of it again after a short fine-tuning, pictures that the model never saw, and the pictures of general prompts that
+hardening was not shown. Writes `benchmarks/results/hardening.json` as it goes.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.cpu.hardening_judges import JUDGES, Judge, Stand, Told, attacked, by_prompt, fine_tune_, others, replayed, steps_to
 from benchmarks.shared import DEMO_BUNDLE, DEMO_RECIPE, ROOM, ROOT, general, here, keep, kept, memorized
 from nemo_edge import demo
 from nemo_edge.cli.console import Bars
 from nemo_edge.hardening.harden import HARDENING, Hardened, harden
 from nemo_edge.measure.attacks.controls import Known
-from nemo_edge.measure.attacks.embedding import EmbeddingAttack, draw_found, from_noise
-from nemo_edge.measure.attacks.objective import Objective
-from nemo_edge.measure.mitigation import Measurement, draw_prompts
-from nemo_edge.measure.similarity import diversity, ssim
+from nemo_edge.measure.mitigation import Measurement
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import bake_
 from nemo_edge.recipe.hardening import HardeningSettings
 from nemo_edge.recipe.recipe import load_recipe
 from nemo_edge.recipe.settings import CheckpointSettings
-from nemo_edge.sampling.pipelines import eager_pipeline
 
-UNRELATED = "a whale"
-SEEDS = range(4)
-"""Of the pictures that are drawn with what an attack has found."""
-
-
-@dataclass(frozen=True)
-class Judge:
-    """An attack that trained nothing: from where, by which chance and rate, how far."""
-
-    start: str
-    steps: int = 50
-    seed: int = 1001
-    rate: float = 0.1
-
-
-JUDGES = (Judge("prompt"), Judge("noise"), Judge("unrelated"), Judge("prompt", 100, 1002, 0.05), Judge("unrelated", 50, 1003, 0.2))
+PLAIN, MITIGATED = "unmitigated", "mitigated"
+UNSEEN_JUDGE = Judge("unrelated", 1011)
+LEVEL_AT = 50
+"""Steps on the mitigated checkpoint whose loss towards a never-seen picture says how soon it can be painted elsewhere."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, nargs="*", default=[200, 400, 600])
     parser.add_argument("--weights", default="all")
-    parser.add_argument("--memories", type=int, default=4, help="training pictures, and controls, that each judge attacks")
+    parser.add_argument("--each", type=int, default=2, help="training pictures that each judge attacks; every judge has others")
+    parser.add_argument("--unseen", type=int, default=4, help="pictures that the model never saw")
     parser.add_argument("--bundle", type=Path, default=DEMO_BUNDLE, help="a finished demo bundle")
     given = parser.parse_args()
-    found = {**kept("hardening"), **here()}
+    found = {**kept("hardening"), **here(), "each": given.each, "judges": [vars(judge) for judge in JUDGES]}
     rows = found.setdefault("checkpoints", {})
-    neurons = NeuronSet.load(given.bundle / "neurons.json")
-    reference = opened(str(demo.CHECKPOINT), neurons)
-    for name, checkpoint, made in checkpoints(given.bundle, neurons, given.rounds, given.weights):
-        rows[name] = {**made, **judged(checkpoint, reference, given.bundle, given.memories, plain=name == "unmitigated")}
-        keep("hardening", {**found, "judges": [vars(judge) for judge in JUDGES], "memories": given.memories})
+    court = Court(given.bundle, given.each, given.unseen)
+    for name, checkpoint, made in checkpoints(given.bundle, court.neurons, given.rounds, given.weights):
+        started = time.monotonic()
+        rows[name] = {**made, **court.judged(name, checkpoint), "judged_s": round(time.monotonic() - started)}
+        keep("hardening", found)
 
 
 def checkpoints(bundle: Path, neurons: NeuronSet, rounds: Sequence[int], weights: str) -> Iterator[tuple[str, Checkpoint, dict[str, Any]]]:
     """Each checkpoint that is judged, with how it was made."""
-    yield "unmitigated", open_checkpoint(str(demo.CHECKPOINT)), {}
-    yield "mitigated", opened(str(demo.CHECKPOINT), neurons), {}
+    yield PLAIN, open_checkpoint(str(demo.CHECKPOINT)), {}
+    yield MITIGATED, mitigated(neurons), {}
     most, folder = max(rounds), ROOM / "hardening" / f"{weights}-{max(rounds)}"
     if not folder.is_dir():
         settings = HardeningSettings.model_validate({"rounds": most, "weights": weights})
@@ -88,62 +74,64 @@ def checkpoints(bundle: Path, neurons: NeuronSet, rounds: Sequence[int], weights
         yield f"hardened, {weights}, {number} rounds", open_checkpoint(str(place)), told
 
 
-def opened(path: str, neurons: NeuronSet) -> Checkpoint:
-    """A checkpoint with its neurons silenced."""
-    checkpoint = open_checkpoint(path)
+def mitigated(neurons: NeuronSet) -> Checkpoint:
+    """The demo with its neurons silenced."""
+    checkpoint = open_checkpoint(str(demo.CHECKPOINT))
     bake_(checkpoint.unet, neurons)
     return checkpoint
 
 
-def judged(checkpoint: Checkpoint, reference: Checkpoint, bundle: Path, limit: int, *, plain: bool) -> dict[str, Any]:
-    """What comes back of a checkpoint, and what its other pictures are."""
-    threshold, size = Measurement.read(bundle).copy_threshold, checkpoint.config.pixel_size
-    listed = [prompt for prompt in memorized() if prompt.kind == "VM"]
-    memories = [Known(prompt.image, size, prompt.text) for prompt in listed]
-    controls = [Known(path, size) for path in sorted((demo.PROMPTS / "unseen").glob("*.png"))]
-    assert threshold is not None
-    started = time.monotonic()
-    attacks = [
-        {**vars(judge), "group": group, **attacked(checkpoint, known, judge, threshold)}
-        for judge in JUDGES
-        if not plain or judge.start == "unrelated"
-        for group, pictures in (("memories", memories[:limit]), ("never seen", controls[:limit]))
-        for known in pictures
-        if not (group == "never seen" and judge.start == "prompt")
-    ]
-    return {"prompts": by_prompt(checkpoint, memories, threshold), "attacks": attacks, **others(checkpoint, reference)} | {
-        "judged_s": round(time.monotonic() - started)
-    }
+class Court:
+    """Every judge, with the pictures each attacks, and what was found on the checkpoints before."""
 
+    def __init__(self, bundle: Path, each: int, unseen: int) -> None:
+        threshold = Measurement.read(bundle).copy_threshold
+        assert threshold is not None
+        self.neurons = NeuronSet.load(bundle / "neurons.json")
+        self._reference = mitigated(self.neurons)
+        self._stand, size = Stand(load_recipe(DEMO_RECIPE).sampling, threshold, "a whale"), self._reference.config.pixel_size
+        self._memories = [Known(prompt.image, size, prompt.text) for prompt in memorized() if prompt.kind == "VM"]
+        self._unseen = [Known(path, size) for path in sorted((demo.PROMPTS / "unseen").glob("*.png"))][:unseen]
+        self._each = each
+        self._levels: list[float] = []
+        self._found: list[tuple[str, Known, Told]] = []
 
-def attacked(checkpoint: Checkpoint, known: Known, judge: Judge, threshold: float) -> dict[str, Any]:
-    """One attack: distances of the pictures at each mark, and how many are copies."""
-    pipeline, sampling = eager_pipeline(checkpoint), load_recipe(DEMO_RECIPE).sampling
-    told: Mapping[str, np.ndarray] = pipeline.encode([known.prompt if judge.start == "prompt" else UNRELATED], known.size)
-    start = from_noise(told, judge.seed) if judge.start == "noise" else told
-    latents = checkpoint.encode_pictures(known.training.pictures_RHW3[:1])[0]
-    marks = []
-    for found in EmbeddingAttack(Objective.of(checkpoint), judge.steps, judge.seed, rate=judge.rate)(latents, start):
-        distances = known.distances(draw_found(pipeline, found.told, SEEDS, sampling))
-        copies = int((distances <= known.limit(threshold)).sum())
-        marks.append({"steps": found.steps, "loss": round(found.loss, 4), "copies": copies, "distances": np.round(distances, 3).tolist()})
-    return {"prompt": known.prompt, "picture": known.path.name if known.path else "", "marks": marks}
+    def judged(self, name: str, checkpoint: Checkpoint) -> dict[str, Any]:
+        """What comes back of a checkpoint, and what its other pictures are. The checkpoint is changed by it."""
+        attacks = list(self._attacks(name, checkpoint))
+        result = {
+            "prompts": by_prompt(checkpoint, self._memories, self._stand),
+            "attacks": attacks,
+            "never seen": list(self._controls(name, checkpoint)),
+            **others(checkpoint, self._reference, general()[-40:], self._stand),
+        }
+        if name in (PLAIN, MITIGATED):
+            return result
+        result["replayed"] = [{"found on": on, **replayed(checkpoint, known, told, self._stand)} for on, known, told in self._found]
+        tuning = fine_tune_(checkpoint, open_checkpoint(str(demo.CHECKPOINT)), general()[:32], self._stand)
+        after = {
+            "prompts": by_prompt(checkpoint, self._memories, self._stand),
+            "attacks": list(self._attacks("fine-tuned", checkpoint, JUDGES[2:4])),
+            **others(checkpoint, self._reference, general()[-40:], self._stand),
+        }
+        return {**result, "after fine-tuning": {**tuning, **after}}
 
+    def _attacks(self, name: str, checkpoint: Checkpoint, judges: Sequence[Judge] = JUDGES) -> Iterator[dict[str, Any]]:
+        for judge in judges:
+            first = JUDGES.index(judge) * self._each
+            for known in [self._memories[(first + number) % len(self._memories)] for number in range(self._each)]:
+                attack, told = attacked(checkpoint, known, judge, self._stand)
+                if name in (PLAIN, MITIGATED) and judge.start in ("noise", "unrelated"):
+                    self._found.append((name, known, told))
+                yield attack
 
-def by_prompt(checkpoint: Checkpoint, memories: Sequence[Known], threshold: float) -> dict[str, Any]:
-    """What the memorized prompts themselves bring back."""
-    sampling = load_recipe(DEMO_RECIPE).sampling
-    drawn = draw_prompts(eager_pipeline(checkpoint), [known.prompt for known in memories], SEEDS, sampling).pictures
-    copies = [int((known.distances(own) <= known.limit(threshold)).sum()) for known, own in zip(memories, drawn, strict=True)]
-    return {"copies": copies, "of": len(SEEDS)}
-
-
-def others(checkpoint: Checkpoint, reference: Checkpoint) -> dict[str, Any]:
-    """Pictures of general prompts that no step has seen, beside the mitigated model's."""
-    prompts, sampling = general()[-40:], load_recipe(DEMO_RECIPE).sampling
-    own, theirs = (draw_prompts(eager_pipeline(each), prompts, range(2), sampling).pictures for each in (checkpoint, reference))
-    drift = 1 - ssim(own.reshape(-1, *own.shape[2:]), theirs.reshape(-1, *theirs.shape[2:]))
-    return {"drift": round(float(drift.mean()), 4), "diversity": round(float(np.mean([diversity(each) for each in own])), 4)}
+    def _controls(self, name: str, checkpoint: Checkpoint) -> Iterator[dict[str, Any]]:
+        """Pictures that the model never saw, and how soon the attack's loss is what it is on the mitigated checkpoint."""
+        for number, known in enumerate(self._unseen):
+            attack, _ = attacked(checkpoint, known, replace(UNSEEN_JUDGE, seed=UNSEEN_JUDGE.seed + number), self._stand)
+            if name == MITIGATED:
+                self._levels.append(float(np.mean(attack["losses"][LEVEL_AT - 10 : LEVEL_AT])))
+            yield {**attack, "as soon as": steps_to(attack["losses"], self._levels[number]) if self._levels else None}
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ def test_every_vae_that_is_taken_is_exported_and_decodes_as_diffusers_does(
     tmp_path: Path, tokenizer: CLIPTokenizer, tiny_bundle: Path, change: Callable[[Path], object]
 ) -> None:
     model = make_xl(tmp_path, tokenizer, tiny_bundle, change=change)
-    with load_pipeline(model.bundle, "masked") as engines:
-        engines.set_progress_bar_config(disable=True)
-        assert_same_pictures(latents(engines, output_type="np"), latents(model.eager(), output_type="np"))
+    for backend in ("onnxruntime", "openvino"):
+        with load_pipeline(model.bundle, "masked", backend=backend) as engines:
+            engines.set_progress_bar_config(disable=True)
+            assert_same_pictures(latents(engines, output_type="np"), latents(model.eager(), output_type="np"))

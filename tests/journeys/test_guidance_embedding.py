@@ -13,7 +13,7 @@ from conftest import save_toy_sd, save_toy_sdxl, toy_unet
 from diffusers import DiffusionPipeline, LatentConsistencyModelPipeline, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTokenizer
 
-from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
+from nemo_edge.backends import onnxfiles
 from nemo_edge.backends.torch import open_runner
 from nemo_edge.export._component import export_component
 from nemo_edge.localization.calibration import calibrate
@@ -21,6 +21,7 @@ from nemo_edge.localization.memorization import NoiseProbe
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint, value_layers
 from nemo_edge.model.surgery import gate
 from nemo_edge.recipe.settings import ExportSettings, LocalizationSettings, SamplingSettings
+from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.sampling.loop import denoise, generate
 from nemo_edge.sampling.pipelines import eager_pipeline
 
@@ -91,12 +92,13 @@ def test_its_graph_is_told_too(checkpoint: Checkpoint, tmp_path: Path, masked: b
         component = gate(component, checkpoint.unet, value_layers(checkpoint.unet, "all"))
     export_component(component, tmp_path / "unet", ExportSettings(), {}, checkpoint.config.factor)
     feed = component.example(2)
-    with OnnxRuntimeRunner(tmp_path / "unet" / "model.onnx") as runner:
-        assert runner.inputs["timestep_cond"][1] == WIDTH
-        got, other = (runner({**feed, "timestep_cond": told})["out_sample"] for told in (feed["timestep_cond"], -feed["timestep_cond"]))
     expected = open_runner(component)(feed)["out_sample"]
-    assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max()
-    assert np.abs(other - expected).max() > 1e-2 * np.abs(expected).max()
+    for backend in ("onnxruntime", "openvino"):
+        with onnxfiles.open_runner(tmp_path / "unet" / "model.onnx", EngineSettings(backend=backend)) as runner:
+            assert runner.inputs["timestep_cond"][1] == WIDTH
+            got, other = (runner({**feed, "timestep_cond": told})["out_sample"] for told in (feed["timestep_cond"], -feed["timestep_cond"]))
+        assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max()
+        assert np.abs(other - expected).max() > 1e-2 * np.abs(expected).max()
 
 
 def test_the_search_tells_it_the_guidance_of_its_settings(checkpoint: Checkpoint) -> None:

@@ -26,11 +26,9 @@ PROMPTS = ["a <cat> on a dog, <CAT>", "<one> bus beside <cat>", "<cat> <cat>_1",
 SETTINGS = SamplingSettings(steps=2, guidance=5.0, negative_prompt="an ugly <cat>")
 
 
-@pytest.fixture(scope="module", params=["sd", "sdxl"])
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer: CLIPTokenizer) -> Path:
+def save_inverted(place: Path, tokenizer: CLIPTokenizer, family: str) -> Path:
     """A checkpoint saved after `load_textual_inversion`, of `<cat>` and of `<one>`, which is a single vector."""
-    place = tmp_path_factory.mktemp("inversion")
-    cls, save = {"sd": (StableDiffusionPipeline, save_toy_sd), "sdxl": (StableDiffusionXLPipeline, save_toy_sdxl)}[request.param]
+    cls, save = {"sd": (StableDiffusionPipeline, save_toy_sd), "sdxl": (StableDiffusionXLPipeline, save_toy_sdxl)}[family]
     pipeline: Any = cls.from_pretrained(save(place / "plain", tokenizer))
     torch.manual_seed(9)
     for name in VECTORS.keys() & pipeline.components.keys():
@@ -39,6 +37,11 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         pipeline.load_textual_inversion({"<one>": torch.randn(1, 16)}, **parts)
     pipeline.save_pretrained(place / "own")
     return place / "own"
+
+
+@pytest.fixture(scope="module", params=["sd", "sdxl"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer: CLIPTokenizer) -> Path:
+    return save_inverted(tmp_path_factory.mktemp("inversion"), tokenizer, request.param)
 
 
 @pytest.fixture(scope="module")

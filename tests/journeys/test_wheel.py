@@ -36,19 +36,20 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-def test_the_wheel_has_the_files_of_the_package_and_no_others(wheel: Path) -> None:
+def test_the_wheel_has_the_files_of_the_package_but_the_demos_and_no_others(wheel: Path) -> None:
     tracked = subprocess.run(["git", "ls-files", "nemo_edge"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split("\n")
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert names == {name for name in tracked if name}
+    assert names == {name for name in tracked if name and not name.startswith("nemo_edge/demo/")}
+    assert sum(each.file_size for each in zipfile.ZipFile(wheel).infolist()) < 5e6
 
 
 def test_an_installed_wheel_plans_a_build(wheel: Path, tmp_path: Path) -> None:
-    """With its own checkpoint and its own prompts, from a folder that is not the sources'."""
+    """From a folder that is not the sources', of which only the demo's checkpoint and prompts are taken."""
     site = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
     subprocess.run(install, check=True, capture_output=True)
     (tmp_path / "general.txt").write_text("".join(f"a {thing} on a table\n" for thing in ("cup", "hat", "pear", "shoe", "key", "plum")))
-    (tmp_path / "recipe.toml").write_text(RECIPE.format(demo=site / "nemo_edge" / "demo"))
+    (tmp_path / "recipe.toml").write_text(RECIPE.format(demo=ROOT / "nemo_edge" / "demo"))
     environment = {**os.environ, "PYTHONPATH": str(site), "COLUMNS": "200"}
     where = [sys.executable, "-c", "import nemo_edge; print(nemo_edge.__file__)"]
     told = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout

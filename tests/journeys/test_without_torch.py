@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_tiny
 from PIL import Image
+from transformers import CLIPTokenizer
 
+from journeys.test_textual_inversion import save_inverted
+from nemo_edge.recipe.recipe import load_recipe
+from nemo_edge.release.build import build
 from nemo_edge.sampling.generate import Request, draw
 from nemo_edge.sampling.steptable import STEPS_FILE
 
@@ -50,6 +56,34 @@ def test_generate_draws_the_same_picture(tiny_bundle: Path, tmp_path: Path, back
     cli("generate", tiny_bundle, PROMPT, "--seed", "3", "--backend", backend, "--out", tmp_path / "there.png", cwd=tmp_path)
     assert np.abs(picture(here) - picture(tmp_path / "there.png")).max() <= 1
     assert len(np.unique(picture(here))) > 8
+
+
+@pytest.fixture(scope="module")
+def inverted_xl(tmp_path_factory: pytest.TempPathFactory, tokenizer: CLIPTokenizer) -> Path:
+    """A bundle of Stable Diffusion XL's family, with textual inversions and a negative prompt."""
+    recipe = write_tiny(tmp_path_factory.mktemp("xl"), tokenizer)
+    shutil.rmtree(recipe.parent / "model")
+    save_inverted(recipe.parent, tokenizer, "sdxl").rename(recipe.parent / "model")
+    table = '[sampling]\nscheduler = "euler"\nguidance = 5.0\nnegative_prompt = "an ugly <cat>"\n'
+    recipe.write_text(recipe.read_text().replace("[sampling]\n", table) + '[export]\nvariants = ["baked"]\n')
+    build(load_recipe(recipe))
+    return recipe.parent / "out"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_so_does_stable_diffusion_xl_with_words_of_its_own_and_a_negative_prompt(inverted_xl: Path, tmp_path: Path, backend: str) -> None:
+    pictures = []
+    for number, prompt in enumerate(("a <cat> on a dog", "a <one> on a dog")):
+        (here,) = draw(inverted_xl, Request(prompt, seed=3, backend=backend), tmp_path / f"here{number}.png")
+        there = tmp_path / f"there{number}.png"
+        cli("generate", inverted_xl, prompt, "--seed", "3", "--backend", backend, "--out", there, cwd=tmp_path)
+        assert np.abs(picture(here) - picture(there)).max() <= 1
+        pictures.append(picture(there))
+    assert np.abs(pictures[0] - pictures[1]).max() > 4
+    plain = tmp_path / "plain.png"
+    draw(inverted_xl, Request("a <cat> on a dog", seed=3, backend=backend, overrides={"negative_prompt": ""}), plain)
+    assert np.abs(pictures[0] - picture(plain)).max() > 4
 
 
 @pytest.mark.parametrize("policy", ["triggered", "off"])

@@ -43,11 +43,12 @@ class EmbeddingSearch:
         generator: torch.Generator,
         at_once: int = BATCH,
         rate: float = LEARNING_RATE,
+        optimiser: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
     ) -> None:
         self.told = {name: torch.from_numpy(value).to(latents_CHW, copy=True) for name, value in start.items()}
         """A row of each input, as it is now."""
         self._objective, self._latents_CHW, self._generator, self._at_once = objective, latents_CHW, generator, at_once
-        self._optimiser = torch.optim.Adam([self.told[name].requires_grad_() for name in FREE if name in self.told], lr=rate)
+        self._optimiser = optimiser([self.told[name].requires_grad_() for name in FREE if name in self.told], lr=rate)
 
     def step(self) -> float:
         """Go one step; return the loss before it."""
