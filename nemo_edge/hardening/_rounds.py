@@ -1,6 +1,6 @@
 """The rounds of a hardening: an attack on one memory goes on, then a step of the weights against what it has found; saved as they go.
 
-Knows prompts and a checkpoint whose neurons are silenced, not where the result goes.
+Knows prompts, a checkpoint and the neurons that are silenced in the model that teaches, not where the result goes.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge.hardening._lessons import Memory, Others, draw_memory, draw_others, forget, keep
-from nemo_edge.hardening._student import ROWS, Student, check_memory, free_weights
+from nemo_edge.hardening._student import ROWS, Student, check_memory, copied, free_weights
 from nemo_edge.measure.attacks.embedding import BATCH, EmbeddingSearch, from_noise
 from nemo_edge.measure.attacks.objective import Objective
 from nemo_edge.measure.readings import load_readings
 from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.model.surgery import bake_
+from nemo_edge.model.surgery import bake_, silenced
 from nemo_edge.recipe.hardening import HardeningSettings
 from nemo_edge.recipe.prompts import Prompt
 from nemo_edge.recipe.settings import SamplingSettings, Start
@@ -56,7 +56,7 @@ class Round(BaseModel):
 
 
 class Run:
-    """The rounds of one checkpoint."""
+    """The rounds of one checkpoint, whose neurons are silenced first where `silence` says so."""
 
     def __init__(
         self,
@@ -68,24 +68,31 @@ class Run:
         sampling: SamplingSettings,
         work: Path,
         inputs: str,
+        *,
+        silence: bool = True,
     ) -> None:
         self._checkpoint, self._neurons, self._settings = checkpoint, neurons, settings
         self._listed, self._general, self._sampling = listed, general, sampling
-        self._work, self._inputs = work, inputs
+        self._work, self._inputs, self._silence = work, inputs, silence
         self._pipeline = eager_pipeline(checkpoint)
         objective, factor = Objective.of(checkpoint), checkpoint.config.factor
         _, height, width = latent_shape(checkpoint.config, sampling)
         self._size = height * factor, width * factor
         at_once = min(ROWS, learned_rows_at_once(self._size[0] * self._size[1], room_bytes(checkpoint.device)))
         check_memory(objective.unet, settings.weights, checkpoint.device)
-        self.student = Student(objective, free_weights(objective.unet, settings.weights), settings, at_once)
+        free = free_weights(objective.unet, settings.weights)
+        with silenced(checkpoint.unet, neurons):
+            teacher = copied(free)
+        self._silence_()
+        self.student = Student(objective, free, settings, at_once, teacher)
         self._at_once = min(BATCH, at_once)
         self._generator = torch.Generator().manual_seed(settings.seed)
         self._searches: dict[int, EmbeddingSearch] = {}
 
     def results(self, progress: Progress, tell: Callable[[list[Round]], None] = lambda rounds: None) -> list[Round]:
         """Go every round that is not gone, and return them all; `tell` is told those so far after each."""
-        memories, others = self._draw(progress)  # by the mitigated model: before anything is restored
+        with silenced(self._checkpoint.unet, self._neurons):  # before anything is restored
+            memories, others = self._draw(progress)
         rounds = self._restore(memories)
         with progress.task("harden", self._settings.rounds) as advance:
             advance(len(rounds))
@@ -97,6 +104,10 @@ class Run:
                 tell(rounds)
                 advance(1)
         return rounds
+
+    def _silence_(self) -> None:
+        if self._silence:
+            bake_(self._checkpoint.unet, self._neurons)
 
     def _draw(self, progress: Progress) -> tuple[list[Memory], Others]:
         with progress.task("draw what is learned", len(self._listed) + 1) as advance:
@@ -122,7 +133,7 @@ class Run:
         taught = forget(self.student.objective, memories[which], search.told, ROWS, self._generator)
         held = keep(self.student.objective, others, ROWS, self._generator)
         forget_loss, keep_loss = self.student.step([(taught, 1.0), (held, self._settings.keep)])
-        bake_(self._checkpoint.unet, self._neurons)
+        self._silence_()
         return Round(
             number=number,
             memory=which,
@@ -148,7 +159,7 @@ class Run:
         state = {
             "inputs": self._inputs,
             "rounds": rounds,
-            "weights": {name: value.detach() for name, value in self.student.free.items()},
+            "weights": {name: value.detach() for name, value in self.student.learned.items()},
             "optimiser": self.student.optimiser.state_dict(),
             "generator": self._generator.get_state(),
             "searches": {which: search.state() for which, search in self._searches.items()},
@@ -168,7 +179,8 @@ class Run:
             raise InputError(f"{self._work} was made of another model, or with other settings: give another --output, or delete it")
         with torch.no_grad():
             for name, value in state["weights"].items():
-                self.student.free[name].copy_(value)
+                self.student.learned[name].copy_(value)
+        self.student.write_()
         self.student.optimiser.load_state_dict(state["optimiser"])
         self._generator.set_state(state["generator"].cpu())
         for which, saved in state["searches"].items():

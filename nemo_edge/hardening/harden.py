@@ -21,7 +21,6 @@ from nemo_edge.bundle.manifest import staging
 from nemo_edge.hardening._rounds import Round, Run
 from nemo_edge.model.checkpoint import Checkpoint, open_source, value_layers
 from nemo_edge.model.neurons import NeuronSet, read_neurons
-from nemo_edge.model.surgery import bake_
 from nemo_edge.recipe.hardening import HardeningSettings
 from nemo_edge.recipe.prompts import Prompt, check_apart, distinct, read_prompts
 from nemo_edge.recipe.settings import CheckpointSettings, SamplingSettings
@@ -44,9 +43,11 @@ class Hardened(BaseModel):
     """sha256 of each file of the checkpoint that it was made from."""
     neurons: int
     neurons_hash: str
+    silenced: bool = True
+    """Whether these neurons are silent in it, or only were in the model that taught it."""
     prompts: int
     changed: int
-    """Parameters that were free to change, silenced rows left out."""
+    """Parameters that were free to change, those of silenced rows among them."""
     settings: HardeningSettings
     sampling: dict[str, Any]
     machine: Machine
@@ -65,9 +66,12 @@ def harden(
     sampling: SamplingSettings,
     progress: Progress | None = None,
     marks: Sequence[int] = (),
+    *,
+    silence: bool = True,
 ) -> Hardened:
     """Write to the folder `output` the checkpoint with its neurons silenced and its UNet hardened; `sampling` draws what is learned.
 
+    Without `silence` only the model that teaches has its neurons silenced: what is made is a model that hardening alone has changed.
     The checkpoint as it is after so many rounds, `marks`, is written too, to `<output>-<rounds>`.
 
     `prompts` lists the memorized prompts with their training pictures (a column image), `general` others. Raises `InputError` as
@@ -85,7 +89,8 @@ def harden(
     check_apart(others, listed, general, prompts)
     checkpoint = open_source(source)
     chosen = read_neurons(neurons, value_layers(checkpoint.unet))
-    return harden_opened(checkpoint, chosen, listed, [prompt.text for prompt in others], output, settings, sampling, progress, marks)
+    texts = [prompt.text for prompt in others]
+    return harden_opened(checkpoint, chosen, listed, texts, output, settings, sampling, progress, marks, silence=silence)
 
 
 def harden_opened(
@@ -98,21 +103,23 @@ def harden_opened(
     sampling: SamplingSettings,
     progress: Progress,
     marks: Sequence[int] = (),
+    *,
+    silence: bool = True,
 ) -> Hardened:
     """Harden an open checkpoint, which is changed by it, and write it to `output`; what was begun there is gone on with."""
     started, listed, kept = time.monotonic(), distinct(listed), general[: settings.general]
-    bake_(checkpoint.unet, neurons)
     pictures = {prompt.text: sha256_file(prompt.image) for prompt in listed if prompt.image}
     tables = [settings.model_dump(mode="json"), sampling.model_dump(mode="json")]
-    inputs = sha256_json([checkpoint.files, neurons.content_hash(), pictures, kept, tables])
+    inputs = sha256_json([checkpoint.files, neurons.content_hash(), pictures, kept, tables, silence])
     work = output.with_name(f".{output.name}.hardening")
-    run = Run(checkpoint, neurons, listed, kept, settings, sampling, work, inputs)
+    run = Run(checkpoint, neurons, listed, kept, settings, sampling, work, inputs, silence=silence)
 
     def made(rounds: Sequence[Round]) -> Hardened:
         return Hardened(
             checkpoint=checkpoint.files,
             neurons=len(neurons),
             neurons_hash=neurons.content_hash(),
+            silenced=silence,
             prompts=len(listed),
             changed=sum(value.numel() for value in run.student.free.values()),
             settings=settings,

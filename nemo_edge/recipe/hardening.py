@@ -10,7 +10,7 @@ from pydantic import Field
 
 from nemo_edge.recipe.settings import Settings, Start
 
-Weights = Literal["all", "cross-attention"]
+Weights = Literal["all", "cross-attention", "low-rank"]
 
 
 class HardeningSettings(Settings):
@@ -19,7 +19,8 @@ class HardeningSettings(Settings):
     rounds: int = Field(default=600, ge=1)
     """One memory each, in turn."""
     weights: Weights = "all"
-    """Which of the UNet's are changed. All of them take five times their own size in memory."""
+    """Which of the UNet's are changed: all of them, which takes five times their own size in memory; those of the cross-attention; or all
+    matrices and kernels, each by a change of rank 8, which is added to them in the end."""
     rate: float = Field(default=1e-4, gt=0)
     """Of Adam, for the weights."""
     attack_steps: int = Field(default=6, ge=1)

@@ -14,8 +14,8 @@ from nemo_edge.hardening import _rounds
 from nemo_edge.hardening._rounds import Run
 from nemo_edge.model.checkpoint import open_checkpoint, value_layers
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.model.surgery import bake_
-from nemo_edge.recipe.hardening import HardeningSettings
+from nemo_edge.model.surgery import silenced
+from nemo_edge.recipe.hardening import HardeningSettings, Weights
 from nemo_edge.recipe.prompts import Prompt
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.system.errors import InputError
@@ -35,12 +35,13 @@ def listed(tmp_path: Path) -> list[Prompt]:
     return found
 
 
-def run_of(toy_folder: Path, listed: list[Prompt], work: Path, settings: HardeningSettings = SETTINGS, inputs: str = "a") -> Run:
+def run_of(
+    toy_folder: Path, listed: list[Prompt], work: Path, settings: HardeningSettings = SETTINGS, inputs: str = "a", *, silence: bool = True
+) -> Run:
     checkpoint = open_checkpoint(str(toy_folder))
     neurons = NeuronSet.empty(value_layers(checkpoint.unet)).others(3, seed=0)
-    bake_(checkpoint.unet, neurons)
     sampling = SamplingSettings(steps=1, guidance=2.0)
-    return Run(checkpoint, neurons, listed, ["a pig", "a whale"], settings, sampling, work, inputs)
+    return Run(checkpoint, neurons, listed, ["a pig", "a whale"], settings, sampling, work, inputs, silence=silence)
 
 
 def test_memories_take_turns_and_attacks_begin_again_from_the_next_start(toy_folder: Path, listed: list[Prompt], tmp_path: Path) -> None:
@@ -59,6 +60,26 @@ def test_what_is_silenced_stays_silent(toy_folder: Path, listed: list[Prompt], t
     assert any(not torch.equal(value, before[name]) for name, value in after.items())
     for layer, rows in run._neurons.items():
         assert not after[f"{layer.name}.weight"][list(rows)].any()
+
+
+@pytest.mark.parametrize("weights", ["all", "low-rank"])
+def test_hardening_alone_changes_a_model_whose_neurons_stay(
+    toy_folder: Path, listed: list[Prompt], tmp_path: Path, weights: Weights
+) -> None:
+    """Its teacher has them silenced."""
+    settings = SETTINGS.model_copy(update={"weights": weights})
+    run = run_of(toy_folder, listed, tmp_path / "work", settings, silence=False)
+    plain = open_checkpoint(str(toy_folder)).unet
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, run._checkpoint.unet.state_dict()[name])
+    with silenced(plain, run._neurons):
+        assert all(torch.equal(plain.state_dict()[name.removeprefix("unet.")], value) for name, value in run.student.teacher.items())
+    run.results(Progress())
+    after = run._checkpoint.unet.state_dict()
+    for layer, rows in ((layer, rows) for layer, rows in run._neurons.items() if rows):
+        before, now = (state[f"{layer.name}.weight"][list(rows)] for state in (plain.state_dict(), after))
+        assert now.any(dim=1).all()
+        assert not torch.equal(now, before)
 
 
 def test_an_interrupted_run_goes_on_bit_for_bit(

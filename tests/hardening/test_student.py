@@ -9,10 +9,10 @@ import torch
 
 from nemo_edge.hardening import _student as student_module
 from nemo_edge.hardening._lessons import Lesson
-from nemo_edge.hardening._student import Student, check_memory, free_weights
+from nemo_edge.hardening._student import Student, check_memory, copied, free_weights
 from nemo_edge.measure.attacks.objective import Objective
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
-from nemo_edge.recipe.hardening import HardeningSettings
+from nemo_edge.recipe.hardening import HardeningSettings, Weights
 from nemo_edge.system.errors import InputError
 
 
@@ -21,9 +21,10 @@ def checkpoint(toy_folder: object) -> Checkpoint:
     return open_checkpoint(str(toy_folder))
 
 
-def student_of(checkpoint: Checkpoint, at_once: int = 4, rate: float = 1e-2) -> Student:
-    objective, settings = Objective.of(checkpoint), HardeningSettings(weights="cross-attention", rate=rate)
-    return Student(objective, free_weights(objective.unet, "cross-attention"), settings, at_once)
+def student_of(checkpoint: Checkpoint, at_once: int = 4, rate: float = 1e-2, weights: Weights = "cross-attention") -> Student:
+    objective, settings = Objective.of(checkpoint), HardeningSettings(weights=weights, rate=rate)
+    free = free_weights(objective.unet, weights)
+    return Student(objective, free, settings, at_once, copied(free))
 
 
 def lesson_of(checkpoint: Checkpoint, rows: int = 4) -> Lesson:
@@ -67,6 +68,25 @@ def test_what_is_not_free_does_not_change_and_an_attack_finds_no_gradients_at_th
     assert changed
     assert all(".attn2." in name for name in changed)
     assert not any(value.requires_grad or value.grad is not None for value in student.free.values())
+
+
+def test_a_change_of_low_rank_is_added_to_the_weights_and_leaves_what_is_silenced(checkpoint: Checkpoint) -> None:
+    value = checkpoint.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_v.weight
+    with torch.no_grad():
+        value[1] = 0
+    before = {name: value.clone() for name, value in checkpoint.unet.state_dict().items()}
+    student, lesson = student_of(checkpoint, weights="low-rank"), lesson_of(checkpoint)
+    losses = [student.step([(lesson, 1.0)])[0] for _ in range(30)]
+    assert losses[-1] < 0.7 * losses[0]
+    for name, after in checkpoint.unet.state_dict().items():
+        change = (after - before[name]).flatten(1) if after.dim() > 1 else after - before[name]
+        assert (torch.linalg.matrix_rank(change, tol=1e-4) <= 8) if after.dim() > 1 else not change.any(), name
+    assert not value[1].any()
+    assert value[0].ne(before["down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v.weight"][0]).any()
+    with torch.no_grad():  # an attack sees what was learned
+        conditions = [lesson.told[name] for name in student.objective.names]
+        (own,) = student.objective.unet(lesson.noised.x_BCHW, lesson.noised.time_B.float(), *conditions)
+        assert torch.equal(own, student._answer(lesson, lesson.told, student._changed()))
 
 
 def test_rows_that_do_not_fit_together_are_one_step_all_the_same(checkpoint: Checkpoint) -> None:
