@@ -25,13 +25,14 @@ from nemo_edge import demo
 from nemo_edge.cli.console import Bars
 from nemo_edge.hardening.harden import HARDENING, Hardened, harden
 from nemo_edge.measure.attacks.controls import Known
-from nemo_edge.measure.mitigation import Measurement
+from nemo_edge.measure.mitigation import Measurement, draw_prompts
 from nemo_edge.model.checkpoint import Checkpoint, open_checkpoint
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import bake_
 from nemo_edge.recipe.hardening import HardeningSettings
 from nemo_edge.recipe.recipe import load_recipe
 from nemo_edge.recipe.settings import CheckpointSettings
+from nemo_edge.sampling.pipelines import eager_pipeline
 
 PLAIN, MITIGATED = "unmitigated", "mitigated"
 UNSEEN_JUDGE = Judge("unrelated", 1011)
@@ -88,8 +89,11 @@ class Court:
         threshold = Measurement.read(bundle).copy_threshold
         assert threshold is not None
         self.neurons = NeuronSet.load(bundle / "neurons.json")
-        self._reference = mitigated(self.neurons)
-        self._stand, size = Stand(load_recipe(DEMO_RECIPE).sampling, threshold, "a whale"), self._reference.config.pixel_size
+        plain, reference = open_checkpoint(str(demo.CHECKPOINT)), mitigated(self.neurons)
+        self._stand, size = Stand(load_recipe(DEMO_RECIPE).sampling, threshold, "a whale"), plain.config.pixel_size
+        self._held_out, self._ordinary = general()[-40:], general()[:32]
+        self._theirs = draw_prompts(eager_pipeline(reference), self._held_out, range(2), self._stand.sampling).pictures
+        self._pictures = draw_prompts(eager_pipeline(plain), self._ordinary, [7], self._stand.sampling).pictures[:, 0]
         self._memories = [Known(prompt.image, size, prompt.text) for prompt in memorized() if prompt.kind == "VM"]
         self._unseen = [Known(path, size) for path in sorted((demo.PROMPTS / "unseen").glob("*.png"))][:unseen]
         self._each = each
@@ -103,16 +107,16 @@ class Court:
             "prompts": by_prompt(checkpoint, self._memories, self._stand),
             "attacks": attacks,
             "never seen": list(self._controls(name, checkpoint)),
-            **others(checkpoint, self._reference, general()[-40:], self._stand),
+            **others(checkpoint, self._held_out, self._theirs, self._stand),
         }
         if name in (PLAIN, MITIGATED):
             return result
         result["replayed"] = [{"found on": on, **replayed(checkpoint, known, told, self._stand)} for on, known, told in self._found]
-        tuning = fine_tune_(checkpoint, open_checkpoint(str(demo.CHECKPOINT)), general()[:32], self._stand)
+        tuning = fine_tune_(checkpoint, self._ordinary, self._pictures)
         after = {
             "prompts": by_prompt(checkpoint, self._memories, self._stand),
             "attacks": list(self._attacks("fine-tuned", checkpoint, JUDGES[2:4])),
-            **others(checkpoint, self._reference, general()[-40:], self._stand),
+            **others(checkpoint, self._held_out, self._theirs, self._stand),
         }
         return {**result, "after fine-tuning": {**tuning, **after}}
 

@@ -109,18 +109,18 @@ def by_prompt(checkpoint: Checkpoint, memories: Sequence[Known], stand: Stand) -
     return {"copies": copies, "of": len(SEEDS)}
 
 
-def others(checkpoint: Checkpoint, reference: Checkpoint, prompts: Sequence[str], stand: Stand) -> dict[str, float]:
-    """Pictures of general prompts, beside those of a reference."""
-    own, theirs = (draw_prompts(eager_pipeline(each), prompts, range(2), stand.sampling).pictures for each in (checkpoint, reference))
-    drift = 1 - ssim(own.reshape(-1, *own.shape[2:]), theirs.reshape(-1, *theirs.shape[2:]))
+def others(checkpoint: Checkpoint, prompts: Sequence[str], theirs_PSHW3: np.ndarray, stand: Stand) -> dict[str, float]:
+    """Pictures of general prompts, beside a reference's of the same seeds, from 0 on."""
+    seeds = range(theirs_PSHW3.shape[1])
+    own = draw_prompts(eager_pipeline(checkpoint), prompts, seeds, stand.sampling).pictures
+    drift = 1 - ssim(own.reshape(-1, *own.shape[2:]), theirs_PSHW3.reshape(-1, *own.shape[2:]))
     return {"drift": round(float(drift.mean()), 4), "diversity": round(float(np.mean([diversity(each) for each in own])), 4)}
 
 
-def fine_tune_(checkpoint: Checkpoint, painter: Checkpoint, prompts: Sequence[str], stand: Stand) -> dict[str, Any]:
-    """Fine-tune the UNet as anybody might, on pictures that `painter` draws of general prompts: the loss that models are trained by."""
+def fine_tune_(checkpoint: Checkpoint, prompts: Sequence[str], pictures_PHW3: np.ndarray) -> dict[str, Any]:
+    """Fine-tune the UNet as anybody might, on a picture of each of some general prompts: the loss that models are trained by."""
     steps, rows, rate = (_TUNING[name] for name in ("steps", "rows", "rate"))
-    pictures = draw_prompts(eager_pipeline(painter), prompts, [7], stand.sampling).pictures[:, 0]
-    latents_PCHW, objective = checkpoint.encode_pictures(pictures), Objective.of(checkpoint)
+    latents_PCHW, objective = checkpoint.encode_pictures(pictures_PHW3), Objective.of(checkpoint)
     told = [checkpoint.encode([prompt]) for prompt in prompts]
     generator = torch.Generator().manual_seed(2001)
     weights = list(checkpoint.unet.parameters())

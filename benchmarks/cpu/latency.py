@@ -51,10 +51,11 @@ def main() -> None:
 
 
 def keep_groups(name: str, groups: Iterable[dict[str, Any]]) -> None:
-    """Write each group as it is measured, in the place of the former one of its name."""
+    """Write each group as it is measured, in the place of the former one of its name, by size and threads."""
     for found in groups:
         former = {group["group"]: group for group in kept("latency").get(name, [])}
-        keep("latency", {**kept("latency"), name: list({**former, found["group"]: found}.values())})
+        every = sorted({**former, found["group"]: found}.values(), key=lambda group: (group["cases"][0]["height"], group["threads"]))
+        keep("latency", {**kept("latency"), name: every})
 
 
 def time_demo(work: Path, counts: Sequence[int]) -> Iterator[dict[str, Any]]:

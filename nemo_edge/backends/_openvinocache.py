@@ -40,24 +40,24 @@ def compile_cached(compile_with: Callable[[dict[str, Any]], Any], folder: Path |
     staged = folder if folder.is_dir() else folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     try:
         compiled = compile_with({"CACHE_DIR": str(staged)})
-        if staged != folder:
-            _settle(staged, folder)
-        os.utime(folder)
-    except (OSError, RuntimeError):  # no right to write there, a full disk: it only saves time
+        with suppress(OSError):  # another process may have been first
+            if staged != folder:
+                _settle(staged, folder)
+            os.utime(folder)
+        return compiled
+    except RuntimeError:  # no right to write there, a full disk: it only saves time
         return compile_with({})
     finally:
         if staged != folder:
             shutil.rmtree(staged, ignore_errors=True)
-    return compiled
 
 
 def _settle(staged: Path, folder: Path) -> None:
-    """Put what was written into its place, on the disk before it has its name; another process may have been first."""
+    """Put what was written into its place, on the disk before it has its name where the system can say so of a file that is only read."""
     for path in staged.iterdir():
-        with path.open("rb") as file:
+        with suppress(OSError), path.open("rb") as file:
             os.fsync(file.fileno())
-    with suppress(OSError):
-        staged.rename(folder)
+    staged.rename(folder)
 
 
 def _room_made(root: Path, needed: int) -> bool:

@@ -25,6 +25,7 @@ __all__ = [
 
 import sys
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -127,10 +128,14 @@ class OpenVinoRunner:
         """The folder of this graph compiled so, where it is to be kept, and the size of its weights in bytes."""
         if not self._cached or "PERF_COUNT" in options:
             return None, 0
-        graph, version = open_graph(self._model), _version()
-        hardware = str(_core().get_property(DEVICES[self._engine.device], "FULL_DEVICE_NAME"))
-        made_of = [version, hardware, self._engine.device, dict(options), dict(shapes) if shapes else None, graph.content_hash()]
-        return folder_of(made_of), self._model.stat().st_size + sum(graph.external_files().values())
+        device, (content, size_bytes) = self._engine.device, self._content
+        return folder_of([_version(), _hardware(device), device, dict(options), dict(shapes) if shapes else None, content]), size_bytes
+
+    @cached_property
+    def _content(self) -> tuple[str, int]:
+        """One hash of the file and its weights, and their size in bytes."""
+        graph = open_graph(self._model)
+        return graph.content_hash(), self._model.stat().st_size + sum(graph.external_files().values())
 
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         typed = self.typed(feed)
@@ -186,14 +191,14 @@ def profile(model: Path, engine: EngineSettings, feed: Mapping[str, np.ndarray],
 def compile_engine(bundle: Path, component: str, model: str, engine: EngineSettings) -> EngineFile:
     """Open the bundle's ONNX file and write `engines/<component>.openvino.<device>.json`, which says how to run it."""
     check_device(engine)
-    with OpenVinoRunner(bundle / model, engine) as runner:
+    with OpenVinoRunner(bundle / model, engine.model_copy(update={"cache": False})) as runner:  # nothing is run
         runner.compile()
         inputs, outputs = open_graph(bundle / model).ports()
         file = EngineFile(
             component=component,
             device=engine.device,
             precision=engine.precision,
-            hardware=str(_core().get_property(DEVICES[engine.device], "FULL_DEVICE_NAME")),
+            hardware=_hardware(engine.device),
             model=model,
             threads=engine.threads,
             version=_version(),
@@ -254,6 +259,10 @@ def check_device(engine: EngineSettings) -> None:
 def describe(engine: EngineSettings) -> dict[str, Any]:
     """Version, device and type, for provenance."""
     return {"backend": "openvino", "version": _version(), "device": engine.device, "precision": engine.precision}
+
+
+def _hardware(device: str) -> str:
+    return str(_core().get_property(DEVICES[device], "FULL_DEVICE_NAME"))
 
 
 def _version() -> str:

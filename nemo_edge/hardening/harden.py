@@ -108,9 +108,8 @@ def harden_opened(
 ) -> Hardened:
     """Harden an open checkpoint, which is changed by it, and write it to `output`; what was begun there is gone on with."""
     started, listed, kept = time.monotonic(), distinct(listed), general[: settings.general]
-    pictures = {prompt.text: sha256_file(prompt.image) for prompt in listed if prompt.image}
-    tables = [settings.model_dump(mode="json"), sampling.model_dump(mode="json")]
-    inputs = sha256_json([checkpoint.files, neurons.content_hash(), pictures, kept, tables, silence])
+    told = [checkpoint.files, neurons.content_hash(), kept, settings.model_dump(mode="json"), sampling.model_dump(mode="json"), silence]
+    inputs = sha256_json([*told, {prompt.text: sha256_file(prompt.image) for prompt in listed if prompt.image}])
     work = output.with_name(f".{output.name}.hardening")
     run = Run(checkpoint, neurons, listed, kept, settings, sampling, work, inputs, silence=silence)
 

@@ -120,6 +120,22 @@ def test_a_graph_that_does_not_compile_with_a_cache_is_compiled_without(cache: P
     assert not list(cache.iterdir())
 
 
+def test_what_another_process_put_there_first_is_no_reason_to_compile_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def taken(self: Path, target: Path) -> None:
+        raise OSError("not empty")
+
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(Path, "rename", taken)
+    compile_cached(lambda options: asked.append(options) or Path(options["CACHE_DIR"]).mkdir(), folder_of("it"), 1)
+    assert len(asked) == 1
+    assert not list(cache.iterdir())
+
+
+def test_a_build_that_only_compiles_keeps_nothing(cache: Path, tmp_path: Path, model: Path) -> None:
+    openvino.compile_engine(tmp_path, "unet", model.relative_to(tmp_path).as_posix(), ONE)
+    assert not cache.exists()
+
+
 def test_the_one_that_was_not_used_for_longest_makes_room(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def compile_with(options: dict[str, Any]) -> None:
         if options and not Path(options["CACHE_DIR"]).exists():

@@ -82,11 +82,10 @@ class EmbeddingAttack:
     """Rows that a gradient is taken through together; fewer take less memory, and give the same gradient but for rounding."""
     advance: Callable[[int], None] = lambda done: None
     """Told of each step."""
-    rate: float = LEARNING_RATE
 
     def __call__(self, latents_CHW: Tensor, start: Mapping[str, np.ndarray]) -> Iterator[Found]:
         """Yield the embedding at each mark, as `Attack` says."""
-        search = EmbeddingSearch(self.objective, latents_CHW, start, torch.Generator().manual_seed(self.seed), self.at_once, self.rate)
+        search = EmbeddingSearch(self.objective, latents_CHW, start, torch.Generator().manual_seed(self.seed), self.at_once)
         losses = []
         for step in range(1, self.steps + 1):
             losses.append(search.step())
