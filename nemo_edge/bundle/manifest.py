@@ -15,6 +15,7 @@ __all__ = [
     "check_output",
     "check_shippable",
     "copy_tree",
+    "holding",
     "measured_no_more",
     "open_bundle",
     "open_verified",
@@ -28,7 +29,6 @@ import ctypes
 import errno
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,7 +41,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nemo_edge.bundle._references import inside, strays
 from nemo_edge.system.environment import Machine
 from nemo_edge.system.errors import BundleError, InputError
-from nemo_edge.system.files import check_folder, explain, sha256_file, write_atomically
+from nemo_edge.system.files import check_folder, explain, followed, sha256_file, temporary, write_atomically
+from nemo_edge.system.outputs import former_of, lock, put_back
 
 MANIFEST = "manifest.json"
 SCHEMA: Literal[3] = 3
@@ -176,43 +177,49 @@ def _is_bundle(folder: Path) -> bool:
 
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`; what `publish` has not moved away is deleted at the end."""
-    temporary = folder.parent / f".{folder.name}.{secrets.token_hex(4)}"  # named before it is made: a signal finds it
+    """A temporary folder beside `folder`; what `publish` has not moved away is deleted at the end, or by the next `lock` of `folder`."""
+    staged = temporary(folder)  # named before it is made: a signal finds it
     try:
         try:
-            temporary.mkdir(parents=True)
+            staged.mkdir(parents=True)
         except OSError as error:
             raise explain(error, folder) from error
-        yield temporary
+        yield staged
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def publish(staged: Path, folder: Path, manifest: Manifest, known: Mapping[str, str] | None = None) -> Manifest:
     """Write the manifest with the hashes of all staged files and put the folder in place, replacing a former bundle.
 
-    `known` are hashes of files that need not be read again.
+    `known` are hashes of files that need not be read again. Where two folders cannot be exchanged, the former bundle is aside for a
+    moment; after a kill in that moment whoever looks for it next puts it back.
     """
     hashes = known or {}
     files = {name: hashes.get(name) or sha256_file(staged / name) for name in _names(staged)}
     manifest = manifest.model_copy(update={"files": files})
     write_atomically(staged / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+    folder = followed(folder)
     try:
         if not folder.is_dir():
             os.replace(staged, folder)
-            return manifest
-        if _exchange(staged, folder):  # the former bundle is where the staged one was, and goes with it
-            return manifest
-        with staging(folder) as former:
-            try:
-                os.replace(folder, former / "bundle")
-                os.replace(staged, folder)
-            finally:
-                if not folder.exists():
-                    os.replace(former / "bundle", folder)
+        elif not _exchange(staged, folder):  # else the former bundle is where the staged one was, and goes with it
+            _replace(staged, folder)
     except OSError as error:
         raise explain(error, folder) from error
     return manifest
+
+
+def _replace(staged: Path, folder: Path) -> None:
+    """Put a folder in the place of another in two steps; an error takes the first one back, `lock` does after a kill."""
+    former = former_of(folder)
+    try:
+        os.replace(folder, former)
+        os.replace(staged, folder)
+    finally:
+        if not folder.exists():
+            os.replace(former, folder)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -234,6 +241,7 @@ def open_bundle(folder: str | PathLike[str]) -> Manifest:
     (('baked', 'masked'), True)
     """
     folder = Path(folder)
+    put_back(folder)
     path = folder / MANIFEST
     if not path.is_file():
         state = "does not exist" if not folder.exists() else "has no manifest.json and is not a finished bundle"
@@ -292,24 +300,42 @@ def check_shippable(folder: Path) -> Manifest:
     return manifest
 
 
+@contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Hold a finished bundle that is to be changed, from before the work until it is changed.
+
+    Raises `BundleError` for a folder that is none, `InputError` where it cannot be written, and while another command writes to it.
+    """
+    open_bundle(folder)
+    check_output(folder)
+    with lock(folder):
+        yield
+
+
 def amend(folder: Path, manifest: Manifest, write: Callable[[Path], Mapping[str, str] | None]) -> Manifest:
     """Add files to a bundle or replace some, all at once: `write` gets a folder that holds the bundle's files.
 
-    It must not change a file in place. What it leaves alone keeps the hash it has in `manifest`; of what it writes it may
-    return hashes that it knows. Raises `BundleError` when the bundle is no longer the one that the manifest is of, or holds other files.
+    It must not change a file in place, and the bundle is locked meanwhile. What it leaves alone keeps the hash it has in `manifest`; of
+    what it writes it may return hashes that it knows. Raises `BundleError` when the bundle is no longer the one that the manifest is of,
+    or holds other files.
     """
+    with lock(folder), staging(folder) as staged:
+        _check_names(folder, manifest)
+        copy_tree(folder, staged, leave=(MANIFEST,), link=True)
+        before = {name: _mark(staged / name) for name in manifest.files}
+        known = write(staged) or {}
+        kept = {n: h for n, h in manifest.files.items() if (staged / n).is_file() and _mark(staged / n) == before[n]}
+        return publish(staged, folder, manifest, {**kept, **known})
+
+
+def _check_names(folder: Path, manifest: Manifest) -> None:
+    """Raise `BundleError` unless a bundle is the one that the manifest is of, and holds its files and no other."""
     if open_bundle(folder).files != manifest.files:
         raise BundleError(f"{folder} was built again meanwhile: run the same command once more")
     names = {*_names(folder)} - {MANIFEST}
     other = [*(f"{n} was added" for n in sorted(names - {*manifest.files})), *(f"{n} is missing" for n in {*manifest.files} - names)]
     if other:
         raise BundleError(f"{folder} was changed since it was built ({other[0]}): build it again; nothing was written")
-    with staging(folder) as staged:
-        copy_tree(folder, staged, leave=(MANIFEST,), link=True)
-        before = {name: _mark(staged / name) for name in manifest.files}
-        known = write(staged) or {}
-        kept = {n: h for n, h in manifest.files.items() if (staged / n).is_file() and _mark(staged / n) == before[n]}
-        return publish(staged, folder, manifest, {**kept, **known})
 
 
 def copy_tree(source: Path, target: Path, leave: Sequence[str] = (), *, link: bool = False) -> None:

@@ -6,48 +6,29 @@ stage does is its own business.
 
 from __future__ import annotations
 
-__all__ = ["cache_of", "is_kept", "lock", "run_stages"]
+__all__ = ["cache_of", "is_kept", "run_stages"]
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from nemo_edge.bundle.manifest import copy_tree
 from nemo_edge.release._stages import Stage, Work, stages_of
-from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import sha256_file, write_atomically
+from nemo_edge.system.outputs import beside
 
 _RECORD = "stage.json"
 
 
 def cache_of(output: Path) -> Path:
     """Where a build of the bundle `output` keeps the results of its stages."""
-    return output.parent / f".{output.name}.build"
+    return beside(output, "build")
 
 
 def is_kept(output: Path, stage: str, key: str) -> bool:
     """Whether a stage has left its results under this key; whether they are whole is not asked."""
     return (_folder(output, stage, key) / _RECORD).is_file()
-
-
-@contextmanager
-def lock(output: Path) -> Iterator[None]:
-    """Hold the build's cache for this process. Raises `InputError` while another build of the same bundle runs."""
-    folder = cache_of(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    held = FileLock(folder / "lock")
-    try:
-        held.acquire(timeout=0)
-    except Timeout as error:
-        raise InputError(f"another build of {output} is running: wait for it, or give another output") from error
-    try:
-        yield
-    finally:
-        held.release()
 
 
 def run_stages(work: Work, keys: Mapping[str, str]) -> dict[str, str]:

@@ -14,10 +14,11 @@ from pydantic import BaseModel, ConfigDict
 
 from nemo_edge.bundle.manifest import Manifest, open_bundle, publish, staging
 from nemo_edge.recipe.recipe import Recipe, load_recipe
-from nemo_edge.release._cache import is_kept, lock, run_stages
+from nemo_edge.release._cache import is_kept, run_stages
 from nemo_edge.release._preflight import preflight
 from nemo_edge.release._stages import LazyCheckpoint, Work
 from nemo_edge.system.files import explain
+from nemo_edge.system.outputs import lock
 from nemo_edge.system.processes import run_in_process
 from nemo_edge.system.progress import Progress
 

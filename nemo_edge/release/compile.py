@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nemo_edge.backends.tensorrt.flavours import FLAVOURS, check
-from nemo_edge.bundle.manifest import Manifest, amend, check_output, measured_no_more, open_verified
+from nemo_edge.bundle.manifest import Manifest, amend, holding, measured_no_more, open_verified
 from nemo_edge.export.production import OnnxFile, plan_stage
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.recipe.components import UNET_FOLDERS
@@ -53,12 +53,15 @@ def compile_again(bundle: Path, flavour: Flavour, given: Mapping[str, Any] | Non
     hash first. Raises `BundleError` for a bundle that was changed, `InputError` for settings that do not fit, `MissingDependency` before
     that where the compiler or the GPU that it needs is not here, `ExportError` for a graph that does not compile.
     """
-    progress, table = progress or Progress(), FLAVOURS[flavour].table
-    check_output(bundle)
-    manifest = open_verified(bundle)
+    with holding(bundle):
+        return _compiled(bundle, flavour, given or {}, progress or Progress())
+
+
+def _compiled(bundle: Path, flavour: Flavour, given: Mapping[str, Any], progress: Progress) -> Compiled:
+    manifest, table = open_verified(bundle), FLAVOURS[flavour].table
     recipe = Recipe.model_validate(manifest.recipe)
     own = getattr(recipe, table)
-    settings = from_options(FLAVOURS[flavour].settings, own.model_dump() if own else {}, given or {}, _OPTIONS)
+    settings = from_options(FLAVOURS[flavour].settings, own.model_dump() if own else {}, given, _OPTIONS)
     check(flavour, settings)
     try:
         recipe = Recipe.model_validate({**manifest.recipe, table: settings.model_dump(mode="json")})

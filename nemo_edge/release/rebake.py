@@ -9,11 +9,9 @@ from __future__ import annotations
 __all__ = ["Rebaked", "rebake"]
 
 import json
-import os
 import shutil
 import time
-from collections.abc import Collection, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from nemo_edge.backends.tensorrt.backend import compile_engine
 from nemo_edge.backends.tensorrt.flavours import FLAVOURS, check
 from nemo_edge.backends.tensorrt.plans import PlanFile, open_plan_file
-from nemo_edge.bundle.manifest import GateResult, Manifest, amend, check_output, measured_no_more, open_bundle
+from nemo_edge.bundle.manifest import GateResult, Manifest, amend, holding, measured_no_more, open_verified
 from nemo_edge.bundle.policies import POLICIES, Policies
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.graph.valueweights import (
@@ -42,10 +40,9 @@ from nemo_edge.model.neurons import NeuronSet, read_neurons
 from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.targets import Flavour, PlanSettings
-from nemo_edge.release._cache import cache_of, lock
 from nemo_edge.release._preflight import check_runs
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency
-from nemo_edge.system.files import explain, sha256_file, sha256_json
+from nemo_edge.system.files import explain, sha256_json
 from nemo_edge.system.progress import Progress
 
 _NEURONS = "neurons.json"
@@ -94,17 +91,20 @@ def rebake(
 ) -> Rebaked:
     """Put a set, `neurons.json` or the official `.csv`, in the place of a bundle's own; with `measure`, examine the bundle with it.
 
-    Only the files that are read, all that an engine is compiled from among them, are compared with their hashes in the manifest; where
-    the bundle does not keep the rows that come back, they are `checkpoint`'s. `places`, the recipe it was built by, says where what
-    it was made from is now, where that is not where it was from the bundle. Raises `InputError` for a set of other layers, `BundleError`
-    for a file that was changed.
+    Every file is compared with its hash in the manifest first. Where the bundle does not keep the rows that come back, they are
+    `checkpoint`'s. `places`, the recipe it was built by, says where what it was made from is now, where that is not where it was from
+    the bundle. Raises `InputError` for a set of other layers and while another command writes to the bundle, `BundleError` for one that
+    was changed.
     """
-    started, checkpoint = time.perf_counter(), checkpoint or (places.checkpoint.path if places else None)
-    check_output(bundle)
-    manifest = open_bundle(bundle)
+    with holding(bundle):
+        checkpoint = checkpoint or (places.checkpoint.path if places else None)
+        return _rebaked(bundle, neurons, checkpoint, places, progress or Progress(), measure=measure)
+
+
+def _rebaked(bundle: Path, neurons: Path, checkpoint: str | None, places: Recipe | None, progress: Progress, *, measure: bool) -> Rebaked:
+    started, manifest = time.perf_counter(), open_verified(bundle)
     if manifest.hardened is not None:
         raise InputError(f"the weights of {bundle} were hardened with its neurons silenced, so that none come back: build it again")
-    _check(bundle, manifest, _NEURONS)
     before = NeuronSet.load(bundle / _NEURONS)
     after = read_neurons(neurons, before.layers)
     after.check_layers(before.layers, str(neurons))
@@ -116,8 +116,7 @@ def rebake(
         check_runs(sources.recipe)
     removed: tuple[str, ...] = ()
     if after != before:
-        with lock(bundle) if cache_of(bundle).is_dir() else nullcontext():
-            manifest, removed = _Change(bundle, manifest, before, after, checkpoint, places, progress or Progress()).run()
+        manifest, removed = _Change(bundle, manifest, before, after, checkpoint, places, progress).run()
     seconds = time.perf_counter() - started
     if sources is not None and not (after == before and manifest.measured):
         manifest = measure_again(bundle, sources, progress)
@@ -138,18 +137,6 @@ def rebake(
 def _per_layer(before: NeuronSet, after: NeuronSet) -> dict[str, tuple[int, int, int]]:
     rows = zip(before.layers, before.indices, after.indices, strict=True)
     return {layer.name: (len(was), len(now), len({*now} - {*was})) for layer, was, now in rows if was != now}
-
-
-def _check(bundle: Path, manifest: Manifest, *names: str) -> None:
-    """Raise `BundleError` for a file that is not the one the manifest names."""
-    for name in names:
-        path = bundle / name
-        if name not in manifest.files or not path.is_file() or sha256_file(path) != manifest.files[name]:
-            raise _changed(bundle, name)
-
-
-def _changed(bundle: Path, name: str) -> BundleError:
-    return BundleError(f"{bundle} was changed since it was built ({name}): build it again; nothing was written")
 
 
 @dataclass(frozen=True)
@@ -180,7 +167,7 @@ class _Change:
             hashes = {}
             if baked is not None:
                 hashes = self._write(baked, staged)
-                removed.extend(plan.plan for path, plan in self._plans() if not self._recompile(staged, path, plan, recipe, hashes))
+                removed.extend(plan.plan for path, plan in self._plans() if not self._recompile(staged, path, plan, recipe))
             return hashes
 
         try:
@@ -192,7 +179,6 @@ class _Change:
         """The bundle's policies with the new set; None where it has none, as those of older versions."""
         if POLICIES not in self.manifest.files:
             return None
-        _check(self.bundle, self.manifest, POLICIES)
         return Policies.load(self.bundle / POLICIES).of_neurons(self.after)
 
     def _judged(self) -> Manifest:
@@ -225,21 +211,22 @@ class _Change:
         return weights, silenced_values(whole, self.after), kept
 
     def _write(self, baked: tuple[ValueWeights, Rows, Rows | None], staged: Path) -> dict[str, str]:
-        """Write the baked graph and what is baked out of it; return the hashes of the large files."""
+        """Write the baked graph and what is baked out of it; return the hashes of the large files.
+
+        Raises `BundleError` for one that was changed since it was read.
+        """
         (weights, values, kept), folder = baked, UNET_FOLDERS["baked"]
         hashes = weights.write(values, staged / folder, {"nemo_edge.neurons": self.after.content_hash()})
         for name, (former, _) in hashes.items():
             if former != self.manifest.files.get(f"{folder}/{name}"):
-                raise _changed(self.bundle, f"{folder}/{name}")
+                raise BundleError(f"{self.bundle} was changed since it was built ({folder}/{name}): build it again; nothing was written")
         if kept is not None and SILENCED_ROWS in self.manifest.files:
             save_rows(staged / SILENCED_ROWS, kept)
         return {f"{folder}/{name}": new for name, (_, new) in hashes.items()}
 
     def _open(self, variant: str) -> ValueWeights:
-        """The value weights of a variant's graph; the files beside it are not compared with their hashes yet."""
-        name = f"{UNET_FOLDERS[variant]}/model.onnx"
-        _check(self.bundle, self.manifest, name)
-        return open_value_weights(open_graph(self.bundle / name), self.before.layers)
+        """The value weights of a variant's graph."""
+        return open_value_weights(open_graph(self.bundle / UNET_FOLDERS[variant] / "model.onnx"), self.before.layers)
 
     def _originals(self) -> Rows | None:
         """The rows of the former set as they were: what the bundle keeps, else those of its masked graph, else the checkpoint's.
@@ -247,13 +234,10 @@ class _Change:
         None where nobody has them and none of them comes back.
         """
         if SILENCED_ROWS in self.manifest.files:
-            _check(self.bundle, self.manifest, SILENCED_ROWS)
             return load_rows(self.bundle / SILENCED_ROWS)
         missing = len(self.before - self.after)
         if "masked" in self.manifest.variants and missing:
-            masked, folder = self._open("masked"), UNET_FOLDERS["masked"]
-            _check(self.bundle, self.manifest, *(f"{folder}/{name}" for name in masked.data))
-            return rows_of(masked.values, self.before)
+            return rows_of(self._open("masked").values, self.before)
         if not missing:
             return None
         if self.checkpoint is None:
@@ -280,18 +264,13 @@ class _Change:
                 if plan.model == f"{UNET_FOLDERS['baked']}/model.onnx" and plan.plan in self.manifest.files:
                     yield name, plan
 
-    def _recompile(self, staged: Path, sidecar: str, plan: PlanFile, recipe: Recipe, written: Collection[str]) -> bool:
-        """Put an engine of the new weights in the place of one of the former; where it cannot be made here, say so and take that out.
-
-        `written` are the files that were compared with their hashes when they were written anew.
-        """
+    def _recompile(self, staged: Path, sidecar: str, plan: PlanFile, recipe: Recipe) -> bool:
+        """Put an engine of the new weights in the place of one of the former; where it cannot be made here, say so and take that out."""
         settings: PlanSettings | None = getattr(recipe, FLAVOURS[plan.backend].table)
         try:
             if settings is None:
                 raise MissingDependency("the recipe says nothing of it any more")
             check(plan.backend, settings)
-            data = {os.path.relpath(path, staged) for path in open_graph(staged / plan.model).external_files()}
-            _check(self.bundle, self.manifest, *sorted(data - set(written)))
             if plan.backend == "tensorrt" and self._refit(staged, plan):
                 return True
             made = compile_engine(staged, plan.component, plan.model, plan.backend, settings, plan.profiles, plan.dtype, self.progress)

@@ -8,12 +8,13 @@ from __future__ import annotations
 __all__ = ["Timed", "Verdict", "check_outputs", "judge_again", "report_again", "summarize", "time_again"]
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nemo_edge.bundle.manifest import GateResult, Manifest, amend, check_output, open_verified
+from nemo_edge.bundle.manifest import GateResult, Manifest, amend, holding, open_verified
 from nemo_edge.measure.bench import bench, runnables
 from nemo_edge.measure.latency import FEWEST_ROUNDS, Latency
 from nemo_edge.recipe.recipe import Recipe, anchored
@@ -64,6 +65,11 @@ def judge_again(bundle: Path, gates: GateSettings, *, write: bool, junit: Path |
     Raises `BundleError` for a bundle that was changed, or holds no measurement, `InputError` for gates on times it has not.
     """
     check_outputs(bundle, junit, summary)
+    with holding(bundle) if write else nullcontext():
+        return _judged_again(bundle, gates, write=write, junit=junit, summary=summary)
+
+
+def _judged_again(bundle: Path, gates: GateSettings, *, write: bool, junit: Path | None, summary: Path | None) -> Verdict:
     manifest = open_verified(bundle)
     evidence = Evidence.read(bundle)
     taken = evidence.latency.settings.model_dump() if evidence.latency else None
@@ -92,6 +98,11 @@ def time_again(
     not judged.
     """
     check_outputs(bundle, out)
+    with holding(bundle) if out is None else nullcontext():
+        return _timed(bundle, settings, checkpoint, out, progress)
+
+
+def _timed(bundle: Path, settings: LatencySettings | None, checkpoint: str | None, out: Path | None, progress: Progress | None) -> Timed:
     manifest = open_verified(bundle)
     recipe = Recipe.model_validate(manifest.recipe)
     wanted = settings or recipe.latency or LatencySettings()
@@ -100,8 +111,6 @@ def time_again(
     except ValidationError as error:
         raise InputError(f"{bundle} cannot be timed so: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
     judged = out is None and manifest.random_weights is None
-    if out is None:
-        check_output(bundle)
     if judged and ("unet" not in wanted.targets or wanted.runs < FEWEST_ROUNDS):
         raise InputError(f"a bundle is judged by {FEWEST_ROUNDS} rounds of its UNet or more: pass --out to keep these times elsewhere")
     evidence = Evidence.read(bundle) if judged else None  # a bundle that holds none is refused before the work
@@ -126,9 +135,10 @@ def report_again(bundle: Path, summary: Path | None = None) -> Path:
     `summary` gets the report in short at its end, as Markdown for a job summary of GitHub Actions.
     """
     check_outputs(bundle, summary)
-    manifest = open_verified(bundle)
-    evidence = Evidence.read(bundle)
-    _put(bundle, manifest, evidence)
+    with holding(bundle):
+        manifest = open_verified(bundle)
+        evidence = Evidence.read(bundle)
+        _put(bundle, manifest, evidence)
     if summary is not None:
         append(summary, summary_markdown(evidence))
     return bundle / "report" / "index.html"

@@ -5,7 +5,17 @@ Knows signatures, plans and names; nothing of where files go.
 
 from __future__ import annotations
 
-__all__ = ["KEPT", "Service", "engine_config", "engine_signature", "pipeline_config", "read_config", "recorded_version", "write_config"]
+__all__ = [
+    "CONFIG",
+    "KEPT",
+    "Service",
+    "engine_config",
+    "engine_signature",
+    "pipeline_config",
+    "read_config",
+    "recorded_version",
+    "write_config",
+]
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +31,9 @@ from nemo_edge.serving.requests import INPUTS
 from nemo_edge.serving.versions import ServerBackend
 from nemo_edge.system.errors import InputError, MissingDependency, first_line
 from nemo_edge.system.files import write_atomically
+
+CONFIG: Final = "config.pbtxt"
+"""The file in which a model says how it is served."""
 
 KEPT: Final = 2
 """Versions of a component that are served at once: a picture that was begun is finished by the version that began it."""

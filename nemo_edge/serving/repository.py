@@ -7,30 +7,27 @@ from __future__ import annotations
 
 __all__ = ["Shipped", "ship"]
 
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.bundle.manifest import check_shippable, open_verified, staging
+from nemo_edge.bundle.manifest import check_shippable, open_verified
 from nemo_edge.bundle.policies import POLICIES, baked_policies, read_policies
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.sampling.generate import choose_variant
-from nemo_edge.serving.modelconfig import Service, engine_config, pipeline_config, read_config, recorded_version, write_config
+from nemo_edge.serving._delivery import Delivery, holding, put, staged
+from nemo_edge.serving.modelconfig import CONFIG, Service, engine_config, pipeline_config, read_config, recorded_version
 from nemo_edge.serving.shipment import Shipment, choose_backend
 from nemo_edge.serving.versions import DESCRIPTION, MODEL, ONNX, PIPELINE, EngineVersion, PipelineVersion, ServerBackend
 from nemo_edge.system.errors import InputError
-from nemo_edge.system.files import check_folder, explain, sha256_file, write_atomically
+from nemo_edge.system.files import check_folder, sha256_file, write_atomically
 from nemo_edge.system.progress import Progress
 
-_CONFIG = "config.pbtxt"
 _SHIPPED_MODELS = Path(__file__).with_name("models")
 
 
@@ -64,7 +61,7 @@ def ship(
     `backend` is "python" or "native", else what the recipe's engine asks for; `variant` is the masked one where the bundle has it.
     `instances` pictures are drawn at once; prompts are logged only with `log_prompts`. A server that runs goes on with what it has
     until it is told to load the models. Raises `BundleError` for a bundle that must not be shipped or was changed, `InputError` for
-    a repository of other models.
+    a repository of other models, and while another command writes to it. What a killed one left of its version is taken back.
     """
     check_folder(repository / PIPELINE)
     check_shippable(bundle)
@@ -72,32 +69,41 @@ def ship(
     variant = choose_variant(manifest, variant or ("masked" if "masked" in manifest.variants else None), masked=False)
     recipe, model = Recipe.model_validate(manifest.recipe), Configuration.load(bundle, tokenizers=False)
     shipment = Shipment(bundle, manifest, recipe, model, variant, choose_backend(recipe, backend), 0)
-    configs = {name: read_config(repository / name / _CONFIG) for name in _present(repository, [*shipment.places, PIPELINE])}
-    shipment = replace(shipment, number=_next_version(repository, configs))
-    task = (progress or Progress()).task("ship", len(shipment.places) + 1)
-    with _staging(repository, [*shipment.places, PIPELINE], shipment.number) as staged, task as advance:
-        written = {}
-        for name, place in shipment.places.items():
-            written[name] = _stage_engine(shipment, name, place, staged[name])
-            advance(1)
-        written[PIPELINE] = _stage_pipeline(shipment, staged[PIPELINE], instances, log_prompts=log_prompts)
-        for name, config in configs.items():
-            _check_same(repository, name, config, written[name])
-        _put(staged, repository, shipment.number, written)
-        advance(1)
+    with holding(repository):
+        number = _deliver(shipment, repository, instances, progress or Progress(), log_prompts=log_prompts)
     return Shipped(
         repository=str(repository),
         bundle=str(bundle),
-        version=shipment.number,
+        version=number,
         variant=variant,
         backend=shipment.backend,
-        models=tuple(written),
+        models=(*shipment.places, PIPELINE),
     )
+
+
+def _deliver(shipment: Shipment, repository: Path, instances: int, progress: Progress, *, log_prompts: bool) -> int:
+    """Put a shipment into a repository that is held; return the number of its version."""
+    names = [*shipment.places, PIPELINE]
+    configs = {name: read_config(repository / name / CONFIG) for name in _present(repository, names)}
+    former = {name: (repository / name / CONFIG).read_text(encoding="utf-8") if name in configs else None for name in names}
+    shipment = replace(shipment, number=_next_version(repository, configs))
+    delivery = Delivery(number=shipment.number, manifest=shipment.digest, former=former)
+    with staged(repository, delivery) as folders, progress.task("ship", len(names)) as advance:
+        written = {}
+        for name, place in shipment.places.items():
+            written[name] = _stage_engine(shipment, name, place, folders[name])
+            advance(1)
+        written[PIPELINE] = _stage_pipeline(shipment, folders[PIPELINE], instances, log_prompts=log_prompts)
+        for name, config in configs.items():
+            _check_same(repository, name, config, written[name])
+        put(repository, delivery, folders, written)
+        advance(1)
+    return shipment.number
 
 
 def _present(repository: Path, names: list[str]) -> Iterator[str]:
     for name in names:
-        if (repository / name / _CONFIG).is_file():
+        if (repository / name / CONFIG).is_file():
             yield name
         elif (repository / name).exists():
             raise InputError(f"{repository / name} is there and is no model of nemo-edge's: ship to a folder of its own")
@@ -204,44 +210,3 @@ def _own(folder: Path, model: str) -> dict[str, str]:
     content = (_SHIPPED_MODELS / model).read_bytes()
     write_atomically(folder / MODEL, content)
     return {MODEL: sha256_file(folder / MODEL)}
-
-
-@contextmanager
-def _staging(repository: Path, names: Sequence[str], number: int) -> Iterator[dict[str, Path]]:
-    """A temporary folder for each model's version, beside its place, since a repository may be a volume of its own.
-
-    Triton takes no folder for a version whose name is no number. What is left of it, empty folders of models too, is removed.
-    """
-    made = [place for place in (*(repository / name for name in names), repository) if not place.exists()]
-    try:
-        with ExitStack() as stack:
-            yield {name: stack.enter_context(staging(repository / name / str(number))) for name in names}
-    finally:
-        for place in made:
-            with suppress(OSError):
-                place.rmdir()
-
-
-def _put(staged: Mapping[str, Path], repository: Path, number: int, written: Mapping[str, Any]) -> None:
-    """Move every version into its place, the pipeline's last, and write the configurations; all of it or nothing."""
-    configs = {repository / name / _CONFIG: config for name, config in written.items()}
-    former = {path: path.read_bytes() if path.is_file() else None for path in configs}
-    try:
-        for name in written:
-            place = repository / name / str(number)
-            try:
-                os.replace(staged[name], place)
-            except OSError as error:
-                raise explain(error, place) from error
-        for path, config in configs.items():
-            write_config(path, config)
-    except BaseException:
-        for name in written:
-            if not staged[name].exists():
-                shutil.rmtree(repository / name / str(number), ignore_errors=True)
-        for path, content in former.items():
-            if content is None:
-                path.unlink(missing_ok=True)
-            else:
-                write_atomically(path, content)
-        raise

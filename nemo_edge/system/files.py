@@ -12,8 +12,10 @@ __all__ = [
     "checkpoint_folder",
     "checkpoint_hashes",
     "explain",
+    "followed",
     "sha256_file",
     "sha256_json",
+    "temporary",
     "user_cache",
     "way_to",
     "weight_bytes",
@@ -39,28 +41,39 @@ _HOMES = ("home", "Users")
 """Folders of a machine that hold its users' own, by these users' names."""
 
 
+def followed(path: Path) -> Path:
+    """The path itself, or where it leads to if it is a link."""
+    return path.resolve() if path.is_symlink() else path
+
+
+def temporary(path: Path) -> Path:
+    """A hidden name beside `path`, or beside what it is a link to, for what is not whole yet."""
+    path = followed(path)
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write `content` to a temporary name beside `path`, then rename. Raises `InputError` when it cannot be written.
 
-    A device or a pipe at `path` is written to as it is, and not replaced.
+    A device or a pipe at `path` is written to as it is, and not replaced; a link stays, and leads to what is written.
     """
     data = content.encode() if isinstance(content, str) else content
     if path.exists() and not path.is_file() and not path.is_dir():
         _write_through(path, data)
         return
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"  # named before it is made: a signal finds it
+    staged = temporary(path)  # named before it is made: a signal finds it
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
+        with staged.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(staged, followed(path))
     except OSError as error:
         raise explain(error, path) from error
     finally:
         with suppress(OSError):
-            temporary.unlink()
+            staged.unlink()
 
 
 def append(path: Path, content: str) -> None:

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from elsewhere import elsewhere
 from PIL import Image
 from rebuilding import rebuilt
 
@@ -19,11 +20,11 @@ from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.authorship import ReportSettings
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.settings import GateSettings
-from nemo_edge.release._cache import lock
 from nemo_edge.release.build import build, plan
 from nemo_edge.release.review import judge_again
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import sha256_file
+from nemo_edge.system.outputs import lock
 
 STAGES = ["calibrate", "localize", "policies", "export", "measure"]
 
@@ -194,8 +195,8 @@ def test_files_of_one_name_in_two_folders_are_two_files(tiny_recipe: Path, tmp_p
 
 
 def test_a_second_build_at_the_same_time_is_refused(recipe: Recipe) -> None:
-    with lock(recipe.output), pytest.raises(InputError, match="another build"):
-        build(recipe.model_copy(update={"name": "other"}))
+    with lock(recipe.output), pytest.raises(InputError, match="another command is writing to"):
+        elsewhere(lambda: build(recipe.model_copy(update={"name": "other"})))
 
 
 def test_a_bundle_of_groups_silences_their_neurons_and_is_judged_by_its_variants(recipe: Recipe) -> None:

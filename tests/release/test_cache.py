@@ -9,10 +9,9 @@ from rebuilding import Record
 
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.release import _cache
-from nemo_edge.release._cache import cache_of, is_kept, lock, run_stages
+from nemo_edge.release._cache import cache_of, is_kept, run_stages
 from nemo_edge.release._inputs import read_inputs
 from nemo_edge.release._stages import LazyCheckpoint, Stage, Work
-from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import sha256_file
 
 KEYS = {"first": "a" * 64, "second": "b" * 64}
@@ -85,10 +84,3 @@ def test_an_interrupted_stage_that_goes_on_finds_what_it_left(recipe: Recipe, ra
     run(recipe, tmp_path / "two")
     assert (tmp_path / "two" / "part.txt").read_text() == "begun more"
     assert ran == ["first", "first", "second", "always"]
-
-
-def test_a_second_build_at_the_same_time_is_refused(recipe: Recipe) -> None:
-    with lock(recipe.output), pytest.raises(InputError, match="another build"), lock(recipe.output):
-        pass
-    with lock(recipe.output):
-        pass

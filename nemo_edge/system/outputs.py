@@ -1,0 +1,122 @@
+"""Outputs that one command at a time writes to: where their files lie before they have their names, the lock, and what killed runs left.
+
+Beside an output `name` lie `.name.lock` while a command writes to it, `.name.<8 digits>` what is not whole yet, and `.name.former` what
+was moved out of its place to be replaced. All three are gone when a command is done, and the next one clears up after one that was killed.
+Knows files and processes, nothing of what is in them.
+"""
+
+from __future__ import annotations
+
+__all__ = ["beside", "former_of", "leftovers", "lock", "put_back", "remove"]
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from nemo_edge.system.errors import InputError
+from nemo_edge.system.files import explain, followed
+
+_PATIENCE_S = 5.0
+"""How long what only reads waits for a command that is about to put an output into its place."""
+_held: ContextVar[frozenset[Path]] = ContextVar("_held", default=frozenset())
+"""The locks that this thread of work holds."""
+
+
+def beside(place: Path, ending: str) -> Path:
+    """The hidden path `.name.ending` beside an output, or beside what it is a link to."""
+    place = followed(place)
+    return place.with_name(f".{place.name}.{ending}")
+
+
+def former_of(place: Path) -> Path:
+    """Where an output is kept while another takes its place, on a file system that cannot exchange the two."""
+    return beside(place, "former")
+
+
+def leftovers(place: Path) -> list[Path]:
+    """What lies beside an output under a temporary name: of a run that was killed, for whoever holds the output's lock."""
+    place = followed(place)
+    named = re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{8}}")
+    with suppress(OSError):
+        return sorted(path for path in place.parent.iterdir() if named.fullmatch(path.name))
+    return []
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder as far as it can be removed; a link and not what it leads to."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def lock(place: Path, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold an output until the context is left, after removing what killed runs have left beside it; within itself it does nothing.
+
+    Raises `InputError` while another command holds it, after `wait_s` seconds, and where no file can be made beside it.
+    """
+    path = beside(place, "lock").absolute()
+    if path in _held.get():
+        yield
+        return
+    held = _acquired(path, place, wait_s)
+    token = _held.set(_held.get() | {path})
+    try:
+        _clear(place)
+        yield
+    finally:
+        _held.reset(token)
+        with suppress(OSError):  # while it is held: who has opened it meanwhile finds that it has no name any more
+            path.unlink()
+        held.release()
+
+
+def put_back(place: Path) -> None:
+    """Put an output that a killed command moved aside back into its place; nothing where there is none, or the output is there."""
+    if not place.exists() and former_of(place).exists():
+        with suppress(InputError), lock(place, _PATIENCE_S):
+            pass
+
+
+def _acquired(path: Path, place: Path, wait_s: float) -> FileLock:
+    try:
+        while True:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held = FileLock(path)
+            held.acquire(timeout=wait_s)
+            if _has_its_name(held, path):
+                return held
+            held.release()
+    except Timeout as error:
+        raise InputError(f"another command is writing to {place}: wait for it, or give another output") from error
+    except OSError as error:
+        raise explain(error, place) from error
+
+
+def _has_its_name(held: FileLock, path: Path) -> bool:
+    """Whether the file that is locked is still the one of that name: its former holder has removed it."""
+    descriptor = held._context.lock_file_fd  # there is no public name for it
+    try:
+        return descriptor is None or os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _clear(place: Path) -> None:
+    """Finish what a killed command began to put into place: what was there before is there again, and nothing else is left."""
+    former = former_of(place)
+    if former.exists() and not place.exists():
+        try:
+            os.replace(former, followed(place))
+        except OSError as error:
+            raise explain(error, place) from error
+    for path in (former, *leftovers(place)):
+        remove(path)

@@ -1,0 +1,91 @@
+"""Commands that are killed: at every rename, link and removal of a folder, each time in a process of its own.
+
+The processes are forked from a server that has imported the libraries and has run nothing of them, so that a kill costs little.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nemo_edge.bundle import manifest
+from nemo_edge.system.files import sha256_file
+
+Call = Callable[[Path], object]
+"""A command that works in a folder."""
+
+
+def reached(call: Call, folder: Path, log: Path, kill_at: int = 0) -> list[str]:
+    """Run a command in a process of its own, which kills itself right before its point `kill_at`; return the points that it reached.
+
+    A process that ended otherwise than it should is an error.
+    """
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=_run, args=(call, folder, log, kill_at))
+    process.start()
+    process.join()
+    expected = -signal.SIGKILL if kill_at else 0
+    assert process.exitcode == expected, f"{call} ended with {process.exitcode}, not {expected}, at point {kill_at}"
+    return log.read_text().splitlines()
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file and folder below `folder`, hidden ones too: sha256 of a file, nothing of a folder."""
+    return {p.relative_to(folder).as_posix(): sha256_file(p) if p.is_file() else "" for p in sorted(folder.rglob("*"))}
+
+
+def unexchanged(call: Call, folder: Path) -> None:
+    """Run a command as where two folders cannot be exchanged: on NFS, say, or on an overlay."""
+    manifest._exchange = lambda one, other: False
+    call(folder)
+
+
+def _run(call: Call, folder: Path, log: Path, kill_at: int) -> None:
+    points = _Points(log, kill_at)
+    points.watch()
+    call(folder)
+
+
+class _Points:
+    """Counts what a process does to names of files, and kills it in time."""
+
+    def __init__(self, log: Path, kill_at: int) -> None:
+        self._log, self._kill_at, self._names = log, kill_at, list[str]()
+        log.write_text("")
+
+    def watch(self) -> None:
+        """Put a point before everything that gives a name or takes a folder away, and one in the midst of taking it away."""
+        for name in ("replace", "rename", "link"):
+            setattr(os, name, self._before(name, getattr(os, name)))
+        if manifest._exchange.__module__ == manifest.__name__:
+            manifest._exchange = self._before("exchange", manifest._exchange)
+        shutil.rmtree = self._before("rmtree", self._halved(shutil.rmtree))  # type: ignore[assignment]
+
+    def _reach(self, name: str, place: object) -> None:
+        self._names.append(f"{name} {place}")
+        self._log.write_text("\n".join(self._names))
+        if len(self._names) == self._kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _before(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self._reach(name, arguments[0])
+            return call(*arguments, **options)
+
+        return counted
+
+    def _halved(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def removed(place: str | os.PathLike[str], *arguments: Any, **options: Any) -> Any:
+            files = [path for path in sorted(Path(place).rglob("*")) if path.is_file()]
+            for path in files[: len(files) // 2]:
+                path.unlink()
+            if files:
+                self._reach("midway", place)
+            return call(place, *arguments, **options)
+
+        return removed
