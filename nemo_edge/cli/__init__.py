@@ -1,7 +1,8 @@
 """The command line: options in, one library call, one result printed.
 
 `main` the commands that make something of a checkpoint · `hardening` the one that teaches it to forget · `bundle`, `serving` those that
-take a bundle · `attacks` the one that brings memories back · `audits` the one that asks a server · `options` what they share ·
+take a bundle · `attacks` the one that brings memories back · `audits` the one that asks a server · `clean` the one that tidies up ·
+`options` what they share ·
 `console`, `datasheet`, `findings` how results look
 """
 

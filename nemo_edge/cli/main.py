@@ -17,6 +17,7 @@ import typer
 from nemo_edge import __version__
 from nemo_edge.cli import bundle as cli_bundle
 from nemo_edge.cli import serving as cli_serving
+from nemo_edge.cli.clean import clean
 from nemo_edge.cli.hardening import harden
 from nemo_edge.cli.options import AllowPickle, Checkpoint, ClipSkip, Device, Json, Loras, Summary, loras_of, open_model, print_result
 from nemo_edge.system.errors import InputError
@@ -254,6 +255,9 @@ def doctor(
     print_result(diagnosis, as_json, console.show_diagnosis)
     if not diagnosis.passed:
         raise typer.Exit(4)
+
+
+app.command()(clean)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ takes · `_stages` the list of stages, with `_keys` what each depends on, run an
 · `bundlepolicies` policies from what was found · `random_weights` checkpoints to measure with · `smoke` an attack walked through on them
 `rebake` other neurons in a finished bundle, and with `_remeasure` measured again · `compile` more engines for it · `review` timed, judged
 and reported again
-`doctor` what works here
+`doctor` what works here · `clean` what is kept and what was left, and away with it
 """
 
 from __future__ import annotations

@@ -1,29 +1,42 @@
 """Runs the stages whose results are not there yet, and puts all results into a bundle.
 
-Results are kept in `.<bundle>.build/<stage>-<key>/` beside the bundle, with the hash of each file. Knows folders and hashes; what a
-stage does is its own business.
+Results are kept in `.<bundle>.build/<stage>-<key>/` beside the bundle, with the hash of each file: those of the settings that were used
+last, and of the settings before, so that going back and forth between two costs nothing. Knows folders and hashes; what a stage does is
+its own business.
 """
 
 from __future__ import annotations
 
-__all__ = ["cache_of", "is_kept", "run_stages"]
+__all__ = ["cache_of", "is_cache", "is_kept", "prune", "run_stages"]
 
 import json
-import shutil
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
 
 from nemo_edge.bundle.manifest import copy_tree
 from nemo_edge.release._stages import Stage, Work, stages_of
 from nemo_edge.system.files import sha256_file, write_atomically
-from nemo_edge.system.outputs import beside
+from nemo_edge.system.outputs import beside, discard, remove, unfinished
 
 _RECORD = "stage.json"
+_KEPT = 2
+"""Results of each stage that are kept: of the settings used last, and of those before."""
+_RESULTS = re.compile(r"(?P<stage>.+)-[0-9a-f]{12}")
 
 
 def cache_of(output: Path) -> Path:
     """Where a build of the bundle `output` keeps the results of its stages."""
     return beside(output, "build")
+
+
+def is_cache(folder: Path) -> bool:
+    """Whether a folder holds nothing but such results, and at least one."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return any(map(_RESULTS.fullmatch, names)) and all(_RESULTS.fullmatch(name) or name == "lock" or name.startswith(".") for name in names)
 
 
 def is_kept(output: Path, stage: str, key: str) -> bool:
@@ -37,6 +50,8 @@ def run_stages(work: Work, keys: Mapping[str, str]) -> dict[str, str]:
     What a stage left before is taken where its key is the same and its files are as it left them.
     """
     hashes: dict[str, str] = {}
+    for left in unfinished(cache_of(work.recipe.output)):
+        remove(left)
     for stage in stages_of(work.recipe):
         if stage.key is None:
             stage.work(work, work.bundle)
@@ -50,6 +65,18 @@ def run_stages(work: Work, keys: Mapping[str, str]) -> dict[str, str]:
     return hashes
 
 
+def prune(output: Path) -> None:
+    """Remove the results of settings that were not used for longest, for whoever holds the output's lock."""
+    found: dict[str, list[Path]] = {}
+    for folder in cache_of(output).iterdir():
+        named = _RESULTS.fullmatch(folder.name)
+        if named and folder.is_dir():
+            found.setdefault(named["stage"], []).append(folder)
+    for folders in found.values():
+        for folder in sorted(folders, key=lambda each: each.stat().st_mtime_ns, reverse=True)[_KEPT:]:
+            discard(folder)
+
+
 def _folder(output: Path, stage: str, key: str) -> Path:
     return cache_of(output) / f"{stage}-{key[:12]}"
 
@@ -57,15 +84,23 @@ def _folder(output: Path, stage: str, key: str) -> Path:
 def _results(stage: Stage, work: Work, folder: Path) -> dict[str, str]:
     """The hash of each file of a stage's results in `folder`, which are made now unless they are there as they were left."""
     record = folder / _RECORD
-    if record.is_file():
-        found: dict[str, str] = json.loads(record.read_text())
-        if all((folder / name).is_file() and sha256_file(folder / name) == digest for name, digest in found.items()):
-            work.progress.note(f"{stage.name}: nothing has changed")
-            return found
+    found = _recorded(record)
+    if found is not None and all((folder / name).is_file() and sha256_file(folder / name) == digest for name, digest in found.items()):
+        work.progress.note(f"{stage.name}: nothing has changed")
+        os.utime(folder)
+        return found
     if folder.is_dir() and (record.is_file() or not stage.goes_on):
-        shutil.rmtree(folder)
+        discard(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stage.work(work, folder)
     found = {p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(folder.rglob("*")) if p.is_file()}
     write_atomically(record, json.dumps(found, indent=1) + "\n")
     return found
+
+
+def _recorded(record: Path) -> dict[str, str] | None:
+    """The hash of each file that a stage has left; None where it was not finished, or its record cannot be read."""
+    try:
+        return TypeAdapter(dict[str, str]).validate_json(record.read_bytes())
+    except (OSError, ValidationError):
+        return None

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nemo_edge.bundle.manifest import Manifest, open_bundle, publish, staging
 from nemo_edge.recipe.recipe import Recipe, load_recipe
-from nemo_edge.release._cache import is_kept, run_stages
+from nemo_edge.release._cache import is_kept, prune, run_stages
 from nemo_edge.release._preflight import preflight
 from nemo_edge.release._stages import LazyCheckpoint, Work
 from nemo_edge.system.files import explain
@@ -101,6 +101,7 @@ def build(recipe: Recipe | str | PathLike[str], progress: Progress | None = None
                 from nemo_edge.release._judgement import conclude  # after the stages, whose processes need the memory
 
                 manifest = publish(bundle, output, conclude(work, seen.key), hashes)
+            prune(output)
     except OSError as error:
         raise explain(error, Path(error.filename or output)) from error
     return BuildResult(bundle=str(output), skipped=False, manifest=manifest)

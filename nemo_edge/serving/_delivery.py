@@ -21,8 +21,8 @@ from nemo_edge.bundle.manifest import staging
 from nemo_edge.serving.modelconfig import CONFIG, read_config, recorded_version, write_config
 from nemo_edge.serving.versions import PIPELINE, describe_engine, describe_pipeline
 from nemo_edge.system.errors import BundleError, InputError
-from nemo_edge.system.files import explain, temporary, write_atomically
-from nemo_edge.system.outputs import leftovers, lock, remove
+from nemo_edge.system.files import explain, leftovers, write_atomically
+from nemo_edge.system.outputs import discard, lock, remove
 
 _OURS = "nemo-edge"
 """By this name a repository is locked, in the repository: it may be a volume of its own. Triton takes no file for a model."""
@@ -116,9 +116,10 @@ def _take_back(model: Path, former: str | None, delivery: Delivery) -> None:
     """Take a version and its configuration out of a model where they are of this delivery."""
     version, config = model / str(delivery.number), model / CONFIG
     if _is_of(version, delivery):
-        os.replace(version, temporary(version))  # so that a part of one never has its name
+        discard(version)
     with suppress(InputError):  # a configuration that is not there, or nobody can read, is not ours
-        if recorded_version(read_config(config)) != delivery.number:
+        found = read_config(config)
+        if (recorded_version(found), found.parameters["manifest"].string_value) != (delivery.number, delivery.manifest):
             return
         if former is None:
             config.unlink()

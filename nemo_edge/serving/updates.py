@@ -9,18 +9,18 @@ from __future__ import annotations
 
 __all__ = ["UPDATES", "PoliciesInForce", "put_policies"]
 
-import os
-import secrets
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from nemo_edge.bundle.policies import POLICIES, Policies
 from nemo_edge.system.errors import InputError
-from nemo_edge.system.files import explain
+from nemo_edge.system.outputs import lock
 
 UPDATES = "policies"
 """The folder of a version that holds the policies that came later than its own."""
+
+_PATIENCE_S = 60.0
+"""How long an update waits for another that is being put there."""
 
 _Seen = tuple[tuple[int, int, int], ...]
 """Number, inode and time of each file."""
@@ -72,19 +72,10 @@ def put_policies(folder: Path, policies: Policies) -> int:
     if not policies.fits(Policies.load(folder / POLICIES)):
         raise InputError(f"the neurons are not of the model that {folder} serves: ship the bundle whole, to a folder of its own")
     updates = folder / UPDATES
-    temporary = updates / f".{secrets.token_hex(4)}"
-    try:
-        updates.mkdir(exist_ok=True)
-        policies.save(temporary)
-        while True:
-            number = max([0, *_numbers(updates)]) + 1
-            with suppress(FileExistsError):  # of another update at this moment, whose place a rename would take
-                os.link(temporary, updates / f"{number}.json")
-                return number
-    except OSError as error:
-        raise explain(error, updates) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with lock(updates, _PATIENCE_S):  # another update at this moment takes the next number
+        number = max([0, *_numbers(updates)]) + 1
+        policies.save(updates / f"{number}.json")
+    return number
 
 
 def _numbers(updates: Path) -> list[int]:

@@ -13,6 +13,7 @@ __all__ = [
     "checkpoint_hashes",
     "explain",
     "followed",
+    "leftovers",
     "sha256_file",
     "sha256_json",
     "temporary",
@@ -28,15 +29,22 @@ import hashlib
 import json
 import os
 import platform
+import re
 import secrets
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from nemo_edge.system.errors import InputError, first_line
 from nemo_edge.system.weights import PICKLE_FILES, WEIGHT_FILES, opened_files
 
+_flock: Callable[[int, int], None] | None = getattr(fcntl, "flock", None)
 _HOMES = ("home", "Users")
 """Folders of a machine that hold its users' own, by these users' names."""
 
@@ -47,15 +55,25 @@ def followed(path: Path) -> Path:
 
 
 def temporary(path: Path) -> Path:
-    """A hidden name beside `path`, or beside what it is a link to, for what is not whole yet."""
+    """A hidden name beside `path`, or beside what it is a link to, for what is not whole yet: `.name.<8 hex digits>.part`."""
     path = followed(path)
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+
+
+def leftovers(path: Path) -> list[Path]:
+    """What lies beside `path` under a temporary name: what is being written there, or what was when a run was killed."""
+    path = followed(path)
+    with suppress(OSError):
+        named = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.part")
+        return sorted(other for other in path.parent.iterdir() if named.fullmatch(other.name))
+    return []
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write `content` to a temporary name beside `path`, then rename. Raises `InputError` when it cannot be written.
 
-    A device or a pipe at `path` is written to as it is, and not replaced; a link stays, and leads to what is written.
+    A device or a pipe at `path` is written to as it is, and not replaced; a link stays, and leads to what is written. What writers that
+    were killed have left of the same file is removed.
     """
     data = content.encode() if isinstance(content, str) else content
     if path.exists() and not path.is_file() and not path.is_dir():
@@ -64,16 +82,44 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     staged = temporary(path)  # named before it is made: a signal finds it
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with staged.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staged, followed(path))
+        for left in leftovers(path):
+            _drop(left)
+        with _claimed(staged):
+            with staged.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(staged, followed(path))
     except OSError as error:
         raise explain(error, path) from error
     finally:
         with suppress(OSError):
             staged.unlink()
+
+
+@contextmanager
+def _claimed(staged: Path) -> Iterator[None]:
+    """Make a file and hold it as one that is being written, where the system has such locks."""
+    descriptor = os.open(staged, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    if _flock is None:  # where a file that is open can have no other name
+        os.close(descriptor)
+        yield
+        return
+    try:
+        with suppress(OSError):
+            _flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _drop(left: Path) -> None:
+    """Remove a file that nobody is writing any more."""
+    with suppress(OSError):  # one that is being written is locked
+        if _flock is not None:
+            with left.open("r+b") as file:
+                _flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
 
 
 def append(path: Path, content: str) -> None:
@@ -104,7 +150,11 @@ def explain(error: OSError, path: Path) -> InputError:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise `InputError` unless files can be written into `folder`, which may be absent."""
+    """Raise `InputError` unless files can be written into `folder`, which may be absent, and spoil nothing there.
+
+    It must not lie in a bundle or in a checkpoint, nor be or lie below a link that leads nowhere.
+    """
+    _check_spoils_nothing(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output {folder} is a file: give the path of a folder")
     parent = next(p for p in folder.absolute().parents if p.exists())
@@ -116,10 +166,22 @@ def check_folder(folder: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Raise `InputError` unless a file can be written at `path`."""
+    """Raise `InputError` unless a file can be written at `path`; it spoils nothing there, as with `check_folder`."""
+    _check_spoils_nothing(path)
     if path.is_dir():
         raise InputError(f"the output {path} is a folder: give the path of a file")
     check_folder(path.absolute().parent)
+
+
+def _check_spoils_nothing(path: Path) -> None:
+    for place in (path, *path.parents):
+        if place.is_symlink() and not place.exists():
+            raise InputError(f"the output {path} leads to {place.readlink()}, which does not exist: make that folder, or delete the link")
+    for place in path.resolve().parents:
+        if (place / "model_index.json").is_file():
+            bundle = (place / "manifest.json").is_file()
+            where = "in the bundle, whose files are all in its manifest" if bundle else f"inside the checkpoint {place}"
+            raise InputError(f"the output {path} lies {where}: give another path")
 
 
 def sha256_file(path: Path) -> str:

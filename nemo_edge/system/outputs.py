@@ -1,13 +1,14 @@
 """Outputs that one command at a time writes to: where their files lie before they have their names, the lock, and what killed runs left.
 
-Beside an output `name` lie `.name.lock` while a command writes to it, `.name.<8 digits>` what is not whole yet, and `.name.former` what
-was moved out of its place to be replaced. All three are gone when a command is done, and the next one clears up after one that was killed.
+Beside an output `name` lie `.name.lock` while a command writes to it, `.name.<8 digits>.part` what is not whole yet, and `.name.former`
+what was moved out of its place to be replaced. All three are gone when a command is done, and the next one clears up after one that was
+killed.
 Knows files and processes, nothing of what is in them.
 """
 
 from __future__ import annotations
 
-__all__ = ["beside", "former_of", "leftovers", "lock", "put_back", "remove"]
+__all__ = ["beside", "discard", "former_of", "lock", "put_back", "remove", "unfinished"]
 
 import os
 import re
@@ -20,8 +21,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from nemo_edge.system.errors import InputError
-from nemo_edge.system.files import explain, followed
+from nemo_edge.system.files import explain, followed, leftovers, temporary
 
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 _PATIENCE_S = 5.0
 """How long what only reads waits for a command that is about to put an output into its place."""
 _held: ContextVar[frozenset[Path]] = ContextVar("_held", default=frozenset())
@@ -39,13 +41,9 @@ def former_of(place: Path) -> Path:
     return beside(place, "former")
 
 
-def leftovers(place: Path) -> list[Path]:
-    """What lies beside an output under a temporary name: of a run that was killed, for whoever holds the output's lock."""
-    place = followed(place)
-    named = re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{8}}")
-    with suppress(OSError):
-        return sorted(path for path in place.parent.iterdir() if named.fullmatch(path.name))
-    return []
+def unfinished(folder: Path) -> list[Path]:
+    """What lies anywhere in a folder under a temporary name: of a run that was killed, for whoever alone writes into the folder."""
+    return sorted(path for path in folder.rglob(".*.part") if _TEMPORARY.fullmatch(path.name))
 
 
 def remove(path: Path) -> None:
@@ -55,6 +53,13 @@ def remove(path: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder that nobody may take for a whole one when a part of it is gone."""
+    staged = temporary(folder)
+    os.replace(folder, staged)
+    remove(staged)
 
 
 @contextmanager

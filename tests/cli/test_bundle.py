@@ -43,6 +43,7 @@ COMMANDS = [
     "kserve",
     "audit",
     "doctor",
+    "clean",
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,10 @@ from rebuilding import Record
 
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.release import _cache
-from nemo_edge.release._cache import cache_of, is_kept, run_stages
+from nemo_edge.release._cache import cache_of, is_kept, prune, run_stages
 from nemo_edge.release._inputs import read_inputs
 from nemo_edge.release._stages import LazyCheckpoint, Stage, Work
-from nemo_edge.system.files import sha256_file
+from nemo_edge.system.files import sha256_file, temporary
 
 KEYS = {"first": "a" * 64, "second": "b" * 64}
 
@@ -84,3 +85,36 @@ def test_an_interrupted_stage_that_goes_on_finds_what_it_left(recipe: Recipe, ra
     run(recipe, tmp_path / "two")
     assert (tmp_path / "two" / "part.txt").read_text() == "begun more"
     assert ran == ["first", "first", "second", "always"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"part.txt": 1}'])
+def test_a_record_that_cannot_be_read_is_made_anew(recipe: Recipe, ran: list[str], tmp_path: Path, content: str) -> None:
+    hashes, _ = run(recipe, tmp_path / "one")
+    [record] = cache_of(recipe.output).glob("second-*/stage.json")
+    record.write_text(content)
+    again, record_of_run = run(recipe, tmp_path / "two")
+    assert (again, record_of_run.skipped, ran[-2:]) == (hashes, ["first"], ["second", "always"])
+    assert run(recipe, tmp_path / "three")[1].skipped == ["first", "second"]
+
+
+def test_what_a_killed_stage_left_half_written_is_no_part_of_its_results(recipe: Recipe, ran: list[str], tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe.model_copy(update={"name": "interrupted"}), tmp_path / "one")
+    [folder] = cache_of(recipe.output).glob("first-*")
+    temporary(folder / "part.txt").write_text("half")
+    temporary(folder / "deep").mkdir()
+    run(recipe, tmp_path / "two")
+    assert ran[0] == "first"
+    assert set(files(tmp_path / "two")) == {"part.txt", "sub/read.txt"}
+
+
+def test_results_of_two_settings_are_kept_of_each_stage(recipe: Recipe) -> None:
+    made = [cache_of(recipe.output) / f"{stage}-{digit * 12}" for digit in "abc" for stage in ("export", "tensorrt_rtx")]
+    others = [cache_of(recipe.output) / "lock", cache_of(recipe.output) / "export-of-mine"]
+    for age, folder in enumerate([*made, *others]):
+        folder.mkdir(parents=True)
+        (folder / "stage.json").write_text("{}")
+        os.utime(folder, (age, age))
+    os.utime(made[0], (99, 99))  # used again
+    prune(recipe.output)
+    assert {*cache_of(recipe.output).iterdir()} == {made[0], made[3], made[4], made[5], *others}

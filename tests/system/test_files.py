@@ -5,12 +5,23 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from nemo_edge.system import files
 from nemo_edge.system.errors import InputError
-from nemo_edge.system.files import check_file, check_folder, checkpoint_hashes, sha256_file, sha256_json, way_to, write_atomically
+from nemo_edge.system.files import (
+    check_file,
+    check_folder,
+    checkpoint_hashes,
+    sha256_file,
+    sha256_json,
+    temporary,
+    way_to,
+    write_atomically,
+)
 
 
 @pytest.mark.parametrize(
@@ -129,3 +140,42 @@ def test_an_output_is_refused_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a folder: give the path of a file"):
         check_file(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_link_stays_and_leads_to_what_is_written(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link.json").symlink_to(tmp_path / "real" / "file.json")
+    (tmp_path / "real" / "file.json").write_text("former")
+    write_atomically(tmp_path / "link.json", "new")
+    assert (tmp_path / "link.json").is_symlink()
+    assert (tmp_path / "real" / "file.json").read_text() == "new"
+    assert [p.name for p in (tmp_path / "real").iterdir()] == ["file.json"]
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_another_is_writing_stays(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    temporary(path).write_text("half")
+    other, another = temporary(tmp_path / "y.txt"), temporary(path)
+    other.write_text("of another file")
+    with files._claimed(another):
+        write_atomically(path, "one")
+        assert {p.name for p in tmp_path.iterdir()} == {"x.txt", other.name, another.name}
+    write_atomically(path, "two")
+    assert {p.name for p in tmp_path.iterdir()} == {"x.txt", other.name}
+
+
+@pytest.mark.parametrize("check", [check_file, check_folder])
+def test_an_output_that_spoils_something_is_refused(tmp_path: Path, check: Callable[[Path], None]) -> None:
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for place in (tmp_path / "dangling", tmp_path / "dangling" / "deep" / "out"):
+        with pytest.raises(InputError, match=r"leads to .*nowhere, which does not exist: make that folder, or delete the link"):
+            check(place)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model_index.json").write_text("{}")
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    for place in (tmp_path / "model" / "new", tmp_path / "link" / "deep" / "new"):
+        with pytest.raises(InputError, match=r"lies inside the checkpoint .*model: give another path"):
+            check(place)
+    (tmp_path / "model" / "manifest.json").write_text("{}")
+    with pytest.raises(InputError, match="lies in the bundle, whose files are all in its manifest: give another path"):
+        check(tmp_path / "model" / "report" / "new.png")

@@ -23,6 +23,7 @@ from nemo_edge.serving.remotes.opening import Address, open_remote
 from nemo_edge.system.environment import machine
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import check_file, sha256_file, write_atomically
+from nemo_edge.system.outputs import lock
 from nemo_edge.system.progress import Progress
 
 _FEWEST_GENERAL = 4
@@ -49,7 +50,7 @@ def audit(
     check_file(output)
     listed, others = _lists(prompts, general, progress)
     words = read_vocabulary(vocabulary, others)
-    with open_remote(address) as remote:
+    with open_remote(address) as remote, lock(output):
         asking = Asking(remote, listed, others, words, settings, journal_of(output), progress)
         _check_output(output, asking.inputs)
         begun, asked = asking.results()
