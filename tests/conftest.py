@@ -68,6 +68,7 @@ LONGEST = (
     "tests/localization/test_localizer.py",
     "tests/cli/test_main.py",
     "tests/cli/test_bundle.py",
+    "tests/journeys/test_killed.py",
     "tests/journeys/test_random_build.py",
     "tests/journeys/test_processes.py",
     "tests/journeys/test_guidance_embedding.py",

@@ -31,6 +31,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -54,6 +55,8 @@ MEASURED = "measured"
 COPIES = "replication"
 """Name of the gates, one a variant, that ask for copies of training pictures."""
 
+_READERS = 4
+"""Threads that hash a bundle's files: hashing is slower than reading."""
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
@@ -373,7 +376,9 @@ def verify(folder: Path, names: Collection[str] | None = None) -> Verification:
     problems = [f"{name} is missing" for name in hashes if not (folder / name).is_file()]
     problems += [f"{name} was added" for name in present if name not in (*hashes, MANIFEST)]
     whole = [name for name in hashes if (folder / name).is_file()]
-    problems += [f"{name} was changed" for name in whole if sha256_file(folder / name) != hashes[name]]
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = pool.map(lambda name: sha256_file(folder / name), whole)
+        problems += [f"{name} was changed" for name, digest in zip(whole, found, strict=True) if digest != hashes[name]]
     problems += strays(folder, whole, manifest.files)
     return Verification(bundle=str(folder), files=len(hashes), problems=tuple(problems), random_weights=manifest.random_weights)
 

@@ -41,7 +41,8 @@ from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings, RandomSettings
 from nemo_edge.recipe.targets import EngineSettings, Flavour, PlanSettings, unfit_for_turing
 from nemo_edge.system.errors import InputError
-from nemo_edge.system.files import check_folder, weight_bytes
+from nemo_edge.system.files import check_folder, followed, weight_bytes
+from nemo_edge.system.outputs import lock
 from nemo_edge.system.processes import beside, run
 from nemo_edge.system.progress import Advance, Progress
 
@@ -182,16 +183,16 @@ def export_folder(
 ) -> list[Exported]:
     """Export a checkpoint into a folder of its own, all or nothing; without `neurons`, a file, nothing is baked."""
     check_folder(folder)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"the output folder {folder} is not empty: give another folder, or empty it")
     if neurons and neurons.suffix.lower() != ".csv":
         NeuronSet.load(neurons)  # what is wrong with the file itself is told before the checkpoint is opened
-    with staging(folder) as staged:
+    with lock(folder), staging(folder) as staged:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise InputError(f"the output folder {folder} is not empty: give another folder, or empty it")
         own = value_layers(source, layers, progress)
         chosen = read_neurons(neurons, own) if neurons else NeuronSet.empty(own)
         exported = export_stage(source, settings, chosen, staged, {"version": __version__}, progress)
         staged.chmod(0o755)
-        os.replace(staged, folder)
+        os.replace(staged, followed(folder))
     return exported
 
 

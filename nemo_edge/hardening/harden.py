@@ -7,7 +7,7 @@ needed: the pictures are the mitigated model's. An interrupted run goes on. Know
 
 from __future__ import annotations
 
-__all__ = ["HARDENING", "Hardened", "check_pictures", "check_source", "harden", "harden_opened"]
+__all__ = ["HARDENING", "Hardened", "check_pictures", "check_source", "harden", "harden_opened", "work_of"]
 
 import shutil
 import time
@@ -26,7 +26,8 @@ from nemo_edge.recipe.prompts import Prompt, check_apart, distinct, read_prompts
 from nemo_edge.recipe.settings import CheckpointSettings, SamplingSettings
 from nemo_edge.system.environment import Machine, machine
 from nemo_edge.system.errors import InputError
-from nemo_edge.system.files import checkpoint_folder, sha256_file, sha256_json, write_atomically
+from nemo_edge.system.files import check_folder, checkpoint_folder, leftovers, sha256_file, sha256_json, write_atomically
+from nemo_edge.system.outputs import beside, lock, remove
 from nemo_edge.system.progress import Progress
 
 HARDENING = "hardening.json"
@@ -78,11 +79,13 @@ def harden(
     `check_source` and `check_pictures`, for an output that is there, and for too little memory.
     """
     progress = progress or Progress()
-    folder = check_source(source)
+    check_source(source)
     if output.exists():
+        if (output / HARDENING).is_file():  # a run that was killed when it was done
+            with lock(output):
+                remove(work_of(output))
         raise InputError(f"the output {output} is there already: give another folder, or delete it")
-    if output.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"the output {output} lies inside the checkpoint: give another folder")
+    check_folder(output)
     listed = distinct(read_prompts(prompts, tell=progress.note))
     check_pictures(listed, prompts)
     others = distinct(read_prompts(general, tell=progress.note))
@@ -90,7 +93,8 @@ def harden(
     checkpoint = open_source(source)
     chosen = read_neurons(neurons, value_layers(checkpoint.unet))
     texts = [prompt.text for prompt in others]
-    return harden_opened(checkpoint, chosen, listed, texts, output, settings, sampling, progress, marks, silence=silence)
+    with lock(output):
+        return harden_opened(checkpoint, chosen, listed, texts, output, settings, sampling, progress, marks, silence=silence)
 
 
 def harden_opened(
@@ -110,8 +114,7 @@ def harden_opened(
     started, listed, kept = time.monotonic(), distinct(listed), general[: settings.general]
     told = [checkpoint.files, neurons.content_hash(), kept, settings.model_dump(mode="json"), sampling.model_dump(mode="json"), silence]
     inputs = sha256_json([*told, {prompt.text: sha256_file(prompt.image) for prompt in listed if prompt.image}])
-    work = output.with_name(f".{output.name}.hardening")
-    run = Run(checkpoint, neurons, listed, kept, settings, sampling, work, inputs, silence=silence)
+    run = Run(checkpoint, neurons, listed, kept, settings, sampling, work_of(output), inputs, silence=silence)
 
     def made(rounds: Sequence[Round]) -> Hardened:
         return Hardened(
@@ -131,12 +134,19 @@ def harden_opened(
     def mark(rounds: Sequence[Round]) -> None:
         place = output.with_name(f"{output.name}-{len(rounds)}")
         if len(rounds) in marks and not place.exists():
+            for left in leftovers(place):
+                remove(left)
             _publish(checkpoint, place, made(rounds))
 
     found = made(run.results(progress, mark))
     _publish(checkpoint, output, found)
-    shutil.rmtree(work)
+    remove(work_of(output))
     return found
+
+
+def work_of(output: Path) -> Path:
+    """Where what was begun for `output` is kept until it is done."""
+    return beside(output, "hardening")
 
 
 def check_source(source: CheckpointSettings) -> Path:

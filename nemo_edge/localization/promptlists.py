@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ["DetectionOptions", "LocalizationOptions", "detect", "localize"]
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
@@ -17,6 +18,7 @@ from nemo_edge.recipe.prompts import Given, as_prompts, read_labelled
 from nemo_edge.recipe.recipe import from_keywords
 from nemo_edge.recipe.settings import LocalizationSettings, LoraSettings, check_threshold
 from nemo_edge.system.files import check_folder
+from nemo_edge.system.outputs import lock
 from nemo_edge.system.progress import Progress
 
 if TYPE_CHECKING:
@@ -81,7 +83,9 @@ def detect(
     from nemo_edge.localization.stages import detect_all, open_detector
 
     opened = _opened(checkpoint, allow_pickle, device, loras, clip_skip, progress)
-    return detect_all(open_detector(opened, Path(statistics), tau, chosen), listed, folder, progress)
+    detector = open_detector(opened, Path(statistics), tau, chosen)
+    with lock(folder / "detection.jsonl") if folder else nullcontext():
+        return detect_all(detector, listed, folder, progress)
 
 
 def localize(
@@ -117,7 +121,9 @@ def localize(
     from nemo_edge.localization.stages import find_neurons
 
     opened = _opened(checkpoint, allow_pickle, device, loras, clip_skip, progress)
-    return find_neurons(open_localizer(opened, Path(statistics), tau, chosen), listed, folder, progress)
+    localizer = open_localizer(opened, Path(statistics), tau, chosen)
+    with lock(folder / "localization.jsonl") if folder else nullcontext():
+        return find_neurons(localizer, listed, folder, progress)
 
 
 def _opened(

@@ -45,6 +45,7 @@ from nemo_edge.recipe.targets import FLAVOUR_OF
 from nemo_edge.release import _keys as keys
 from nemo_edge.release._inputs import Inputs
 from nemo_edge.system.files import sha256_json, write_atomically
+from nemo_edge.system.outputs import remove
 from nemo_edge.system.processes import rest
 from nemo_edge.system.progress import Progress
 
@@ -167,7 +168,7 @@ def make_policies(work: Work, folder: Path) -> None:
 
 def harden(work: Work, folder: Path) -> None:
     """The weights taught to hold less of the memories: `hardening.json`, and the checkpoint."""
-    from nemo_edge.hardening.harden import HARDENING, harden_opened
+    from nemo_edge.hardening.harden import HARDENING, harden_opened, work_of
     from nemo_edge.model.checkpoint import open_source
 
     assert work.recipe.hardening is not None
@@ -177,6 +178,7 @@ def harden(work: Work, folder: Path) -> None:
     if not (output / HARDENING).is_file():  # it appears whole, and the folder is of these very inputs
         checkpoint = open_source(work.recipe.checkpoint)
         harden_opened(checkpoint, neurons, work.inputs.memorized, general, output, settings, sampling, work.progress)
+    remove(work_of(output))  # of a run that was killed when it was done
     shutil.copyfile(output / HARDENING, folder / HARDENING)
 
 

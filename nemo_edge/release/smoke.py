@@ -8,7 +8,6 @@ from __future__ import annotations
 __all__ = ["SETTINGS", "Smoke", "smoke"]
 
 import statistics
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
+from nemo_edge.bundle.manifest import staging
 from nemo_edge.export.parts import layers_of
 from nemo_edge.measure.attacks.campaign import Campaign, attack_subject
 from nemo_edge.measure.attacks.subject import Place, Subject, open_subject
@@ -31,6 +31,7 @@ from nemo_edge.release.random_weights import write_random
 from nemo_edge.system.environment import Machine, machine
 from nemo_edge.system.files import check_file, write_atomically
 from nemo_edge.system.memory import GB
+from nemo_edge.system.outputs import lock
 from nemo_edge.system.progress import Advance, Progress
 
 SETTINGS: dict[str, Any] = {
@@ -87,9 +88,7 @@ def smoke(
     """
     progress = progress or Progress()
     check_file(output)
-    output.resolve().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.resolve().parent, prefix=f".{output.name}.") as name:
-        folder = Path(name)
+    with lock(output), staging(output) as folder:
         weights = Path(source.path)
         if is_random(weights) is None:
             write_random(source.path, weights := folder / "weights", progress=progress)

@@ -31,6 +31,7 @@ from nemo_edge.bundle.manifest import (
 from nemo_edge.system import files
 from nemo_edge.system.environment import machine
 from nemo_edge.system.errors import BundleError, InputError
+from nemo_edge.system.outputs import former_of
 
 
 def manifest(key: str = "k") -> Manifest:
@@ -148,6 +149,23 @@ def test_a_publication_that_fails_leaves_the_former_bundle(tmp_path: Path, monke
         published(folder, "new")
     assert open_bundle(folder).key == "former"
     assert names(tmp_path) == ["out"]
+
+
+def test_a_bundle_that_was_moved_aside_when_a_command_was_killed_is_put_back_by_whoever_opens_it(tmp_path: Path) -> None:
+    folder = published(tmp_path / "out", "former")
+    folder.rename(former_of(folder))
+    (tmp_path / "link").symlink_to(folder)
+    assert open_bundle(tmp_path / "link").key == "former"
+    assert verify(folder).passed
+    assert names(tmp_path) == ["link", "out"]
+
+
+def test_a_link_to_a_bundle_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(published(tmp_path / "out", "former"))
+    published(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert open_bundle(tmp_path / "out").key == "new"
+    assert names(tmp_path) == ["link", "out"]
 
 
 @pytest.mark.parametrize(

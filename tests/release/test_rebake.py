@@ -218,7 +218,11 @@ def test_a_set_of_other_layers_is_refused(bundle: Path, tmp_path: Path, former: 
     assert hashes(bundle) == before
 
 
-@pytest.mark.parametrize("name", ["neurons.json", SILENCED_ROWS, f"unet/{VALUE_DATA}", "unet/model.onnx"])
+NOT_READ = ("text_encoder/model.onnx.data", "unet_masked/model.onnx.data", "engines/unet.onnxruntime.cpu.json", "measurement.json")
+"""Files that a rebake has no need of, or that it takes away."""
+
+
+@pytest.mark.parametrize("name", ["neurons.json", SILENCED_ROWS, f"unet/{VALUE_DATA}", "unet/model.onnx", *NOT_READ])
 def test_a_file_that_was_changed_is_refused(bundle: Path, saved: Callable[..., Path], tmp_path: Path, name: str) -> None:
     content = bytearray((bundle / name).read_bytes())
     content[-1] ^= 1
@@ -228,6 +232,19 @@ def test_a_file_that_was_changed_is_refused(bundle: Path, saved: Callable[..., P
         rebake(bundle, saved(OTHERS))
     assert hashes(bundle) == before
     assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".bundle")]
+
+
+@pytest.mark.parametrize("same", [False, True])
+@pytest.mark.parametrize("name", ["added", "missing"])
+def test_a_file_too_many_or_too_few_is_refused(bundle: Path, saved: Callable[..., Path], former: Path, name: str, same: bool) -> None:
+    if name == "added":
+        (bundle / "report" / "added.txt").write_text("")
+    else:
+        (bundle / "text_encoder" / "config.json").unlink()
+    before = hashes(bundle)
+    with pytest.raises(BundleError, match=rf"was changed since it was built \(.* (was|is) {name}\)"):
+        rebake(bundle, former if same else saved(OTHERS))
+    assert hashes(bundle) == before
 
 
 def test_rows_come_from_the_masked_graph_where_the_bundle_keeps_none(bundle: Path, saved: Callable[..., Path], former: Path) -> None:

@@ -26,6 +26,7 @@ from nemo_edge.recipe.settings import AttackKind, AttackSettings
 from nemo_edge.system.environment import machine
 from nemo_edge.system.errors import BundleError
 from nemo_edge.system.files import check_file, write_atomically
+from nemo_edge.system.outputs import lock
 from nemo_edge.system.progress import Progress
 
 ATTACK = "attack.json"
@@ -95,7 +96,7 @@ def attack(place: Place, prompts: Path, settings: AttackSettings, output: Path, 
     listed = read_prompts(prompts, tell=progress.note)
     check_inputs(listed, prompts, settings)
     manifest = check_place(place)
-    with open_subject(place, manifest) as subject:
+    with lock(output), open_subject(place, manifest) as subject:
         found = attack_subject(subject, listed, prompts, settings, output, progress)
     if manifest is not None:
         found = found.model_copy(update={"switches": switches(Path(place.source.path), manifest.variants)})
