@@ -9,15 +9,39 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from nemo_edge.bundle import manifest
 from nemo_edge.system.files import sha256_file
+from nemo_edge.system.processes import rest
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Starting a process looks after all others, and two threads that do so take the end of one for that of the other."""
 
 Call = Callable[[Path], object]
 """A command that works in a folder."""
+
+
+@contextmanager
+def server(*modules: str) -> Iterator[None]:
+    """Have what `reached` starts forked from a process that has imported `modules`."""
+    rest()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["nemo_edge.export.preload", *modules])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # it is told of no other path before Python 3.13
+        forkserver.ensure_running()
+    yield
+    rest()
 
 
 def reached(call: Call, folder: Path, log: Path, kill_at: int = 0) -> list[str]:
@@ -27,8 +51,11 @@ def reached(call: Call, folder: Path, log: Path, kill_at: int = 0) -> list[str]:
     """
     context = multiprocessing.get_context("forkserver")
     process = context.Process(target=_run, args=(call, folder, log, kill_at))
-    process.start()
-    process.join()
+    with _ONE_AT_A_TIME:
+        process.start()
+    wait([process.sentinel])
+    with _ONE_AT_A_TIME:
+        process.join()
     expected = -signal.SIGKILL if kill_at else 0
     assert process.exitcode == expected, f"{call} ended with {process.exitcode}, not {expected}, at point {kill_at}"
     return log.read_text().splitlines()
