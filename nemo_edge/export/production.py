@@ -38,7 +38,8 @@ from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.neurons import NeuronSet, ValueLayer, read_neurons
 from nemo_edge.recipe.components import UNET_FOLDERS
-from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings, RandomSettings
+from nemo_edge.recipe.random_weights import RandomSettings
+from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings
 from nemo_edge.recipe.targets import EngineSettings, Flavour, PlanSettings, unfit_for_turing
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import check_folder, weight_bytes

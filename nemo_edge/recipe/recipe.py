@@ -29,6 +29,7 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, model_va
 from nemo_edge.recipe.authorship import ReportSettings
 from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.hardening import HardeningSettings
+from nemo_edge.recipe.random_weights import RandomSettings
 from nemo_edge.recipe.settings import (
     ENGINE_TOLERANCES,
     AttackSettings,
@@ -40,7 +41,6 @@ from nemo_edge.recipe.settings import (
     LatencySettings,
     LocalizationSettings,
     PromptSettings,
-    RandomSettings,
     SamplingSettings,
     Settings,
 )
@@ -55,7 +55,9 @@ class Recipe(Settings):
     """Everything a build needs to know."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    """What the bundle is called: letters, digits, dots, dashes and underscores."""
     output: Path
+    """Folder of the bundle, relative to the recipe. What stages have done is kept beside it, in `.NAME.build`."""
     checkpoint: CheckpointSettings
     random_weights: RandomSettings | None = None
     """Take random weights in place of the checkpoint's."""

@@ -18,7 +18,6 @@ __all__ = [
     "LocalizationSettings",
     "LoraSettings",
     "PromptSettings",
-    "RandomSettings",
     "SCORE",
     "SamplingSettings",
     "Scheduler",
@@ -73,13 +72,14 @@ def _given_threshold(tau: float) -> float:
 class Settings(BaseModel):
     """A table of a recipe: unknown keys are refused, and nothing changes afterwards."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class LoraSettings(Settings):
     """A LoRA that is fused into the weights before anything else, so that all that follows sees the fused model."""
 
     path: Path
+    """The LoRA's `.safetensors` file."""
     scale: float = Field(default=1.0, allow_inf_nan=False)
     """What its part of the weights is multiplied by; its own alpha comes on top."""
 
@@ -88,6 +88,7 @@ class CheckpointSettings(Settings):
     """Which model: a diffusers folder, a hub id, or a single `.safetensors` file."""
 
     path: str
+    """The folder, the file (relative to the recipe) or the id."""
     allow_pickle: bool = False
     """Open pickle weights (.bin, .ckpt), which can run any code when loaded."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -104,29 +105,13 @@ class CheckpointSettings(Settings):
         return {f"loras/{i}/{lora.path.name} × {lora.scale!r}": lora.path for i, lora in enumerate(self.loras)}
 
 
-class RandomSettings(Settings):
-    """A model of an exact architecture with random weights, to find out how large and how fast its engines are.
-
-    It remembers nothing, so nothing is calibrated, localized or measured; its bundle can be timed, and never be shipped.
-    """
-
-    architecture: str
-    """One that comes with nemo-edge (sd15, sd21, sdxl, bk-sdm-small), or a folder of configurations (`./mine`)."""
-    seed: int = 0
-    neurons: Path | None = None
-    """What is silenced: neurons.json, or a result file of the official code; a few neurons at random where it is not given."""
-
-    @property
-    def name(self) -> str:
-        """The architecture's name; that of its folder where it is one, and not where this lies."""
-        return Path(self.architecture).expanduser().resolve().name
-
-
 class PromptSettings(Settings):
     """Which prompts: those to examine for memories, and general ones that stand for everybody's use."""
 
     memorized: Path
+    """The prompts whose memories are to go: a list with a column `Caption` or `prompt`, and `image` for training pictures that you have."""
     general: Path
+    """Ordinary prompts, none of them memorized: the first of the list calibrate, the last are drawn to see that nothing else changed."""
     limit: int | None = Field(default=None, ge=1)
     """Use the first so many of the memorized prompts."""
 
@@ -185,15 +170,20 @@ class ExportSettings(Settings):
     """The ONNX files."""
 
     variants: tuple[Variant, ...] = Field(default=("baked", "masked"), min_length=1)
+    """Which UNets: `baked` has the neurons zeroed for good, `masked` takes a mask of neurons with each request."""
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Of the weights in the files. 16 bits halve size and memory; a runtime on the CPU computes fp16 in fp32 and has no bf16."""
     fp32: tuple[Literal["text_encoder", "text_encoder_2", "unet", "vae_decoder"], ...] = ()
     """Components that stay in float32 whatever the `dtype`. The decoder of Stable Diffusion XL does in any case where its
     checkpoint says so (`force_upcast`), and so does one whose outputs are not finite in `dtype`."""
     opset: int = Field(default=23, ge=18, le=24)
+    """Version of ONNX's operators. A higher one asks for newer runtimes; a lower one is for runtimes that refuse this."""
     height: int | None = Field(default=None, ge=8, multiple_of=8)
-    """Pin the height of the pictures (pixels); any height where it is not given. The same for width and batch."""
+    """Pin the height of the pictures (pixels); any height where it is not given."""
     width: int | None = Field(default=None, ge=8, multiple_of=8)
+    """Pin the width of the pictures (pixels); any width where it is not given."""
     batch: int | None = Field(default=None, ge=1)
+    """Pin the batch of every graph, of which the UNet has two rows a picture with guidance; any batch where it is not given."""
 
     @field_validator("variants")
     @classmethod
@@ -219,12 +209,16 @@ class SamplingSettings(Settings):
     karras: bool | None = None
     """Noise levels after Karras et al. 2022, for euler, dpmsolver++, sde-dpmsolver++ and unipc; not given: as configured."""
     steps: int = Field(default=50, ge=1, le=1000)
+    """Denoising steps of a picture. Time grows with them; schedulers of higher order (dpmsolver++, unipc) need fewer."""
     guidance: float = Field(default=7.0, ge=0)
-    """Guidance scale. Up to 1 there is none, and the UNet takes one row a picture. A UNet of a consistency model (LCM) is told the
-    scale, and takes one row in any case."""
+    """Guidance scale: higher follows the prompt more closely, with less variety. Up to 1 there is none, and the UNet takes one row a
+    picture. A UNet of a consistency model (LCM) is told the scale, and takes one row in any case."""
     negative_prompt: str = ""
+    """What guidance leads away from; empty: from what an empty prompt draws."""
     height: int | None = Field(default=None, ge=8, multiple_of=8)
+    """Height of the pictures (pixels); what the model was trained on where it is not given. Memory and time grow with it."""
     width: int | None = Field(default=None, ge=8, multiple_of=8)
+    """Width of the pictures (pixels); as for the height."""
 
 
 class FidelitySettings(Settings):
@@ -308,9 +302,10 @@ class LatencySettings(Settings):
     """How times are taken. Eager PyTorch and every engine take turns, each in a process of its own."""
 
     targets: tuple[Target, ...] = Field(default=("text_encoder", "unet", "vae_decoder", "pipeline"), min_length=1)
+    """What is timed: single components, and `pipeline`, a picture from its prompt on."""
     batches: tuple[int, ...] = Field(default=(1,), min_length=1)
     """Pictures at once."""
-    sizes: tuple[Annotated[tuple[int, int], BeforeValidator(_size)], ...] = ()
+    sizes: tuple[Annotated[tuple[int, int], BeforeValidator(_size, json_schema_input_type=str | tuple[int, int])], ...] = ()
     """Heights and widths in pixels, "512x768" or [512, 768]; the sampling's where none is given."""
     steps: int | None = Field(default=None, ge=1, le=1000)
     """Denoising steps of the whole pipeline; the sampling's where it is not given."""
