@@ -24,7 +24,7 @@ class Record(Progress):
 
     def note(self, message: str) -> None:
         if message.endswith(": nothing has changed"):
-            self.skipped.append(message.removesuffix(": nothing has changed"))
+            self.skipped.append(message.removesuffix(": nothing has changed").rpartition(", ")[2])
 
 
 def rebuilt(recipe: Recipe) -> tuple[BuildResult, Record]:

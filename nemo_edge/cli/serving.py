@@ -14,13 +14,13 @@ import typer
 
 from nemo_edge.cli.audits import audit
 from nemo_edge.cli.options import Bundle, Json, print_result
+from nemo_edge.cli.panels import add
 
 
 def register(app: typer.Typer) -> None:
     """Put the commands into an app."""
-    app.command()(ship)
-    app.command()(kserve)
-    app.command()(audit)
+    for command in (ship, kserve, audit):
+        add(app, command)
 
 
 def ship(

@@ -6,10 +6,11 @@ stage does is its own business.
 
 from __future__ import annotations
 
-__all__ = ["cache_of", "is_kept", "lock", "run_stages"]
+__all__ = ["cache_of", "is_kept", "lock", "run_stages", "times_of"]
 
 import json
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import sha256_file, write_atomically
 
 _RECORD = "stage.json"
+_TIMES = "times.json"
 
 
 def cache_of(output: Path) -> Path:
@@ -50,18 +52,29 @@ def lock(output: Path) -> Iterator[None]:
         held.release()
 
 
+def times_of(output: Path) -> dict[str, float]:
+    """Return the seconds that each stage of a bundle's build took when it last ran from its beginning to its end."""
+    try:
+        found: dict[str, float] = json.loads((cache_of(output) / _TIMES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
 def run_stages(work: Work, keys: Mapping[str, str]) -> dict[str, str]:
     """Fill `work.bundle`, stage by stage; return the hashes of the files in it that are known already.
 
     What a stage left before is taken where its key is the same and its files are as it left them.
     """
     hashes: dict[str, str] = {}
-    for stage in stages_of(work.recipe):
+    stages = stages_of(work.recipe)
+    kept = [stage.name for stage in stages if stage.key is not None]
+    for stage in stages:
         if stage.key is None:
             stage.work(work, work.bundle)
             continue
         folder = _folder(work.recipe.output, stage.name, keys[stage.name])
-        found = _results(stage, work, folder)
+        found = _results(stage, work, folder, f"stage {kept.index(stage.name) + 1} of {len(kept)}, {stage.name}")
         work.results[stage.name] = folder
         private = (_RECORD, *stage.private)
         copy_tree(folder, work.bundle, leave=private)
@@ -73,18 +86,24 @@ def _folder(output: Path, stage: str, key: str) -> Path:
     return cache_of(output) / f"{stage}-{key[:12]}"
 
 
-def _results(stage: Stage, work: Work, folder: Path) -> dict[str, str]:
+def _results(stage: Stage, work: Work, folder: Path, called: str) -> dict[str, str]:
     """The hash of each file of a stage's results in `folder`, which are made now unless they are there as they were left."""
     record = folder / _RECORD
     if record.is_file():
         found: dict[str, str] = json.loads(record.read_text())
         if all((folder / name).is_file() and sha256_file(folder / name) == digest for name, digest in found.items()):
-            work.progress.note(f"{stage.name}: nothing has changed")
+            work.progress.note(f"{called}: nothing has changed")
             return found
     if folder.is_dir() and (record.is_file() or not stage.goes_on):
         shutil.rmtree(folder)
+    goes_on = folder.is_dir()
+    work.progress.note(f"{called}: {stage.does}{', from where it was interrupted' if goes_on else ''}")
     folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
     stage.work(work, folder)
     found = {p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(folder.rglob("*")) if p.is_file()}
     write_atomically(record, json.dumps(found, indent=1) + "\n")
+    if not goes_on:
+        times = {**times_of(work.recipe.output), stage.name: round(time.monotonic() - started, 1)}
+        write_atomically(cache_of(work.recipe.output) / _TIMES, json.dumps(times, indent=1) + "\n")
     return found

@@ -118,6 +118,8 @@ class Stage:
     """Whether it takes up what an interrupted run of it has left in the folder, which it gets empty otherwise."""
     private: tuple[str, ...] = ()
     """Names in its folder that are not for the bundle."""
+    does: str = ""
+    """What it does, in a few words for people."""
 
 
 def stages_of(recipe: Recipe) -> list[Stage]:
@@ -275,17 +277,20 @@ def _has(table: str, recipe: Recipe) -> bool:
 
 
 STAGES = (
-    Stage("calibrate", keys.of_calibrate, calibrate, _trained),
-    Stage("localize", keys.of_localize, localize, _trained, goes_on=True),
-    Stage("localize", keys.of_random_neurons, choose_neurons, _random),
-    Stage("policies", keys.of_policies, make_policies, _masked),
-    Stage("harden", keys.of_hardening, harden, _hardened, goes_on=True, private=(HARDENED,)),
-    Stage("export", keys.of_export, export, private=(_EXPORTED,)),
-    *(Stage(table, partial(keys.of_plans, table), partial(compile_plans, table), partial(_has, table)) for table in FLAVOUR_OF),
+    Stage("calibrate", keys.of_calibrate, calibrate, _trained, does="statistics of neurons, and τ"),
+    Stage("localize", keys.of_localize, localize, _trained, goes_on=True, does="neurons of each memorized prompt"),
+    Stage("localize", keys.of_random_neurons, choose_neurons, _random, does="neurons of random weights"),
+    Stage("policies", keys.of_policies, make_policies, _masked, does="what a server may silence"),
+    Stage("harden", keys.of_hardening, harden, _hardened, goes_on=True, private=(HARDENED,), does="weights that hold less of them"),
+    Stage("export", keys.of_export, export, private=(_EXPORTED,), does="ONNX files, held against eager"),
+    *(
+        Stage(table, partial(keys.of_plans, table), partial(compile_plans, table), partial(_has, table), does="engines for NVIDIA's GPUs")
+        for table in FLAVOUR_OF
+    ),
     Stage("sessions", None, describe_sessions),
     Stage("steps", None, write_steps),
-    Stage("measure", keys.of_measure, measure, _trained, goes_on=True, private=("pictures",)),
-    Stage("attack", keys.of_attack, attack, _attacked, goes_on=True, private=("attack.jsonl",)),
-    Stage("latency", keys.of_latency, take_times, partial(_has, "latency")),
+    Stage("measure", keys.of_measure, measure, _trained, goes_on=True, private=("pictures",), does="pictures, with and without"),
+    Stage("attack", keys.of_attack, attack, _attacked, goes_on=True, private=("attack.jsonl",), does="what an attack brings back"),
+    Stage("latency", keys.of_latency, take_times, partial(_has, "latency"), does="times beside eager PyTorch"),
 )
 """Every stage there is, in order."""
