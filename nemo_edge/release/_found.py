@@ -5,7 +5,7 @@ Reads configurations and shapes; no weight is read, nothing is run.
 
 from __future__ import annotations
 
-__all__ = ["Found", "Sampler", "look", "sampler_of"]
+__all__ = ["Found", "Sampler", "kind_of", "look", "sampler_of"]
 
 from typing import Literal
 
@@ -80,7 +80,7 @@ def look(source: CheckpointSettings) -> Found:
     height, width = config.pixel_size
     return Found(
         source=source.path,
-        kind=_kind(config),
+        kind=kind_of(config),
         pipeline=str(config.index["_class_name"]),
         predicts=config.prediction_type,
         height=height,
@@ -119,7 +119,8 @@ def _chosen(config: Configuration) -> Sampler:
     return Sampler(settings=_USUAL[config.family], why="dpmsolver++ needs fewer steps than most schedulers, 20 to 30")
 
 
-def _kind(config: Configuration) -> str:
+def kind_of(config: Configuration) -> str:
+    """Return what a model is called."""
     told = ", a consistency model (LCM)" if config.guidance_width else ""
     if config.family == "sdxl":
         return f"Stable Diffusion XL{told}"

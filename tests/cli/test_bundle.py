@@ -23,35 +23,37 @@ from nemo_edge.system.environment import gpus
 
 run, prompts, model = test_cli.run, test_cli.prompts, test_cli.model
 COMMANDS = [
+    "init",
     "build",
-    "calibrate",
-    "detect",
-    "localize",
     "harden",
     "export",
     "rebake",
     "compile",
+    "calibrate",
+    "detect",
+    "localize",
+    "generate",
     "bench",
     "compare",
+    "inspect",
+    "verify",
     "attack",
     "gate",
     "report",
-    "verify",
-    "generate",
-    "inspect",
+    "audit",
     "ship",
     "kserve",
-    "audit",
     "doctor",
 ]
 
 
-def test_the_help_names_every_command_in_the_order_of_their_use(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_help_names_every_command_in_its_group(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    shown = run("--help").out.partition("Commands:")[2]
+    shown = run("--help").out.partition("--help")[2]
     assert re.findall(r"(?m)^  (\w+)", shown) == COMMANDS
+    assert re.findall(r"(?m)^(\w+):$", shown) == ["Build", "Find", "Engines", "Judge", "Serve", "Machine"]
     commands = {name.removesuffix("_engines") for name in (*cli_bundle.__all__, *attacks.__all__)}
-    assert commands - {"register"} == set(COMMANDS[6:16])
+    assert commands - {"register"} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -60,7 +62,7 @@ def test_the_help_of_a_command_fits_80_columns(run: Run, monkeypatch: pytest.Mon
     shown = run(command, "--help")
     assert (shown.code, shown.err) == (0, "")
     assert max(map(len, shown.out.splitlines())) <= 80
-    assert f"nemo-edge {command}" in shown.out
+    assert f"nemo-edge {command}" in shown.out.partition("Example:")[2]
 
 
 def test_generate_draws_with_the_backend_that_is_asked_for(run: Run, tmp_path: Path, tiny_bundle: Path) -> None:

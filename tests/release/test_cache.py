@@ -9,7 +9,7 @@ from rebuilding import Record
 
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.release import _cache
-from nemo_edge.release._cache import cache_of, is_kept, lock, run_stages
+from nemo_edge.release._cache import cache_of, is_kept, lock, run_stages, times_of
 from nemo_edge.release._inputs import read_inputs
 from nemo_edge.release._stages import LazyCheckpoint, Stage, Work
 from nemo_edge.system.errors import InputError
@@ -85,6 +85,24 @@ def test_an_interrupted_stage_that_goes_on_finds_what_it_left(recipe: Recipe, ra
     run(recipe, tmp_path / "two")
     assert (tmp_path / "two" / "part.txt").read_text() == "begun more"
     assert ran == ["first", "first", "second", "always"]
+
+
+def test_each_stage_says_which_of_how_many_it_is(recipe: Recipe, ran: list[str], tmp_path: Path) -> None:
+    _, record = run(recipe, tmp_path / "one")
+    assert [note.partition(":")[0] for note in record.notes] == ["stage 1 of 2, first", "stage 2 of 2, second"]
+    _, record = run(recipe, tmp_path / "two")
+    assert record.notes == ["stage 1 of 2, first: nothing has changed", "stage 2 of 2, second: nothing has changed"]
+
+
+def test_what_a_stage_took_is_kept_unless_it_was_interrupted(recipe: Recipe, ran: list[str], tmp_path: Path) -> None:
+    assert times_of(recipe.output) == {}
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe.model_copy(update={"name": "interrupted"}), tmp_path / "one")
+    _, record = run(recipe, tmp_path / "two")
+    assert record.notes[0].endswith(", from where it was interrupted")
+    assert list(times_of(recipe.output)) == ["second"]
+    (cache_of(recipe.output) / "times.json").write_text("[")
+    assert times_of(recipe.output) == {}
 
 
 def test_a_second_build_at_the_same_time_is_refused(recipe: Recipe) -> None:
