@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import Any
 
@@ -11,10 +12,23 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from cli.test_bundle import COMMANDS
+from cli.test_main import Run
+from cli.test_main import run as run
+from nemo_edge.cli import attacks
+from nemo_edge.cli import bundle as cli_bundle
 from nemo_edge.cli.main import app
 from nemo_edge.cli.panels import EXAMPLES, Panels, add
 
 EVERY = {command: example for examples in EXAMPLES.values() for command, example in examples.items()}
+
+
+def test_the_help_names_every_command_in_its_group(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = run("--help").out.partition("this message and exit.")[2]
+    assert re.findall(r"(?m)^  (\w+)", shown) == COMMANDS
+    assert re.findall(r"(?m)^(\w+):$", shown) == ["Build", "Find", "Engines", "Judge", "Serve", "Machine"]
+    commands = {name.removesuffix("_engines") for name in (*cli_bundle.__all__, *attacks.__all__)}
+    assert commands - {"register"} <= set(COMMANDS)
 
 
 def test_every_command_is_in_one_group_with_an_example() -> None:
