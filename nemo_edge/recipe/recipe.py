@@ -29,6 +29,7 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, model_va
 from nemo_edge.recipe.authorship import ReportSettings
 from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.hardening import HardeningSettings
+from nemo_edge.recipe.quantization import LIMITS, QuantizationSettings, unfit
 from nemo_edge.recipe.random_weights import RandomSettings
 from nemo_edge.recipe.settings import (
     ENGINE_TOLERANCES,
@@ -67,6 +68,8 @@ class Recipe(Settings):
     hardening: HardeningSettings | None = None
     """The weights are taught to hold less of the memories, only where this table is there."""
     export: ExportSettings = ExportSettings()
+    quantization: QuantizationSettings | None = None
+    """The UNet's files are quantized only where this table is there."""
     engine: EngineSettings = EngineSettings()
     tensorrt: TensorRtSettings | None = None
     """TensorRT engines, built on the GPU at hand, only where this table is there; the same for `tensorrt_rtx`."""
@@ -100,6 +103,13 @@ class Recipe(Settings):
             raise ValueError(
                 "[hardening] changes the weights with the neurons silenced, and a masked engine lets neurons back: set "
                 'export.variants = ["baked"]'
+            )
+        if self.quantization and (why := unfit(self.quantization, self.export.dtype, self.engine, self.tensorrt_rtx)):
+            raise ValueError(why)
+        if self.quantization and self.quantization.prompts > self.calibration.prompts and not random:
+            raise ValueError(
+                f"quantization.prompts = {self.quantization.prompts} are the first of the general prompts that calibrate, of which "
+                f"there are {self.calibration.prompts} (calibration.prompts): ask for fewer"
             )
         self._check_turing()
         self._check_latency()
@@ -151,14 +161,18 @@ class Recipe(Settings):
 
     @property
     def engine_tolerance(self) -> float | Literal[False]:
-        """The gate on engine against eager: as given, else by the type that is computed in."""
+        """The gate on engine against eager: as given, else by the scheme of quantization or the type that is computed in."""
         given = self.gates.engine_error
+        if given is None and self.quantization is not None:
+            return LIMITS[self.quantization.scheme].engine_error
         return ENGINE_TOLERANCES[self.computed_in] if given is None else given
 
     @property
     def agreement_tolerance(self) -> float | Literal[False]:
-        """The gate on the mitigation on the engine against that on eager: as given, else by the type that is computed in."""
+        """The gate on the mitigation on the engine against that on eager: as given, else by scheme or type, too."""
         given = self.gates.mitigation_agreement
+        if given is None and self.quantization is not None:
+            return LIMITS[self.quantization.scheme].mitigation_agreement
         return {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.1}[self.computed_in] if given is None else given
 
     @property
@@ -225,7 +239,10 @@ def with_places(recipe: Recipe, places: Recipe) -> Recipe:
     calibration = recipe.calibration.model_copy(update={"statistics": places.calibration.statistics})
     fidelity = recipe.fidelity.model_copy(update={"sscd": places.fidelity.sscd})
     checkpoint = recipe.checkpoint.model_copy(update={"path": places.checkpoint.path, "loras": places.checkpoint.loras})
-    return recipe.model_copy(update={"prompts": prompts, "calibration": calibration, "fidelity": fidelity, "checkpoint": checkpoint})
+    own = {"prompts": prompts, "calibration": calibration, "fidelity": fidelity, "checkpoint": checkpoint}
+    if recipe.quantization and places.quantization:
+        own["quantization"] = recipe.quantization.model_copy(update={"ranges": places.quantization.ranges})
+    return recipe.model_copy(update=own)
 
 
 def with_random_weights(recipe: Recipe, architecture: str | None, neurons: Path | None = None) -> Recipe:

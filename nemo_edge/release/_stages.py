@@ -18,10 +18,12 @@ __all__ = [
     "compile_plans",
     "describe_sessions",
     "export",
+    "find_ranges",
     "harden",
     "localize",
     "make_policies",
     "measure",
+    "quantize",
     "stage_keys",
     "stages_of",
     "take_times",
@@ -49,10 +51,13 @@ from nemo_edge.system.processes import rest
 from nemo_edge.system.progress import Progress
 
 if TYPE_CHECKING:
+    from nemo_edge.export.quantization.quantize import Files
     from nemo_edge.model import checkpoint as opened
 
 HARDENED = "checkpoint"
 """The folder of hardened weights, which a bundle has in its ONNX files alone."""
+_PROMPT = "a photograph of an astronaut riding a horse"
+"""What random weights, which come without prompts, are quantized with."""
 _EXPORTED = "exported.json"
 """What the export says of its files; the bundle has it in other words."""
 
@@ -192,6 +197,44 @@ def export(work: Work, folder: Path) -> None:
     write_atomically(folder / _EXPORTED, json.dumps([e.model_dump(mode="json") for e in exported], indent=1) + "\n")
 
 
+def find_ranges(work: Work, folder: Path) -> None:
+    """How large activations become while general prompts' pictures are drawn: `ranges.json`."""
+    from nemo_edge.export.quantization import quantize as quantization
+
+    quantization.find_ranges(_unets(work), folder, work.progress).write(folder / quantization.RANGES)
+
+
+def quantize(work: Work, folder: Path) -> None:
+    """The UNets' files in fewer bits, in place of those in float32: `quantization.json`, and the files."""
+    from nemo_edge.export.quantization import quantize as quantization
+    from nemo_edge.export.quantization.ranges import Ranges
+
+    settings = work.recipe.quantization
+    assert settings is not None
+    files, path = _unets(work), settings.ranges or work.bundle / quantization.RANGES
+    ranges = Ranges.read(path) if settings.activations else None
+    if ranges is not None and settings.ranges is not None:
+        quantization.check_ranges(ranges, path, files)
+    quantization.quantize_files(files, settings, ranges, folder, {"version": __version__}, work.progress)
+
+
+def _unets(work: Work) -> Files:
+    from nemo_edge.export.quantization.quantize import Files
+
+    recipe, settings = work.recipe, work.recipe.quantization
+    assert settings is not None
+    work.checkpoint.close()  # its memory is for the graphs
+    return Files(
+        bundle=work.results["export"],
+        variants=recipe.export.variants,
+        prompts=tuple(prompt.text for prompt in work.inputs.general[: settings.prompts]) or (_PROMPT,),
+        sampling=recipe.sampling,
+        threads=recipe.engine.threads,
+        layers=NeuronSet.load(work.bundle / "neurons.json").layers,
+        source=sha256_json(work.inputs.checkpoint),
+    )
+
+
 def compile_plans(table: str, work: Work, folder: Path) -> None:
     """TensorRT engines, as a table of the recipe wants them."""
     rest()  # the compiler needs the memory, and none of the libraries
@@ -272,6 +315,14 @@ def _attacked(recipe: Recipe) -> bool:
     return _trained(recipe) and recipe.attack is not None
 
 
+def _quantized(recipe: Recipe) -> bool:
+    return recipe.quantization is not None
+
+
+def _observed(recipe: Recipe) -> bool:
+    return recipe.quantization is not None and recipe.quantization.activations and recipe.quantization.ranges is None
+
+
 def _has(table: str, recipe: Recipe) -> bool:
     return getattr(recipe, table) is not None
 
@@ -283,6 +334,8 @@ STAGES = (
     Stage("policies", keys.of_policies, make_policies, _masked, does="what a server may silence"),
     Stage("harden", keys.of_hardening, harden, _hardened, goes_on=True, private=(HARDENED,), does="weights that hold less of them"),
     Stage("export", keys.of_export, export, private=(_EXPORTED,), does="ONNX files, held against eager"),
+    Stage("ranges", keys.of_ranges, find_ranges, _observed, goes_on=True, does="how large activations become"),
+    Stage("quantize", keys.of_quantization, quantize, _quantized, does="the UNet in fewer bits"),
     *(
         Stage(table, partial(keys.of_plans, table), partial(compile_plans, table), partial(_has, table), does="engines for NVIDIA's GPUs")
         for table in FLAVOUR_OF
