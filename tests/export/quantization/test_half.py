@@ -9,14 +9,13 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
+from export.quantization.test_rewriting import LIMIT, feed_of
 from nemo_edge.export.quantization._operators import operators
 from nemo_edge.export.quantization._rewriting import Chosen, rewrite
 from nemo_edge.export.quantization.base import Scheme
 from nemo_edge.export.quantization.half import is_quantized, write_half
 from nemo_edge.export.quantization.integers import Int8, Int8Weights
 from nemo_edge.graph.onnxfile import Graph, open_graph
-
-from export.quantization.test_rewriting import LIMIT, feed_of
 
 
 @pytest.fixture(scope="module")
