@@ -25,12 +25,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from nemo_edge.cli.screen import Console, show_line
 from nemo_edge.system.exits import check_terminated
 from nemo_edge.system.progress import Advance, Progress
 
@@ -298,7 +298,7 @@ def show_diagnosis(diagnosis: Any) -> None:
 def show_paths(paths: Sequence[Path]) -> None:
     """One path a line."""
     for path in paths:
-        print(path)
+        show_line(path)
 
 
 def _show_backends(out: Console, probes: Sequence[Any]) -> None:

@@ -19,7 +19,8 @@ import numpy as np
 from nemo_edge.model._tokenizer import FileTokenizer
 from nemo_edge.model.component import GUIDANCE
 from nemo_edge.system.environment import importable
-from nemo_edge.system.errors import BundleError, InputError
+from nemo_edge.system.errors import BundleError, InputError, first_line
+from nemo_edge.system.reading import read_json
 
 Family = Literal["sd", "sdxl"]
 
@@ -240,8 +241,8 @@ class Configuration:
                 text_encoders=tuple(texts),
                 tokenizers=tuple(_load_tokenizer(bundle / _numbered("tokenizer", i), texts[i]) for i in places) if tokenizers else (),
             )
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{bundle} lacks a part of its model: {error}") from error
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, InputError) as error:
+            raise BundleError(f"{bundle} lacks a part of its model: {first_line(error)}; build it again") from error
 
 
 def kin(name: str) -> str:
@@ -281,7 +282,7 @@ def upcasts_decoder(folder: Path) -> bool:
     """Whether `Configuration.upcasts_decoder` is true of a diffusers folder, of which only two files are read; False for anything else."""
     try:
         return _upcasts(_read(folder / "model_index.json"), completed("vae", _read(folder / "vae" / "config.json"), "sdxl"))
-    except (OSError, ValueError):
+    except InputError:
         return False
 
 
@@ -335,5 +336,7 @@ def _write(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise InputError(f"{path} holds no JSON object")
     return config

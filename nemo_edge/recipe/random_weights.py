@@ -6,7 +6,9 @@ __all__ = ["RandomSettings"]
 
 from pathlib import Path
 
+from nemo_edge.recipe.limits import Seed
 from nemo_edge.recipe.settings import Settings
+from nemo_edge.system.reading import expanded
 
 
 class RandomSettings(Settings):
@@ -17,7 +19,7 @@ class RandomSettings(Settings):
 
     architecture: str
     """One that comes with nemo-edge (sd15, sd21, sdxl, bk-sdm-small), or a folder of configurations (`./mine`)."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the weights: the same seed makes the same weights."""
     neurons: Path | None = None
     """What is silenced: neurons.json, or a result file of the official code; a few neurons at random where it is not given."""
@@ -25,4 +27,4 @@ class RandomSettings(Settings):
     @property
     def name(self) -> str:
         """The architecture's name; that of its folder where it is one, and not where this lies."""
-        return Path(self.architecture).expanduser().resolve().name
+        return expanded(self.architecture).resolve().name

@@ -11,6 +11,7 @@ __all__ = [
     "anchored",
     "from_keywords",
     "from_options",
+    "kept_recipe",
     "load_recipe",
     "portable",
     "with_places",
@@ -46,10 +47,13 @@ from nemo_edge.recipe.settings import (
     Settings,
 )
 from nemo_edge.recipe.targets import EngineSettings, TensorRtRtxSettings, TensorRtSettings, uncompiled
-from nemo_edge.system.errors import InputError
+from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import way_to
+from nemo_edge.system.reading import expanded, read_text
 
 _Kind = TypeVar("_Kind", bound=BaseModel)
+_MOST_BYTES = 2**20
+"""What a recipe may have."""
 
 
 class Recipe(Settings):
@@ -192,14 +196,13 @@ def load_recipe(path: str | PathLike[str], *, random: bool = False) -> Recipe:
     ('tiny', 'paper')
     """
     path = Path(path)
+    text = read_text(path, "recipe", most=_MOST_BYTES, remedy="`nemo-edge build RECIPE.toml`")
     try:
-        values = tomllib.loads(path.read_bytes().decode("utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"recipe {path} does not exist: `nemo-edge build RECIPE.toml`") from error
-    except OSError as error:
-        raise InputError(f"recipe {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        values = tomllib.loads(text)
+    except ValueError as error:
         raise InputError(f"recipe {path} is not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"recipe {path} is not valid TOML: its values are nested too deeply") from error
     try:
         recipe = Recipe.model_validate(values, context={"random": random})
     except ValidationError as error:
@@ -207,16 +210,25 @@ def load_recipe(path: str | PathLike[str], *, random: bool = False) -> Recipe:
     return anchored(recipe, path.parent)
 
 
+def kept_recipe(values: Mapping[str, Any], bundle: str | PathLike[str]) -> Recipe:
+    """Return the recipe that a bundle's manifest keeps. Raises `BundleError` for one that is none, be it another version's."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        reason = f"the recipe in its manifest cannot be used: {_complaint(error)}; build the bundle again with this version"
+        raise BundleError(f"{bundle}: {reason}") from error
+
+
 def anchored(recipe: Recipe, folder: Path) -> Recipe:
     """Return the recipe with its relative paths made relative to `folder`."""
     checkpoint, own = recipe.checkpoint.path, recipe.random_weights
-    local = folder / Path(checkpoint).expanduser()
+    local = folder / expanded(checkpoint)
     if local.exists() or checkpoint.startswith((".", "/", "~")):
         checkpoint = str(local)
     architecture = own.architecture if own else None
     if architecture and "/" in architecture:  # a folder; one beside the recipe that is called "sd15" is not meant by this name
-        architecture = str(folder / Path(architecture).expanduser())
-    return _from(_placed(recipe, lambda path: folder / path.expanduser()), checkpoint, architecture)
+        architecture = str(folder / expanded(architecture))
+    return _from(_placed(recipe, lambda path: folder / expanded(path)), checkpoint, architecture)
 
 
 def portable(recipe: Recipe) -> Recipe:
@@ -225,7 +237,7 @@ def portable(recipe: Recipe) -> Recipe:
     `anchored` at the bundle, it finds them again as long as they lie together.
     """
     checkpoint, own = recipe.checkpoint.path, recipe.random_weights
-    if Path(checkpoint).expanduser().exists():
+    if expanded(checkpoint).exists():
         checkpoint = _written(Path(checkpoint), recipe.output)
     architecture = own.architecture if own else None
     if architecture and "/" in architecture:

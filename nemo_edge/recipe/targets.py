@@ -69,7 +69,7 @@ class EngineSettings(_Settings):
     """What OpenVINO computes in, whatever the type of the ONNX files (`export.dtype`) is."""
     cache: bool = True
     """Keep what OpenVINO compiled in the user's cache folder, as large as the weights, for the next start."""
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=4096)
     """On the CPU; all of its cores where not given."""
 
     @model_validator(mode="after")

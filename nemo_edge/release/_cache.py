@@ -20,7 +20,8 @@ from filelock import FileLock, Timeout
 from nemo_edge.bundle.manifest import copy_tree
 from nemo_edge.release._stages import Stage, Work, stages_of
 from nemo_edge.system.errors import InputError
-from nemo_edge.system.files import sha256_file, write_atomically
+from nemo_edge.system.files import inside, sha256_file, write_atomically
+from nemo_edge.system.reading import read_json
 
 _RECORD = "stage.json"
 _TIMES = "times.json"
@@ -90,8 +91,8 @@ def _results(stage: Stage, work: Work, folder: Path, called: str) -> dict[str, s
     """The hash of each file of a stage's results in `folder`, which are made now unless they are there as they were left."""
     record = folder / _RECORD
     if record.is_file():
-        found: dict[str, str] = json.loads(record.read_text())
-        if all((folder / name).is_file() and sha256_file(folder / name) == digest for name, digest in found.items()):
+        found = _recorded(record)
+        if found and all((folder / name).is_file() and sha256_file(folder / name) == digest for name, digest in found.items()):
             work.progress.note(f"{called}: nothing has changed")
             return found
     if folder.is_dir() and (record.is_file() or not stage.goes_on):
@@ -107,3 +108,13 @@ def _results(stage: Stage, work: Work, folder: Path, called: str) -> dict[str, s
         times = {**times_of(work.recipe.output), stage.name: round(time.monotonic() - started, 1)}
         write_atomically(cache_of(work.recipe.output) / _TIMES, json.dumps(times, indent=1) + "\n")
     return found
+
+
+def _recorded(record: Path) -> dict[str, str]:
+    """The hash of each file that a stage has left; nothing of a record that cannot be read, so that the stage runs again."""
+    try:
+        found = read_json(record)
+    except InputError:
+        return {}
+    whole = isinstance(found, dict) and all(inside(name) and isinstance(digest, str) for name, digest in found.items())
+    return found if whole else {}

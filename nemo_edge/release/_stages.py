@@ -49,6 +49,7 @@ from nemo_edge.release._inputs import Inputs
 from nemo_edge.system.files import sha256_json, write_atomically
 from nemo_edge.system.processes import rest
 from nemo_edge.system.progress import Progress
+from nemo_edge.system.reading import read_json
 
 if TYPE_CHECKING:
     from nemo_edge.export.quantization.quantize import Files
@@ -107,7 +108,7 @@ class Work:
     @property
     def onnx_files(self) -> list[OnnxFile]:
         """The ONNX files of the bundle."""
-        return [OnnxFile(file["model"], file["dtype"]) for file in json.loads((self.results["export"] / _EXPORTED).read_text())]
+        return [OnnxFile(file["model"], file["dtype"]) for file in read_json(self.results["export"] / _EXPORTED)]
 
 
 @dataclass(frozen=True)

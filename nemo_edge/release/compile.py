@@ -19,7 +19,7 @@ from nemo_edge.bundle.manifest import Manifest, amend, check_output, measured_no
 from nemo_edge.export.production import OnnxFile, plan_stage
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.recipe.components import UNET_FOLDERS
-from nemo_edge.recipe.recipe import Recipe, from_options
+from nemo_edge.recipe.recipe import Recipe, from_options, kept_recipe
 from nemo_edge.recipe.targets import Flavour
 from nemo_edge.release._inputs import used_versions
 from nemo_edge.release.review import report_again
@@ -56,7 +56,7 @@ def compile_again(bundle: Path, flavour: Flavour, given: Mapping[str, Any] | Non
     progress, table = progress or Progress(), FLAVOURS[flavour].table
     check_output(bundle)
     manifest = open_verified(bundle)
-    recipe = Recipe.model_validate(manifest.recipe)
+    recipe = kept_recipe(manifest.recipe, bundle)
     own = getattr(recipe, table)
     settings = from_options(FLAVOURS[flavour].settings, own.model_dump() if own else {}, given or {}, _OPTIONS)
     check(flavour, settings)

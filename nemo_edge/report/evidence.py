@@ -21,10 +21,11 @@ from nemo_edge.localization.localizer import Localization, read_results
 from nemo_edge.measure.attacks.campaign import Campaign
 from nemo_edge.measure.latency import Latency
 from nemo_edge.measure.mitigation import Measurement
-from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.recipe.recipe import Recipe, kept_recipe
 from nemo_edge.system.environment import Machine
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import sha256_json
+from nemo_edge.system.reading import read_bytes
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -76,7 +77,7 @@ class Evidence:
             gates=manifest.gates,
             measurement=measurement,
             localizations=tuple(by_prompt[m.prompt] for m in measurement.variants[0].mitigations),
-            recipe=Recipe.model_validate(manifest.recipe),
+            recipe=kept_recipe(manifest.recipe, manifest.name),
             latency=latency,
             groups=tuple(groups),
             policies=policies,
@@ -149,8 +150,8 @@ def _list_hash(manifest: Manifest) -> str:
 
 def _model(kind: type[_Model], path: Path) -> _Model:
     try:
-        return kind.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+        return kind.model_validate_json(read_bytes(path))
+    except (InputError, ValidationError) as error:
         raise _unreadable(path.parent, path.name) from error
 
 

@@ -21,6 +21,7 @@ from nemo_edge.serving.requests import INPUTS
 from nemo_edge.serving.versions import ServerBackend
 from nemo_edge.system.errors import InputError, MissingDependency, first_line
 from nemo_edge.system.files import write_atomically
+from nemo_edge.system.reading import read_text
 
 KEPT: Final = 2
 """Versions of a component that are served at once: a picture that was begun is finished by the version that began it."""
@@ -112,8 +113,8 @@ def read_config(path: Path) -> Any:
     """Read a `config.pbtxt`. Raises `InputError`, with line and column, for text that Triton's schema does not take."""
     text_format = _text_format()
     try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), _schema().ModelConfig())
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        return text_format.Parse(read_text(path), _schema().ModelConfig())
+    except (InputError, RecursionError, text_format.ParseError) as error:
         raise InputError(f"{path} is no configuration of a Triton model: {first_line(error)}") from error
 
 

@@ -21,7 +21,7 @@ from nemo_edge.bundle.manifest import check_shippable, open_verified, staging
 from nemo_edge.bundle.policies import POLICIES, baked_policies, read_policies
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.configuration import Configuration
-from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.recipe.recipe import kept_recipe
 from nemo_edge.sampling.generate import choose_variant
 from nemo_edge.serving.modelconfig import Service, engine_config, pipeline_config, read_config, recorded_version, write_config
 from nemo_edge.serving.shipment import Shipment, choose_backend
@@ -70,7 +70,7 @@ def ship(
     check_shippable(bundle)
     manifest = open_verified(bundle)
     variant = choose_variant(manifest, variant or ("masked" if "masked" in manifest.variants else None), masked=False)
-    recipe, model = Recipe.model_validate(manifest.recipe), Configuration.load(bundle, tokenizers=False)
+    recipe, model = kept_recipe(manifest.recipe, bundle), Configuration.load(bundle, tokenizers=False)
     shipment = Shipment(bundle, manifest, recipe, model, variant, choose_backend(recipe, backend), 0)
     configs = {name: read_config(repository / name / _CONFIG) for name in _present(repository, [*shipment.places, PIPELINE])}
     shipment = replace(shipment, number=_next_version(repository, configs))

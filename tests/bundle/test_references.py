@@ -12,9 +12,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bundle.test_manifest import manifest
-from nemo_edge.bundle._references import inside
 from nemo_edge.bundle.manifest import MANIFEST, amend, open_bundle, publish, staging, verify
 from nemo_edge.system.errors import BundleError
+from nemo_edge.system.files import inside
 
 
 def graph(location: str, where: str = "initializer") -> bytes:
