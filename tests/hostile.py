@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 CONTENTS: Mapping[str, bytes] = {
@@ -145,14 +144,3 @@ def changed(good: bytes, seed: int) -> bytes:
         lambda: good.replace(b'"', chance.choice((b"'", b'""', b"\\ud800", b"\0", b"[[")), 1 + chance.randrange(9)),
     )
     return chance.choice(ways)()
-
-
-def tree(folder: Path) -> Iterator[str]:
-    """Every name below a folder, and what it is."""
-    for path in sorted(folder.rglob("*")):
-        yield f"{path.relative_to(folder)} {'file' if path.is_file() else 'other'}"
-
-
-def copied(source: Path, target: Path) -> Path:
-    """A copy of a folder that may be broken."""
-    return shutil.copytree(source, target, copy_function=os.link)

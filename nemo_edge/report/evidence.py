@@ -110,6 +110,8 @@ class Evidence:
         latency = _model(Latency, bundle / "latency.json") if (bundle / "latency.json").is_file() else None
         try:
             localizations = tuple(read_results(bundle / "localization.jsonl"))
+            if not localizations or not measurement.variants:
+                raise InputError("nothing was localized or measured")
             groups, policies = groups_in(bundle), policies_in(bundle)
             if all_neurons(groups, localizations).content_hash() != manifest.neurons_hash:
                 groups = []  # what variants bring back was found with the groups' own neurons
@@ -135,7 +137,7 @@ def facts_of(manifest: Manifest) -> dict[str, str]:
         **({"Recipe file": manifest.recipe_file} if manifest.recipe_file else {}),
         "Build key": manifest.key,
         "Neurons": manifest.neurons_hash,
-        "Threshold τ": f"{manifest.threshold:.6g}",
+        "Threshold τ": "–" if manifest.threshold is None else f"{manifest.threshold:.6g}",
         **{f"Checkpoint · {name}": value for name, value in manifest.checkpoint.items()},
         **{f"Input · {name}": value for name, value in manifest.prompts.items()},
         **{f"Version · {name}": value for name, value in manifest.versions.items()},

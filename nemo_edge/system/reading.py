@@ -6,7 +6,7 @@ nothing of what they mean.
 
 from __future__ import annotations
 
-__all__ = ["MOST_BYTES", "check_regular", "expanded", "parse_json", "read_bytes", "read_json", "read_text", "why_unread"]
+__all__ = ["MOST_BYTES", "check_letters", "check_regular", "expanded", "parse_json", "read_bytes", "read_json", "read_text", "why_unread"]
 
 import errno
 import json
@@ -85,6 +85,14 @@ def parse_json(text: str | bytes, **options: Any) -> Any:
     except UnicodeEncodeError as error:
         raise ValueError(f"it has half of a letter ({error.object[error.start]!a}, a lone surrogate)") from error
     return found
+
+
+def check_letters(text: str, what: str) -> None:
+    """Raise `InputError` for a text with half of a letter in it, as a terminal or another program gives what is not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} has half of a letter ({text[error.start]!a}): give it as UTF-8") from error
 
 
 def check_regular(path: Path, what: str = "", *, remedy: str = "give the path of one that is there") -> None:

@@ -45,7 +45,7 @@ def assert_told(ran: Ran, out: Path, what: object) -> None:
     assert ran.code in (0, 2, 3, 4), (what, ran)
     for text in (ran.out, ran.err):
         assert visible(text).replace("\\r", "") == text.replace("\r", ""), (what, "a control character reaches the terminal")
-    if ran.code in (2, 4):
+    if ran.code in (2, 4) and (ran.err or not ran.out):  # `verify` says on standard output what differs
         assert ran.err.splitlines()[-1].startswith("nemo-edge: "), (what, ran)
         assert not out.exists(), (what, "something is left of a command that was refused")
 
@@ -96,7 +96,7 @@ READERS = [["verify"], ["inspect"], ["generate", "a pig", "-o", "{out}", "--step
 def consistent(bundle: Path) -> None:
     """Write the manifest anew, so that each hash in it is right."""
     content = json.loads((bundle / MANIFEST).read_bytes())
-    content["files"] = {name: sha256_file(bundle / name) for name in content["files"]}
+    content["files"] = {name: sha256_file(bundle / name) for name in content["files"] if (bundle / name).is_file()}
     (bundle / MANIFEST).write_text(json.dumps(content))
 
 
@@ -110,11 +110,8 @@ def test_a_bundle_with_a_broken_member_is_told(run: Run, good: Good, tmp_path: P
         shutil.copytree(Path(str(good["bundle"])), bundle, ignore=shutil.ignore_patterns("pictures"))
         (bundle / name).write_bytes(content)
         if name != MANIFEST:
-            content_ = json.loads((bundle / MANIFEST).read_bytes())
-            content_["files"] = {each: digest for each, digest in content_["files"].items() if (bundle / each).is_file()}
-            (bundle / MANIFEST).write_text(json.dumps(content_))
             consistent(bundle)
-        for command, *options in READERS:
+        for command, *options in (READERS[0], READERS[1 + number % (len(READERS) - 1)]):
             out = Path(str(good["out"]))
             assert_told(run(command, bundle, *(option.format(**good) for option in options)), out, (command, name, kind))
             shutil.rmtree(out, ignore_errors=True)
@@ -141,23 +138,27 @@ def test_a_checkpoint_with_a_broken_part_is_told(run: Run, good: Good, tmp_path:
 
 
 HUGE = "9" * 5000
+OUT = ("-o", "{out}")
+TAKEN: list[tuple[tuple[str, ...], str, tuple[str, ...]]] = [
+    (("generate", "{bundle}", "p", *OUT), "--seed --steps --guidance --height --width", (HUGE, "-1", "nan", "1e999", str(2**63 - 1))),
+    (("generate", "{bundle}", "p", *OUT, "--height", "8192", "--count", "64"), "--width", ("8192",)),
+    (("compare", "{bundle}", "{bundle}"), "--seed --steps --limit --tolerance", (HUGE, "nan")),
+    (("bench", "{bundle}"), "--batch --steps --runs --seconds --threads", (HUGE, "-1", "1e999")),
+    (("bench", "{bundle}"), "--size", ("99999999x8", "8x", f"{HUGE}x8", "8192x8192", "²x²")),
+    (("attack", "{model}", *OUT, "--prompts", "{prompts}"), "--seed --steps --seeds --words --batches --candidates", (HUGE,)),
+    (("audit", "http://h", *OUT, "--prompts", "{prompts}"), "--seed --seeds --timeout --most", (HUGE,)),
+    (("detect", "{model}", "{prompts}", "--statistics", "{statistics}"), "--threshold", (HUGE, "nan", "-inf")),
+    (("localize", "{model}", "{prompts}", "--statistics", "{statistics}", *OUT), "--paraphrases", (HUGE, "-1")),
+    (("export", "{model}", *OUT), "--opset --clip-skip --dtype", (HUGE, "\x1b[31m")),
+    (("calibrate", "{model}", "{prompts}", *OUT), "--limit", (HUGE, "-1")),
+    (("kserve", "{out}", "--name", "\x1b[31m", "--storage", "s3://b", "--image", "i"), "--replicas --gpus", (HUGE,)),
+]
+"""A command, its options that are tried, and the values that each of them is given."""
 NUMBERS = [
-    *(("generate", "{bundle}", "p", "-o", "{out}", option, value) for option in ("--seed", "--steps", "--guidance", "--height", "--width")
-      for value in (HUGE, "-1", "nan", "1e999", "9223372036854775807")),
-    ("generate", "{bundle}", "p", "-o", "{out}", "--height", "8192", "--width", "8192", "--count", "64"),
-    ("generate", "{bundle}", "p\udc80", "-o", "{out}", "--steps", "1"),
-    ("generate", "{bundle}", "p\x1b]52;c;AAAA\x07", "-o", "{out}", "--variant", "\x1b[2J\u202e"),
-    *(("compare", "{bundle}", "{bundle}", option, value) for option in ("--seed", "--steps", "--limit", "--tolerance") for value in (HUGE, "nan")),
-    *(("bench", "{bundle}", option, value) for option in ("--batch", "--steps", "--runs", "--seconds", "--threads") for value in (HUGE, "-1", "1e999")),
-    *(("bench", "{bundle}", "--size", value) for value in ("99999999x8", "8x", HUGE + "x8", "8192x8192", "²x²")),
-    *(("attack", "{model}", "-o", "{out}", "--prompts", "{prompts}", option, HUGE) for option in ("--seed", "--steps", "--seeds", "--words", "--batches")),
-    *(("audit", "http://h", "-o", "{out}", "--prompts", "{prompts}", option, HUGE) for option in ("--seed", "--seeds", "--timeout", "--most")),
-    *(("detect", "{model}", "{prompts}", "--statistics", "{statistics}", "--threshold", value) for value in (HUGE, "nan", "-inf")),
-    *(("localize", "{model}", "{prompts}", "--statistics", "{statistics}", "-o", "{out}", "--paraphrases", value) for value in (HUGE, "-1")),
-    *(("export", "{model}", "-o", "{out}", option, value) for option in ("--opset", "--clip-skip", "--dtype") for value in (HUGE, "\x1b[31m")),
-    ("calibrate", "{model}", "{prompts}", "-o", "{out}", "--limit", HUGE),
-    ("kserve", "{out}", "--name", "\x1b[31m", "--storage", "s3://b", "--image", "i", "--replicas", HUGE),
-]  # fmt: skip
+    ("generate", "{bundle}", "p\udc80", *OUT, "--steps", "1"),
+    ("generate", "{bundle}", "p\x1b]52;c;AAAA\x07", *OUT, "--variant", "\x1b[2J\u202e"),
+    *((*command, option, value) for command, options, values in TAKEN for option in options.split() for value in values),
+]
 
 
 @pytest.mark.parametrize("arguments", NUMBERS, ids=[f"{number} {' '.join(a[:1] + a[-2:])[:40]!a}" for number, a in enumerate(NUMBERS)])
