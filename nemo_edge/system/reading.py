@@ -68,7 +68,7 @@ def read_json(path: Path, what: str = "", *, most: int = MOST_BYTES, remedy: str
     try:
         return parse_json(text)
     except ValueError as error:
-        raise InputError(f"{named(path, what)} is not JSON that can be read ({error}): get or make it again") from error
+        raise InputError(f"{named(path, what)} cannot be read as JSON ({error}): get or make it again") from error
 
 
 def parse_json(text: str | bytes, **options: Any) -> Any:
