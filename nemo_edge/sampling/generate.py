@@ -70,14 +70,14 @@ def draw(bundle: Path, request: Request, out: Path, progress: Progress | None = 
     engine = from_options(EngineSettings, recipe.engine.model_dump(), {"backend": request.backend} if request.backend else {})
     config = Configuration.load(bundle)
     _check_memory(config, settings, request.count)
+    mask: np.ndarray | None = None
+    if policy is None and variant == "masked":
+        mask = read_mask(NeuronSet.load(bundle / "neurons.json"), OFF if request.unmitigated else request.mask)
     seeds = range(request.seed, request.seed + request.count)
     with ExitStack() as stack:
         pipeline = open_pipeline(config, bundle, engine, variant, stack)
-        mask: np.ndarray | None = None
         if policy is not None:
             mask = _applied(policy, pipeline, request.prompt, settings, progress)
-        elif variant == "masked":
-            mask = read_mask(NeuronSet.load(bundle / "neurons.json"), OFF if request.unmitigated else request.mask)
         parts = [seeds[i : i + _BATCH] for i in range(0, request.count, _BATCH)]
         with progress.task("generate", request.count * settings.steps) as advance:
             made = [generate(pipeline, [request.prompt] * len(part), part, settings, mask, advance) for part in parts]
