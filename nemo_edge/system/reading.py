@@ -36,7 +36,7 @@ def read_bytes(path: Path, what: str = "", *, most: int = MOST_BYTES, remedy: st
 
     Raises `InputError` for anything else, without waiting.
     """
-    name = named(path, what)
+    name = _named(path, what)
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
         with open(descriptor, "rb") as file:  # noqa: PTH123  a descriptor
@@ -59,7 +59,7 @@ def read_text(path: Path, what: str = "", *, most: int = MOST_BYTES, remedy: str
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise InputError(f"{named(path, what)} is not UTF-8 (line {line}): convert it, e.g. iconv -t UTF-8") from error
+        raise InputError(f"{_named(path, what)} is not UTF-8 (line {line}): convert it, e.g. iconv -t UTF-8") from error
 
 
 def read_json(path: Path, what: str = "", *, most: int = MOST_BYTES, remedy: str = "give the path of one that is there") -> Any:
@@ -68,7 +68,7 @@ def read_json(path: Path, what: str = "", *, most: int = MOST_BYTES, remedy: str
     try:
         return parse_json(text)
     except ValueError as error:
-        raise InputError(f"{named(path, what)} cannot be read as JSON ({error}): get or make it again") from error
+        raise InputError(f"{_named(path, what)} cannot be read as JSON ({error}): get or make it again") from error
 
 
 def parse_json(text: str | bytes, **options: Any) -> Any:
@@ -102,11 +102,11 @@ def check_regular(path: Path, what: str = "", *, remedy: str = "give the path of
         if not os.access(path, os.R_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except FileNotFoundError as error:
-        raise InputError(f"{named(path, what)} does not exist: {remedy}") from error
+        raise InputError(f"{_named(path, what)} does not exist: {remedy}") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"{named(path, what)} cannot be read: {why_unread(error)}") from error
+        raise InputError(f"{_named(path, what)} cannot be read: {why_unread(error)}") from error
     if not stat.S_ISREG(mode):
-        raise InputError(f"{named(path, what)} cannot be read: {_kind(mode)}")
+        raise InputError(f"{_named(path, what)} cannot be read: {_kind(mode)}")
 
 
 def expanded(path: str | Path) -> Path:
@@ -124,7 +124,7 @@ def why_unread(error: OSError | ValueError) -> str:
     return "its path holds a zero byte: give another path" if "null" in str(error) else f"{error}: give another file"
 
 
-def named(path: Path, what: str) -> str:
+def _named(path: Path, what: str) -> str:
     """Return what a message calls a file."""
     return f"{what} {path}" if what else str(path)
 
