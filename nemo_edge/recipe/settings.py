@@ -39,7 +39,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from nemo_edge.recipe.limits import MOST_PIXELS, Count, Factor, Pixels, Rows, Seconds, Seed, Size
 from nemo_edge.recipe.targets import Rival
 from nemo_edge.system.errors import InputError
-from nemo_edge.system.reading import expanded
 
 SCORE = "MS-SSIM of torchmetrics 1.3.2"
 """The memorization score by its name: results and a τ of another one are not taken for those of this."""
