@@ -28,6 +28,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m benchmarks.readme --check
 	$(BIN)/python docs/rooms.py --check
+	$(BIN)/python docs/recipe.py --check
 
 slow: $(STAMP)
 	$(PYTEST) -m slow

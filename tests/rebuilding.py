@@ -16,6 +16,7 @@ class Record(Progress):
     def __init__(self) -> None:
         self.tasks: list[str] = []
         self.skipped: list[str] = []
+        self.notes: list[str] = []
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Advance]:
@@ -23,8 +24,9 @@ class Record(Progress):
         yield lambda done: None
 
     def note(self, message: str) -> None:
+        self.notes.append(message)
         if message.endswith(": nothing has changed"):
-            self.skipped.append(message.removesuffix(": nothing has changed"))
+            self.skipped.append(message.removesuffix(": nothing has changed").rpartition(", ")[2])
 
 
 def rebuilt(recipe: Recipe) -> tuple[BuildResult, Record]:

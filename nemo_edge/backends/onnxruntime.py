@@ -39,6 +39,7 @@ from nemo_edge.backends.feeds import check_feed, in_batches, pinned_batch
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency, first_line
 from nemo_edge.system.files import write_atomically
+from nemo_edge.system.reading import read_bytes
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 """Recipe name of a provider → ONNX Runtime's name."""
@@ -159,7 +160,7 @@ def open_engine(
             return OnnxRuntimeRunner(model, provider, threads, weights=weights)
         raise InputError(f"the bundle {bundle} has no {provider} engine of {component}: build it with engine.provider = {provider!r}")
     try:
-        engine = EngineFile.model_validate_json(path.read_bytes())
+        engine = EngineFile.model_validate_json(read_bytes(path))
     except ValidationError as error:
         raise BundleError(f"{path} does not describe an engine: build the bundle again") from error
     return OnnxRuntimeRunner(bundle / engine.model, engine.provider, threads or engine.threads, weights=weights)

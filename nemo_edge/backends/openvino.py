@@ -42,6 +42,7 @@ from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.system.environment import cores
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency, first_line
 from nemo_edge.system.files import write_atomically
+from nemo_edge.system.reading import read_bytes
 
 DEVICES = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
 """The recipe's name of a device → OpenVINO's."""
@@ -217,7 +218,7 @@ def open_engine(bundle: Path, component: str, engine: EngineSettings, weights: M
     path, model, threads = _sidecar(bundle, component, engine.device), f"{component}/model.onnx", engine.threads
     if path.is_file():
         try:
-            file = EngineFile.model_validate_json(path.read_bytes())
+            file = EngineFile.model_validate_json(read_bytes(path))
         except ValidationError as error:
             raise BundleError(f"{path} does not describe an engine: build the bundle again") from error
         model, threads = file.model, threads or file.threads

@@ -2,7 +2,7 @@
 
 Knows names, hashes and verdicts; not how anything in it was made.
 
-`manifest` the folder, its hashes, how it is put in its place at once, with `_references` what its files name · `engines` what engines it
+`manifest` the folder, its hashes, how it is put in its place at once · `references` what its files name · `engines` what engines it
 has, unopened · `policies` which neurons are silenced, by name · `triggers` which prompts are near memorized ones
 """
 

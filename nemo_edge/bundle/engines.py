@@ -22,6 +22,7 @@ from nemo_edge.bundle import manifest as bundle
 from nemo_edge.system.compatibility import installed
 from nemo_edge.system.environment import Gpu, gpus
 from nemo_edge.system.errors import InputError
+from nemo_edge.system.reading import read_bytes
 
 PLANS = (".plan", ".engine", ".trt")
 """How the files of engines end; a sidecar has the same name and ends in .json."""
@@ -147,8 +148,8 @@ def _sessions(folder: Path, names: Iterable[str]) -> tuple[Session, ...]:
     found = []
     for name in names:
         if name.startswith("engines/") and name.endswith(".json"):
-            with suppress(OSError, ValidationError):
-                found.append(Session.model_validate_json((folder / name).read_bytes()))
+            with suppress(InputError, ValidationError):
+                found.append(Session.model_validate_json(read_bytes(folder / name)))
     return tuple(found)
 
 

@@ -27,7 +27,6 @@ __all__ = [
 
 import ctypes
 import errno
-import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -39,11 +38,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nemo_edge.bundle._references import inside, strays
+from nemo_edge.bundle.references import strays
 from nemo_edge.system.environment import Machine
 from nemo_edge.system.errors import BundleError, InputError
-from nemo_edge.system.files import check_folder, explain, followed, sha256_file, temporary, write_atomically
+from nemo_edge.system.files import check_folder, explain, followed, inside, sha256_file, temporary, write_atomically
 from nemo_edge.system.outputs import former_of, lock, put_back
+from nemo_edge.system.reading import read_bytes, read_json
 
 MANIFEST = "manifest.json"
 SCHEMA: Literal[3] = 3
@@ -172,9 +172,9 @@ def check_output(folder: Path) -> None:
 def _is_bundle(folder: Path) -> bool:
     """Whether a folder is a bundle, be it of a former schema, which is to be built again."""
     try:
-        content = json.loads((folder / MANIFEST).read_bytes())
+        content = read_json(folder / MANIFEST)
         return isinstance(content["schema_version"], int) and {"files", "neurons_hash"} <= content.keys()
-    except (OSError, ValueError, TypeError, KeyError):
+    except (InputError, TypeError, KeyError, AttributeError):
         return False
 
 
@@ -250,8 +250,8 @@ def open_bundle(folder: str | PathLike[str]) -> Manifest:
         state = "does not exist" if not folder.exists() else "has no manifest.json and is not a finished bundle"
         raise BundleError(f"{folder} {state}: make one with `nemo-edge build`")
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
-    except ValidationError as error:
+        manifest = Manifest.model_validate_json(read_bytes(path))
+    except (InputError, ValidationError) as error:
         raise BundleError(_unreadable(path)) from error
     outside = next((name for name in manifest.files if not inside(name)), None)
     if outside is not None:
@@ -262,8 +262,8 @@ def open_bundle(folder: str | PathLike[str]) -> Manifest:
 def _unreadable(path: Path) -> str:
     """Why a manifest is not one, by the schema it names."""
     try:
-        schema = json.loads(path.read_bytes()).get("schema_version")
-    except (ValueError, AttributeError):
+        schema = read_json(path).get("schema_version")
+    except (InputError, AttributeError):
         return f"{path} is not a manifest: build the bundle again"
     if schema == SCHEMA:
         return f"{path} is not a manifest of schema {SCHEMA}, as it says: build the bundle again"
@@ -390,4 +390,4 @@ def _mark(path: Path) -> tuple[int, int, int]:
 
 
 def _names(folder: Path) -> list[str]:
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() or p.is_symlink())
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())

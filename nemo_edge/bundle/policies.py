@@ -34,6 +34,7 @@ from nemo_edge.model.masks import OFF
 from nemo_edge.model.neurons import NeuronSet, ValueLayer
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import sha256_json, write_atomically
+from nemo_edge.system.reading import read_bytes
 
 ALWAYS = "always"
 """The default: every neuron of the bundle is silenced, whatever the prompt."""
@@ -87,8 +88,8 @@ class Policies(BaseModel):
     def load(cls, path: Path) -> Policies:
         """Read what `save` writes. Raises `InputError` for any other file."""
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
+            return cls.model_validate_json(read_bytes(path))
+        except (InputError, ValidationError) as error:
             raise InputError(f"{path} does not hold policies: ship the bundle again") from error
 
     def save(self, path: Path) -> None:

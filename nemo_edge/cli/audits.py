@@ -33,7 +33,7 @@ def audit(
     threshold: Annotated[float | None, typer.Option("--threshold", help="Largest distance of a copy; else it is found.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of the choice of texts (0).")] = None,
     most: Annotated[int | None, typer.Option("--most", help="Exit code 3 where more prompts give a picture back.")] = None,
-    timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds that a picture may take.")] = 600,
+    timeout: Annotated[float, typer.Option("--timeout", min=1, max=86_400, help="Seconds that a picture may take.")] = 600,
     as_json: Json = False,
 ) -> None:
     """Ask a public server for pictures, without its weights, and say which prompts give training pictures back.
@@ -63,10 +63,10 @@ def audit(
 
 def _show(found: Any, output: Path) -> None:
     """What came back of each kind of prompt in each way, and what may be said of it."""
-    from rich.console import Console
     from rich.markup import escape
 
     from nemo_edge.cli.console import table_of
+    from nemo_edge.cli.screen import Console
 
     table = table_of("Prompts", "Sent", "Returned", "Copies", "Distance")
     for kind, rates in _rows(found):

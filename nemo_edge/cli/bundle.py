@@ -14,12 +14,13 @@ import typer
 
 from nemo_edge.cli.attacks import attack
 from nemo_edge.cli.options import AllowPickle, Bundle, ClipSkip, Json, Loras, Summary, open_model, print_result
+from nemo_edge.cli.panels import add
 
 
 def register(app: typer.Typer) -> None:
-    """Put the commands into an app, in the order of its help."""
+    """Put the commands into an app."""
     for command in (rebake, compile_engines, bench, compare, attack, gate, report, verify, generate, inspect):
-        app.command(command.__name__.removesuffix("_engines"))(command)
+        add(app, command)
 
 
 def rebake(

@@ -12,7 +12,6 @@ __all__ = [
     "show_export",
     "show_manifest",
     "show_paths",
-    "show_plan",
     "show_rebaked",
     "show_times",
     "show_verdict",
@@ -26,27 +25,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from nemo_edge.cli.screen import Console, show_line
 from nemo_edge.system.exits import check_terminated
 from nemo_edge.system.progress import Advance, Progress
 
 _PICTURES = "report/pictures/"
 """Where a bundle keeps the hundreds of pictures of its report."""
-_WORTH_A_LINE_S = 2.0
+_WORTH_A_LINE_S, _SILENT_S = 2.0, 60.0
+"""Where nobody sees a bar: what a task takes that says one line in the end, and how long one says nothing meanwhile."""
 _PHASE = 21
 """Letters of a phase's name that fit beside a bar in a terminal of 80 columns."""
 
 
 class Bars(Progress):
-    """A bar with its ETA for each task, a line for each note, on standard error.
-
-    Where standard error is not a terminal, a task of more than two seconds leaves one line when it is done.
-    """
+    """A bar with its ETA for each task, a line for each note, on standard error; where that is no terminal, lines of longer tasks."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -64,20 +61,31 @@ class Bars(Progress):
             TextColumn("ETA"),
             TimeRemainingColumn(),
         )
-        started = time.monotonic()
+        started = said = time.monotonic()
+        finished = 0
         with Bar(*columns, console=self._console, disable=not self._console.is_terminal) as bar:
             task = bar.add_task(description, total=total, phase="")
             self._phase = lambda name: bar.update(task, phase=escape(name if len(name) <= _PHASE else name[: _PHASE - 1] + "…"))
 
             def advance(done: int) -> None:
+                nonlocal said, finished
                 bar.advance(task, done)
+                finished, now = finished + done, time.monotonic()
+                if not self._console.is_terminal and now - said > _SILENT_S:
+                    said = now
+                    self.note(f"{description}: {finished} of {total} after {now - started:.0f} s")
                 check_terminated()
 
             yield advance
         self._phase = lambda name: None
-        seconds = time.monotonic() - started
-        if not self._console.is_terminal and seconds > _WORTH_A_LINE_S:
+        if not self._console.is_terminal and (seconds := time.monotonic() - started) > _WORTH_A_LINE_S:
             self.note(f"{description}: {total} in {seconds:.0f} s")
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Show a mark that turns within the context, and nothing where nobody looks."""
+        with self._console.status(escape(what)):
+            yield
 
     def phase(self, name: str) -> None:
         """Show it beside the bar of the task that is open."""
@@ -103,16 +111,6 @@ def show_build(result: Any) -> None:
     _show_gates(out, manifest.gates)
     out.print(f"{escape(result.bundle)}: {_verdict(manifest)}", soft_wrap=True)
     out.print(f"report: {escape(result.bundle)}/report/index.html", soft_wrap=True, highlight=False)
-
-
-def show_plan(plan: Any) -> None:
-    """What a build would do."""
-    out = Console()
-    for stage, key in plan.stages.items():
-        out.print(f"{stage:<10} {key[:12]}  {'done' if plan.up_to_date or stage in plan.done else 'would run'}", highlight=False)
-    for note in plan.notes:
-        out.print(f"note: {escape(note)}", soft_wrap=True, highlight=False)
-    out.print(f"{escape(plan.output)}: {'up to date' if plan.up_to_date else 'would be built'}", soft_wrap=True)
 
 
 def show_rebaked(result: Any) -> None:
@@ -300,7 +298,7 @@ def show_diagnosis(diagnosis: Any) -> None:
 def show_paths(paths: Sequence[Path]) -> None:
     """One path a line."""
     for path in paths:
-        print(path)
+        show_line(path)
 
 
 def _show_backends(out: Console, probes: Sequence[Any]) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -16,6 +15,7 @@ from nemo_edge.backends.tensorrt.fit import gpus_of, product_of
 from nemo_edge.backends.tensorrt.plans import PlanFile, Shapes
 from nemo_edge.bundle.engines import Contents, Engine, Session, Verified
 from nemo_edge.cli.console import show_manifest, show_verification, table_of
+from nemo_edge.cli.screen import Console
 
 if TYPE_CHECKING:
     from nemo_edge.measure.profile import Profile

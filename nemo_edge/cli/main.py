@@ -19,12 +19,15 @@ from nemo_edge.cli import bundle as cli_bundle
 from nemo_edge.cli import serving as cli_serving
 from nemo_edge.cli.clean import clean
 from nemo_edge.cli.hardening import harden
+from nemo_edge.cli.init import init
 from nemo_edge.cli.options import AllowPickle, Checkpoint, ClipSkip, Device, Json, Loras, Summary, loras_of, open_model, print_result
+from nemo_edge.cli.panels import Panels, add
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.exits import INTERRUPTED, exit_code, stop_on_sigterm
 
 app = typer.Typer(
     name="nemo-edge",
+    cls=Panels,
     no_args_is_help=True,
     invoke_without_command=True,
     add_completion=False,
@@ -58,7 +61,6 @@ def common(
         raise typer.Exit
 
 
-@app.command()
 def build(
     recipe: Annotated[Path, typer.Argument(help="Recipe, a TOML file.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and check everything, say what would run, write nothing.")] = False,
@@ -80,7 +82,9 @@ def build(
     if summary is not None and settings.random_weights is not None:
         raise typer.BadParameter("--summary: nothing is measured on random weights that could be summarized")
     if dry_run:
-        print_result(plan(settings), as_json, console.show_plan)
+        from nemo_edge.cli.plans import show_plan
+
+        print_result(plan(settings, console.Bars()), as_json, show_plan)
         return
     if summary is not None:
         from nemo_edge.release.review import check_outputs, summarize
@@ -94,7 +98,6 @@ def build(
         raise typer.Exit(3)
 
 
-@app.command()
 def calibrate(
     checkpoint: Checkpoint,
     prompts: Prompts,
@@ -133,7 +136,6 @@ def calibrate(
     print_result(facts, as_json, lambda _: console.show_calibration(calibration, out))
 
 
-@app.command()
 def detect(
     checkpoint: Checkpoint,
     prompts: Prompts,
@@ -163,7 +165,6 @@ def detect(
     print_result(result, as_json, lambda found: show_detection(found, out))
 
 
-@app.command()
 def localize(
     checkpoint: Checkpoint,
     prompts: Prompts,
@@ -203,10 +204,6 @@ def localize(
     print_result(result, as_json, lambda found: show_localizations(found.results, found.groups, out))
 
 
-app.command()(harden)
-
-
-@app.command()
 def export(
     checkpoint: Checkpoint,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the ONNX files; must be absent or empty.")],
@@ -234,11 +231,6 @@ def export(
     )
 
 
-cli_bundle.register(app)
-cli_serving.register(app)
-
-
-@app.command()
 def doctor(
     model: Annotated[str | None, typer.Option("--model", help="A local checkpoint whose need of memory and disk to estimate.")] = None,
     output: Annotated[Path, typer.Option("--output", help="Where its bundle would go.")] = Path(),
@@ -257,7 +249,10 @@ def doctor(
         raise typer.Exit(4)
 
 
-app.command()(clean)
+for function in (init, build, calibrate, detect, localize, harden, export, doctor, clean):
+    add(app, function)
+cli_bundle.register(app)
+cli_serving.register(app)
 
 
 def main() -> None:

@@ -26,6 +26,8 @@ from typing import Annotated, Any
 
 import typer
 
+from nemo_edge.system.terminal import visible, visible_json
+
 Checkpoint = Annotated[str, typer.Argument(help="Diffusers folder, .safetensors file or hub id.")]
 Bundle = Annotated[Path, typer.Argument(help="Folder of a bundle.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
@@ -43,7 +45,7 @@ def print_result(result: Any, as_json: bool, show: Callable[[Any], None]) -> Non
         return
     content = json.loads(result.model_dump_json()) if hasattr(result, "model_dump_json") else result
     passed = getattr(result, "passed", None)
-    print(json.dumps(content if passed is None else {**content, "passed": passed}, ensure_ascii=False))
+    print(visible_json(content if passed is None else {**content, "passed": passed}))
 
 
 def loras_of(given: Sequence[str] | None) -> tuple[Any, ...]:
@@ -66,5 +68,5 @@ def open_model(path: str, allow_pickle: bool, device: str = "cpu", loras: Sequen
 
     opened = open_checkpoint(path, allow_pickle=allow_pickle, device=device, loras=fused, clip_skip=clip_skip)
     for note in opened.notes:
-        typer.echo(f"note: {note}", err=True)
+        typer.echo(visible(f"note: {note}"), err=True)
     return opened

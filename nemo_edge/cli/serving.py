@@ -14,13 +14,14 @@ import typer
 
 from nemo_edge.cli.audits import audit
 from nemo_edge.cli.options import Bundle, Json, print_result
+from nemo_edge.cli.panels import add
+from nemo_edge.cli.screen import show_line
 
 
 def register(app: typer.Typer) -> None:
     """Put the commands into an app."""
-    app.command()(ship)
-    app.command()(kserve)
-    app.command()(audit)
+    for command in (ship, kserve, audit):
+        add(app, command)
 
 
 def ship(
@@ -81,12 +82,12 @@ def _check_alone(options: dict[str, Any]) -> None:
 def _show(shipped: Any) -> None:
     """What is in a model repository now, and how a server takes it up."""
     what = f"version {shipped.version} of {', '.join(shipped.models)}"
-    print(f"{shipped.repository}: {what} ({shipped.variant}, backend {shipped.backend})")
+    show_line(f"{shipped.repository}: {what} ({shipped.variant}, backend {shipped.backend})")
     print("a server that runs takes it up by POST to /v2/repository/models/NAME/load, in this order")
 
 
 def _show_masks(shipped: Any) -> None:
     """What a server that runs silences from now on."""
     where = f"update {shipped.update} of version {shipped.version} of the pipeline"
-    print(f"{shipped.repository}: {where}, policies {shipped.policies} ({shipped.neurons} neurons)")
+    show_line(f"{shipped.repository}: {where}, policies {shipped.policies} ({shipped.neurons} neurons)")
     print("a server that runs silences them from its next request on")

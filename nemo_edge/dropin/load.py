@@ -25,7 +25,7 @@ from nemo_edge.dropin.substitutes import EngineDecoder, EngineTextEncoder, Engin
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.masks import Mask
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.recipe.recipe import Recipe, from_keywords
+from nemo_edge.recipe.recipe import from_keywords, kept_recipe
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.sampling.generate import choose_variant
@@ -120,7 +120,7 @@ class _Source:
 
 def _verified(bundle: Path, variant: str | None, backend: str | None, *, masked: bool, tokenizers: bool = False) -> _Source:
     manifest = open_verified(bundle)
-    recipe = Recipe.model_validate(manifest.recipe)
+    recipe = kept_recipe(manifest.recipe, bundle)
     engine = from_keywords(EngineSettings, {**recipe.engine.model_dump(), **({"backend": backend} if backend else {})})
     chosen = choose_variant(manifest, variant, masked=masked)
     if manifest.flaw:

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 import nemo_edge
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import sha256_json, user_cache, write_atomically
+from nemo_edge.system.reading import read_bytes
 
 _KEPT = 48
 """Graphs that are kept, of some MB each; those that were not used for the longest go."""
@@ -78,7 +79,7 @@ def _kept(key: str) -> bytes:
     """What is kept under `key`; nothing where there is none, or it cannot be read."""
     content = b""
     with suppress(OSError, InputError):
-        content = _place(key).read_bytes()
+        content = read_bytes(_place(key), most=2**31)
         with suppress(OSError):  # of a cache that others may only read
             os.utime(_place(key))
     return content

@@ -33,12 +33,14 @@ from nemo_edge.backends.tensorrt.flavours import FLAVOURS
 from nemo_edge.backends.tensorrt.plans import PlanFile
 from nemo_edge.backends.tensorrt.profiles import plan_profiles
 from nemo_edge.bundle.manifest import copy_tree, staging
+from nemo_edge.export.quantization.half import is_quantized, write_half
 from nemo_edge.graph.agreement import Dtype, Exported
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.neurons import NeuronSet, ValueLayer, read_neurons
 from nemo_edge.recipe.components import UNET_FOLDERS
-from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings, RandomSettings
+from nemo_edge.recipe.random_weights import RandomSettings
+from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings
 from nemo_edge.recipe.targets import EngineSettings, Flavour, PlanSettings, unfit_for_turing
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import check_folder, followed, weight_bytes
@@ -220,7 +222,11 @@ def plan_stage(
     config, found = Configuration.load(bundle, tokenizers=False), []
     for place in places:
         file = by_place[place]
-        inputs, _ = open_graph(bundle / file.model).ports()
-        profiles = plan_profiles(place, {name: port.dims for name, port in inputs.items()}, settings.profiles, config)
-        found.append(compile_engine(bundle, place, file.model, flavour, settings, profiles, file.dtype, progress, folder))
+        graph = open_graph(bundle / file.model)
+        dims = {name: port.dims for name, port in graph.ports()[0].items()}
+        profiles = plan_profiles(place, dims, settings.profiles, config)
+        with TemporaryDirectory(dir=folder, prefix=".half") as temporary:
+            half = write_half(graph.path, Path(temporary)) if is_quantized(graph) else None
+            dtype: Dtype = "fp16" if half else file.dtype
+            found.append(compile_engine(bundle, place, file.model, flavour, settings, profiles, dtype, progress, folder, half))
     return found

@@ -22,6 +22,7 @@ from onnx.external_data_helper import load_external_data_for_tensor
 from nemo_edge.graph.agreement import Dtype
 from nemo_edge.system.errors import InputError, first_line
 from nemo_edge.system.files import sha256_file, sha256_json
+from nemo_edge.system.reading import check_regular
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Where an operator says in which modules it is: the one note of the exporter's that a file of ours keeps."""
@@ -160,7 +161,10 @@ class Graph:
     def locations(self) -> frozenset[str]:
         """Return where external data lies, as the file says it: of weights, and of tensors in nodes, subgraphs and functions."""
         nodes = (node for function in self.model.functions for node in function.node)
-        tensors = (*_tensors(self.model.graph), *(tensor for node in nodes for tensor in _tensors_of(node)))
+        defaults = (onnx.NodeProto(attribute=function.attribute_proto) for function in self.model.functions)
+        training = (graph for info in self.model.training_info for graph in (info.initialization, info.algorithm))
+        graphs = (tensor for graph in (self.model.graph, *training) for tensor in _tensors(graph))
+        tensors = (*graphs, *(tensor for node in (*nodes, *defaults) for tensor in _tensors_of(node)))
         entries = (entry for tensor in tensors if tensor.data_location == onnx.TensorProto.EXTERNAL for entry in tensor.external_data)
         return frozenset(entry.value for entry in entries if entry.key == "location")
 
@@ -189,6 +193,7 @@ class Graph:
 
 def open_graph(path: Path) -> Graph:
     """Read an ONNX file without its weights. Raises `InputError` for anything else."""
+    check_regular(path)
     try:
         return Graph(path, onnx.load(str(path), load_external_data=False))
     except Exception as error:  # protobuf and onnx raise errors of several unrelated classes

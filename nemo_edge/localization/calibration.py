@@ -10,7 +10,6 @@ __all__ = ["Calibration", "Provenance", "Statistics", "activations", "calibrate"
 
 import json
 import math
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Final, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -28,8 +27,9 @@ from nemo_edge.localization.multiscale import pairwise_scores
 from nemo_edge.model.checkpoint import Checkpoint, Conditioning, Layers, value_layers, value_projections
 from nemo_edge.model.neurons import ValueLayer
 from nemo_edge.recipe.settings import LocalizationSettings, check_threshold
-from nemo_edge.system.errors import InputError
+from nemo_edge.system.errors import InputError, first_line
 from nemo_edge.system.files import sha256_json, write_atomically
+from nemo_edge.system.reading import check_regular, parse_json
 
 _SCHEMA: Final = 2
 """2: τ of the published score; that of schema 1 was of another."""
@@ -98,14 +98,16 @@ class Calibration:
         """Read what `save` writes. Raises `InputError` for any other file, and for statistics or a τ that cannot be used."""
         try:
             with safe_open(path, "pt") as file:
-                facts = json.loads((file.metadata() or {})["nemo_edge"])
+                facts = parse_json((file.metadata() or {})["nemo_edge"])
                 _check_schema(facts["provenance"]["schema_version"], path)
                 provenance = Provenance.model_validate(facts["provenance"])
                 layers = tuple(ValueLayer.model_validate(v) for v in facts["layers"])
                 mean, std = (tuple(file.get_tensor(f"{kind}.{layer.name}") for layer in layers) for kind in ("mean", "std"))
                 highest = tuple(file.get_tensor("highest").tolist())
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-            raise InputError(f"{path} is not a statistics file of `nemo-edge calibrate`: {error}") from error
+        except InputError:
+            raise
+        except Exception as error:  # of a header that names what is not there, several unrelated classes
+            raise InputError(f"{path} is not a statistics file of `nemo-edge calibrate`: {first_line(error)}") from error
         statistics = _checked(Statistics(layers, mean, std), path)
         return cls(statistics, _threshold(provenance, str(path), _ANEW), highest, provenance)
 
@@ -204,8 +206,7 @@ def load_statistics(path: Path, layers: Sequence[ValueLayer]) -> Statistics:
 
     The `.pt` is opened with weights only. Raises `InputError` when the layers' widths differ: another model's statistics.
     """
-    if not path.is_file():
-        raise InputError(f"statistics file {path} does not exist: make one with `nemo-edge calibrate`")
+    check_regular(path, "statistics file", remedy="make one with `nemo-edge calibrate`")
     statistics = _official(path, layers) if path.suffix == ".pt" else Calibration.load(path).statistics
     widths, found = [layer.width for layer in layers], [len(mean) for mean in statistics.mean]
     if widths != found or found != [len(std) for std in statistics.std]:
@@ -239,8 +240,8 @@ def _official(path: Path, layers: Sequence[ValueLayer]) -> Statistics:
     try:
         mean, std = torch.load(path, map_location="cpu", weights_only=True)
         statistics = Statistics(tuple(layers), tuple(t.float() for t in mean), tuple(t.float() for t in std))
-    except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, AttributeError, EOFError, LookupError) as error:
-        raise InputError(f"{path} is not a statistics file of the official code (two lists of tensors): {error}") from error
+    except Exception as error:  # whatever a broken or foreign pickle raises
+        raise InputError(f"{path} is not a statistics file of the official code (two lists of tensors): {first_line(error)}") from error
     return _checked(statistics, path)
 
 

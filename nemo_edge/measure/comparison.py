@@ -26,7 +26,8 @@ from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import silenced
 from nemo_edge.recipe.components import UNET_FOLDERS
-from nemo_edge.recipe.recipe import Recipe, anchored
+from nemo_edge.recipe.limits import check_seed
+from nemo_edge.recipe.recipe import Recipe, anchored, kept_recipe
 from nemo_edge.recipe.settings import ENGINE_TOLERANCES, SamplingSettings
 from nemo_edge.sampling.loop import Pipeline, guided, latent_shape
 from nemo_edge.sampling.pipelines import UNMITIGATED, eager_pipeline, has_unmitigated, open_pipeline, original_weights
@@ -84,6 +85,7 @@ def compare(reference: str, candidate: str, question: Question, progress: Progre
     bundle = next(side for side in sides if side.manifest)
     recipe = bundle.recipe
     sampling = recipe.sampling.model_copy(update={"steps": question.steps or recipe.sampling.steps})
+    check_seed(question.seed, max(1, len(question.prompts)))
     gate = ENGINE_TOLERANCES[recipe.computed_in] if recipe.engine_tolerance is False else recipe.engine_tolerance
     tolerance = gate if question.tolerance is None else question.tolerance
     prompts = tuple(question.prompts) or _own_prompts(bundle.path)
@@ -152,7 +154,7 @@ class _Side:
     def recipe(self) -> Recipe:
         """What a bundle was built by."""
         assert self.manifest is not None
-        return Recipe.model_validate(self.manifest.recipe)
+        return kept_recipe(self.manifest.recipe, self.path)
 
     def opened(self, stack: ExitStack) -> _Opened:
         if self.checkpoint is not None:
@@ -220,7 +222,7 @@ def _sides(reference: str, candidate: str, allow_pickle: bool) -> tuple[_Side, _
         if not bundles:
             raise InputError(f"neither {reference} nor {candidate} is a bundle: one side must be one (`nemo-edge build` makes it)")
         bundle, theirs, bundled = bundles[0]
-        own = anchored(Recipe.model_validate(bundled.recipe), bundle).checkpoint
+        own = anchored(kept_recipe(bundled.recipe, bundle), bundle).checkpoint
         checkpoint = open_checkpoint(str(path), allow_pickle=allow_pickle, loras=own.loras, clip_skip=own.clip_skip)
         pure = (variant or (UNMITIGATED if theirs == UNMITIGATED else MITIGATED)) == UNMITIGATED
         neurons = NeuronSet.load(bundle / "neurons.json")

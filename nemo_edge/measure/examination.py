@@ -115,13 +115,13 @@ class _Examination:
             variants=tuple(
                 VariantMeasurement(
                     variant=v,
-                    trajectory=self._agreement(v, self._mitigated, s.neurons),
+                    trajectory=self._agreement(v, self._mitigated, self._judged, s.neurons),
                     mitigations=mitigations[v],
                     general=mitigation.general_drift(general["before"], general[v]),
                 )
                 for v in variants
             ),
-            untouched=self._agreement("masked", self._untouched, s.empty) if "masked" in variants else None,
+            untouched=self._agreement("masked", self._untouched, self._plain, s.empty) if "masked" in variants else None,
             curve=tuple(self._curve(general["before"])),
         )
 
@@ -148,19 +148,26 @@ class _Examination:
     @cached_property
     def _mitigated(self) -> Trajectory:
         with self._mitigated_eager() as eager:
-            return self._trace(eager)
+            return self._trace(eager, self._judged)
 
     @cached_property
     def _untouched(self) -> Trajectory:
-        return self._trace(self.eager)
+        return self._trace(self.eager, self._plain)
 
-    def _trace(self, eager: Pipeline) -> Trajectory:
-        found = trace_trajectory(eager, self._judged, range(len(self._judged)), self.subject.recipe.sampling)
+    @cached_property
+    def _plain(self) -> tuple[str, ...]:
+        """The prompts without a neuron silenced: a quantized engine knows no activations that only memories have, so general ones of it."""
+        return (
+            self._judged if self.subject.recipe.quantization is None else tuple(p.text for p in self.subject.general[: len(self._judged)])
+        )
+
+    def _trace(self, eager: Pipeline, prompts: Sequence[str]) -> Trajectory:
+        found = trace_trajectory(eager, prompts, range(len(prompts)), self.subject.recipe.sampling)
         found.check_finite(self.subject.checkpoint.source)
         return found
 
-    def _agreement(self, variant: str, reference: Trajectory, chosen: NeuronSet) -> Agreement:
-        engine, prompts = self.engines[variant], self._judged
+    def _agreement(self, variant: str, reference: Trajectory, prompts: Sequence[str], chosen: NeuronSet) -> Agreement:
+        engine = self.engines[variant]
         mask = chosen.mask() if engine.masked else None
         return compare_trajectories(reference, engine, prompts, range(len(prompts)), self.subject.recipe.sampling, mask)
 

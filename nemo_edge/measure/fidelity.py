@@ -60,6 +60,11 @@ class Agreement(_Result):
         """The largest relative error of any step; NaN if there is one."""
         return float(np.max([step.largest for step in self.steps]))
 
+    @property
+    def forced_error(self) -> float:
+        """The largest relative error of any step, fed what the reference is fed there; NaN if there is one."""
+        return float(np.max([step.forced for step in self.steps]))
+
     def drift_start(self, tolerance: float) -> int | None:
         """Return the first step whose latents are off by more than `tolerance` (NaN is), or None."""
         return next((i for i, step in enumerate(self.steps) if not step.latents <= tolerance), None)

@@ -12,6 +12,7 @@ from nemo_edge.localization.groups import Group
 from nemo_edge.localization.localizer import Localization
 from nemo_edge.measure.attacks.campaign import Campaign
 from nemo_edge.measure.bounds import at_most
+from nemo_edge.measure.fidelity import Agreement
 from nemo_edge.measure.latency import Latency, Ratio
 from nemo_edge.measure.mitigation import Measurement, VariantMeasurement
 from nemo_edge.recipe.recipe import Recipe
@@ -41,8 +42,8 @@ def judge(
         results += [*_of_memories(variant, measurement, recipe, leaky), *_of_others(variant, recipe), *_of_engine(variant, recipe)]
         results += _of_latency(variant.variant, latency, recipe)
     if measurement.untouched is not None and recipe.engine_tolerance is not False:
-        error = measurement.untouched.largest_error
-        results.append(_gate("engine_error.untouched", recipe.engine_tolerance, error, "mask of ones against eager"))
+        error, how = _error(measurement.untouched, recipe)
+        results.append(_gate("engine_error.untouched", recipe.engine_tolerance, error, f"mask of ones against eager, {how}"))
     if recipe.identity_tolerance is not False and any(v.variant == "masked" for v in measurement.variants):
         lacking = "needs the baked variant too" if recipe.engine.flavour is None else "needs engines of the ONNX files"
         why = "against the unmitigated engine" if measurement.mask_of_ones is not None else lacking
@@ -128,10 +129,17 @@ def _of_engine(variant: VariantMeasurement, recipe: Recipe) -> Iterator[GateResu
     """Whether the engine does what eager does: along the trajectory, and to each memory."""
     name = variant.variant
     if recipe.engine_tolerance is not False:
-        yield _gate(f"engine_error.{name}", recipe.engine_tolerance, variant.trajectory.largest_error, "whole trajectory")
+        yield _gate(f"engine_error.{name}", recipe.engine_tolerance, *_error(variant.trajectory, recipe))
     if recipe.agreement_tolerance is not False:
         worst = max(variant.mitigations, key=lambda m: inf if isnan(m.agreement_error) else m.agreement_error)
         yield _gate(f"mitigation_agreement.{name}", recipe.agreement_tolerance, worst.agreement_error, worst.prompt)
+
+
+def _error(agreement: Agreement, recipe: Recipe) -> tuple[float, str]:
+    """The error that is judged: of a quantized engine that of each step alone, since its own way soon leaves eager's."""
+    if recipe.quantization is None:
+        return agreement.largest_error, "whole trajectory"
+    return agreement.forced_error, "each step alone"
 
 
 def _of_latency(variant: str, latency: Latency | None, recipe: Recipe) -> Iterator[GateResult]:

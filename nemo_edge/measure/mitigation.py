@@ -43,8 +43,9 @@ from nemo_edge.measure.similarity import diversity, ssim
 from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.recipe.settings import LocalizationSettings, SamplingSettings
 from nemo_edge.sampling.loop import Pipeline, denoise, latent_shape
-from nemo_edge.system.errors import BundleError
+from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.memory import pictures_at_once
+from nemo_edge.system.reading import read_bytes
 
 
 class _Result(BaseModel):
@@ -209,8 +210,8 @@ class Measurement(_Result):
     def read(cls, folder: Path) -> Measurement:
         """Read `measurement.json` of a bundle or a stage. Raises `BundleError` for one that is missing or of another schema."""
         try:
-            return cls.model_validate_json((folder / "measurement.json").read_bytes())
-        except (OSError, ValidationError) as error:
+            return cls.model_validate_json(read_bytes(folder / "measurement.json"))
+        except (InputError, ValidationError) as error:
             raise BundleError(f"{folder} holds no measurement.json that this nemo-edge reads: build the bundle again") from error
 
 

@@ -24,7 +24,7 @@ from nemo_edge.graph.onnxfile import Graph, open_graph
 from nemo_edge.measure._rates import Rates, measure_rates
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.recipe.components import UNET_FOLDERS
-from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.recipe.recipe import kept_recipe
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.sampling.generate import choose_variant
@@ -98,7 +98,7 @@ def profile_engine(
     TensorRT, whose profiler needs a GPU and is in NVIDIA's own tools, `BundleError` for a bundle that was changed.
     """
     manifest = open_verified(bundle)
-    recipe = Recipe.model_validate(manifest.recipe)
+    recipe = kept_recipe(manifest.recipe, bundle)
     engine = recipe.engine.model_copy(update={"threads": threads or recipe.engine.threads})
     if engine.flavour is not None:
         raise InputError("TensorRT's engines are profiled by NVIDIA's own tools: `trtexec --loadEngine=PLAN --dumpProfile`, or Nsight")

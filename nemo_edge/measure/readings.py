@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from nemo_edge.system.errors import InputError
+from nemo_edge.system.reading import check_regular
 
 WHOLE = "whole"
 """The reading of a picture that has the shape of what is drawn, and nothing else to choose."""
@@ -32,6 +33,7 @@ def load_readings(path: Path, size: tuple[int, int]) -> dict[str, np.ndarray]:
     and its transparency (on white, on black, ignored). The first frame counts. Raises `InputError` for what is no picture of bytes or
     of 16 bits.
     """
+    check_regular(path, "the training picture")
     try:
         with Image.open(path) as image:
             depth16 = image.mode.startswith("I;16") or (image.mode == "I" and image.format in _DEPTHS)

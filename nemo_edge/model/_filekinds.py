@@ -7,7 +7,6 @@ from __future__ import annotations
 
 __all__ = ["Contents", "UNET", "VAE", "check_complete", "check_model", "is_lora", "read_contents"]
 
-import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_edge.system.errors import InputError, first_line
+from nemo_edge.system.reading import check_regular, parse_json
 
 UNET = "model.diffusion_model."
 """What the UNet's tensors are called by, in the original names."""
@@ -63,13 +63,14 @@ def read_contents(path: Path) -> Contents:
             return _pickled(path)
         _check_length(path, head)
         file.seek(8)
-        header = json.loads(file.read(int.from_bytes(head[:8], "little")))
+        header = dict(_header(path, file.read(int.from_bytes(head[:8], "little"))))
     notes = header.pop("__metadata__", None) or {}
     return Contents({name: tuple(entry["shape"]) for name, entry in header.items()}, notes, _quantized(header))
 
 
 def check_complete(path: Path) -> None:
     """Raise `InputError` for a file that holds no weights, or is safetensors and has not all of those that its header names."""
+    check_regular(path)
     with path.open("rb") as file:
         head = file.read(512)
     named = "" if _has_header(head) else _by_first_bytes(head)
@@ -148,14 +149,25 @@ def _check_length(path: Path, head: bytes) -> None:
         raise InputError(f"{path} {state}: by its header it has {words}, but there are {size:,}; copy or download it again")
 
 
-def _header(path: Path, content: bytes) -> Mapping[str, dict[str, list[int]]]:
+def _header(path: Path, content: bytes) -> Mapping[str, dict[str, Any]]:
     try:
-        header: Mapping[str, dict[str, list[int]]] = json.loads(content)
-        if all(name == "__metadata__" or {"shape", "data_offsets"} <= entry.keys() for name, entry in header.items()):
+        header: Mapping[str, dict[str, Any]] = parse_json(content)
+        if all(_is_text(entry) if name == "__metadata__" else _is_tensor(entry) for name, entry in header.items()):
             return header
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise InputError(f"{path} is damaged: its header cannot be read ({first_line(error)}); copy or download it again") from error
     raise InputError(f"{path} is damaged: its header names no places of its tensors; copy or download it again")
+
+
+def _is_text(notes: Any) -> bool:
+    return notes is None or all(isinstance(word, str) for pair in notes.items() for word in pair)
+
+
+def _is_tensor(entry: Any) -> bool:
+    """Whether an entry of a header says what a tensor is: its type, its shape, and where it begins and ends."""
+    numbers = [*entry["shape"], *entry["data_offsets"]]
+    whole = all(isinstance(number, int) and 0 <= number < 1 << 63 for number in numbers)
+    return whole and len(entry["data_offsets"]) == 2 and isinstance(entry["dtype"], str) and bool(entry["dtype"])
 
 
 def _quantized(header: Mapping[str, dict[str, Any]]) -> str:

@@ -44,7 +44,7 @@ def fuse_(pipeline: Any, loras: Sequence[LoraSettings], parts: Collection[str]) 
                     pipeline.fuse_lora(components=fused, lora_scale=lora.scale)
             except InputError:
                 raise
-            except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+            except Exception as error:  # as of `pipeline_from_folder`
                 raise _unfit(lora.path, first_line(error)) from error
             pipeline.unload_lora_weights()
 

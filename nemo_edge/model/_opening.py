@@ -7,7 +7,6 @@ from __future__ import annotations
 
 __all__ = ["pipeline_from_folder", "quiet", "without_weights"]
 
-import json
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -15,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from nemo_edge.model.configuration import PIPELINES, fit_tokenizer, kin
 from nemo_edge.system.errors import InputError, first_line
+from nemo_edge.system.reading import read_json
 from nemo_edge.system.weights import WEIGHTED_PARTS, Weights, part_entry, weights_of
 
 
@@ -30,7 +30,7 @@ def pipeline_from_folder(path: Path, dtype: torch.dtype, leave: Sequence[str]) -
     """
     try:
         with quiet():
-            index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
+            index = read_json(path / "model_index.json", "checkpoint file")
             name = kin(index["_class_name"])
             weights = {part: found for part in WEIGHTED_PARTS if part_entry(index, part) and (found := weights_of(path / part))}
             stored = _stored_dtype([found for part, found in weights.items() if part not in leave]) or dtype
@@ -40,7 +40,9 @@ def pipeline_from_folder(path: Path, dtype: torch.dtype, leave: Sequence[str]) -
                 if part != "text_encoder_2" or PIPELINES[name] == "sdxl"
             }
             return _pipeline(path, index, name, parts)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # diffusers, transformers and safetensors raise classes of all kinds
         raise InputError(f"checkpoint {path} cannot be opened: {first_line(error)}") from error
 
 
@@ -82,7 +84,7 @@ def _class_of(folder: Path, part: str) -> Any:
     import diffusers
     import transformers
 
-    library, name = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))[part]
+    library, name = read_json(folder / "model_index.json", "checkpoint file")[part]
     return getattr({"diffusers": diffusers, "transformers": transformers}[library], name)
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 __all__ = ["check_tensors", "flat", "unfit_tensors"]
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nemo_edge.model._filekinds import read_contents
 from nemo_edge.model._opening import quiet, without_weights
 from nemo_edge.system.errors import InputError, first_line
+from nemo_edge.system.reading import read_json
 from nemo_edge.system.weights import WEIGHTED_PARTS, part_entry, weights_of
 
 Shapes = Mapping[str, Sequence[int]]
@@ -28,7 +28,7 @@ def check_tensors(folder: Path) -> None:
 
     Pickles are left to who loads them: they tell nothing before that.
     """
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = read_json(folder / "model_index.json", "checkpoint file")
     for part in (part for part in WEIGHTED_PARTS if part_entry(index, part)):
         weights = weights_of(folder / part)
         if weights is None or weights.pickled:
@@ -64,7 +64,9 @@ def _wanted(folder: Path, part: str) -> dict[str, tuple[int, ...]]:
     try:
         with quiet():
             module = without_weights(folder, part)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, IndexError, ZeroDivisionError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever a library makes of a number that it did not expect
         raise InputError(f"checkpoint {folder}: its {part} cannot be made of its config.json: {first_line(error)}") from error
     return {flat(name): tuple(value.shape) for name, value in module.named_parameters()}
 

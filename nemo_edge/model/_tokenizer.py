@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["FileTokenizer"]
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from nemo_edge.system.errors import BundleError, MissingDependency, first_line
+from nemo_edge.system.reading import read_json, read_text
 
 _NO_LIMIT = 10**9
 _WORD_END = "</w>"
@@ -41,9 +41,9 @@ class FileTokenizer:
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise BundleError(f"{path} is not there, as transformers before 5 leaves it out: build the bundle with transformers 5 or newer")
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "tokenizer_config.json")
         try:
-            self._tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            self._tokenizer = Tokenizer.from_str(read_text(path))
         except Exception as error:  # tokenizers raises no class of its own
             raise BundleError(f"{path} is no tokenizer: {first_line(error)}; build the bundle again") from error
         self._tokenizer.no_padding()

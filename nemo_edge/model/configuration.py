@@ -19,7 +19,8 @@ import numpy as np
 from nemo_edge.model._tokenizer import FileTokenizer
 from nemo_edge.model.component import GUIDANCE
 from nemo_edge.system.environment import importable
-from nemo_edge.system.errors import BundleError, InputError
+from nemo_edge.system.errors import BundleError, InputError, NemoEdgeError, first_line
+from nemo_edge.system.reading import check_letters, read_json
 
 Family = Literal["sd", "sdxl"]
 
@@ -232,16 +233,29 @@ class Configuration:
             family = PIPELINES.get(index["_class_name"], "sd")
             places = range(2 if family == "sdxl" else 1)
             texts = [_read(bundle / _numbered("text_encoder", i) / "config.json") for i in places]
-            return cls(
-                index=index,
-                unet=completed("unet", _read(bundle / unet / "config.json"), family),
-                vae=completed("vae", _read(bundle / vae / "config.json"), family),
-                scheduler=completed("scheduler", _read(bundle / "scheduler" / "scheduler_config.json"), family),
-                text_encoders=tuple(texts),
-                tokenizers=tuple(_load_tokenizer(bundle / _numbered("tokenizer", i), texts[i]) for i in places) if tokenizers else (),
+            return _whole(
+                cls(
+                    index=index,
+                    unet=completed("unet", _read(bundle / unet / "config.json"), family),
+                    vae=completed("vae", _read(bundle / vae / "config.json"), family),
+                    scheduler=completed("scheduler", _read(bundle / "scheduler" / "scheduler_config.json"), family),
+                    text_encoders=tuple(texts),
+                    tokenizers=tuple(_load_tokenizer(bundle / _numbered("tokenizer", i), texts[i]) for i in places) if tokenizers else (),
+                )
             )
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{bundle} lacks a part of its model: {error}") from error
+        except NemoEdgeError:
+            raise
+        except Exception as error:  # of what is no configuration of theirs libraries raise several classes
+            raise BundleError(f"{bundle} lacks a part of its model: {first_line(error)}; build it again") from error
+
+
+def _whole(config: Configuration) -> Configuration:
+    """The same, once every number that is read of it is one. Raises what reading another does."""
+    int(config.scheduler["num_train_timesteps"])
+    int(config.vae["latent_channels"])
+    if min(*config.pixel_size, *config.latent_shape, config.latent_multiple, config.guidance_width + 1, config.clip_skip + 1) < 1:
+        raise ValueError("its sizes are no sizes")
+    return config
 
 
 def kin(name: str) -> str:
@@ -281,7 +295,7 @@ def upcasts_decoder(folder: Path) -> bool:
     """Whether `Configuration.upcasts_decoder` is true of a diffusers folder, of which only two files are read; False for anything else."""
     try:
         return _upcasts(_read(folder / "model_index.json"), completed("vae", _read(folder / "vae" / "config.json"), "sdxl"))
-    except (OSError, ValueError):
+    except InputError:
         return False
 
 
@@ -296,6 +310,7 @@ def _before_0_9(config: Mapping[str, Any]) -> bool:
 
 def _expanded(prompt: str, tokenizer: Any) -> str:
     """The prompt with all tokens of each textual inversion, as diffusers' `maybe_convert_prompt` has it, in one order on every run."""
+    check_letters(prompt, "the prompt")
     added = tokenizer.added_tokens_encoder
     several = {token for token in added if f"{token}_1" in added}
     for token in sorted(several.intersection(tokenizer.tokenize(prompt))) if several else ():
@@ -335,5 +350,10 @@ def _write(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        config = read_json(path, remedy="copy or build it again")
+    except InputError as error:
+        raise BundleError(f"{path.parent} lacks a part of its model: {error}") from error
+    if not isinstance(config, dict):
+        raise BundleError(f"{path} holds no JSON object: copy or build it again")
     return config

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 __all__ = ["check_folder", "check_kind", "check_layers", "pickle_error"]
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,10 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemo_edge.model._betas import unfit_schedule
+from nemo_edge.model._code import check_no_code, unfit_counts
 from nemo_edge.model._filekinds import check_complete, is_lora, read_contents
 from nemo_edge.model._inputs import unfit_unet, unfit_vae
 from nemo_edge.model.configuration import PIPELINES, Family, completed, kin
 from nemo_edge.system.errors import InputError, MissingDependency, first_line
+from nemo_edge.system.reading import read_json
 from nemo_edge.system.weights import WEIGHTED_PARTS, part_entry, weights_of
 
 _TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
@@ -50,6 +51,7 @@ def check_folder(folder: Path, *, allow_pickle: bool = False) -> None:
         lora = next((p.name for p in sorted(folder.glob("*.safetensors")) if is_lora(read_contents(p).shapes)), None)
         state = "is empty" if not any(folder.iterdir()) else f"is a LoRA's ({lora})" if lora else "has no model_index.json"
         raise InputError(f"checkpoint folder {folder} {state}: give a folder saved with diffusers' save_pretrained")
+    check_no_code(folder)
     found = {part: weights_of(folder / part) for part in WEIGHTED_PARTS}
     if not any(found.values()):
         _family_of(folder)
@@ -83,6 +85,7 @@ def check_kind(folder: Path) -> Family:
     Raises `InputError` for a pipeline or a part that is not Stable Diffusion's, and for one that wants what it is not given;
     `MissingDependency` for a scheduler that needs a library that is not here.
     """
+    check_no_code(folder)
     family, index = _family_of(folder)
     for part, (library, classes) in _PARTS[family].items():
         _check_part(folder, index, part, library, classes)
@@ -90,8 +93,11 @@ def check_kind(folder: Path) -> Family:
         raise _refused(folder, "it wants an aesthetic score, as the refiner of Stable Diffusion XL: give the base model")
     model = _Model.read(folder, family, str((part_entry(index, "scheduler") or ("", ""))[1]))
     _check_library(folder, model.scheduler_class)
-    for unfit in (_unfit_unet, _unfit_vae, _unfit_width, _unfit_schedule):
-        reason = unfit(model)
+    for unfit in (_unfit_counts, _unfit_unet, _unfit_vae, _unfit_width, _unfit_schedule):
+        try:
+            reason = unfit(model)
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError) as error:
+            raise _refused(folder, f"its configurations hold what diffusers does not write ({first_line(error)}): copy it again") from error
         if reason:
             raise _refused(folder, reason)
     return family
@@ -138,6 +144,10 @@ class _Model:
             scheduler,
             texts,
         )
+
+
+def _unfit_counts(model: _Model) -> str:
+    return unfit_counts((model.unet, model.vae, model.scheduler, *model.texts))
 
 
 def _unfit_unet(model: _Model) -> str:
@@ -189,6 +199,9 @@ def _check_part(folder: Path, index: dict[str, Any], part: str, library: str, cl
     if classes and entry[1] not in classes:
         raise _refused(folder, f"its {part} is a {entry[1]}; nemo-edge takes {', '.join(classes)}")
     if part.startswith("tokenizer"):
+        place = folder / part / "tokenizer_config.json"
+        if place.is_file() and "auto_map" in _read(place):
+            raise _refused(folder, f"its {part} wants code of its own (auto_map in {place.name}), which nemo-edge does not run")
         return
     config = _read(folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json"))
     told = config.get("_class_name", entry[1])
@@ -227,12 +240,7 @@ def _refused(folder: Path, reason: str) -> InputError:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"checkpoint file {path} is missing: the checkpoint was not copied whole") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"checkpoint file {path} cannot be read: {first_line(error)}") from error
+    config = read_json(path, "checkpoint file", remedy="the checkpoint was not copied whole")
     if not isinstance(config, dict):
         raise InputError(f"checkpoint file {path} holds no JSON object")
     return config

@@ -12,6 +12,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nemo_edge.system.errors import InputError
+from nemo_edge.system.reading import expanded, read_bytes
+
 MARKER = "random_weights.json"
 """Its name."""
 
@@ -38,13 +41,13 @@ class RandomWeights(BaseModel):
 
 def is_random(path: str | Path) -> str | None:
     """Return the name of the architecture if a checkpoint folder carries random weights of ours, else nothing."""
-    found = read_marker(Path(path).expanduser())
+    found = read_marker(expanded(path))
     return found.name if found else None
 
 
 def read_marker(folder: Path) -> RandomWeights | None:
     """Return what the random weights of a folder were made from; None where there is no such file, or it is none of ours."""
     try:
-        return RandomWeights.model_validate_json((folder / MARKER).read_bytes())
-    except (OSError, ValidationError):
+        return RandomWeights.model_validate_json(read_bytes(folder / MARKER))
+    except (InputError, ValidationError):
         return None

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 __all__ = ["OFF", "Mask", "read_mask"]
 
+from io import BytesIO
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
 
 from nemo_edge.model.neurons import NeuronSet, read_neurons
-from nemo_edge.system.errors import InputError
+from nemo_edge.system.errors import InputError, first_line
+from nemo_edge.system.reading import read_bytes
 
 OFF = "off"
 """In place of a mask: silence nothing."""
@@ -36,13 +38,23 @@ def read_mask(own: NeuronSet, given: Mask | None = None) -> np.ndarray:
     if isinstance(given, NeuronSet):
         return _of_neurons(given, "the set", own)
     path = Path(given)
+    if path.suffix == ".npz":
+        raise InputError(f"{path} is an archive of arrays: write the one that is the mask with numpy.save, as .npy")
     if path.suffix != ".npy":
         return _of_neurons(read_neurons(path, own.layers), str(path), own)
+    return _checked(_array(path, own.total), str(path), own.total)
+
+
+def _array(path: Path, total: int) -> np.ndarray:
+    """The array in an `.npy` file, which holds as many bytes as its header says, none of them Python's."""
+    data = read_bytes(path, "mask")
     try:
-        array: np.ndarray = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a mask (.npy, float, [{own.total}]): {error}") from error
-    return _checked(array, str(path), own.total)
+        if not data.startswith(np.lib.format.MAGIC_PREFIX):
+            raise ValueError("it does not begin as one")
+        array: np.ndarray = np.load(BytesIO(data), mmap_mode=None, allow_pickle=False)
+    except Exception as error:  # whatever numpy raises of a header: several unrelated classes
+        raise InputError(f"{path} is not a mask (.npy, float, [{total}]): {first_line(error)}") from error
+    return array
 
 
 def _of_neurons(chosen: NeuronSet, what: str, own: NeuronSet) -> np.ndarray:

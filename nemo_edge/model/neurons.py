@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import write_atomically
+from nemo_edge.system.reading import read_bytes, read_text
 
 OFFICIAL_COLUMNS = ("Caption", "URL", "Initial Neurons", "Initial SSIM", "Refined Neurons", "Refined SSIM")
 
@@ -33,7 +34,7 @@ class ValueLayer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    width: int
+    width: int = Field(ge=0, le=1_000_000)
 
 
 class NeuronSet(BaseModel):
@@ -80,11 +81,7 @@ class NeuronSet(BaseModel):
     def load(cls, path: Path) -> NeuronSet:
         """Read the JSON that `save` writes. Raises `InputError` for any other file."""
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError as error:
-            raise InputError(f"neuron file {path} does not exist") from error
-        except OSError as error:
-            raise InputError(f"neuron file {path} cannot be read: {error.strerror}") from error
+            return cls.model_validate_json(read_bytes(path, "neuron file", remedy="`nemo-edge localize` makes one"))
         except ValidationError as error:
             raise InputError(f"neuron file {path}: {_reason(error)}") from error
 
@@ -189,17 +186,15 @@ class OfficialRow(BaseModel):
 
 def read_official_csv(path: Path) -> list[OfficialRow]:
     """Read a result file of the official code (`;`-separated). Raises `InputError` naming the file and the row."""
+    reader = csv.DictReader(io.StringIO(read_text(path, "result file"), newline=""), delimiter=";")
     try:
-        text = path.read_bytes().decode()
-    except FileNotFoundError as error:
-        raise InputError(f"result file {path} does not exist") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"result file {path} cannot be read: {error}") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=";")
+        rows = list(reader)
+    except csv.Error as error:
+        raise InputError(f"result file {path} is not CSV (line {reader.line_num}): {error}; get or make it again") from error
     missing = [c for c in OFFICIAL_COLUMNS if c not in (reader.fieldnames or ())]
     if missing:
         raise InputError(f"{path} has no column {missing[0]!r}: expected the official columns {';'.join(OFFICIAL_COLUMNS)}")
-    return [_official_row(row, f"{path}, row {number}") for number, row in enumerate(reader, 2)]
+    return [_official_row(row, f"{path}, row {number}") for number, row in enumerate(rows, 2)]
 
 
 def official_neurons(path: Path, layers: Sequence[ValueLayer]) -> NeuronSet:

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
 
 from nemo_edge.model._filekinds import UNET, Contents, check_model, read_contents
 from nemo_edge.model._opening import quiet, without_weights
@@ -28,6 +27,7 @@ from nemo_edge.model._sizes import SECOND, architecture_of, sized
 from nemo_edge.model._tensors import flat, unfit_tensors
 from nemo_edge.model.architectures import Configurations, write_vocabulary
 from nemo_edge.system.errors import InputError, first_line
+from nemo_edge.system.reading import read_json, read_text
 
 _PREDICTIONS = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon", "eps": "epsilon"}
 _SMALL = 64
@@ -71,7 +71,6 @@ def pipeline_from_file(path: Path, dtype: torch.dtype, leave: Collection[str]) -
     Raises `InputError` for a file that lacks tensors, or has some that the pipeline would leave out without a word.
     """
     from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
-    from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     with laid_out(path) as layout, quiet():
         try:
@@ -89,7 +88,9 @@ def pipeline_from_file(path: Path, dtype: torch.dtype, leave: Collection[str]) -
             for part in set(parts) - set(leave):
                 _align_(getattr(pipeline, part))
             return pipeline, layout.notes
-        except (OSError, ValueError, KeyError, RuntimeError, SingleFileComponentError, SafetensorError) as error:
+        except InputError:
+            raise
+        except Exception as error:  # as of `pipeline_from_folder`
             raise InputError(f"{path} cannot be opened as a Stable Diffusion file: {first_line(error)}") from error
 
 
@@ -111,7 +112,7 @@ def _align_(module: Any) -> None:
 
 
 def _parts(folder: Path) -> list[str]:
-    return sorted(json.loads((folder / "model_index.json").read_text(encoding="utf-8")))
+    return sorted(read_json(folder / "model_index.json"))
 
 
 def _check_tensors(path: Path, layout: Layout, modules: dict[str, Any]) -> None:
@@ -178,9 +179,9 @@ def _original(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        params = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["params"]
+        params = yaml.safe_load(read_text(path, most=2**20))["model"]["params"]
         return {"prediction": str(params.get("parameterization", "eps")), "size": params.get("image_size")}
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}, the original configuration of the model beside it, cannot be read: {first_line(error)}") from error
 
 

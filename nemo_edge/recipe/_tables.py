@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_edge.system.errors import InputError
+from nemo_edge.system.reading import parse_json, read_bytes
 
 MAX_SIZE_BYTES = 64 * 2**20
 _BOMS = (
@@ -51,27 +52,13 @@ def read_rows(path: Path) -> list[Row]:
     with its line for a row that does not fit its header, an open quote, and what is not JSON.
     """
     reader = _READERS.get(path.suffix.lower())
-    data = _read_bytes(path)
+    data = read_bytes(path, "prompts file", most=MAX_SIZE_BYTES, remedy=f"give one of {', '.join(ENDINGS)}")
     if reader is None:
         ending = f"the ending {path.suffix}" if path.suffix else "no ending"
         raise InputError(f"prompts file {path} has {ending}: give one of {', '.join(ENDINGS)}")
     text = _decoded(data, path).replace("\r\n", "\n").replace("\r", "\n")
     rows = list(reader(text, path))
     return list(dropwhile(lambda row: not row.values, reversed(rows)))[::-1]
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        if path.is_dir():
-            raise InputError(f"prompts file {path} is a folder: give a file, one of {', '.join(ENDINGS)}")
-        if size > MAX_SIZE_BYTES:
-            raise InputError(f"prompts file {path} has {size / 2**20:.0f} MB, more than {MAX_SIZE_BYTES >> 20}: split it")
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"prompts file {path} does not exist") from error
-    except OSError as error:
-        raise InputError(f"prompts file {path} cannot be read: {error.strerror}") from error
 
 
 def _decoded(data: bytes, path: Path) -> str:
@@ -123,7 +110,10 @@ def _delimiter(text: str, path: Path) -> str:
     """The delimiter that cuts the header into most columns; of the rows nothing is guessed."""
     line = next((line for line in text.split("\n") if line.strip()), "")
     ways = _DELIMITERS[path.suffix.lower()]
-    return max(ways, key=lambda way: len(next(csv.reader([line], delimiter=way), [])))  # the first of those that are equal
+    try:
+        return max(ways, key=lambda way: len(next(csv.reader([line], delimiter=way), [])))  # the first of those that are equal
+    except csv.Error as error:
+        raise InputError(f"prompts file {path} has no header that can be read ({error}): begin it with the names of its columns") from error
 
 
 def _records(text: str, path: Path, delimiter: str) -> Iterator[tuple[int, list[str], int]]:
@@ -173,11 +163,11 @@ def _row_of_json(value: Any, path: Path, place: str) -> Row:
 
 def _parsed(text: str, path: Path, place: str = "") -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_once)
+        return parse_json(text, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         hint = "; one object a line is .jsonl" if error.msg == "Extra data" and not place else ""
         raise InputError(f"prompts file {path}{place or f', line {error.lineno}'} is not JSON: {error.msg}{hint}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"prompts file {path}{place} is not JSON that can be read: {error}") from error
 
 

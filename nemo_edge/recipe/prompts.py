@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nemo_edge.recipe._tables import Row, read_rows
 from nemo_edge.system.errors import InputError
+from nemo_edge.system.reading import check_regular
 
 _COLUMNS = {
     "text": ("caption", "prompt", "text"),
@@ -167,8 +168,8 @@ def _prompt(row: Row, path: Path) -> Prompt | None:
     if not values["text"]:
         return None
     place = path.parent / values["image"] if values["image"] else None
-    if place is not None and not place.is_file():
-        raise InputError(f"prompts file {path}, {row.place}: the picture {place} does not exist")
+    if place is not None:
+        check_regular(place, f"prompts file {path}, {row.place}: the picture", remedy="name one that is there")
     return Prompt(text=values["text"], image=place, kind=values["kind"], url=values["url"], cluster=values["cluster"])
 
 

@@ -11,6 +11,7 @@ __all__ = [
     "anchored",
     "from_keywords",
     "from_options",
+    "kept_recipe",
     "load_recipe",
     "portable",
     "with_places",
@@ -29,6 +30,8 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, model_va
 from nemo_edge.recipe.authorship import ReportSettings
 from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.hardening import HardeningSettings
+from nemo_edge.recipe.quantization import LIMITS, QuantizationSettings, unfit
+from nemo_edge.recipe.random_weights import RandomSettings
 from nemo_edge.recipe.settings import (
     ENGINE_TOLERANCES,
     AttackSettings,
@@ -40,22 +43,26 @@ from nemo_edge.recipe.settings import (
     LatencySettings,
     LocalizationSettings,
     PromptSettings,
-    RandomSettings,
     SamplingSettings,
     Settings,
 )
 from nemo_edge.recipe.targets import EngineSettings, TensorRtRtxSettings, TensorRtSettings, uncompiled
-from nemo_edge.system.errors import InputError
+from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import way_to
+from nemo_edge.system.reading import expanded, read_text
 
 _Kind = TypeVar("_Kind", bound=BaseModel)
+_MOST_BYTES = 2**20
+"""What a recipe may have."""
 
 
 class Recipe(Settings):
     """Everything a build needs to know."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    """What the bundle is called: letters, digits, dots, dashes and underscores."""
     output: Path
+    """Folder of the bundle, relative to the recipe. What stages have done is kept beside it, in `.NAME.build`."""
     checkpoint: CheckpointSettings
     random_weights: RandomSettings | None = None
     """Take random weights in place of the checkpoint's."""
@@ -65,6 +72,8 @@ class Recipe(Settings):
     hardening: HardeningSettings | None = None
     """The weights are taught to hold less of the memories, only where this table is there."""
     export: ExportSettings = ExportSettings()
+    quantization: QuantizationSettings | None = None
+    """The UNet's files are quantized only where this table is there."""
     engine: EngineSettings = EngineSettings()
     tensorrt: TensorRtSettings | None = None
     """TensorRT engines, built on the GPU at hand, only where this table is there; the same for `tensorrt_rtx`."""
@@ -98,6 +107,13 @@ class Recipe(Settings):
             raise ValueError(
                 "[hardening] changes the weights with the neurons silenced, and a masked engine lets neurons back: set "
                 'export.variants = ["baked"]'
+            )
+        if self.quantization and (why := unfit(self.quantization, self.export.dtype, self.engine, self.tensorrt_rtx)):
+            raise ValueError(why)
+        if self.quantization and self.quantization.prompts > self.calibration.prompts and not random:
+            raise ValueError(
+                f"quantization.prompts = {self.quantization.prompts} are the first of the general prompts that calibrate, of which "
+                f"there are {self.calibration.prompts} (calibration.prompts): ask for fewer"
             )
         self._check_turing()
         self._check_latency()
@@ -149,14 +165,18 @@ class Recipe(Settings):
 
     @property
     def engine_tolerance(self) -> float | Literal[False]:
-        """The gate on engine against eager: as given, else by the type that is computed in."""
+        """The gate on engine against eager: as given, else by the scheme of quantization or the type that is computed in."""
         given = self.gates.engine_error
+        if given is None and self.quantization is not None:
+            return LIMITS[self.quantization.scheme].engine_error
         return ENGINE_TOLERANCES[self.computed_in] if given is None else given
 
     @property
     def agreement_tolerance(self) -> float | Literal[False]:
-        """The gate on the mitigation on the engine against that on eager: as given, else by the type that is computed in."""
+        """The gate on the mitigation on the engine against that on eager: as given, else by scheme or type, too."""
         given = self.gates.mitigation_agreement
+        if given is None and self.quantization is not None:
+            return LIMITS[self.quantization.scheme].mitigation_agreement
         return {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.1}[self.computed_in] if given is None else given
 
     @property
@@ -176,14 +196,13 @@ def load_recipe(path: str | PathLike[str], *, random: bool = False) -> Recipe:
     ('tiny', 'paper')
     """
     path = Path(path)
+    text = read_text(path, "recipe", most=_MOST_BYTES, remedy="`nemo-edge build RECIPE.toml`")
     try:
-        values = tomllib.loads(path.read_bytes().decode("utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"recipe {path} does not exist: `nemo-edge build RECIPE.toml`") from error
-    except OSError as error:
-        raise InputError(f"recipe {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        values = tomllib.loads(text)
+    except ValueError as error:
         raise InputError(f"recipe {path} is not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"recipe {path} is not valid TOML: its values are nested too deeply") from error
     try:
         recipe = Recipe.model_validate(values, context={"random": random})
     except ValidationError as error:
@@ -191,16 +210,25 @@ def load_recipe(path: str | PathLike[str], *, random: bool = False) -> Recipe:
     return anchored(recipe, path.parent)
 
 
+def kept_recipe(values: Mapping[str, Any], bundle: str | PathLike[str]) -> Recipe:
+    """Return the recipe that a bundle's manifest keeps. Raises `BundleError` for one that is none, be it another version's."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        reason = f"the recipe in its manifest cannot be used: {_complaint(error)}; build the bundle again with this version"
+        raise BundleError(f"{bundle}: {reason}") from error
+
+
 def anchored(recipe: Recipe, folder: Path) -> Recipe:
     """Return the recipe with its relative paths made relative to `folder`."""
     checkpoint, own = recipe.checkpoint.path, recipe.random_weights
-    local = folder / Path(checkpoint).expanduser()
+    local = folder / expanded(checkpoint)
     if local.exists() or checkpoint.startswith((".", "/", "~")):
         checkpoint = str(local)
     architecture = own.architecture if own else None
     if architecture and "/" in architecture:  # a folder; one beside the recipe that is called "sd15" is not meant by this name
-        architecture = str(folder / Path(architecture).expanduser())
-    return _from(_placed(recipe, lambda path: folder / path.expanduser()), checkpoint, architecture)
+        architecture = str(folder / expanded(architecture))
+    return _from(_placed(recipe, lambda path: folder / expanded(path)), checkpoint, architecture)
 
 
 def portable(recipe: Recipe) -> Recipe:
@@ -209,7 +237,7 @@ def portable(recipe: Recipe) -> Recipe:
     `anchored` at the bundle, it finds them again as long as they lie together.
     """
     checkpoint, own = recipe.checkpoint.path, recipe.random_weights
-    if Path(checkpoint).expanduser().exists():
+    if expanded(checkpoint).exists():
         checkpoint = _written(Path(checkpoint), recipe.output)
     architecture = own.architecture if own else None
     if architecture and "/" in architecture:
@@ -223,7 +251,10 @@ def with_places(recipe: Recipe, places: Recipe) -> Recipe:
     calibration = recipe.calibration.model_copy(update={"statistics": places.calibration.statistics})
     fidelity = recipe.fidelity.model_copy(update={"sscd": places.fidelity.sscd})
     checkpoint = recipe.checkpoint.model_copy(update={"path": places.checkpoint.path, "loras": places.checkpoint.loras})
-    return recipe.model_copy(update={"prompts": prompts, "calibration": calibration, "fidelity": fidelity, "checkpoint": checkpoint})
+    own = {"prompts": prompts, "calibration": calibration, "fidelity": fidelity, "checkpoint": checkpoint}
+    if recipe.quantization and places.quantization:
+        own["quantization"] = recipe.quantization.model_copy(update={"ranges": places.quantization.ranges})
+    return recipe.model_copy(update=own)
 
 
 def with_random_weights(recipe: Recipe, architecture: str | None, neurons: Path | None = None) -> Recipe:

@@ -18,7 +18,6 @@ __all__ = [
     "LocalizationSettings",
     "LoraSettings",
     "PromptSettings",
-    "RandomSettings",
     "SCORE",
     "SamplingSettings",
     "Scheduler",
@@ -37,12 +36,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from nemo_edge.recipe.limits import MOST_PIXELS, Count, Factor, Pixels, Rows, Seconds, Seed, Size
 from nemo_edge.recipe.targets import Rival
 from nemo_edge.system.errors import InputError
 
 SCORE = "MS-SSIM of torchmetrics 1.3.2"
 """The memorization score by its name: results and a τ of another one are not taken for those of this."""
-Share = Annotated[float, Field(ge=0, le=1)]
 Variant = Literal["baked", "masked"]
 Target = Literal["text_encoder", "unet", "vae_decoder", "pipeline"]
 AttackKind = Literal["text", "embedding"]
@@ -73,13 +72,14 @@ def _given_threshold(tau: float) -> float:
 class Settings(BaseModel):
     """A table of a recipe: unknown keys are refused, and nothing changes afterwards."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class LoraSettings(Settings):
     """A LoRA that is fused into the weights before anything else, so that all that follows sees the fused model."""
 
     path: Path
+    """The LoRA's `.safetensors` file."""
     scale: float = Field(default=1.0, allow_inf_nan=False)
     """What its part of the weights is multiplied by; its own alpha comes on top."""
 
@@ -88,6 +88,7 @@ class CheckpointSettings(Settings):
     """Which model: a diffusers folder, a hub id, or a single `.safetensors` file."""
 
     path: str
+    """The folder, the file (relative to the recipe) or the id."""
     allow_pickle: bool = False
     """Open pickle weights (.bin, .ckpt), which can run any code when loaded."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -104,29 +105,13 @@ class CheckpointSettings(Settings):
         return {f"loras/{i}/{lora.path.name} × {lora.scale!r}": lora.path for i, lora in enumerate(self.loras)}
 
 
-class RandomSettings(Settings):
-    """A model of an exact architecture with random weights, to find out how large and how fast its engines are.
-
-    It remembers nothing, so nothing is calibrated, localized or measured; its bundle can be timed, and never be shipped.
-    """
-
-    architecture: str
-    """One that comes with nemo-edge (sd15, sd21, sdxl, bk-sdm-small), or a folder of configurations (`./mine`)."""
-    seed: int = 0
-    neurons: Path | None = None
-    """What is silenced: neurons.json, or a result file of the official code; a few neurons at random where it is not given."""
-
-    @property
-    def name(self) -> str:
-        """The architecture's name; that of its folder where it is one, and not where this lies."""
-        return Path(self.architecture).expanduser().resolve().name
-
-
 class PromptSettings(Settings):
     """Which prompts: those to examine for memories, and general ones that stand for everybody's use."""
 
     memorized: Path
+    """The prompts whose memories are to go: a list with a column `Caption` or `prompt`, and `image` for training pictures that you have."""
     general: Path
+    """Ordinary prompts, none of them memorized: the first of the list calibrate, the last are drawn to see that nothing else changed."""
     limit: int | None = Field(default=None, ge=1)
     """Use the first so many of the memorized prompts."""
 
@@ -138,7 +123,7 @@ class CalibrationSettings(Settings):
     """A finished statistics file (our `.safetensors`, or the official `.pt`); nothing is computed then but τ."""
     threshold: Annotated[float, AfterValidator(_given_threshold)] | None = None
     """τ itself, where it is known; the paper's for Stable Diffusion 1.4 is 0.428."""
-    prompts: int = Field(default=300, ge=2)
+    prompts: int = Field(default=300, ge=2, le=1_000_000)
     """How many of the general prompts are used."""
 
 
@@ -149,21 +134,21 @@ class LocalizationSettings(Settings):
     """`paper`: the official code's decisions; `fast`: group testing, a set of another choice with the same guarantee."""
     layers: Literal["paper", "all"] = "paper"
     """`paper`: down and mid blocks, as paper (§3) and code have it; `all`: the up blocks too, ours."""
-    seed: int = 1
+    seed: Seed = 1
     """One seed for all latents: the code's (the paper's Alg. 1 seeds each latent with its number)."""
     samples: int = Field(default=10, ge=2, le=64)
     """Latents, 10 in paper (§3.1) and code."""
     steps: int = Field(default=50, ge=2, le=1000)
     """DDIM steps of the schedule, of which the second is used: the code's (the paper's δ is of the first)."""
-    guidance: float = Field(default=7.0, ge=0)
+    guidance: Factor = 7.0
     """What the UNet of a consistency model (LCM), which is told the guidance, is told; no other sees it."""
-    initial_theta: float = Field(default=5.0, gt=0)
+    initial_theta: float = Field(default=5.0, gt=0, le=100)
     """θ at the start, in standard deviations: paper (Alg. 2) and code."""
-    theta_step: float = Field(default=0.25, gt=0)
+    theta_step: float = Field(default=0.25, ge=0.001, le=100)
     """How much θ falls in a step: paper and code."""
-    min_theta: float = Field(default=1.0, ge=0)
+    min_theta: Factor = 1.0
     """Where θ ends: paper and code; that it is itself never evaluated is the code's."""
-    initial_k: int = Field(default=0, ge=0)
+    initial_k: int = Field(default=0, ge=0, le=1_000_000)
     """Neurons of highest activation taken from each layer at the start, one more in each step: paper and code."""
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Of the UNet during the search; decisions that are too close for it are made again in fp32."""
@@ -175,9 +160,9 @@ class LocalizationSettings(Settings):
     """What has one set of neurons, refined together: each prompt, each cluster of near-duplicate prompts, or the whole list."""
     paraphrases: int = Field(default=0, ge=0, le=1000)
     """Variants of each memorized prompt that must not bring its memory back."""
-    prompts: int = Field(default=8, ge=1)
+    prompts: Rows = 8
     """Prompts that are searched together and share forwards."""
-    rows: int | None = Field(default=None, ge=1)
+    rows: Rows | None = None
     """Rows of the UNet in one forward; not given: as the model's size and the device have it, 64 at most."""
 
 
@@ -185,15 +170,20 @@ class ExportSettings(Settings):
     """The ONNX files."""
 
     variants: tuple[Variant, ...] = Field(default=("baked", "masked"), min_length=1)
+    """Which UNets: `baked` has the neurons zeroed for good, `masked` takes a mask of neurons with each request."""
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Of the weights in the files. 16 bits halve size and memory; a runtime on the CPU computes fp16 in fp32 and has no bf16."""
     fp32: tuple[Literal["text_encoder", "text_encoder_2", "unet", "vae_decoder"], ...] = ()
     """Components that stay in float32 whatever the `dtype`. The decoder of Stable Diffusion XL does in any case where its
     checkpoint says so (`force_upcast`), and so does one whose outputs are not finite in `dtype`."""
     opset: int = Field(default=23, ge=18, le=24)
-    height: int | None = Field(default=None, ge=8, multiple_of=8)
-    """Pin the height of the pictures (pixels); any height where it is not given. The same for width and batch."""
-    width: int | None = Field(default=None, ge=8, multiple_of=8)
-    batch: int | None = Field(default=None, ge=1)
+    """Version of ONNX's operators. A higher one asks for newer runtimes; a lower one is for runtimes that refuse this."""
+    height: Pixels | None = None
+    """Pin the height of the pictures (pixels); any height where it is not given."""
+    width: Pixels | None = None
+    """Pin the width of the pictures (pixels); any width where it is not given."""
+    batch: Rows | None = None
+    """Pin the batch of every graph, of which the UNet has two rows a picture with guidance; any batch where it is not given."""
 
     @field_validator("variants")
     @classmethod
@@ -219,26 +209,30 @@ class SamplingSettings(Settings):
     karras: bool | None = None
     """Noise levels after Karras et al. 2022, for euler, dpmsolver++, sde-dpmsolver++ and unipc; not given: as configured."""
     steps: int = Field(default=50, ge=1, le=1000)
-    guidance: float = Field(default=7.0, ge=0)
-    """Guidance scale. Up to 1 there is none, and the UNet takes one row a picture. A UNet of a consistency model (LCM) is told the
-    scale, and takes one row in any case."""
+    """Denoising steps of a picture. Time grows with them; schedulers of higher order (dpmsolver++, unipc) need fewer."""
+    guidance: Factor = 7.0
+    """Guidance scale: higher follows the prompt more closely, with less variety. Up to 1 there is none, and the UNet takes one row a
+    picture. A UNet of a consistency model (LCM) is told the scale, and takes one row in any case."""
     negative_prompt: str = ""
-    height: int | None = Field(default=None, ge=8, multiple_of=8)
-    width: int | None = Field(default=None, ge=8, multiple_of=8)
+    """What guidance leads away from; empty: from what an empty prompt draws."""
+    height: Pixels | None = None
+    """Height of the pictures (pixels); what the model was trained on where it is not given. Memory and time grow with it."""
+    width: Pixels | None = None
+    """Width of the pictures (pixels); as for the height."""
 
 
 class FidelitySettings(Settings):
     """How the finished engines are examined."""
 
-    seeds: int = Field(default=10, ge=1)
+    seeds: Rows = 10
     """Pictures of each memorized prompt, with and without its memory, from the seeds 0 up to this number."""
-    general_prompts: int = Field(default=16, ge=1)
+    general_prompts: Count = 16
     """Held-out general prompts whose pictures are compared."""
-    general_seeds: int = Field(default=2, ge=1)
+    general_seeds: Rows = 2
     """Pictures of each general prompt; their diversity needs two."""
-    agreement_seeds: int = Field(default=1, ge=0)
+    agreement_seeds: int = Field(default=1, ge=0, le=4096)
     """Pictures of each memorized prompt that eager makes too, with the same neurons silenced, to compare the engines' with."""
-    curve: tuple[Annotated[float, Field(gt=0)], ...] = (0.5, 1, 4, 16)
+    curve: tuple[Annotated[Factor, Field(gt=0)], ...] = Field(default=(0.5, 1, 4, 16), max_length=64)
     """Sizes of the neuron sets whose effect on general prompts is drawn, relative to the set found: up to 1 a part of it,
     above it random neurons too."""
     sscd: Path | None = None
@@ -261,11 +255,11 @@ class AttackSettings(Settings):
     """The unrelated prompt. Pictures that the model never saw, which have no prompt, are attacked from it too."""
     steps: int = Field(default=50, ge=1, le=10_000)
     """Steps of an embedding's optimiser. Beyond 100 it begins to paint pictures that the model never saw (Finding DoRI)."""
-    batches: int = Field(default=2000, ge=1)
+    batches: Count = 2000
     """What a search for text may ask of the UNet for a picture: batches of 8 rows; one with a gradient counts as three."""
     words: int = Field(default=4, ge=1, le=32)
     """Words of a text that is searched for; with batches left the search begins again, with other noise."""
-    candidates: int = Field(default=64, ge=1)
+    candidates: Count = 64
     """Words of the vocabulary that a greedy search tries at each place."""
     gradients: bool = True
     """Choose these words by the loss's gradient; else by chance, as one does who has no weights."""
@@ -273,7 +267,7 @@ class AttackSettings(Settings):
     """Paraphrases of a prompt, and as many of it with random tokens."""
     seeds: int = Field(default=4, ge=1, le=1000)
     """Pictures drawn with each embedding and each text, from the seeds 0 up to this number."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Of the attack's own noise, times and chances."""
 
     @field_validator("starts", "text")
@@ -295,36 +289,28 @@ class AttackSettings(Settings):
         return tuple(way for way in self.text if way in ("greedy search", "random search"))
 
 
-def _size(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    height, _, width = value.lower().partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise ValueError("a size is HEIGHTxWIDTH in pixels, like 512x512")
-    return int(height), int(width)
-
-
 class LatencySettings(Settings):
     """How times are taken. Eager PyTorch and every engine take turns, each in a process of its own."""
 
     targets: tuple[Target, ...] = Field(default=("text_encoder", "unet", "vae_decoder", "pipeline"), min_length=1)
+    """What is timed: single components, and `pipeline`, a picture from its prompt on."""
     batches: tuple[int, ...] = Field(default=(1,), min_length=1)
     """Pictures at once."""
-    sizes: tuple[Annotated[tuple[int, int], BeforeValidator(_size)], ...] = ()
+    sizes: tuple[Size, ...] = ()
     """Heights and widths in pixels, "512x768" or [512, 768]; the sampling's where none is given."""
     steps: int | None = Field(default=None, ge=1, le=1000)
     """Denoising steps of the whole pipeline; the sampling's where it is not given."""
-    runs: int = Field(default=10, ge=1)
+    runs: Count = 10
     """Measured calls, at least; so many rounds in which the contenders take turns."""
-    seconds: float = Field(default=3.0, ge=0)
+    seconds: Seconds = 3.0
     """Time measured for each contender, at least."""
-    warmup_s: float = Field(default=10.0, ge=0)
+    warmup_s: Seconds = 10.0
     """Longest warm-up of a contender in one case."""
-    stability: float = Field(default=0.05, gt=0)
+    stability: float = Field(default=0.05, gt=0, le=1000)
     """The warm-up ends when the medians of two windows of three calls differ by no more than this share."""
-    variation: float = Field(default=0.1, gt=0)
+    variation: float = Field(default=0.1, gt=0, le=1000)
     """Coefficient of variation above which a timing is called noisy."""
-    threads: int | None = Field(default=None, ge=1)
+    threads: Rows | None = None
     """Threads of every contender; the engine's where it is not given."""
     eager: bool = True
     """Measure eager PyTorch beside the engines."""
@@ -338,8 +324,11 @@ class LatencySettings(Settings):
     def _check_distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(values)) < len(values):
             raise ValueError("a value is named twice")
-        if any(number < 1 for value in values if not isinstance(value, str) for number in (value if isinstance(value, tuple) else [value])):
+        numbers = [n for value in values if not isinstance(value, str) for n in (value if isinstance(value, tuple) else [value])]
+        if any(number < 1 for number in numbers):
             raise ValueError("batches and sizes are whole numbers from 1 on")
+        if any(number > MOST_PIXELS for number in numbers):
+            raise ValueError(f"batches and sizes are {MOST_PIXELS} at the most")
         if any(number % 8 for value in values if isinstance(value, tuple) for number in value):
             raise ValueError("sizes are multiples of 8 pixels")
         return values

@@ -53,7 +53,7 @@ Rival = Literal["eager bf16", "onnxruntime", "openvino fp32", "openvino bf16", "
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class EngineSettings(_Settings):
@@ -69,7 +69,7 @@ class EngineSettings(_Settings):
     """What OpenVINO computes in, whatever the type of the ONNX files (`export.dtype`) is."""
     cache: bool = True
     """Keep what OpenVINO compiled in the user's cache folder, as large as the weights, for the next start."""
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=4096)
     """On the CPU; all of its cores where not given."""
 
     @model_validator(mode="after")
@@ -101,7 +101,7 @@ def _three(value: object) -> object:
     return (value, value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-Range = Annotated[tuple[int, int, int], BeforeValidator(_three)]
+Range = Annotated[tuple[int, int, int], BeforeValidator(_three, json_schema_input_type=int | tuple[int, int, int])]
 """Least, most usual, and greatest value; one number where it never changes."""
 
 
@@ -113,6 +113,7 @@ class ProfileSettings(_Settings):
     height: Range | None = None
     """Pixels; the model's own height where it is not given."""
     width: Range | None = None
+    """Pixels; the model's own width where it is not given."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -134,6 +135,7 @@ class PlanSettings(_Settings):
     components: tuple[str, ...] | None = None
     """Folders of the graphs to compile (text_encoder, unet, unet_masked, vae_decoder …); all of the bundle where not given."""
     profiles: tuple[ProfileSettings, ...] = Field(default=(ProfileSettings(),), min_length=1)
+    """The requests that an engine takes, a table each. More of them make the engine larger, and each faster at its own sizes."""
     cuda_graphs: bool = True
     """Record the work of a shape once and replay it."""
 
@@ -147,7 +149,7 @@ def _capability(value: Any) -> Any:
 class TensorRtRtxSettings(PlanSettings):
     """Engines compiled ahead of time, without a GPU, and finished on the user's GPU when they are first run."""
 
-    targets: tuple[Annotated[str, BeforeValidator(_capability)], ...] = ()
+    targets: tuple[Annotated[str, BeforeValidator(_capability), Field(json_schema_extra={"enum": list(COMPUTE_CAPABILITIES)})], ...] = ()
     """Compute capabilities (`sm86`), one engine for all of them; TensorRT-RTX's portable choice where none is given."""
     kernel_specialization: Literal["lazy", "eager", "none"] = "lazy"
     """When kernels are compiled for the very shapes in use: in the background, at once, or never."""
@@ -166,6 +168,7 @@ class TensorRtSettings(PlanSettings):
     """Engines built on the GPU at hand."""
 
     optimization_level: int = Field(default=3, ge=0, le=5)
+    """How many ways of computing the compiler tries: higher takes longer to build, and runs as fast or faster."""
     hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
     """Which other GPUs the engine runs on than the one it is built on."""
     version_compatible: bool = False

@@ -2,8 +2,10 @@
 
 Calls the rooms below in order, keeps their results and knows none of their insides.
 
+`draft` a first recipe for a checkpoint, of which `_found` says what it is, as `_recipetext` writes it
 `build` from a recipe to a bundle: `_preflight` the one look before, with `_inputs` what the recipe names and `_footprint` the memory it
-takes · `_stages` the list of stages, with `_keys` what each depends on, run and kept by `_cache` · `_judgement` gates, manifest and report
+takes, told by `_forecast` · `_stages` the list of stages, with `_keys` what each depends on, run and kept by `_cache` · `_judgement`
+gates, manifest and report
 · `bundlepolicies` policies from what was found · `random_weights` checkpoints to measure with · `smoke` an attack walked through on them
 `rebake` other neurons in a finished bundle, and with `_remeasure` measured again · `compile` more engines for it · `review` timed, judged
 and reported again

@@ -7,22 +7,24 @@ its own business.
 
 from __future__ import annotations
 
-__all__ = ["cache_of", "is_cache", "is_kept", "prune", "run_stages"]
+__all__ = ["cache_of", "is_cache", "is_kept", "prune", "run_stages", "times_of"]
 
 import json
 import os
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
 from nemo_edge.bundle.manifest import copy_tree
 from nemo_edge.release._stages import Stage, Work, stages_of
-from nemo_edge.system.files import sha256_file, write_atomically
+from nemo_edge.system.errors import InputError
+from nemo_edge.system.files import inside, sha256_file, write_atomically
 from nemo_edge.system.outputs import beside, discard, remove, unfinished
+from nemo_edge.system.reading import read_json
 
 _RECORD = "stage.json"
+_TIMES = "times.json"
 _KEPT = 2
 """Results of each stage that are kept: of the settings used last, and of those before."""
 _RESULTS = re.compile(r"(?P<stage>.+)-[0-9a-f]{12}")
@@ -44,6 +46,15 @@ def is_kept(output: Path, stage: str, key: str) -> bool:
     return (_folder(output, stage, key) / _RECORD).is_file()
 
 
+def times_of(output: Path) -> dict[str, float]:
+    """Return the seconds that each stage of a bundle's build took when it last ran from its beginning to its end."""
+    try:
+        found: dict[str, float] = json.loads((cache_of(output) / _TIMES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
 def run_stages(work: Work, keys: Mapping[str, str]) -> dict[str, str]:
     """Fill `work.bundle`, stage by stage; return the hashes of the files in it that are known already.
 
@@ -52,12 +63,14 @@ def run_stages(work: Work, keys: Mapping[str, str]) -> dict[str, str]:
     hashes: dict[str, str] = {}
     for left in unfinished(cache_of(work.recipe.output)):
         remove(left)
-    for stage in stages_of(work.recipe):
+    stages = stages_of(work.recipe)
+    kept = [stage.name for stage in stages if stage.key is not None]
+    for stage in stages:
         if stage.key is None:
             stage.work(work, work.bundle)
             continue
         folder = _folder(work.recipe.output, stage.name, keys[stage.name])
-        found = _results(stage, work, folder)
+        found = _results(stage, work, folder, f"stage {kept.index(stage.name) + 1} of {len(kept)}, {stage.name}")
         work.results[stage.name] = folder
         private = (_RECORD, *stage.private)
         copy_tree(folder, work.bundle, leave=private)
@@ -81,26 +94,34 @@ def _folder(output: Path, stage: str, key: str) -> Path:
     return cache_of(output) / f"{stage}-{key[:12]}"
 
 
-def _results(stage: Stage, work: Work, folder: Path) -> dict[str, str]:
+def _results(stage: Stage, work: Work, folder: Path, called: str) -> dict[str, str]:
     """The hash of each file of a stage's results in `folder`, which are made now unless they are there as they were left."""
     record = folder / _RECORD
     found = _recorded(record)
-    if found is not None and all((folder / name).is_file() and sha256_file(folder / name) == digest for name, digest in found.items()):
-        work.progress.note(f"{stage.name}: nothing has changed")
+    if found and all((folder / name).is_file() and sha256_file(folder / name) == digest for name, digest in found.items()):
+        work.progress.note(f"{called}: nothing has changed")
         os.utime(folder)
         return found
     if folder.is_dir() and (record.is_file() or not stage.goes_on):
         discard(folder)
+    goes_on = folder.is_dir()
+    work.progress.note(f"{called}: {stage.does}{', from where it was interrupted' if goes_on else ''}")
     folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
     stage.work(work, folder)
     found = {p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(folder.rglob("*")) if p.is_file()}
     write_atomically(record, json.dumps(found, indent=1) + "\n")
+    if not goes_on:
+        times = {**times_of(work.recipe.output), stage.name: round(time.monotonic() - started, 1)}
+        write_atomically(cache_of(work.recipe.output) / _TIMES, json.dumps(times, indent=1) + "\n")
     return found
 
 
-def _recorded(record: Path) -> dict[str, str] | None:
-    """The hash of each file that a stage has left; None where it was not finished, or its record cannot be read."""
+def _recorded(record: Path) -> dict[str, str]:
+    """The hash of each file that a stage has left; nothing of a record that cannot be read, so that the stage runs again."""
     try:
-        return TypeAdapter(dict[str, str]).validate_json(record.read_bytes())
-    except (OSError, ValidationError):
-        return None
+        found = read_json(record)
+    except InputError:
+        return {}
+    whole = isinstance(found, dict) and all(inside(name) and isinstance(digest, str) for name, digest in found.items())
+    return found if whole else {}

@@ -19,7 +19,6 @@ __all__ = [
     "parts",
 ]
 
-import json
 import shutil
 from collections.abc import Iterable, Sequence
 from math import prod
@@ -27,13 +26,14 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from nemo_edge.model.configuration import completed
 from nemo_edge.recipe.settings import LocalizationSettings
 from nemo_edge.system.errors import InputError, first_line
 from nemo_edge.system.files import checkpoint_folder
 from nemo_edge.system.memory import GB, memory_available, pictures_at_once, rows_at_once, search_bytes
+from nemo_edge.system.reading import check_regular, expanded, read_json
 from nemo_edge.system.weights import WEIGHTED_PARTS, weights_of
 
 BYTES = {"fp32": 4, "fp16": 2}
@@ -157,7 +157,7 @@ def parts(model: str) -> tuple[Part, ...]:
 
     Raises `InputError` when there are none, or no UNet among them.
     """
-    if not Path(model).expanduser().exists():
+    if not expanded(model).exists():
         raise InputError(f"model {model} does not exist: give a diffusers folder or a .safetensors file on this machine")
     local = checkpoint_folder(model)
     if local.is_file():
@@ -277,11 +277,12 @@ def _parts_of_file(path: Path) -> dict[str, list[_Tensor]]:
 def _header(path: Path) -> list[_Tensor]:
     if path.suffix != ".safetensors":
         raise InputError(f"model {path} is not a .safetensors file: sizes are read from its header, pickles are not opened")
+    check_regular(path, "model file")
     try:
         with safe_open(path, "numpy") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  not a dict
             return [(key, part.get_dtype(), prod(part.get_shape())) for key, part in slices.items()]
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # of a header that is none, several unrelated classes
         raise InputError(f"model file {path} cannot be read: {first_line(error)}") from error
 
 
@@ -291,8 +292,8 @@ def _family(found: Iterable[Part]) -> Literal["sd", "sdxl"]:
 
 def _pixels(local: Path, family: Literal["sd", "sdxl"]) -> int:
     """Pixels of a picture of the size the model was trained on: its UNet's `sample_size`, each latent 8 pixels wide."""
-    text = _read(local / "unet" / "config.json")
-    size = completed("unet", json.loads(text), family)["sample_size"] if text else None
+    place = local / "unet" / "config.json"
+    size = completed("unet", read_json(place), family)["sample_size"] if place.is_file() else None
     side = {"sd": 64, "sdxl": 128}[family]
     height, width = size if isinstance(size, list) else (size or side, size or side)
     return int(height * width * 8 * 8)
@@ -300,7 +301,7 @@ def _pixels(local: Path, family: Literal["sd", "sdxl"]) -> int:
 
 def _disk_free(output: Path) -> tuple[Path, int]:
     """The folder that exists nearest to `output`, and the bytes free on its disk."""
-    place = output.expanduser().absolute()
+    place = expanded(output).absolute()
     while not place.is_dir():
         place = place.parent
     return place, shutil.disk_usage(place).free

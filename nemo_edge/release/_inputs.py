@@ -41,14 +41,19 @@ class Inputs:
     machine: Machine
     controls: dict[str, str] = field(default_factory=dict)
     """Name and sha256 of each picture that an attack's results are held against."""
+    ranges: str | None = None
+    """sha256 of the ranges of activations, where the recipe names some."""
 
 
 def read_inputs(recipe: Recipe, tell: Callable[[str], None] | None = None) -> Inputs:
     """Read and hash what the recipe names; `tell` gets a line on each list. Raises `InputError` for what is missing or cannot be used."""
     checkpoint = _checkpoint_hashes(recipe.checkpoint)
+    ranges = recipe.quantization.ranges if recipe.quantization else None
+    ranged = sha256_file(_there(ranges)) if ranges else None
     if recipe.random_weights is not None:
         neurons = recipe.random_weights.neurons
-        return Inputs([], [], [], checkpoint, {neurons.name: sha256_file(_there(neurons))} if neurons else {}, None, machine())
+        given = {neurons.name: sha256_file(_there(neurons))} if neurons else {}
+        return Inputs([], [], [], checkpoint, given, None, machine(), ranges=ranged)
     memorized = read_prompts(recipe.prompts.memorized, tell=tell)
     used, held_out = _general(recipe, memorized, tell)
     memorized = memorized[: recipe.prompts.limit]
@@ -58,7 +63,7 @@ def read_inputs(recipe: Recipe, tell: Callable[[str], None] | None = None) -> In
     base = recipe.prompts.memorized.parent
     hashes = _hashes(files, base)
     statistics = sha256_file(recipe.calibration.statistics) if recipe.calibration.statistics else None
-    return Inputs(memorized, used, held_out, checkpoint, hashes, statistics, machine(), _controls(recipe, memorized))
+    return Inputs(memorized, used, held_out, checkpoint, hashes, statistics, machine(), _controls(recipe, memorized), ranged)
 
 
 def used_versions(here: Machine, recipe: Recipe) -> dict[str, str]:

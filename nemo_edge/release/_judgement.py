@@ -7,7 +7,6 @@ from __future__ import annotations
 
 __all__ = ["conclude", "judged", "write_evidence"]
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.folder import write_report
 from nemo_edge.report.thumbnails import store_pictures, worst_first
 from nemo_edge.system.files import checkpoint_hashes
+from nemo_edge.system.reading import read_json
 
 
 def conclude(work: Work, key: str) -> Manifest:
@@ -58,7 +58,7 @@ def _manifest(work: Work, key: str) -> Manifest:
     inputs, recipe = work.inputs, work.recipe
     return Manifest(
         name=recipe.name,
-        family=json.loads((work.bundle / "model_index.json").read_text())["_class_name"],
+        family=read_json(work.bundle / "model_index.json")["_class_name"],
         key=key,
         variants=recipe.export.variants,
         checkpoint=inputs.checkpoint,

@@ -17,7 +17,9 @@ __all__ = [
     "of_measure",
     "of_plans",
     "of_policies",
+    "of_quantization",
     "of_random_neurons",
+    "of_ranges",
 ]
 
 from collections.abc import Mapping
@@ -44,6 +46,8 @@ _FORMAT = f"ONNX files without the exporter's notes, {EXACT_TIMES}"
 """What exported files are like: those that were kept from before are not taken for them."""
 _STEPS = "the steps of the sampler as numbers"
 """What a bundle has since then."""
+_COUNTED_BY = "ranges by the 14 leading bits of magnitudes"
+"""How activations are counted, and files quantized."""
 _COUNTED = "copies of every known training picture in all its readings, whole and in part, and the nearest of each picture"
 """What the measurement counts: one that counted less is not taken for it."""
 
@@ -60,6 +64,11 @@ class Given:
     def tables(self) -> dict[str, Any]:
         """The recipe's tables as JSON has them."""
         return self.recipe.model_dump(mode="json")
+
+    @property
+    def files(self) -> str:
+        """The key of the ONNX files: of the quantized ones, where the recipe has any."""
+        return self.keys.get("quantize", self.keys["export"])
 
     @property
     def versions(self) -> dict[str, str]:
@@ -125,29 +134,43 @@ def of_export(given: Given) -> object:
     return [given.keys.get("harden", given.keys["localize"]), given.tables["export"], _FORMAT]
 
 
+def of_ranges(given: Given) -> object:
+    """The files in float32, and the pictures that are drawn with them."""
+    settings = given.recipe.quantization
+    assert settings is not None
+    general = [prompt.text for prompt in given.inputs.general[: settings.prompts]]
+    return [given.keys["export"], general, given.tables["sampling"], _COUNTED_BY]
+
+
+def of_quantization(given: Given) -> object:
+    """The files in float32, ranges, and the settings; the path of a file of ranges is none of them."""
+    settings = {name: value for name, value in given.tables["quantization"].items() if name != "ranges"}
+    return [given.keys["export"], given.keys.get("ranges"), given.inputs.ranges, settings, _COUNTED_BY]
+
+
 def of_plans(table: str, given: Given) -> object:
     """The ONNX files, the settings of `table`, its compiler, and for TensorRT the GPU."""
     compiler = packages_of(FLAVOUR_OF[table], given.inputs.machine.versions)
-    return [given.keys["export"], given.tables[table], compiler, given.gpus if table == "tensorrt" else []]
+    return [given.files, given.tables[table], compiler, given.gpus if table == "tensorrt" else []]
 
 
 def of_measure(given: Given) -> object:
     """The engines, how they are run, training pictures, and the settings of the examination."""
     held_out, tables = [prompt.text for prompt in given.inputs.held_out], given.tables
-    return [given.keys["export"], given.engine, given.inputs.prompts, held_out, tables["sampling"], tables["fidelity"], _COUNTED]
+    return [given.files, given.engine, given.inputs.prompts, held_out, tables["sampling"], tables["fidelity"], _COUNTED]
 
 
 def of_attack(given: Given) -> object:
     """The engines and what they were measured by, training pictures, controls, and the settings of the attack."""
     settings = {name: value for name, value in given.tables["attack"].items() if name != "controls"}
-    return [given.keys["export"], given.keys["measure"], given.inputs.prompts, given.inputs.controls, settings, COUNTED]
+    return [given.files, given.keys["measure"], given.inputs.prompts, given.inputs.controls, settings, COUNTED]
 
 
 def of_latency(given: Given) -> object:
     """The engines, how they are run, and the machine."""
     passing: Any = {"gpus": {"__all__": {"clock_mhz", "temperature_c", "throttled_by"}}, "versions": True}
     here = given.inputs.machine.model_dump(mode="json", exclude=passing)
-    return [given.keys["export"], given.engine, given.openvino, given.tables["sampling"], given.tables["latency"], here]
+    return [given.files, given.engine, given.openvino, given.tables["sampling"], given.tables["latency"], here]
 
 
 def bundle_key(recipe: Recipe, keys: Mapping[str, str]) -> str:

@@ -51,6 +51,8 @@ class Preflight:
     """The bundle is there, made from exactly this, with every file as it was. Then nothing else was looked at."""
     footprint: Footprint | None = None
     """Memory and disk that a build takes; None where nobody can tell, as without safetensors."""
+    size: tuple[int, int] | None = None
+    """Height and width of the pictures that are drawn, in pixels; None where nothing of the model was looked at."""
     notes: tuple[str, ...] = ()
     """What was assumed of the checkpoint: a line each."""
 
@@ -75,12 +77,12 @@ def preflight(recipe: Recipe, progress: Progress) -> Preflight:
         return Preflight(recipe, inputs, keys, key, up_to_date=True)
     notes = _check_weights(recipe, model)
     with _configurations(model) as configured:
-        _check_model(recipe, configured)
+        size = _check_model(recipe, configured)
     footprint = _footprint(recipe, model)
     if recipe.random_weights is None:
         _check_trained(model)
         _check_evidence(recipe, inputs)
-    return Preflight(recipe, inputs, keys, key, footprint=footprint, notes=notes)
+    return Preflight(recipe, inputs, keys, key, footprint=footprint, size=size, notes=notes)
 
 
 def check_runs(recipe: Recipe) -> None:
@@ -161,10 +163,12 @@ def _configurations(model: Path) -> Iterator[Path]:
         yield layout.folder
 
 
-def _check_model(recipe: Recipe, model: Path) -> None:
-    """Whether the recipe fits the model, of which configurations are read, and this machine runs, compiles and times its engines."""
+def _check_model(recipe: Recipe, model: Path) -> tuple[int, int]:
+    """Whether the recipe fits the model, of which configurations are read, and this machine runs, compiles and times its engines; return
+    the size that is drawn."""
     check_kind(model)
-    _check_configuration(recipe, Configuration.load(model, tokenizers=False))
+    config = Configuration.load(model, tokenizers=False)
+    _check_configuration(recipe, config)
     check_runs(recipe)
     check_compiles(recipe, model)
     if recipe.checkpoint.device != "cpu":
@@ -178,6 +182,8 @@ def _check_model(recipe: Recipe, model: Path) -> None:
             check_compiler(f"{table}.compiled")
     if recipe.uses_openvino:
         onnxfiles.probe(EngineSettings(backend="openvino"))
+    height, width = config.pixel_size
+    return recipe.sampling.height or height, recipe.sampling.width or width
 
 
 def _check_configuration(recipe: Recipe, config: Configuration) -> None:

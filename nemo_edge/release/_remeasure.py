@@ -19,7 +19,7 @@ from nemo_edge.measure.mitigation import Measurement
 from nemo_edge.model.checkpoint import open_parts
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.model.surgery import value_rows
-from nemo_edge.recipe.recipe import Recipe, anchored, with_places
+from nemo_edge.recipe.recipe import Recipe, anchored, kept_recipe, with_places
 from nemo_edge.release._inputs import Inputs, read_inputs
 from nemo_edge.release._judgement import judged, write_evidence
 from nemo_edge.release._stages import LazyCheckpoint, Work, measure
@@ -115,7 +115,7 @@ def _check_loras(recipe: Recipe) -> None:
 
 def _found(bundle: Path, manifest: Manifest, checkpoint: str | None, places: Recipe | None) -> Recipe:
     """The bundle's recipe with its files where they are now."""
-    recipe = anchored(Recipe.model_validate(manifest.recipe), bundle)
+    recipe = anchored(kept_recipe(manifest.recipe, bundle), bundle)
     recipe = with_places(recipe, places) if places else recipe
     if checkpoint is None:
         return recipe

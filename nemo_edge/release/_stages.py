@@ -18,10 +18,12 @@ __all__ = [
     "compile_plans",
     "describe_sessions",
     "export",
+    "find_ranges",
     "harden",
     "localize",
     "make_policies",
     "measure",
+    "quantize",
     "stage_keys",
     "stages_of",
     "take_times",
@@ -48,12 +50,16 @@ from nemo_edge.system.files import sha256_json, write_atomically
 from nemo_edge.system.outputs import remove
 from nemo_edge.system.processes import rest
 from nemo_edge.system.progress import Progress
+from nemo_edge.system.reading import read_json
 
 if TYPE_CHECKING:
+    from nemo_edge.export.quantization.quantize import Files
     from nemo_edge.model import checkpoint as opened
 
 HARDENED = "checkpoint"
 """The folder of hardened weights, which a bundle has in its ONNX files alone."""
+_PROMPT = "a photograph of an astronaut riding a horse"
+"""What random weights, which come without prompts, are quantized with."""
 _EXPORTED = "exported.json"
 """What the export says of its files; the bundle has it in other words."""
 
@@ -103,7 +109,7 @@ class Work:
     @property
     def onnx_files(self) -> list[OnnxFile]:
         """The ONNX files of the bundle."""
-        return [OnnxFile(file["model"], file["dtype"]) for file in json.loads((self.results["export"] / _EXPORTED).read_text())]
+        return [OnnxFile(file["model"], file["dtype"]) for file in read_json(self.results["export"] / _EXPORTED)]
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,8 @@ class Stage:
     """Whether it takes up what an interrupted run of it has left in the folder, which it gets empty otherwise."""
     private: tuple[str, ...] = ()
     """Names in its folder that are not for the bundle."""
+    does: str = ""
+    """What it does, in a few words for people."""
 
 
 def stages_of(recipe: Recipe) -> list[Stage]:
@@ -190,6 +198,44 @@ def export(work: Work, folder: Path) -> None:
     provenance = {"version": __version__, "checkpoint": sha256_json(work.inputs.checkpoint)}
     exported = export_stage(work.shipped.source, work.recipe.export, neurons, folder, provenance, work.progress)
     write_atomically(folder / _EXPORTED, json.dumps([e.model_dump(mode="json") for e in exported], indent=1) + "\n")
+
+
+def find_ranges(work: Work, folder: Path) -> None:
+    """How large activations become while general prompts' pictures are drawn: `ranges.json`."""
+    from nemo_edge.export.quantization import quantize as quantization
+
+    quantization.find_ranges(_unets(work), folder, work.progress).write(folder / quantization.RANGES)
+
+
+def quantize(work: Work, folder: Path) -> None:
+    """The UNets' files in fewer bits, in place of those in float32: `quantization.json`, and the files."""
+    from nemo_edge.export.quantization import quantize as quantization
+    from nemo_edge.export.quantization.ranges import Ranges
+
+    settings = work.recipe.quantization
+    assert settings is not None
+    files, path = _unets(work), settings.ranges or work.bundle / quantization.RANGES
+    ranges = Ranges.read(path) if settings.activations else None
+    if ranges is not None and settings.ranges is not None:
+        quantization.check_ranges(ranges, path, files)
+    quantization.quantize_files(files, settings, ranges, folder, {"version": __version__}, work.progress)
+
+
+def _unets(work: Work) -> Files:
+    from nemo_edge.export.quantization.quantize import Files
+
+    recipe, settings = work.recipe, work.recipe.quantization
+    assert settings is not None
+    work.checkpoint.close()  # its memory is for the graphs
+    return Files(
+        bundle=work.results["export"],
+        variants=recipe.export.variants,
+        prompts=tuple(prompt.text for prompt in work.inputs.general[: settings.prompts]) or (_PROMPT,),
+        sampling=recipe.sampling,
+        threads=recipe.engine.threads,
+        layers=NeuronSet.load(work.bundle / "neurons.json").layers,
+        source=sha256_json(work.inputs.checkpoint),
+    )
 
 
 def compile_plans(table: str, work: Work, folder: Path) -> None:
@@ -272,22 +318,35 @@ def _attacked(recipe: Recipe) -> bool:
     return _trained(recipe) and recipe.attack is not None
 
 
+def _quantized(recipe: Recipe) -> bool:
+    return recipe.quantization is not None
+
+
+def _observed(recipe: Recipe) -> bool:
+    return recipe.quantization is not None and recipe.quantization.activations and recipe.quantization.ranges is None
+
+
 def _has(table: str, recipe: Recipe) -> bool:
     return getattr(recipe, table) is not None
 
 
 STAGES = (
-    Stage("calibrate", keys.of_calibrate, calibrate, _trained),
-    Stage("localize", keys.of_localize, localize, _trained, goes_on=True),
-    Stage("localize", keys.of_random_neurons, choose_neurons, _random),
-    Stage("policies", keys.of_policies, make_policies, _masked),
-    Stage("harden", keys.of_hardening, harden, _hardened, goes_on=True, private=(HARDENED,)),
-    Stage("export", keys.of_export, export, private=(_EXPORTED,)),
-    *(Stage(table, partial(keys.of_plans, table), partial(compile_plans, table), partial(_has, table)) for table in FLAVOUR_OF),
+    Stage("calibrate", keys.of_calibrate, calibrate, _trained, does="statistics of neurons, and τ"),
+    Stage("localize", keys.of_localize, localize, _trained, goes_on=True, does="neurons of each memorized prompt"),
+    Stage("localize", keys.of_random_neurons, choose_neurons, _random, does="neurons of random weights"),
+    Stage("policies", keys.of_policies, make_policies, _masked, does="what a server may silence"),
+    Stage("harden", keys.of_hardening, harden, _hardened, goes_on=True, private=(HARDENED,), does="weights that hold less of them"),
+    Stage("export", keys.of_export, export, private=(_EXPORTED,), does="ONNX files, held against eager"),
+    Stage("ranges", keys.of_ranges, find_ranges, _observed, goes_on=True, does="how large activations become"),
+    Stage("quantize", keys.of_quantization, quantize, _quantized, does="the UNet in fewer bits"),
+    *(
+        Stage(table, partial(keys.of_plans, table), partial(compile_plans, table), partial(_has, table), does="engines for NVIDIA's GPUs")
+        for table in FLAVOUR_OF
+    ),
     Stage("sessions", None, describe_sessions),
     Stage("steps", None, write_steps),
-    Stage("measure", keys.of_measure, measure, _trained, goes_on=True, private=("pictures",)),
-    Stage("attack", keys.of_attack, attack, _attacked, goes_on=True, private=("attack.jsonl",)),
-    Stage("latency", keys.of_latency, take_times, partial(_has, "latency")),
+    Stage("measure", keys.of_measure, measure, _trained, goes_on=True, private=("pictures",), does="pictures, with and without"),
+    Stage("attack", keys.of_attack, attack, _attacked, goes_on=True, private=("attack.jsonl",), does="what an attack brings back"),
+    Stage("latency", keys.of_latency, take_times, partial(_has, "latency"), does="times beside eager PyTorch"),
 )
 """Every stage there is, in order."""

@@ -15,12 +15,15 @@ from pydantic import BaseModel, ConfigDict
 from nemo_edge.bundle.manifest import Manifest, open_bundle, publish, staging
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.release._cache import is_kept, prune, run_stages
+from nemo_edge.release._forecast import Forecast, forecast
 from nemo_edge.release._preflight import preflight
 from nemo_edge.release._stages import LazyCheckpoint, Work
 from nemo_edge.system.files import explain
 from nemo_edge.system.outputs import lock
 from nemo_edge.system.processes import run_in_process
 from nemo_edge.system.progress import Progress
+
+_LOOKS = "looking at the checkpoint, the prompts and this machine"
 
 
 class Plan(BaseModel):
@@ -37,6 +40,8 @@ class Plan(BaseModel):
     done: tuple[str, ...]
     notes: tuple[str, ...] = ()
     """What was assumed of the checkpoint: a line each."""
+    forecast: Forecast
+    """What it is made from, and what it takes."""
 
 
 class BuildResult(BaseModel):
@@ -55,9 +60,11 @@ class BuildResult(BaseModel):
         return self.manifest.passed or self.manifest.random_weights is not None
 
 
-def plan(recipe: Recipe | str | PathLike[str]) -> Plan:
+def plan(recipe: Recipe | str | PathLike[str], progress: Progress | None = None) -> Plan:
     """Read the inputs, hash them, and say what would run; raises what `build` would raise before its stages."""
-    seen = preflight(_loaded(recipe), Progress())
+    recipe, progress = _loaded(recipe), progress or Progress()
+    with progress.waiting(_LOOKS):
+        seen = preflight(recipe, progress)
     output = seen.recipe.output
     return Plan(
         name=seen.recipe.name,
@@ -67,6 +74,7 @@ def plan(recipe: Recipe | str | PathLike[str]) -> Plan:
         stages=seen.keys if seen.inputs else {"random weights": ""},
         done=tuple(stage for stage, key in seen.keys.items() if is_kept(output, stage, key)),
         notes=seen.notes,
+        forecast=forecast(seen),
     )
 
 
@@ -85,7 +93,8 @@ def build(recipe: Recipe | str | PathLike[str], progress: Progress | None = None
     recipe, progress = _loaded(recipe), progress or Progress()
     output = recipe.output
     try:
-        seen = preflight(recipe, progress)
+        with progress.waiting(_LOOKS):
+            seen = preflight(recipe, progress)
         with lock(output):
             if seen.inputs is None:
                 _make_weights(seen.recipe, progress)
@@ -100,7 +109,8 @@ def build(recipe: Recipe | str | PathLike[str], progress: Progress | None = None
                 hashes = run_stages(work, seen.keys)
                 from nemo_edge.release._judgement import conclude  # after the stages, whose processes need the memory
 
-                manifest = publish(bundle, output, conclude(work, seen.key), hashes)
+                with progress.waiting("judging it, and writing its report"):
+                    manifest = publish(bundle, output, conclude(work, seen.key), hashes)
             prune(output)
     except OSError as error:
         raise explain(error, Path(error.filename or output)) from error

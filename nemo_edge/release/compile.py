@@ -19,7 +19,7 @@ from nemo_edge.bundle.manifest import Manifest, amend, holding, measured_no_more
 from nemo_edge.export.production import OnnxFile, plan_stage
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.recipe.components import UNET_FOLDERS
-from nemo_edge.recipe.recipe import Recipe, from_options
+from nemo_edge.recipe.recipe import Recipe, from_options, kept_recipe
 from nemo_edge.recipe.targets import Flavour
 from nemo_edge.release._inputs import used_versions
 from nemo_edge.release.review import report_again
@@ -59,7 +59,7 @@ def compile_again(bundle: Path, flavour: Flavour, given: Mapping[str, Any] | Non
 
 def _compiled(bundle: Path, flavour: Flavour, given: Mapping[str, Any], progress: Progress) -> Compiled:
     manifest, table = open_verified(bundle), FLAVOURS[flavour].table
-    recipe = Recipe.model_validate(manifest.recipe)
+    recipe = kept_recipe(manifest.recipe, bundle)
     own = getattr(recipe, table)
     settings = from_options(FLAVOURS[flavour].settings, own.model_dump() if own else {}, given, _OPTIONS)
     check(flavour, settings)

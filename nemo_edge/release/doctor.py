@@ -29,6 +29,7 @@ from nemo_edge.system.compatibility import (
 )
 from nemo_edge.system.environment import Machine, importable, machine
 from nemo_edge.system.files import checkpoint_folder
+from nemo_edge.system.reading import expanded
 
 OURS = "nemo-edge"
 CHECKED = ("torch", "diffusers", "transformers", "huggingface-hub", "onnxscript", "onnxruntime-gpu", "onnxruntime", "accelerate")
@@ -93,7 +94,7 @@ def diagnose(model: str | None = None, output: Path = Path()) -> Diagnosis:
 
 
 def _footprint(model: str, output: Path) -> Footprint:
-    if Path(model).expanduser().exists() and (local := checkpoint_folder(model) / "model_index.json").is_file():
+    if expanded(model).exists() and (local := checkpoint_folder(model) / "model_index.json").is_file():
         check_kind(local.parent)  # without an index it is a part of a copy, whose size is asked
     return estimate(model, output)
 

@@ -28,6 +28,7 @@ from nemo_edge.release._footprint import PLACES, Part, part_of
 from nemo_edge.system.errors import InputError, first_line
 from nemo_edge.system.files import explain, sha256_json, write_atomically
 from nemo_edge.system.progress import Advance, Progress
+from nemo_edge.system.reading import expanded
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -88,7 +89,7 @@ def parts_of(name: str, _: Progress) -> tuple[Part, ...]:
 
 def _wanted(name: str, configs: Configurations, dtype: Dtype, seed: int) -> RandomWeights:
     return RandomWeights(
-        name=name if name in ARCHITECTURES else Path(name).expanduser().resolve().name,
+        name=name if name in ARCHITECTURES else expanded(name).resolve().name,
         seed=seed,
         dtype=dtype,
         architecture=sha256_json(configs),

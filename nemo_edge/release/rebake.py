@@ -38,7 +38,7 @@ from nemo_edge.graph.valueweights import (
 )
 from nemo_edge.model.neurons import NeuronSet, read_neurons
 from nemo_edge.recipe.components import UNET_FOLDERS
-from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.recipe.recipe import Recipe, kept_recipe
 from nemo_edge.recipe.targets import Flavour, PlanSettings
 from nemo_edge.release._preflight import check_runs
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency
@@ -155,7 +155,7 @@ class _Change:
         """Return the new manifest, and the engines that are gone."""
         baked = self._baked() if "baked" in self.manifest.variants else None
         removed: list[str] = []
-        recipe = Recipe.model_validate(self.manifest.recipe)
+        recipe = kept_recipe(self.manifest.recipe, self.bundle)
         policies = self._policies()
 
         def write(staged: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nemo_edge.bundle.manifest import GateResult, Manifest, amend, holding, open_verified
 from nemo_edge.measure.bench import bench, runnables
 from nemo_edge.measure.latency import FEWEST_ROUNDS, Latency
-from nemo_edge.recipe.recipe import Recipe, anchored
+from nemo_edge.recipe.recipe import Recipe, anchored, kept_recipe
 from nemo_edge.recipe.settings import CheckpointSettings, GateSettings, LatencySettings
 from nemo_edge.release._judgement import judged, write_evidence
 from nemo_edge.report.evidence import Evidence
@@ -25,6 +25,7 @@ from nemo_edge.report.junit import junit_xml
 from nemo_edge.report.summary import summary_markdown
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import append, check_file, checkpoint_hashes, sha256_json, write_atomically
+from nemo_edge.system.memory import check_drawing
 from nemo_edge.system.progress import Progress
 
 
@@ -104,12 +105,14 @@ def time_again(
 
 def _timed(bundle: Path, settings: LatencySettings | None, checkpoint: str | None, out: Path | None, progress: Progress | None) -> Timed:
     manifest = open_verified(bundle)
-    recipe = Recipe.model_validate(manifest.recipe)
+    recipe = kept_recipe(manifest.recipe, bundle)
     wanted = settings or recipe.latency or LatencySettings()
     try:
         Recipe.model_validate({**manifest.recipe, "latency": wanted.model_dump()})
     except ValidationError as error:
         raise InputError(f"{bundle} cannot be timed so: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+    for height, width in wanted.sizes:
+        check_drawing(height, width, max(wanted.batches))
     judged = out is None and manifest.random_weights is None
     if judged and ("unet" not in wanted.targets or wanted.runs < FEWEST_ROUNDS):
         raise InputError(f"a bundle is judged by {FEWEST_ROUNDS} rounds of its UNet or more: pass --out to keep these times elsewhere")

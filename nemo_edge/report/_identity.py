@@ -15,6 +15,7 @@ from pathlib import Path
 from nemo_edge.report._numbers import joined, moment
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.system.environment import Machine
+from nemo_edge.system.reading import expanded
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HASHES = (
@@ -49,7 +50,7 @@ def identity_of(evidence: Evidence) -> tuple[Row, ...]:
 
 def base_model(checkpoint: str) -> str | None:
     """Return the hub id that a recipe's checkpoint is; None for a folder or a file."""
-    local = checkpoint.endswith((".safetensors", ".ckpt")) or Path(checkpoint).expanduser().exists()
+    local = checkpoint.endswith((".safetensors", ".ckpt")) or expanded(checkpoint).exists()
     return checkpoint if _HUB_ID.fullmatch(checkpoint) and not local else None
 
 

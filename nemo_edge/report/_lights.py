@@ -141,13 +141,14 @@ def _others(evidence: Evidence) -> str:
 
 
 def _engine(evidence: Evidence) -> str:
-    error = float(np.max(_errors(evidence.measurement)))
+    error = float(np.max(_errors(evidence.measurement, evidence.recipe.quantization is not None)))
     return f"largest error {number(error, 2)} of the largest value{_limit('engine_error', evidence)}"
 
 
-def _errors(measured: Measurement) -> list[float]:
+def _errors(measured: Measurement, quantized: bool) -> list[float]:
     untouched = [measured.untouched] if measured.untouched else []
-    return [agreement.largest_error for agreement in (*(v.trajectory for v in measured.variants), *untouched)]
+    found = (*(v.trajectory for v in measured.variants), *untouched)
+    return [agreement.forced_error if quantized else agreement.largest_error for agreement in found]
 
 
 def _limit(gate: str, evidence: Evidence) -> str:

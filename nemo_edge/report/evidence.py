@@ -21,10 +21,11 @@ from nemo_edge.localization.localizer import Localization, read_results
 from nemo_edge.measure.attacks.campaign import Campaign
 from nemo_edge.measure.latency import Latency
 from nemo_edge.measure.mitigation import Measurement
-from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.recipe.recipe import Recipe, kept_recipe
 from nemo_edge.system.environment import Machine
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import sha256_json
+from nemo_edge.system.reading import read_bytes
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -76,7 +77,7 @@ class Evidence:
             gates=manifest.gates,
             measurement=measurement,
             localizations=tuple(by_prompt[m.prompt] for m in measurement.variants[0].mitigations),
-            recipe=Recipe.model_validate(manifest.recipe),
+            recipe=kept_recipe(manifest.recipe, manifest.name),
             latency=latency,
             groups=tuple(groups),
             policies=policies,
@@ -109,6 +110,8 @@ class Evidence:
         latency = _model(Latency, bundle / "latency.json") if (bundle / "latency.json").is_file() else None
         try:
             localizations = tuple(read_results(bundle / "localization.jsonl"))
+            if not localizations or not measurement.variants:
+                raise InputError("nothing was localized or measured")
             groups, policies = groups_in(bundle), policies_in(bundle)
             if all_neurons(groups, localizations).content_hash() != manifest.neurons_hash:
                 groups = []  # what variants bring back was found with the groups' own neurons
@@ -134,7 +137,7 @@ def facts_of(manifest: Manifest) -> dict[str, str]:
         **({"Recipe file": manifest.recipe_file} if manifest.recipe_file else {}),
         "Build key": manifest.key,
         "Neurons": manifest.neurons_hash,
-        "Threshold τ": f"{manifest.threshold:.6g}",
+        "Threshold τ": "–" if manifest.threshold is None else f"{manifest.threshold:.6g}",
         **{f"Checkpoint · {name}": value for name, value in manifest.checkpoint.items()},
         **{f"Input · {name}": value for name, value in manifest.prompts.items()},
         **{f"Version · {name}": value for name, value in manifest.versions.items()},
@@ -149,8 +152,8 @@ def _list_hash(manifest: Manifest) -> str:
 
 def _model(kind: type[_Model], path: Path) -> _Model:
     try:
-        return kind.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+        return kind.model_validate_json(read_bytes(path))
+    except (InputError, ValidationError) as error:
         raise _unreadable(path.parent, path.name) from error
 
 

@@ -18,13 +18,15 @@ from nemo_edge.bundle.policies import Policy, apply, read_policies
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.masks import OFF, read_mask
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.recipe.recipe import Recipe, from_options
+from nemo_edge.recipe.limits import check_seed
+from nemo_edge.recipe.recipe import from_options, kept_recipe
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.recipe.targets import EngineSettings
-from nemo_edge.sampling.loop import Pipeline, condition, generate
+from nemo_edge.sampling.loop import Pipeline, condition, generate, latent_shape
 from nemo_edge.sampling.pipelines import open_pipeline
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import check_file, sha256_file, write_atomically
+from nemo_edge.system.memory import check_drawing
 from nemo_edge.system.progress import Progress
 
 _BATCH = 8
@@ -57,22 +59,25 @@ def draw(bundle: Path, request: Request, out: Path, progress: Progress | None = 
     """
     progress = progress or Progress()
     check_file(out)
+    check_seed(request.seed, request.count)
     manifest = open_verified(bundle)
-    recipe = Recipe.model_validate(manifest.recipe)
+    recipe = kept_recipe(manifest.recipe, bundle)
     variant = choose_variant(manifest, request.variant, masked=_masked(request))
     policy = None
     if request.policy is not None:
         policy = read_policies(bundle, manifest.files, sha256_file(bundle / MANIFEST)).choose(request.policy)
     settings = from_options(SamplingSettings, recipe.sampling.model_dump(), request.overrides)
     engine = from_options(EngineSettings, recipe.engine.model_dump(), {"backend": request.backend} if request.backend else {})
+    config = Configuration.load(bundle)
+    _check_memory(config, settings, request.count)
+    mask: np.ndarray | None = None
+    if policy is None and variant == "masked":
+        mask = read_mask(NeuronSet.load(bundle / "neurons.json"), OFF if request.unmitigated else request.mask)
     seeds = range(request.seed, request.seed + request.count)
     with ExitStack() as stack:
-        pipeline = open_pipeline(Configuration.load(bundle), bundle, engine, variant, stack)
-        mask: np.ndarray | None = None
+        pipeline = open_pipeline(config, bundle, engine, variant, stack)
         if policy is not None:
             mask = _applied(policy, pipeline, request.prompt, settings, progress)
-        elif variant == "masked":
-            mask = read_mask(NeuronSet.load(bundle / "neurons.json"), OFF if request.unmitigated else request.mask)
         parts = [seeds[i : i + _BATCH] for i in range(0, request.count, _BATCH)]
         with progress.task("generate", request.count * settings.steps) as advance:
             made = [generate(pipeline, [request.prompt] * len(part), part, settings, mask, advance) for part in parts]
@@ -80,6 +85,11 @@ def draw(bundle: Path, request: Request, out: Path, progress: Progress | None = 
     if manifest.flaw:
         progress.note(f"this bundle {manifest.flaw}: it must not be shipped")
     return paths
+
+
+def _check_memory(config: Configuration, settings: SamplingSettings, count: int) -> None:
+    _, height, width = latent_shape(config, settings)
+    check_drawing(height * config.factor, width * config.factor, min(count, _BATCH), count)
 
 
 def _save(pictures: np.ndarray, out: Path) -> list[Path]:

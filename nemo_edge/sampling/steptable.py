@@ -23,8 +23,9 @@ from nemo_edge.model.configuration import Configuration
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.sampling.noise import TorchNoise
 from nemo_edge.sampling.schedulers import last_latents, scheduled, step_options
-from nemo_edge.system.errors import BundleError
+from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import write_atomically
+from nemo_edge.system.reading import read_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -103,8 +104,8 @@ def read_table(bundle: Path) -> StepTable | None:
     if not path.is_file():
         return None
     try:
-        return StepTable.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+        return StepTable.model_validate_json(read_bytes(path))
+    except (InputError, ValidationError) as error:
         raise BundleError(f"{path} is no table of a sampler's steps: build the bundle again") from error
 
 

@@ -18,7 +18,7 @@ from nemo_edge.bundle.manifest import open_verified
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.masks import read_mask
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.recipe.recipe import kept_recipe
 from nemo_edge.sampling.loop import generate
 from nemo_edge.sampling.pipelines import open_pipeline
 from nemo_edge.serving.requests import INPUTS
@@ -40,7 +40,7 @@ class Golden:
 def make_golden(bundle: Path, prompt: str = "a red pig", seed: int = 0, steps: int | None = None) -> Golden:
     """Draw the golden picture with the bundle's engines, in this process."""
     manifest = open_verified(bundle)
-    recipe = Recipe.model_validate(manifest.recipe)
+    recipe = kept_recipe(manifest.recipe, bundle)
     settings = recipe.sampling.model_copy(update={"steps": steps or recipe.sampling.steps})
     variant = "masked" if "masked" in manifest.variants else "baked"
     mask = read_mask(NeuronSet.load(bundle / "neurons.json")) if variant == "masked" else None

@@ -41,11 +41,11 @@ class Placement(BaseModel):
     namespace: str | None = None
     cpu: str = "4"
     memory: str = "16Gi"
-    gpus: int | None = Field(None, ge=0)
+    gpus: int | None = Field(None, ge=0, le=1024)
     """None: one where an engine of the repository runs on a GPU."""
-    replicas: int = Field(1, ge=0)
+    replicas: int = Field(1, ge=0, le=10_000)
     """The fewest; 0 lets the service go to sleep."""
-    most: int = Field(1, ge=1)
+    most: int = Field(1, ge=1, le=10_000)
 
     @field_validator("name", "namespace")
     @classmethod

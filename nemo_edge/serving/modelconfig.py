@@ -31,6 +31,7 @@ from nemo_edge.serving.requests import INPUTS
 from nemo_edge.serving.versions import ServerBackend
 from nemo_edge.system.errors import InputError, MissingDependency, first_line
 from nemo_edge.system.files import write_atomically
+from nemo_edge.system.reading import read_text
 
 CONFIG: Final = "config.pbtxt"
 """The file in which a model says how it is served."""
@@ -125,8 +126,8 @@ def read_config(path: Path) -> Any:
     """Read a `config.pbtxt`. Raises `InputError`, with line and column, for text that Triton's schema does not take."""
     text_format = _text_format()
     try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), _schema().ModelConfig())
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        return text_format.Parse(read_text(path), _schema().ModelConfig())
+    except (InputError, RecursionError, text_format.ParseError) as error:
         raise InputError(f"{path} is no configuration of a Triton model: {first_line(error)}") from error
 
 

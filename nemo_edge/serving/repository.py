@@ -18,7 +18,7 @@ from nemo_edge.bundle.manifest import check_shippable, open_verified
 from nemo_edge.bundle.policies import POLICIES, baked_policies, read_policies
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.configuration import Configuration
-from nemo_edge.recipe.recipe import Recipe
+from nemo_edge.recipe.recipe import kept_recipe
 from nemo_edge.sampling.generate import choose_variant
 from nemo_edge.serving._delivery import Delivery, holding, put, staged
 from nemo_edge.serving.modelconfig import CONFIG, Service, engine_config, pipeline_config, read_config, recorded_version
@@ -67,7 +67,7 @@ def ship(
     check_shippable(bundle)
     manifest = open_verified(bundle)
     variant = choose_variant(manifest, variant or ("masked" if "masked" in manifest.variants else None), masked=False)
-    recipe, model = Recipe.model_validate(manifest.recipe), Configuration.load(bundle, tokenizers=False)
+    recipe, model = kept_recipe(manifest.recipe, bundle), Configuration.load(bundle, tokenizers=False)
     shipment = Shipment(bundle, manifest, recipe, model, variant, choose_backend(recipe, backend), 0)
     with holding(repository):
         number = _deliver(shipment, repository, instances, progress or Progress(), log_prompts=log_prompts)

@@ -28,10 +28,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nemo_edge.backends.base import Runner
 from nemo_edge.backends.triton import Signature
+from nemo_edge.bundle.references import strays
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.system.errors import BundleError, InputError, lacking
-from nemo_edge.system.files import sha256_file
+from nemo_edge.system.files import inside, sha256_file
+from nemo_edge.system.reading import read_bytes
 
 DESCRIPTION = "version.json"
 """The file in which a version says what it is."""
@@ -150,18 +152,18 @@ def _read(folder: Path, kind: type[_Kind]) -> _Kind:
 
 def _description(folder: Path, kind: type[_Kind]) -> _Kind:
     try:
-        return kind.model_validate_json((folder / DESCRIPTION).read_bytes())
-    except (OSError, ValidationError) as error:
+        return kind.model_validate_json(read_bytes(folder / DESCRIPTION))
+    except (InputError, ValidationError) as error:
         raise BundleError(
             f"{folder} is not a version that nemo-edge shipped ({DESCRIPTION} cannot be read): ship the bundle again"
         ) from error
 
 
 def _changed(folder: Path, files: Mapping[str, str]) -> str:
-    """The first file that is missing or changed, and which of both."""
+    """The first file that is missing or changed, or names what was not shipped, and which of these."""
     for name, digest in files.items():
-        if not (folder / name).is_file():
+        if not inside(name) or not (folder / name).is_file():
             return f"{name} is missing"
         if sha256_file(folder / name) != digest:
             return f"{name} was changed"
-    return ""
+    return next(strays(folder, files, files), "")

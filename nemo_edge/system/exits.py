@@ -15,17 +15,22 @@ from pathlib import Path
 
 import typer
 
+from nemo_edge.system.terminal import visible
+
 INTERRUPTED = 130
 
 _TERMINATED = 143
 _asked = threading.Event()
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR)
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_OF_A_PATH = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+"""Of a file that is read or written where nothing says which."""
 
 
 def exit_code(error: BaseException) -> int:
     """Say what happened in one line on standard error; return the exit code."""
     from nemo_edge.system.errors import InputError, MissingDependency, NemoEdgeError, lacking
     from nemo_edge.system.files import explain
+    from nemo_edge.system.reading import why_unread
 
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return _say("interrupted; the same command goes on from what was finished", INTERRUPTED)
@@ -38,6 +43,8 @@ def exit_code(error: BaseException) -> int:
         return int(error.code or 0)
     if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
         return _say(str(explain(error, Path(error.filename or "the output"))), 2)
+    if isinstance(error, OSError) and error.errno in _OF_A_PATH:
+        return _say(f"{error.filename or 'a path'} cannot be used: {why_unread(error)}", 2)
     if isinstance(error, ModuleNotFoundError):
         error = lacking(error) or error
     codes: tuple[tuple[type[BaseException], int], ...] = ((InputError, 2), (MissingDependency, 4))
@@ -60,7 +67,7 @@ def check_terminated() -> None:
 
 
 def _say(message: str, code: int) -> int:
-    print(f"nemo-edge: {' '.join(message.split())}", file=sys.stderr)
+    print(visible(f"nemo-edge: {' '.join(message.split())}"), file=sys.stderr)
     return code
 
 

@@ -13,6 +13,7 @@ __all__ = [
     "checkpoint_hashes",
     "explain",
     "followed",
+    "inside",
     "leftovers",
     "sha256_file",
     "sha256_json",
@@ -29,11 +30,12 @@ import hashlib
 import json
 import os
 import platform
+import posixpath
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType
 
 try:
@@ -42,6 +44,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from nemo_edge.system.errors import InputError, first_line
+from nemo_edge.system.reading import check_regular, expanded, read_text
 from nemo_edge.system.weights import PICKLE_FILES, WEIGHT_FILES, opened_files
 
 _flock: Callable[[int, int], None] | None = getattr(fcntl, "flock", None)
@@ -185,7 +188,8 @@ def _check_spoils_nothing(path: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """Return the sha256 of a file's bytes."""
+    """Return the sha256 of a file's bytes. Raises `InputError` for what is no regular file."""
+    check_regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -205,12 +209,19 @@ def user_cache(name: str) -> Path:
     return root / "nemo-edge" / name
 
 
+def inside(name: str) -> bool:
+    """Whether a name is one of a file below a folder, on any system: relative, in its shortest form, and never upwards."""
+    parts = PurePosixPath(name).parts
+    windows = PureWindowsPath(name)
+    return bool(parts) and posixpath.normpath(name) == name and ".." not in parts and not windows.anchor and "\\" not in name
+
+
 def way_to(path: Path, folder: Path) -> Path:
     """Return the way to a file from a folder, as it may be handed on with the folder.
 
     Where it goes into a home folder that `folder` is not in, or by the name of this user or machine, it is the file's name alone.
     """
-    path, folder = path.expanduser().absolute(), folder.expanduser().resolve()
+    path, folder = expanded(path).absolute(), expanded(folder).resolve()
     path = path.parent.resolve() / path.name
     way = Path(os.path.relpath(path, folder))
     home = _home_of(path)
@@ -265,7 +276,7 @@ def checkpoint_folder(path: str) -> Path:
     Of a model's folder in the hub's cache (`models--owner--name`) it is the snapshot of its main branch, or its only one. Raises
     `InputError` when there is nothing of that name, and for several snapshots of which none is the main branch's.
     """
-    local = Path(path).expanduser()
+    local = expanded(path)
     if local.exists():
         return _snapshot(local)
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
@@ -295,7 +306,7 @@ def _snapshot(local: Path) -> Path:
     if not places:
         return local
     main = root / "refs" / "main"
-    named = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
+    named = read_text(main, most=4096).strip() if main.is_file() else ""
     found = next((path for path in places if path.name == named), places[0] if len(places) == 1 else None)
     if found is None:
         raise InputError(

@@ -12,15 +12,17 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from nemo_edge.system.errors import InputError
+from nemo_edge.system.reading import check_regular
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def read_lines(kind: type[_Model], path: Path) -> Iterator[_Model]:
     """Yield the results of a file; a last line that was cut off is left out. Raises `InputError` for any other that is not one."""
-    with path.open(encoding="utf-8") as file:
+    check_regular(path)
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 return
             try:
                 yield kind.model_validate_json(line)

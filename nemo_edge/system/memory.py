@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = [
     "GB",
+    "check_drawing",
     "check_room",
     "learned_rows_at_once",
     "memory_available",
@@ -39,6 +40,8 @@ _ROOM_BYTES = int(2.5 * GB)
 _ROOM_SHARE = 4
 """On a CUDA device each may take the part of its whole memory that this divides it into."""
 _MOST_ROWS = 64
+_BYTES = 3
+"""Of a pixel of a finished picture."""
 _DRAWN_PIXELS, _DRAWN_AT_MOST = 2 * 512 * 512, 10
 """What a build draws at once, in pixels and in pictures, each of two rows of the UNet with guidance."""
 
@@ -85,6 +88,20 @@ def check_room(device: torch.device, pixels: int, rows: int, kept: int = 0, avai
         raise InputError(
             f"{rows} rows of the UNet together take about {needed / GB:.1f} GB of memory, and {available / GB:.1f} GB are free on "
             f"{device}: free some, or {less} in the recipe"
+        )
+
+
+def check_drawing(height: int, width: int, together: int, count: int = 0) -> None:
+    """Raise `InputError` where fewer bytes are free than `together` pictures of this size take, with guidance, and `count` that are kept.
+
+    What a UNet of many heads takes beside that is not counted: what is refused does not fit, what is let through may still not.
+    """
+    pixels, free = height * width, memory_available()
+    needed = 2 * together * _ROW_EAGER * pixels + max(count, together) * _BYTES * pixels
+    if needed > free:
+        raise InputError(
+            f"{together} pictures of {height} × {width} together take about {needed / GB:.1f} GB of memory or more, and {free / GB:.1f} GB "
+            "are free: ask for fewer or smaller ones"
         )
 
 

@@ -19,6 +19,11 @@ class Progress:
         """Within the context `total` units of work are done; yields the function to report them with."""
         yield lambda done: None
 
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Within the context something is done that cannot be counted and has no task, `what`."""
+        yield
+
     def phase(self, name: str) -> None:
         """What the task is busy with now, in the words of the tool that does it; empty: nothing in particular."""
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 __all__ = ["PICKLE_FILES", "WEIGHTED_PARTS", "WEIGHT_FILES", "Weights", "opened_files", "part_entry", "weights_of"]
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from nemo_edge.system.errors import InputError
+from nemo_edge.system.reading import read_json
 
 WEIGHT_FILES = (".safetensors",)
 PICKLE_FILES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -54,8 +56,8 @@ class Weights:
         if self.index is None:
             return []
         try:
-            named = set(json.loads(self.index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            named = set(read_json(self.index)["weight_map"].values())
+        except (InputError, KeyError, TypeError, AttributeError):
             return [self.index.name]
         return sorted(str(name) for name in named if name not in {file.name for file in self.files})
 
@@ -110,8 +112,8 @@ def part_entry(index: dict[str, Any], part: str) -> tuple[str, str] | None:
 
 def _index(folder: Path) -> dict[str, Any] | None:
     try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        index = read_json(folder / "model_index.json")
+    except InputError:
         return None
     return index if isinstance(index, dict) else None
 

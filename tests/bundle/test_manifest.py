@@ -33,6 +33,8 @@ from nemo_edge.system.environment import machine
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.outputs import former_of
 
+GRAPH = onnx.ModelProto(producer_name="nobody").SerializeToString()
+
 
 def manifest(key: str = "k") -> Manifest:
     return Manifest(
@@ -57,7 +59,7 @@ def manifest(key: str = "k") -> Manifest:
 def published(folder: Path, key: str = "k") -> Path:
     with staging(folder) as staged:
         (staged / "unet").mkdir()
-        (staged / "unet" / "model.onnx").write_bytes(b"graph")
+        (staged / "unet" / "model.onnx").write_bytes(GRAPH)
         (staged / "unet" / "model.onnx.data").write_bytes(b"weights")
         publish(staged, folder, manifest(key))
     return folder
@@ -264,7 +266,7 @@ def test_what_is_left_alone_keeps_its_hash_and_is_not_read_again(tmp_path: Path,
         return files.sha256_file(path)
 
     monkeypatch.setattr("nemo_edge.bundle.manifest.sha256_file", counted)
-    made = amend(folder, known, lambda staged: files.write_atomically(staged / "unet/model.onnx", b"another graph"))
+    made = amend(folder, known, lambda staged: files.write_atomically(staged / "unet/model.onnx", GRAPH * 2))
     assert hashed == ["model.onnx"]
     assert made.files["unet/model.onnx.data"] == known.files["unet/model.onnx.data"]
     assert made.files["unet/model.onnx"] == files.sha256_file(folder / "unet/model.onnx") != known.files["unet/model.onnx"]
@@ -273,7 +275,7 @@ def test_what_is_left_alone_keeps_its_hash_and_is_not_read_again(tmp_path: Path,
 def test_a_bundle_that_was_built_again_meanwhile_is_left_alone(tmp_path: Path) -> None:
     folder = published(tmp_path / "out")
     known = open_bundle(folder)
-    amend(folder, known, lambda staged: files.write_atomically(staged / "unet/model.onnx", b"another graph"))
+    amend(folder, known, lambda staged: files.write_atomically(staged / "unet/model.onnx", GRAPH * 2))
     newer = open_verified(folder)
     with pytest.raises(BundleError, match="was built again meanwhile"):
         amend(folder, known, lambda staged: None)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bundle.test_manifest import manifest
-from nemo_edge.bundle._references import inside
 from nemo_edge.bundle.manifest import MANIFEST, amend, open_bundle, publish, staging, verify
 from nemo_edge.system.errors import BundleError
+from nemo_edge.system.files import inside
 
 
 def graph(location: str, where: str = "initializer") -> bytes:
@@ -124,3 +126,39 @@ def test_what_an_amendment_did_not_write_keeps_its_hash_where_links_fail(tmp_pat
     (bundle / "unet" / "weights.data").write_bytes(b"2" * 16)
     amend(bundle, open_bundle(bundle), lambda staged: (staged / "new").write_bytes(b"x") and None)
     assert verify(bundle).problems == ("unet/weights.data was changed",)
+
+
+@pytest.mark.parametrize("content", [b"[]", b'{"model": ', b"\xff\xfe{", b'{"model": "unet/model.onnx", "size": ' + b"9" * 6000 + b"}"])
+def test_an_engine_that_cannot_be_read_is_a_problem(tmp_path: Path, content: bytes) -> None:
+    """What one reader passes over, another may open."""
+    bundle = published(tmp_path / "out", **{"unet__model.onnx": graph("weights.data"), "engines__unet.json": content})
+    (problem,) = verify(bundle).problems
+    assert problem.startswith("engines/unet.json cannot be read")
+
+
+def test_a_graph_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
+    bundle = published(tmp_path / "out", **{"unet__model.onnx": b"\xff\xff\xff"})
+    (problem,) = verify(bundle).problems
+    assert problem.startswith("unet/model.onnx cannot be read")
+
+
+def test_a_pipe_is_no_file_of_a_bundle(tmp_path: Path) -> None:
+    bundle = published(tmp_path / "out", **{"unet__model.onnx": graph("weights.data")})
+    os.mkfifo(bundle / "added")
+    assert verify(bundle).problems == ("added was added",)
+    (bundle / "added").unlink()
+    (bundle / "unet" / "weights.data").unlink()
+    os.mkfifo(bundle / "unet" / "weights.data")
+    assert "unet/weights.data is missing" in verify(bundle).problems
+
+
+@pytest.mark.parametrize("where", ["training", "default"])
+def test_weights_of_training_and_of_defaults_are_found(tmp_path: Path, where: str) -> None:
+    model = onnx.ModelProto.FromString(graph("weights.data", "constant"))
+    outer = onnx.ModelProto.FromString(graph("../../evil.data", "constant"))
+    if where == "training":
+        model.training_info.add().algorithm.CopyFrom(outer.graph)
+    else:
+        model.functions.add(name="f", domain="own").attribute_proto.append(outer.graph.node[0].attribute[0])
+    bundle = published(tmp_path / "out", **{"unet__model.onnx": model.SerializeToString()})
+    assert verify(bundle).problems == ("unet/model.onnx names ../evil.data, which is no file of the bundle",)

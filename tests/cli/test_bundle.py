@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -17,42 +16,33 @@ from PIL import Image
 from cli import test_main as test_cli
 from cli.test_main import Ran, Run, assert_refused, assert_refused_last_line, recipe_in
 from nemo_edge.bundle.manifest import amend, open_bundle, verify
-from nemo_edge.cli import attacks
-from nemo_edge.cli import bundle as cli_bundle
 from nemo_edge.system.environment import gpus
 
 run, prompts, model = test_cli.run, test_cli.prompts, test_cli.model
 COMMANDS = [
+    "init",
     "build",
-    "calibrate",
-    "detect",
-    "localize",
     "harden",
     "export",
     "rebake",
     "compile",
+    "calibrate",
+    "detect",
+    "localize",
+    "generate",
     "bench",
     "compare",
+    "inspect",
+    "verify",
     "attack",
     "gate",
     "report",
-    "verify",
-    "generate",
-    "inspect",
+    "audit",
     "ship",
     "kserve",
-    "audit",
     "doctor",
     "clean",
 ]
-
-
-def test_the_help_names_every_command_in_the_order_of_their_use(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    shown = run("--help").out.partition("Commands:")[2]
-    assert re.findall(r"(?m)^  (\w+)", shown) == COMMANDS
-    commands = {name.removesuffix("_engines") for name in (*cli_bundle.__all__, *attacks.__all__)}
-    assert commands - {"register"} == set(COMMANDS[6:16])
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -61,7 +51,7 @@ def test_the_help_of_a_command_fits_80_columns(run: Run, monkeypatch: pytest.Mon
     shown = run(command, "--help")
     assert (shown.code, shown.err) == (0, "")
     assert max(map(len, shown.out.splitlines())) <= 80
-    assert f"nemo-edge {command}" in shown.out
+    assert f"nemo-edge {command}" in shown.out.partition("Example:")[2]
 
 
 def test_generate_draws_with_the_backend_that_is_asked_for(run: Run, tmp_path: Path, tiny_bundle: Path) -> None:

@@ -76,6 +76,26 @@ def test_bars_are_silent_for_short_work_where_nobody_looks(capsys: pytest.Captur
     assert capsys.readouterr().err == "localize: 2 in 0 s\n"
 
 
+def test_long_work_says_how_far_it_is_where_nobody_sees_its_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_SILENT_S", -1)
+    with console.Bars().task("localize", 3) as advance:
+        advance(1)
+        advance(2)
+    assert capsys.readouterr().err == "localize: 1 of 3 after 0 s\nlocalize: 3 of 3 after 0 s\n"
+
+
+def test_what_cannot_be_counted_is_named_where_somebody_looks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with console.Bars().waiting("looking at [it]"):
+        pass
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with console.Bars().waiting("looking at [it]"):
+        pass
+    assert "looking at [it]" in Text.from_ansi(capsys.readouterr().err).plain
+
+
 def test_a_bar_names_the_phase_beside_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     bars = console.Bars()

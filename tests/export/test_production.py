@@ -10,8 +10,9 @@ import pytest
 from nemo_edge.export import production
 from nemo_edge.export.production import OnnxFile, export_folder, neurons_stage, plan_stage, value_layers
 from nemo_edge.model.neurons import NeuronSet
+from nemo_edge.recipe.random_weights import RandomSettings
 from nemo_edge.recipe.recipe import Recipe, load_recipe
-from nemo_edge.recipe.settings import ExportSettings, RandomSettings
+from nemo_edge.recipe.settings import ExportSettings
 from nemo_edge.recipe.targets import TensorRtRtxSettings
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.progress import Progress

@@ -187,13 +187,16 @@ def test_broken_and_absent_configurations_are_named(sd: Path) -> None:
     with pytest.raises(InputError, match=r"vae/config\.json cannot be read"):
         check_kind(sd)
     (sd / VAE).unlink()
-    with pytest.raises(InputError, match=r"vae/config\.json is missing"):
+    with pytest.raises(InputError, match=r"vae/config\.json does not exist: the checkpoint was not copied whole"):
         check_kind(sd)
 
 
 def test_code_beside_the_parts_is_not_run(sd: Path, tmp_path: Path) -> None:
     for name in ("pipeline.py", "unet/my_unet.py", "my_pipeline.py"):
         (sd / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass MyPipeline: pass\n")
+        with pytest.raises(InputError, match="which nemo-edge does not run"):
+            open_checkpoint(str(sd))
+        (sd / name).unlink()
     open_checkpoint(str(sd))
     edited(sd, INDEX, {"_class_name": ["my_pipeline", "MyPipeline"], "unet": ["my_unet", "MyUNet"]})
     with pytest.raises(InputError, match="which nemo-edge does not run"):

@@ -76,3 +76,27 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     for name in ("none.npy", "none.json", "none.csv"):
         with pytest.raises(InputError, match=f"{name}.*(not a mask|does not exist)"):
             read_mask(OWN, tmp_path / name)
+
+
+def header(shape: str, kind: str = "<f8") -> bytes:
+    text = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\x01\x00" + (len(text) + 1).to_bytes(2, "little") + text + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("m.npy", b""),
+        ("m.npy", header("(1000000000000000,)")),
+        ("m.npy", header("(7,)") + bytes(8)),
+        ("m.npy", header("(7,)", "|O") + bytes(56)),
+        ("m.npy", b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535),
+        ("m.npy", b"PK\x03\x04" + bytes(100)),
+        ("m.npz", b"PK\x03\x04"),
+    ],
+    ids=["empty", "huge", "cut", "objects", "deep", "archive", "npz"],
+)
+def test_what_is_no_array_is_told(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=r"is not a mask \(\.npy|is an archive of arrays"):
+        read_mask(OWN, tmp_path / name)

@@ -116,7 +116,8 @@ def test_a_recipe_survives_its_json(written: Write) -> None:
         ('qqqq = "x"\n' + HEAD + TABLES, "unknown key 'qqqq': the keys here are name, output, "),
         (HEAD, "checkpoint is missing"),
         ("name = \n", "is not valid TOML"),
-        (b"name = '\xff'\n", "is not valid TOML"),
+        (b"name = '\xff'\n", "is not UTF-8 (line 1)"),
+        (b"a = " + b"[" * 5000, "is not valid TOML: its values are nested too deeply"),
         (HEAD + TABLES + "[sampling]\nsteps = 0\n", "sampling.steps: Input should be greater than or equal to 1 (got 0)"),
         (HEAD + TABLES + "[sampling]\nheight = 100\n", "sampling.height: Input should be a multiple of 8 (got 100)"),
         (

@@ -10,7 +10,7 @@ from rebuilding import Record
 
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.release import _cache
-from nemo_edge.release._cache import cache_of, is_kept, prune, run_stages
+from nemo_edge.release._cache import cache_of, is_kept, prune, run_stages, times_of
 from nemo_edge.release._inputs import read_inputs
 from nemo_edge.release._stages import LazyCheckpoint, Stage, Work
 from nemo_edge.system.files import sha256_file, temporary
@@ -118,3 +118,21 @@ def test_results_of_two_settings_are_kept_of_each_stage(recipe: Recipe) -> None:
     os.utime(made[0], (99, 99))  # used again
     prune(recipe.output)
     assert {*cache_of(recipe.output).iterdir()} == {made[0], made[3], made[4], made[5], *others}
+
+
+def test_each_stage_says_which_of_how_many_it_is(recipe: Recipe, ran: list[str], tmp_path: Path) -> None:
+    _, record = run(recipe, tmp_path / "one")
+    assert [note.partition(":")[0] for note in record.notes] == ["stage 1 of 2, first", "stage 2 of 2, second"]
+    _, record = run(recipe, tmp_path / "two")
+    assert record.notes == ["stage 1 of 2, first: nothing has changed", "stage 2 of 2, second: nothing has changed"]
+
+
+def test_what_a_stage_took_is_kept_unless_it_was_interrupted(recipe: Recipe, ran: list[str], tmp_path: Path) -> None:
+    assert times_of(recipe.output) == {}
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe.model_copy(update={"name": "interrupted"}), tmp_path / "one")
+    _, record = run(recipe, tmp_path / "two")
+    assert record.notes[0].endswith(", from where it was interrupted")
+    assert list(times_of(recipe.output)) == ["second"]
+    (cache_of(recipe.output) / "times.json").write_text("[")
+    assert times_of(recipe.output) == {}

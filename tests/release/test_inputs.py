@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from nemo_edge.recipe.random_weights import RandomSettings
 from nemo_edge.recipe.recipe import Recipe, load_recipe
-from nemo_edge.recipe.settings import LatencySettings, RandomSettings
+from nemo_edge.recipe.settings import LatencySettings
 from nemo_edge.recipe.targets import ProfileSettings, TensorRtRtxSettings, TensorRtSettings
 from nemo_edge.release._inputs import Inputs, read_inputs, used_versions
 from nemo_edge.release._keys import bundle_key

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from nemo_edge.recipe.hardening import HardeningSettings
+from nemo_edge.recipe.random_weights import RandomSettings
 from nemo_edge.recipe.recipe import Recipe, load_recipe
-from nemo_edge.recipe.settings import AttackSettings, LatencySettings, RandomSettings
+from nemo_edge.recipe.settings import AttackSettings, LatencySettings
 from nemo_edge.recipe.targets import TensorRtRtxSettings, TensorRtSettings
 from nemo_edge.release._inputs import read_inputs
 from nemo_edge.release._stages import STAGES, LazyCheckpoint, stage_keys, stages_of

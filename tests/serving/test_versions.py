@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bundle.test_references import graph
 
 from nemo_edge.backends.onnxruntime import open_runner
 from nemo_edge.serving.repository import ship
@@ -71,3 +73,24 @@ def test_a_library_that_an_engine_needs_and_that_is_not_here_is_named(repository
     monkeypatch.setattr("nemo_edge.serving.versions._opened", lambda *_: importlib.import_module("torch"))
     with pytest.raises(MissingDependency, match=r"needs torch, .*'nemo-edge\[build\]'"):
         open_engine(repository / "vae_decoder" / "1")
+
+
+def test_a_version_whose_graph_leads_out_of_it_is_not_opened(repository: Path, tmp_path: Path) -> None:
+    """Its description is right about each of its files."""
+    version = shutil.copytree(repository / "vae_decoder" / "1", tmp_path / "1")
+    (tmp_path / "evil.data").write_bytes(bytes(16))
+    (version / "model.onnx" / "model.onnx").write_bytes(graph("../../evil.data"))
+    described = read_description(version)
+    (version / DESCRIPTION).write_text(json.dumps({**described, "files": hashes(version)}))
+    with pytest.raises(BundleError, match=r"model.onnx/model.onnx names ../evil.data, which is no file of the bundle"):
+        open_engine(version)
+    (version / "model.onnx" / "model.onnx").unlink()
+    (version / "model.onnx" / "model.onnx").symlink_to(repository / "vae_decoder" / "1" / "model.onnx" / "model.onnx")
+    (version / DESCRIPTION).write_text(json.dumps(described))
+    with pytest.raises(BundleError, match="is a link"):
+        open_engine(version)
+
+
+def read_description(version: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((version / DESCRIPTION).read_text())
+    return found

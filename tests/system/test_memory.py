@@ -95,3 +95,13 @@ def test_rows_do_not_hang_on_what_is_free(toy: Checkpoint, monkeypatch: pytest.M
     monkeypatch.setattr(memory, "memory_available", lambda: 0)
     with pytest.raises(InputError, match=r"localization\.rows"):
         Detector(toy, 0.5, SETTINGS)
+
+
+def test_pictures_that_do_not_fit_are_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "memory_available", lambda: 8 * memory.GB)
+    memory.check_drawing(512, 512, 8, 64)
+    with pytest.raises(InputError, match=r"8 pictures of 8192 × 8192 together take about .* GB are free: ask for fewer or smaller ones"):
+        memory.check_drawing(8192, 8192, 8, 8)
+    monkeypatch.setattr(memory, "memory_available", lambda: 2 * memory.GB)
+    with pytest.raises(InputError, match="ask for fewer"):
+        memory.check_drawing(1024, 1024, 1, 1000)

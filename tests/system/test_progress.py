@@ -12,6 +12,8 @@ def test_it_keeps_everything_to_itself(capfd: pytest.CaptureFixture[str]) -> Non
     with progress.task("localize", 2) as advance:
         advance(1)
         advance(1)
+    with progress.waiting("looking"):
+        pass
     progress.note("nothing has changed")
     assert capfd.readouterr() == ("", "")
 

@@ -68,9 +68,10 @@ def compile_engine(
     dtype: Literal["fp32", "fp16", "bf16"],
     progress: Progress | None = None,
     out: Path | None = None,
+    source: Path | None = None,
 ) -> PlanFile:
-    """Compile the bundle's ONNX file `model` and write `engines/<place>.<flavour>.<target>` with its sidecar of the same name,
-    into the bundle or into `out`.
+    """Compile the bundle's ONNX file `model`, or another form of it at `source`, and write `engines/<place>.<flavour>.<target>` with its
+    sidecar of the same name, into the bundle or into `out`.
 
     Both files are whole or absent, after an interruption too. Raises `MissingDependency` before anything is read when the
     product or the GPU it needs is not here, `InputError` for a graph that cannot be read or a profile that does not fit it,
@@ -78,7 +79,7 @@ def compile_engine(
     """
     check(flavour, settings)
     started, product = time.monotonic(), FLAVOURS[flavour]
-    graph = open_graph(bundle / model)
+    graph = open_graph(source or bundle / model)
     graph.check_files()
     gpu = None if product.builds_without_gpu else this_capability()
     targets = _targets(settings, gpu[0] if gpu else None)
@@ -94,7 +95,7 @@ def compile_engine(
         plan=path.relative_to(folder).as_posix(),
         size_bytes=size,
         model=model,
-        graph_hash=graph.content_hash(),
+        graph_hash=open_graph(bundle / model).content_hash(),
         targets=targets,
         built_on=gpu[1] if gpu else None,
         hardware_compatibility=job.hardware_compatibility,

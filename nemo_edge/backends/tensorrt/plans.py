@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nemo_edge.recipe.targets import COMPUTE_CAPABILITIES, Flavour
 from nemo_edge.system.errors import BundleError, InputError
+from nemo_edge.system.reading import check_regular, read_bytes
 
 _HEADER_BYTES = 64
 """`IRuntime.engine_header_size` of TensorRT-RTX 1.7."""
@@ -102,21 +103,18 @@ class Header(BaseModel):
 def open_plan_file(path: Path) -> PlanFile:
     """Read a plan's sidecar. Raises `InputError` where there is none, `BundleError` for another file."""
     try:
-        return PlanFile.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist: build the engine again") from error
+        return PlanFile.model_validate_json(read_bytes(path, remedy="build the engine again"))
     except ValidationError as error:
         raise BundleError(f"{path} does not describe a plan: build the engine again") from error
 
 
 def read_header(path: Path) -> Header:
     """Read a plan's first bytes. Raises `InputError` for what is no plan, `BundleError` for a plan that is not whole."""
+    check_regular(path, remedy="give the path of an engine, or build one with `nemo-edge build`")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(_HEADER_BYTES)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist: give the path of an engine, or build one with `nemo-edge build`") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): give the path of an engine") from error
     if start.startswith(_LFS):

@@ -24,10 +24,11 @@ from nemo_edge.recipe.prompts import Prompt, read_prompts
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.settings import AttackKind, AttackSettings
 from nemo_edge.system.environment import machine
-from nemo_edge.system.errors import BundleError
+from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import check_file, write_atomically
 from nemo_edge.system.outputs import lock
 from nemo_edge.system.progress import Progress
+from nemo_edge.system.reading import read_bytes
 
 ATTACK = "attack.json"
 """What a bundle's attack came to, in its folder."""
@@ -75,8 +76,8 @@ class Campaign(BaseModel):
         if not path.is_file():
             return None
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
+            return cls.model_validate_json(read_bytes(path))
+        except (InputError, ValidationError) as error:
             raise BundleError(f"{path} is no result of an attack that this nemo-edge reads: build the bundle again") from error
 
 

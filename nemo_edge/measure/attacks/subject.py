@@ -19,7 +19,7 @@ from nemo_edge.measure.mitigation import Measurement
 from nemo_edge.model.checkpoint import Checkpoint, open_source, value_layers
 from nemo_edge.model.marker import is_random
 from nemo_edge.model.neurons import NeuronSet, read_neurons
-from nemo_edge.recipe.recipe import Recipe, anchored
+from nemo_edge.recipe.recipe import Recipe, anchored, kept_recipe
 from nemo_edge.recipe.settings import CheckpointSettings, SamplingSettings
 from nemo_edge.sampling.loop import Pipeline, latent_shape
 from nemo_edge.sampling.pipelines import eager_pipeline, open_pipeline
@@ -47,7 +47,7 @@ class Place:
         if not self.is_bundle:
             return None
         folder = Path(self.source.path)
-        return anchored(Recipe.model_validate(open_bundle(folder).recipe), folder)
+        return anchored(kept_recipe(open_bundle(folder).recipe, folder), folder)
 
     @property
     def is_bundle(self) -> bool:
@@ -131,7 +131,7 @@ def open_subject(place: Place, manifest: Manifest | None) -> Iterator[Subject]:
         yield Subject(checkpoint, eager, eager, neurons, place.sampling or SamplingSettings(), "eager PyTorch", None)
         return
     bundle = Path(place.source.path)
-    recipe = anchored(Recipe.model_validate(manifest.recipe), bundle)
+    recipe = anchored(kept_recipe(manifest.recipe, bundle), bundle)
     path = place.weights or recipe.checkpoint.path
     asked = place.source.model_dump(include=place.source.model_fields_set & {"device", "allow_pickle"})
     checkpoint = open_source(recipe.checkpoint.model_copy(update={"path": path, **asked}))

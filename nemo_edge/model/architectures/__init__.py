@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_edge.model.configuration import check_pipeline
 from nemo_edge.system.errors import InputError, first_line
+from nemo_edge.system.reading import expanded, read_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,7 +38,7 @@ _NEEDED = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 
 def source(name: str) -> Path:
     """Return the folder of an architecture. Raises `InputError` for what is neither in `ARCHITECTURES` nor a folder of one."""
-    folder = Path(__file__).parent / name if name in ARCHITECTURES else Path(name).expanduser()
+    folder = Path(__file__).parent / name if name in ARCHITECTURES else expanded(name)
     if not (folder / "model_index.json").is_file():
         raise InputError(
             f"architecture {name} is not known: give one of {', '.join(ARCHITECTURES)}, or a folder of configurations "
@@ -125,16 +126,13 @@ def _module(path: str, index: dict[str, Any], config: dict[str, Any]) -> nn.Modu
                 module: nn.Module = getattr(transformers, kind)(transformers.CLIPTextConfig(**config))
             else:
                 module = getattr(diffusers, kind).from_config(config)
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+    except Exception as error:  # whatever a library makes of a number that it did not expect
         raise InputError(f"{path} of the architecture does not make a {kind}: {first_line(error)}") from error
     return module
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"architecture file {path} cannot be read: {first_line(error)}") from error
+    config = read_json(path, "architecture file", remedy="the architecture is not whole")
     if not isinstance(config, dict):
         raise InputError(f"architecture file {path} holds no JSON object")
     return config

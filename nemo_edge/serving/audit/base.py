@@ -13,6 +13,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from nemo_edge.measure.attacks.base import Attacked, Attempt, Count, Rate, levels, rates
+from nemo_edge.recipe.limits import Seed
 from nemo_edge.recipe.settings import AttackSettings, Settings
 from nemo_edge.serving.remotes.base import Identity
 from nemo_edge.system.environment import Machine
@@ -43,7 +44,7 @@ class AuditSettings(Settings):
     """Most words that are thrown into a prompt."""
     seeds: int = Field(default=4, ge=1, le=1000)
     """Pictures of each text, from the seeds 0 up to this number."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Of the choice of texts."""
     threshold: Annotated[float, Field(gt=0, le=1)] | None = None
     """The largest distance of a copy; else it comes from pictures of prompts that are not memorized."""

@@ -25,6 +25,7 @@ from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import check_file, sha256_file, write_atomically
 from nemo_edge.system.outputs import lock
 from nemo_edge.system.progress import Progress
+from nemo_edge.system.reading import read_bytes
 
 _FEWEST_GENERAL = 4
 """Two for the thresholds, and two others as the control."""
@@ -98,8 +99,8 @@ def _check_output(output: Path, inputs: str) -> None:
     if not output.is_file():
         return
     try:
-        same = Audit.model_validate_json(output.read_bytes()).begun.inputs == inputs
-    except (OSError, ValidationError):
+        same = Audit.model_validate_json(read_bytes(output)).begun.inputs == inputs
+    except (InputError, ValidationError):
         same = False
     if not same:
         raise InputError(f"{output} exists and is not of this audit (server, list or settings): give another --output, or delete it")

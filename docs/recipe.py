@@ -1,0 +1,115 @@
+"""Writes what a recipe may have, as `docs/recipe.schema.json` for editors and as `docs/recipe.md` for people, from the settings themselves.
+
+    python docs/recipe.py [--check]
+
+With `--check` nothing is written; exit code 1 when one of the two is not what the settings say.
+"""
+
+from __future__ import annotations
+
+__all__ = ["page"]
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from nemo_edge.recipe.schema import Setting, recipe_schema, schema_text, settings_of
+
+PAGE = Path(__file__).with_suffix(".md")
+SCHEMA = Path(__file__).with_suffix(".schema.json")
+HEAD = """# What a recipe may have
+
+Every setting of a recipe (TOML), with its values and its default, written by `python docs/recipe.py` from the settings themselves. A
+recipe whose first line is `#:schema` and the way to [recipe.schema.json](recipe.schema.json) is completed and checked by editors with
+[Taplo](https://taplo.tamasfe.dev) (Even Better TOML); `nemo-edge init` writes such a recipe for a checkpoint. Paths are relative to the
+recipe's folder. Where prompt lists come from: [prompts.md](prompts.md).
+"""
+
+
+def main() -> None:
+    """Write both files, or check them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, fail when a file is not up to date")
+    check = parser.parse_args().check
+    for path, text in ((SCHEMA, schema_text()), (PAGE, page(recipe_schema()))):
+        if not check:
+            path.write_text(text, encoding="utf-8")
+        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+            sys.exit(f"docs/{path.name} is not what the settings say; run `python docs/recipe.py`")
+
+
+def page(schema: Mapping[str, Any]) -> str:
+    """The whole page: a heading for each table, and a row for each of its settings."""
+    settings = list(settings_of(schema))
+    tables = {f"{s.table}.{s.name}".removeprefix("."): s for s in settings}
+    parts = [HEAD]
+    for table, found in groupby(sorted(settings, key=lambda s: (s.table != "", list(tables).index(s.table) if s.table else 0)), key=_table):
+        if table:
+            parts.append(f"## {_heading(table, tables[table].schema)}\n\n{tables[table].schema['description']}\n")
+        rows = [f"| `{s.name}` | {_kind(s)} | {_default(s)} | {_cell(s.schema['description'])} |" for s in found if not _is_table(s)]
+        parts.append("\n".join(["| setting | values | default | what it is |", "|---|---|---|---|", *rows]) + "\n")
+    return "\n".join(parts)
+
+
+def _table(setting: Setting) -> str:
+    return setting.table
+
+
+def _heading(table: str, schema: Mapping[str, Any]) -> str:
+    return f"`[[{table}]]`, as many as wanted" if schema.get("type") == "array" else f"`[{table}]`"
+
+
+def _is_table(setting: Setting) -> bool:
+    return "$ref" in setting.schema or "$ref" in setting.schema.get("items", {})
+
+
+def _kind(setting: Setting) -> str:
+    return _cell(_words(setting.schema))
+
+
+def _words(schema: Mapping[str, Any]) -> str:
+    """What values a setting takes."""
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(map(_words, schema["anyOf"])))
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if "const" in schema:
+        return f"`{json.dumps(schema['const'])}`"
+    if schema["type"] == "array":
+        count = schema.get("minItems") if schema.get("minItems") == schema.get("maxItems") else None
+        return f"list of {f'{count} ' if count else ''}({_words(schema.get('items', {'type': 'string'}))})"
+    if schema["type"] == "boolean":
+        return "`true`, `false`"
+    word = {"integer": "whole number", "number": "number", "string": "path" if schema.get("format") == "path" else "text"}[schema["type"]]
+    return word + _range(schema)
+
+
+def _range(schema: Mapping[str, Any]) -> str:
+    limits = {
+        "minimum": "≥ {}",
+        "exclusiveMinimum": "> {}",
+        "maximum": "≤ {}",
+        "exclusiveMaximum": "< {}",
+        "multipleOf": "multiple of {}",
+    }
+    said = [text.format(f"{schema[name]:g}") for name, text in limits.items() if name in schema]
+    return f", {', '.join(said)}" if said else ""
+
+
+def _default(setting: Setting) -> str:
+    if setting.required:
+        return "**must be given**"
+    value = setting.schema.get("default")
+    return "" if value is None else f"`{_cell(json.dumps(value, ensure_ascii=False))}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""The terminal that results are shown on: rich's, on which text from outside is shown as `visible` has it, whatever table it stands in."""
+
+from __future__ import annotations
+
+__all__ = ["Console", "show_line"]
+
+from rich import console as rich
+from rich.segment import Segment
+
+from nemo_edge.system.terminal import visible
+
+
+class Console(rich.Console):
+    """Standard output, or standard error; rich's own colours and movements of the cursor go through."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr)
+        self.push_render_hook(_Hook())
+
+
+def show_line(text: object) -> None:
+    """Print one line as it is, for people and for other programs."""
+    print(visible(str(text)))
+
+
+class _Hook(rich.RenderHook):
+    def process_renderables(self, renderables: list[rich.ConsoleRenderable]) -> list[rich.ConsoleRenderable]:
+        return [_Shown(each) for each in renderables]
+
+
+class _Shown:
+    """What is printed, each piece of its text as `visible` has it."""
+
+    def __init__(self, renderable: rich.ConsoleRenderable) -> None:
+        self._renderable = renderable
+
+    def __rich_console__(self, console: rich.Console, options: rich.ConsoleOptions) -> rich.RenderResult:
+        for text, style, control in console.render(self._renderable, options):
+            yield Segment(text if control else visible(text), style, control)

@@ -1,0 +1,211 @@
+"""From float32 ONNX files to quantized ones: the ranges of activations are found or read, and each file is written and tried.
+
+Knows a bundle's folders, and neither memories nor gates: those are measured on what comes out.
+"""
+
+from __future__ import annotations
+
+__all__ = ["RANGES", "RECORD", "Files", "Quantized", "Rounded", "check_ranges", "find_ranges", "quantize_files", "scheme_of"]
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from math import hypot
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from nemo_edge import __version__
+from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
+from nemo_edge.export.quantization._observation import Observed, observe
+from nemo_edge.export.quantization._operators import Operator, operators
+from nemo_edge.export.quantization._rewriting import Chosen, rewrite
+from nemo_edge.export.quantization.base import Scheme
+from nemo_edge.export.quantization.floats import Fp8
+from nemo_edge.export.quantization.integers import Int4Weights, Int8, Int8Weights
+from nemo_edge.export.quantization.ranges import Limit, Ranges
+from nemo_edge.graph.onnxfile import open_graph
+from nemo_edge.graph.valueweights import VALUE_DATA, open_value_weights
+from nemo_edge.model.configuration import Configuration
+from nemo_edge.model.neurons import ValueLayer
+from nemo_edge.recipe.components import UNET_FOLDERS
+from nemo_edge.recipe.quantization import QuantizationSettings
+from nemo_edge.recipe.settings import SamplingSettings
+from nemo_edge.recipe.targets import EngineSettings
+from nemo_edge.sampling.loop import Pipeline, denoise
+from nemo_edge.sampling.pipelines import open_pipeline
+from nemo_edge.system.errors import ExportError, InputError
+from nemo_edge.system.files import write_atomically
+from nemo_edge.system.progress import Progress
+
+RANGES = "ranges.json"
+RECORD = "quantization.json"
+_COUNTED = ".histograms.npz"
+
+
+class Rounded(BaseModel):
+    """What rounding alone changes of a module, each relative to its size: roots of mean squares."""
+
+    model_config = ConfigDict(frozen=True)
+
+    weight: float
+    input: float = 0.0
+    output: float = 0.0
+
+    @property
+    def error(self) -> float:
+        """All together, as independent errors add up."""
+        return hypot(self.weight, self.input, self.output)
+
+
+class Quantized(BaseModel):
+    """What was quantized in a bundle, how, and what was left as it is."""
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: Literal[1] = 1
+    settings: QuantizationSettings
+    modules: dict[str, Rounded]
+    kept: dict[str, str]
+    """Why a module that could be quantized is not."""
+    errors: dict[str, float]
+    """Of each UNet: by how much what it says on the way to a picture differs from what the file in float32 says to the same, relative to
+    that: the root of the mean square."""
+
+
+def scheme_of(settings: QuantizationSettings) -> Scheme:
+    """Return the scheme of a recipe's table."""
+    if settings.scheme == "int4_weights":
+        return Int4Weights(settings.block)
+    found: dict[str, Scheme] = {"int8": Int8(), "int8_weights": Int8Weights(), "fp8": Fp8()}
+    return found[settings.scheme]
+
+
+@dataclass(frozen=True)
+class Files:
+    """A bundle's UNets in float32, and what draws with them."""
+
+    bundle: Path
+    variants: tuple[str, ...]
+    prompts: tuple[str, ...]
+    sampling: SamplingSettings
+    threads: int | None
+    layers: tuple[ValueLayer, ...]
+    source: str
+    """Hash of the checkpoint."""
+
+    def path(self, variant: str) -> Path:
+        """The file of a variant."""
+        return self.bundle / UNET_FOLDERS[variant] / "model.onnx"
+
+    def pipeline(self, variant: str, stack: ExitStack) -> Pipeline:
+        """What draws with a variant, closed by `stack`."""
+        return open_pipeline(Configuration.load(self.bundle), self.bundle, EngineSettings(threads=self.threads), variant, stack)
+
+
+def check_ranges(ranges: Ranges, path: Path, files: Files) -> None:
+    """Raise `InputError` unless the ranges at `path` are of this checkpoint, and of all that is quantized."""
+    remedy = "leave out quantization.ranges, and they are found anew"
+    if ranges.source != files.source:
+        raise InputError(f"{path}: these are the ranges of another checkpoint: {remedy}")
+    found, _ = operators(open_graph(files.path(files.variants[0])), ())
+    missing = next((o.module for o in found if o.module not in ranges.inputs or (o.conv and o.module not in ranges.outputs)), None)
+    if missing:
+        raise InputError(f"{path} has no range of {missing}: {remedy}")
+
+
+def find_ranges(files: Files, folder: Path, progress: Progress) -> Ranges:
+    """Draw a picture of each prompt and return how large the activations of the UNet become.
+
+    What is counted is kept in `folder` until it is done, and gone on from. Raises `InputError` for a value that is not finite.
+    """
+    variant, kept = files.variants[0], folder / _COUNTED
+    graph = open_graph(files.path(variant))
+    chosen, _ = operators(graph, ())
+    tensors = {tensor: o.module for o in chosen for tensor in ((o.input, o.output) if o.conv else (o.input,))}
+    with ExitStack() as stack:
+        observed = stack.enter_context(Observed(graph, tensors, files.threads))
+        observe(files.pipeline(variant, stack), observed, files.prompts, 0, files.sampling, kept, progress)
+    limits = {name: histogram.limits() for name, histogram in observed.histograms.items()}
+    kept.unlink()
+    return Ranges(
+        component="unet",
+        source=files.source,
+        prompts=files.prompts,
+        seed=0,
+        sampling=files.sampling.model_dump(mode="json"),
+        version=__version__,
+        inputs={o.module: limits[o.input] for o in chosen},
+        outputs={o.module: limits[o.output] for o in chosen if o.conv},
+    )
+
+
+def quantize_files(
+    files: Files, settings: QuantizationSettings, ranges: Ranges | None, folder: Path, facts: Mapping[str, str], progress: Progress
+) -> Quantized:
+    """Write the UNets, quantized, into their places in `folder`, with a record beside them; `facts` go into the files.
+
+    Raises `InputError` for a file that is quantized already and a `keep` that names nothing, `ExportError` for a file that gives
+    numbers that are not finite.
+    """
+    scheme, told = scheme_of(settings), {**facts, "quantization": settings.scheme}
+    modules: dict[str, Rounded] = {}
+    kept: dict[str, str] = {}
+    errors: dict[str, float] = {}
+    with progress.task("quantize", 2 * len(files.variants)) as advance:
+        for variant in files.variants:
+            graph, target = open_graph(files.path(variant)), folder / UNET_FOLDERS[variant]
+            found, kept = operators(graph, settings.keep)
+            modules = {o.module: _rounded(o, scheme, graph.read([o.weight])[o.weight], ranges, settings) for o in found}
+            kept |= {name: f"rounding alone changes it by {r.error:.2g}" for name, r in modules.items() if r.error > settings.error}
+            modules = {name: rounded for name, rounded in modules.items() if name not in kept}
+            target.mkdir(parents=True, exist_ok=True)
+            chosen = [_chosen(o, ranges, settings) for o in found if o.module in modules]
+            rewrite(graph, chosen, scheme, scheme.activation if ranges else None, target, told)
+            with suppress(InputError):  # a bundle whose weights are not their layers' alone takes no other neurons
+                open_value_weights(open_graph(target / "model.onnx"), files.layers).separate(VALUE_DATA)
+            advance(1)
+            errors[UNET_FOLDERS[variant]] = _error(files, variant, target / "model.onnx")
+            advance(1)
+    record = Quantized(settings=settings, modules=modules, kept=kept, errors=errors)
+    write_atomically(folder / RECORD, record.model_dump_json(indent=1) + "\n")
+    return record
+
+
+def _error(files: Files, variant: str, quantized: Path) -> float:
+    """How far what a quantized file says is from what the exact one says on the way to a picture."""
+    wrong, power = 0.0, 0.0
+    with ExitStack() as stack:
+        runner = stack.enter_context(OnnxRuntimeRunner(quantized, threads=files.threads))
+        for step in denoise(files.pipeline(variant, stack), files.prompts[:1], [0], files.sampling):
+            (got,) = runner(step.feed).values()
+            wrong += float(np.square(got - step.output_RCHW, dtype=np.float64).sum())
+            power += float(np.square(step.output_RCHW, dtype=np.float64).sum())
+    if not np.isfinite(wrong):
+        raise ExportError(f"{quantized.parent.name} gives numbers that are not finite once it is quantized: try another scheme")
+    return float(np.sqrt(wrong / power))
+
+
+def _limit(limits: Sequence[Limit], how: str) -> Limit:
+    """Where a range ends, by the recipe's word for it."""
+    if how == "least error":
+        return min(limits, key=lambda limit: limit.error)
+    share = 1.0 if how == "largest" else round(float(how.removesuffix(" %")) / 100, 6)
+    return next(limit for limit in limits if limit.share == share)
+
+
+def _rounded(operator: Operator, scheme: Scheme, weight: np.ndarray, ranges: Ranges | None, settings: QuantizationSettings) -> Rounded:
+    packed = scheme.pack(weight.astype(np.float32, copy=False), operator)
+    if ranges is None:
+        return Rounded(weight=packed.error)
+    output = _limit(ranges.outputs[operator.module], settings.range).error if operator.conv else 0.0
+    return Rounded(weight=packed.error, input=_limit(ranges.inputs[operator.module], settings.range).error, output=output)
+
+
+def _chosen(operator: Operator, ranges: Ranges | None, settings: QuantizationSettings) -> Chosen:
+    if ranges is None:
+        return Chosen(operator)
+    output = _limit(ranges.outputs[operator.module], settings.range).value if operator.conv else None
+    return Chosen(operator, _limit(ranges.inputs[operator.module], settings.range).value, output)
