@@ -59,6 +59,9 @@ def _intro(evidence: Evidence) -> str:
     hardening = evidence.recipe.hardening
     if hardening is not None:
         text += f" With these silenced, its UNet was fine-tuned against embedding attacks ({hardening.rounds} rounds of hardening)."
+    quantization = evidence.recipe.quantization
+    if quantization is not None:
+        text += f" Its UNet is quantized ({quantization.scheme}; `quantization.json` has each module)."
     return " ".join([text, *(variants[v.variant] for v in evidence.measurement.variants if v.variant in variants)])
 
 

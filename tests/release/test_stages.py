@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from nemo_edge.recipe.hardening import HardeningSettings
+from nemo_edge.recipe.quantization import QuantizationSettings
 from nemo_edge.recipe.random_weights import RandomSettings
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.recipe.settings import AttackSettings, LatencySettings
@@ -28,6 +29,11 @@ EVERYTHING: dict[str, Any] = {
     ("changes", "expected"),
     [
         ({}, "calibrate localize policies export sessions steps measure"),
+        ({"quantization": QuantizationSettings()}, "calibrate localize policies export ranges quantize sessions steps measure"),
+        (
+            {"quantization": QuantizationSettings(scheme="int8_weights")},
+            "calibrate localize policies export quantize sessions steps measure",
+        ),
         ({"hardening": HardeningSettings()}, "calibrate localize policies harden export sessions steps measure"),
         (EVERYTHING, "calibrate localize policies export tensorrt tensorrt_rtx sessions steps measure attack latency"),
         (
