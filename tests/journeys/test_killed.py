@@ -38,7 +38,7 @@ from nemo_edge.system.errors import InputError
 
 VOLATILE = (
     *("manifest.json", "report/index.html", "report/report.json", "report/junit.xml", "report/model_card.md"),
-    *("stage.json", "localization.jsonl", "exported.json", "hardening.json", "/config.json"),
+    *("stage.json", "times.json", "localization.jsonl", "exported.json", "hardening.json", "/config.json"),
 )
 """Files that say when they were made, or how long that took."""
 

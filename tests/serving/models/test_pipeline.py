@@ -112,7 +112,7 @@ def test_requests_at_the_same_time_do_not_mix(triton: Server) -> None:
         ({"steps": 0}, "steps 0: input should be greater than or equal to 1"),
         ({"guidance": float("nan")}, "guidance nan is not finite"),
         ({"height": 100}, "height 100: input should be a multiple of 8"),
-        ({"height": 1 << 24}, "height 16777216 is too large"),
+        ({"height": 1 << 24}, "height 16777216: input should be less than or equal to 8192"),
         ({"policy": "nobody"}, "unknown policy 'nobody': this pipeline has always, off"),
         ({"policy": "cluster:nobody"}, "unknown policy 'cluster:nobody'"),
         ({"policy": "cluster:a-red-pig,off"}, "merges what cannot be merged"),
