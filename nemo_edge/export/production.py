@@ -33,7 +33,7 @@ from nemo_edge.backends.tensorrt.flavours import FLAVOURS
 from nemo_edge.backends.tensorrt.plans import PlanFile
 from nemo_edge.backends.tensorrt.profiles import plan_profiles
 from nemo_edge.bundle.manifest import copy_tree, staging
-from nemo_edge.export.quantization.half import is_quantized, write_half
+from nemo_edge.export.quantization.half import for_tensorrt
 from nemo_edge.graph.agreement import Dtype, Exported
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.configuration import Configuration
@@ -225,8 +225,6 @@ def plan_stage(
         graph = open_graph(bundle / file.model)
         dims = {name: port.dims for name, port in graph.ports()[0].items()}
         profiles = plan_profiles(place, dims, settings.profiles, config)
-        with TemporaryDirectory(dir=folder, prefix=".half") as temporary:
-            half = write_half(graph.path, Path(temporary)) if is_quantized(graph) else None
-            dtype: Dtype = "fp16" if half else file.dtype
-            found.append(compile_engine(bundle, place, file.model, flavour, settings, profiles, dtype, progress, folder, half))
+        with for_tensorrt(graph, file.dtype, folder) as (source, dtype):
+            found.append(compile_engine(bundle, place, file.model, flavour, settings, profiles, dtype, progress, folder, source))
     return found

@@ -43,7 +43,8 @@ def judge(
         results += _of_latency(variant.variant, latency, recipe)
     if measurement.untouched is not None and recipe.engine_tolerance is not False:
         error, how = _error(measurement.untouched, recipe)
-        results.append(_gate("engine_error.untouched", recipe.engine_tolerance, error, f"mask of ones against eager, {how}"))
+        general = "" if recipe.quantization is None else ", on general prompts"
+        results.append(_gate("engine_error.untouched", recipe.engine_tolerance, error, f"mask of ones against eager, {how}" + general))
     if recipe.identity_tolerance is not False and any(v.variant == "masked" for v in measurement.variants):
         lacking = "needs the baked variant too" if recipe.engine.flavour is None else "needs engines of the ONNX files"
         why = "against the unmitigated engine" if measurement.mask_of_ones is not None else lacking

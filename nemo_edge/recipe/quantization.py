@@ -33,7 +33,7 @@ class QuantizationSettings(Settings):
     keep: tuple[str, ...] = ()
     """Modules that stay as they are, by a part of their path (`up_blocks.3.`), beside those that always do."""
     error: float = Field(default=0.2, gt=0)
-    """A module whose rounding alone would change its output by more than this, relative to its size, stays as it is."""
+    """A module whose output rounding alone is estimated to change by more than this, relative to its size, stays as it is."""
     block: int = Field(default=32, ge=16, multiple_of=16)
     """Of `int4_weights`: so many weights of a matrix product share a scale."""
     ranges: Path | None = None
@@ -71,16 +71,27 @@ LIMITS: dict[Scheme, Limits] = {
 no engine of it was run."""
 
 _LACKS: dict[Scheme, tuple[str, ...]] = {"fp8": ("sm75", "sm80", "sm86")}
+_PORTABLE = ("sm80", "sm86", "sm89", "sm120")
 _TURING = ("sm75",)
 """What TensorRT-RTX 1.7 does not compile for which GPUs; for Turing no float32 either, which all but the UNet stays in."""
 
 
-def unfit(settings: QuantizationSettings, dtype: str, engine: EngineSettings, rtx: TensorRtRtxSettings | None) -> str:
+def unfit(
+    settings: QuantizationSettings, dtype: str, opset: int, engine: EngineSettings, rtx: TensorRtRtxSettings | None, compiled: bool
+) -> str:
     """Say what of a recipe does not go with its quantization, and the remedy; nothing where all does."""
     if dtype != "fp32":
         remedy = "[quantization] rounds float32 files, and makes float16 ones for TensorRT by itself: leave export.dtype out"
         return f"export.dtype = {dtype!r}: {remedy}"
-    lacking = [target for target in (rtx.targets if rtx else ()) if target in _LACKS.get(settings.scheme, _TURING)]
+    least = 21 if settings.scheme == "int4_weights" else 19 if settings.scheme == "fp8" or compiled else 18
+    if opset < least:
+        return f"export.opset = {opset} has no operators for quantization.scheme = {settings.scheme!r}: leave it out, or take {least} on"
+    if engine.backend == "onnxruntime" and engine.provider != "cpu":
+        return (
+            f"engine.provider = {engine.provider!r}: quantized files are for ONNX Runtime on the CPU, OpenVINO and TensorRT: leave it out, "
+            "or take engine.backend = 'tensorrt' or 'tensorrt-rtx'"
+        )
+    lacking = [target for target in ((rtx.targets or _PORTABLE) if rtx else ()) if target in _LACKS.get(settings.scheme, _TURING)]
     if lacking:
         return (
             f"tensorrt_rtx.targets: TensorRT-RTX compiles no bundle in {settings.scheme} for {', '.join(lacking)}, alone or with others: "

@@ -108,7 +108,9 @@ class Recipe(Settings):
                 "[hardening] changes the weights with the neurons silenced, and a masked engine lets neurons back: set "
                 'export.variants = ["baked"]'
             )
-        if self.quantization and (why := unfit(self.quantization, self.export.dtype, self.engine, self.tensorrt_rtx)):
+        compiled = self.tensorrt is not None or self.tensorrt_rtx is not None
+        quantization, export = self.quantization, self.export
+        if quantization and (why := unfit(quantization, export.dtype, export.opset, self.engine, self.tensorrt_rtx, compiled)):
             raise ValueError(why)
         if self.quantization and self.quantization.prompts > self.calibration.prompts and not random:
             raise ValueError(

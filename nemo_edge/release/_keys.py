@@ -46,7 +46,7 @@ _FORMAT = f"ONNX files without the exporter's notes, {EXACT_TIMES}"
 """What exported files are like: those that were kept from before are not taken for them."""
 _STEPS = "the steps of the sampler as numbers"
 """What a bundle has since then."""
-_COUNTED_BY = "ranges by the 14 leading bits of magnitudes"
+_COUNTED_BY = "ranges by the 14 leading bits of magnitudes, with the errors of integers and of floats"
 """How activations are counted, and files quantized."""
 _COUNTED = "copies of every known training picture in all its readings, whole and in part, and the nearest of each picture"
 """What the measurement counts: one that counted less is not taken for it."""
@@ -145,7 +145,8 @@ def of_ranges(given: Given) -> object:
 def of_quantization(given: Given) -> object:
     """The files in float32, ranges, and the settings; the path of a file of ranges is none of them."""
     settings = {name: value for name, value in given.tables["quantization"].items() if name != "ranges"}
-    return [given.keys["export"], given.keys.get("ranges"), given.inputs.ranges, settings, _COUNTED_BY]
+    tried = [[prompt.text for prompt in given.inputs.general[:1]], given.tables["sampling"]]
+    return [given.keys["export"], given.keys.get("ranges"), given.inputs.ranges, settings, tried, _COUNTED_BY]
 
 
 def of_plans(table: str, given: Given) -> object:

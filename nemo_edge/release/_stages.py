@@ -204,7 +204,8 @@ def find_ranges(work: Work, folder: Path) -> None:
     """How large activations become while general prompts' pictures are drawn: `ranges.json`."""
     from nemo_edge.export.quantization import quantize as quantization
 
-    quantization.find_ranges(_unets(work), folder, work.progress).write(folder / quantization.RANGES)
+    assert work.recipe.quantization is not None
+    quantization.find_ranges(_unets(work), work.recipe.quantization.keep, folder, work.progress)
 
 
 def quantize(work: Work, folder: Path) -> None:
@@ -234,7 +235,7 @@ def _unets(work: Work) -> Files:
         sampling=recipe.sampling,
         threads=recipe.engine.threads,
         layers=NeuronSet.load(work.bundle / "neurons.json").layers,
-        source=sha256_json(work.inputs.checkpoint),
+        source=sha256_json([work.inputs.checkpoint, work.results["harden"].name if "harden" in work.results else None]),
     )
 
 

@@ -25,6 +25,7 @@ from nemo_edge.backends.tensorrt.flavours import FLAVOURS, check
 from nemo_edge.backends.tensorrt.plans import PlanFile, open_plan_file
 from nemo_edge.bundle.manifest import GateResult, Manifest, amend, holding, measured_no_more, open_verified
 from nemo_edge.bundle.policies import POLICIES, Policies
+from nemo_edge.export.quantization.half import for_tensorrt, is_quantized
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.graph.valueweights import (
     SILENCED_ROWS,
@@ -271,9 +272,12 @@ class _Change:
             if settings is None:
                 raise MissingDependency("the recipe says nothing of it any more")
             check(plan.backend, settings)
-            if plan.backend == "tensorrt" and self._refit(staged, plan):
+            graph = open_graph(staged / plan.model)
+            if plan.backend == "tensorrt" and not is_quantized(graph) and self._refit(staged, plan):
                 return True
-            made = compile_engine(staged, plan.component, plan.model, plan.backend, settings, plan.profiles, plan.dtype, self.progress)
+            with for_tensorrt(graph, plan.dtype, staged) as (source, dtype):
+                wanted = (plan.component, plan.model, plan.backend, settings, plan.profiles, dtype, self.progress)
+                made = compile_engine(staged, *wanted, source=source)
             if made.plan == plan.plan:
                 return True
             raise MissingDependency(f"it is for other GPUs than what is compiled here, {made.plan}")

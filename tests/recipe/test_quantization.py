@@ -31,6 +31,12 @@ def recipe(tiny_recipe: Path, tmp_path: Path, tables: str) -> Recipe:
             '[quantization]\nscheme = "fp8"\nprompts = 2\n[engine]\nbackend = "tensorrt-rtx"\n[tensorrt_rtx]\ntargets = ["sm86", "sm89"]',
             "compiles no bundle in fp8 for sm86, alone or with others: .* or take quantization.scheme = 'int8'",
         ),
+        ('[export]\nopset = 18\n[quantization]\nscheme = "int4_weights"\nprompts = 2', "export.opset = 18 has no operators for .* take 21"),
+        ('[quantization]\nprompts = 2\n[engine]\nprovider = "tensorrt"', "quantized files are for ONNX Runtime on the CPU"),
+        (
+            '[quantization]\nscheme = "fp8"\nprompts = 2\n[engine]\nbackend = "tensorrt-rtx"\n[tensorrt_rtx]',
+            "no bundle in fp8 for sm80, sm86",
+        ),
         ('[quantization]\nkeep = [" "]', "a part of a path is empty"),
         ('[quantization]\nscheme = "int2"', "quantization.scheme"),
         ("[quantization]\npromts = 2", "did you mean 'quantization.prompts'"),

@@ -76,9 +76,10 @@ def operators(graph: Graph, keep: Sequence[str]) -> tuple[list[Operator], dict[s
             kept[module] = why
         else:
             chosen.append(Operator(module, node.name, node.op_type, weight, _axis(node), node.input[0], node.output[0]))
-    unknown = next((part for part in keep if not any(part in module for module in (*kept, *(o.module for o in chosen)))), None)
+    paths = [modules[node.name] for node in found]
+    unknown = next((part for part in keep if not any(part in path for path in paths)), None)
     if unknown:
-        raise InputError(f"quantization.keep: no module that can be quantized has {unknown!r} in its path; one is {chosen[0].module}")
+        raise InputError(f"quantization.keep: no module that can be quantized has {unknown!r} in its path; one is {paths[len(paths) // 2]}")
     return chosen, kept
 
 

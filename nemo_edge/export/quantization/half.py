@@ -5,17 +5,21 @@ Converted by ONNX Runtime's own tool, which casts where types meet.
 
 from __future__ import annotations
 
-__all__ = ["is_quantized", "write_half"]
+__all__ = ["for_tensorrt", "is_quantized", "write_half"]
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 
+from nemo_edge.graph.agreement import Dtype
 from nemo_edge.graph.onnxfile import Graph
 
-EXACT = ("timestep", "time_ids")
+_EXACT = ("timestep", "time_ids")
 """Inputs that are float32 in any file, since float16 and bfloat16 round them."""
 _LEARNED = ("Conv", "Gemm", "MatMul", "DequantizeLinear", "QuantizeLinear")
 
@@ -23,6 +27,17 @@ _LEARNED = ("Conv", "Gemm", "MatMul", "DequantizeLinear", "QuantizeLinear")
 def is_quantized(graph: Graph) -> bool:
     """Whether a file of ours has rounded weights."""
     return any(node.op_type == "DequantizeLinear" for node in graph.model.graph.node)
+
+
+@contextmanager
+def for_tensorrt(graph: Graph, dtype: Dtype, folder: Path) -> Iterator[tuple[Path | None, Dtype]]:
+    """What TensorRT compiles of a bundle's file, and its type: of a quantized one its float16 form, in `folder` until the context is left;
+    None where it is the file itself."""
+    if not is_quantized(graph):
+        yield None, dtype
+        return
+    with TemporaryDirectory(dir=folder, prefix=".half") as temporary:
+        yield write_half(graph.path, Path(temporary)), "fp16"
 
 
 def write_half(source: Path, folder: Path) -> Path:
@@ -34,7 +49,7 @@ def write_half(source: Path, folder: Path) -> Path:
         if tensor.data_type == TensorProto.UINT8:  # the zero of activations
             tensor.CopyFrom(numpy_helper.from_array(np.zeros(tuple(tensor.dims), np.int8), tensor.name))
     ports = {port.name for port in model.graph.input}
-    exact = [name for name in EXACT if name in ports]
+    exact = [name for name in _EXACT if name in ports]
     blocked = [node.name for node in _times(model, set(exact))]
     half = convert_float_to_float16(model, keep_io_types=exact, disable_shape_infer=True, node_block_list=blocked)
     once = {node.SerializeToString(): node for node in half.graph.node}  # a constant of two blocked operators is cast twice, by one name

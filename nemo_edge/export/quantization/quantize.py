@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge import __version__
+from nemo_edge.backends.base import Runner
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
 from nemo_edge.export.quantization._observation import Observed, observe
 from nemo_edge.export.quantization._operators import Operator, operators
@@ -35,7 +36,7 @@ from nemo_edge.recipe.quantization import QuantizationSettings
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.sampling.loop import Pipeline, denoise
-from nemo_edge.sampling.pipelines import open_pipeline
+from nemo_edge.sampling.pipelines import open_engines
 from nemo_edge.system.errors import ExportError, InputError
 from nemo_edge.system.files import write_atomically
 from nemo_edge.system.progress import Progress
@@ -43,6 +44,8 @@ from nemo_edge.system.progress import Progress
 RANGES = "ranges.json"
 RECORD = "quantization.json"
 _COUNTED = ".histograms.npz"
+_LARGEST = 8e6
+"""Where a range of 127 levels may end, so that its scale is a float16."""
 
 
 class Rounded(BaseModel):
@@ -100,9 +103,12 @@ class Files:
         """The file of a variant."""
         return self.bundle / UNET_FOLDERS[variant] / "model.onnx"
 
-    def pipeline(self, variant: str, stack: ExitStack) -> Pipeline:
-        """What draws with a variant, closed by `stack`."""
-        return open_pipeline(Configuration.load(self.bundle), self.bundle, EngineSettings(threads=self.threads), variant, stack)
+    def pipeline(self, variant: str, unet: Runner, stack: ExitStack) -> Pipeline:
+        """What draws with a runner of a variant, closed by `stack`."""
+        config, engine = Configuration.load(self.bundle), EngineSettings(threads=self.threads)
+        names = (*config.text_encoder_names, "vae_decoder")
+        found = open_engines(config, self.bundle, engine, variant, stack, names)
+        return Pipeline(config, tuple(found[name] for name in names[:-1]), unet, found["vae_decoder"])
 
 
 def check_ranges(ranges: Ranges, path: Path, files: Files) -> None:
@@ -110,27 +116,30 @@ def check_ranges(ranges: Ranges, path: Path, files: Files) -> None:
     remedy = "leave out quantization.ranges, and they are found anew"
     if ranges.source != files.source:
         raise InputError(f"{path}: these are the ranges of another checkpoint: {remedy}")
+    if ranges.sampling != files.sampling.model_dump(mode="json"):
+        raise InputError(f"{path}: these are the ranges of another [sampling]: {remedy}")
     found, _ = operators(open_graph(files.path(files.variants[0])), ())
     missing = next((o.module for o in found if o.module not in ranges.inputs or (o.conv and o.module not in ranges.outputs)), None)
     if missing:
         raise InputError(f"{path} has no range of {missing}: {remedy}")
 
 
-def find_ranges(files: Files, folder: Path, progress: Progress) -> Ranges:
-    """Draw a picture of each prompt and return how large the activations of the UNet become.
+def find_ranges(files: Files, keep: Sequence[str], folder: Path, progress: Progress) -> Ranges:
+    """Draw a picture of each prompt and write how large the activations of the UNet become: `ranges.json` in `folder`.
 
-    What is counted is kept in `folder` until it is done, and gone on from. Raises `InputError` for a value that is not finite.
+    What is counted is kept there until it is done, and gone on from. Raises `InputError` for a value that is not finite and, before a
+    picture is drawn, for a `keep` that names nothing.
     """
-    variant, kept = files.variants[0], folder / _COUNTED
+    variant, counted = files.variants[0], folder / _COUNTED
     graph = open_graph(files.path(variant))
+    operators(graph, keep)
     chosen, _ = operators(graph, ())
     tensors = {tensor: o.module for o in chosen for tensor in ((o.input, o.output) if o.conv else (o.input,))}
     with ExitStack() as stack:
         observed = stack.enter_context(Observed(graph, tensors, files.threads))
-        observe(files.pipeline(variant, stack), observed, files.prompts, 0, files.sampling, kept, progress)
+        observe(files.pipeline(variant, observed, stack), observed, files.prompts, 0, files.sampling, counted, progress)
     limits = {name: histogram.limits() for name, histogram in observed.histograms.items()}
-    kept.unlink()
-    return Ranges(
+    found = Ranges(
         component="unet",
         source=files.source,
         prompts=files.prompts,
@@ -140,6 +149,9 @@ def find_ranges(files: Files, folder: Path, progress: Progress) -> Ranges:
         inputs={o.module: limits[o.input] for o in chosen},
         outputs={o.module: limits[o.output] for o in chosen if o.conv},
     )
+    found.write(folder / RANGES)
+    counted.unlink()
+    return found
 
 
 def quantize_files(
@@ -147,39 +159,43 @@ def quantize_files(
 ) -> Quantized:
     """Write the UNets, quantized, into their places in `folder`, with a record beside them; `facts` go into the files.
 
-    Raises `InputError` for a file that is quantized already and a `keep` that names nothing, `ExportError` for a file that gives
-    numbers that are not finite.
+    Raises `InputError` for a file that is quantized already, for a `keep` that names nothing, and where nothing is left to quantize;
+    `ExportError` for a file that gives numbers that are not finite.
     """
     scheme, told = scheme_of(settings), {**facts, "quantization": settings.scheme}
-    modules: dict[str, Rounded] = {}
-    kept: dict[str, str] = {}
+    graph = open_graph(files.path(files.variants[0]))
+    found, kept = operators(graph, settings.keep)
+    modules = {o.module: _rounded(o, scheme, graph.read([o.weight])[o.weight], ranges, settings) for o in found}
+    kept |= {name: f"rounding is estimated to change it by {r.error:.2g}" for name, r in modules.items() if r.error > settings.error}
+    modules = {name: rounded for name, rounded in modules.items() if name not in kept}
+    if not modules:
+        raise InputError("nothing is left to be quantized: take parts out of quantization.keep, or raise quantization.error")
     errors: dict[str, float] = {}
     with progress.task("quantize", 2 * len(files.variants)) as advance:
         for variant in files.variants:
             graph, target = open_graph(files.path(variant)), folder / UNET_FOLDERS[variant]
-            found, kept = operators(graph, settings.keep)
-            modules = {o.module: _rounded(o, scheme, graph.read([o.weight])[o.weight], ranges, settings) for o in found}
-            kept |= {name: f"rounding alone changes it by {r.error:.2g}" for name, r in modules.items() if r.error > settings.error}
-            modules = {name: rounded for name, rounded in modules.items() if name not in kept}
             target.mkdir(parents=True, exist_ok=True)
-            chosen = [_chosen(o, ranges, settings) for o in found if o.module in modules]
+            chosen = [_chosen(o, ranges, settings) for o in operators(graph, ())[0] if o.module in modules]
             rewrite(graph, chosen, scheme, scheme.activation if ranges else None, target, told)
             with suppress(InputError):  # a bundle whose weights are not their layers' alone takes no other neurons
                 open_value_weights(open_graph(target / "model.onnx"), files.layers).separate(VALUE_DATA)
             advance(1)
             errors[UNET_FOLDERS[variant]] = _error(files, variant, target / "model.onnx")
             advance(1)
-    record = Quantized(settings=settings, modules=modules, kept=kept, errors=errors)
+    own = settings.model_copy(update={"ranges": None})  # whose path is of the machine that built it
+    record = Quantized(settings=own, modules=modules, kept=kept, errors=errors)
     write_atomically(folder / RECORD, record.model_dump_json(indent=1) + "\n")
     return record
 
 
 def _error(files: Files, variant: str, quantized: Path) -> float:
-    """How far what a quantized file says is from what the exact one says on the way to a picture."""
+    """How far what a quantized file says is from what the exact one says on the way to a picture; one of them is open at a time."""
     wrong, power = 0.0, 0.0
     with ExitStack() as stack:
-        runner = stack.enter_context(OnnxRuntimeRunner(quantized, threads=files.threads))
-        for step in denoise(files.pipeline(variant, stack), files.prompts[:1], [0], files.sampling):
+        exact = stack.enter_context(OnnxRuntimeRunner(files.path(variant), threads=files.threads))
+        steps = list(denoise(files.pipeline(variant, exact, stack), files.prompts[:1], [0], files.sampling))
+    with OnnxRuntimeRunner(quantized, threads=files.threads) as runner:
+        for step in steps:
             (got,) = runner(step.feed).values()
             wrong += float(np.square(got - step.output_RCHW, dtype=np.float64).sum())
             power += float(np.square(step.output_RCHW, dtype=np.float64).sum())
@@ -188,24 +204,35 @@ def _error(files: Files, variant: str, quantized: Path) -> float:
     return float(np.sqrt(wrong / power))
 
 
-def _limit(limits: Sequence[Limit], how: str) -> Limit:
-    """Where a range ends, by the recipe's word for it."""
-    if how == "least error":
-        return min(limits, key=lambda limit: limit.error)
-    share = 1.0 if how == "largest" else round(float(how.removesuffix(" %")) / 100, 6)
-    return next(limit for limit in limits if limit.share == share)
+def _end(limits: Sequence[Limit], settings: QuantizationSettings) -> tuple[float, float]:
+    """Where a range ends, by the recipe's word for it, and what rounding changes then."""
+
+    def error(limit: Limit) -> float:
+        return limit.floats if settings.scheme == "fp8" else limit.integers
+
+    if settings.range == "least error":
+        chosen = min(limits, key=error)
+    else:
+        share = 1.0 if settings.range == "largest" else round(float(settings.range.removesuffix(" %")) / 100, 6)
+        chosen = next(limit for limit in limits if limit.share == share)
+    return chosen.value, error(chosen)
 
 
 def _rounded(operator: Operator, scheme: Scheme, weight: np.ndarray, ranges: Ranges | None, settings: QuantizationSettings) -> Rounded:
     packed = scheme.pack(weight.astype(np.float32, copy=False), operator)
     if ranges is None:
         return Rounded(weight=packed.error)
-    output = _limit(ranges.outputs[operator.module], settings.range).error if operator.conv else 0.0
-    return Rounded(weight=packed.error, input=_limit(ranges.inputs[operator.module], settings.range).error, output=output)
+    output = _end(ranges.outputs[operator.module], settings)[1] if operator.conv else 0.0
+    return Rounded(weight=packed.error, input=_end(ranges.inputs[operator.module], settings)[1], output=output)
 
 
 def _chosen(operator: Operator, ranges: Ranges | None, settings: QuantizationSettings) -> Chosen:
     if ranges is None:
         return Chosen(operator)
-    output = _limit(ranges.outputs[operator.module], settings.range).value if operator.conv else None
-    return Chosen(operator, _limit(ranges.inputs[operator.module], settings.range).value, output)
+    output = _end(ranges.outputs[operator.module], settings)[0] if operator.conv else None
+    found = Chosen(operator, _end(ranges.inputs[operator.module], settings)[0], output)
+    if max(found.input_limit or 0, found.output_limit or 0) > _LARGEST:
+        raise InputError(
+            f"{operator.module} has values beyond {_LARGEST:.0e}, too many for a scale in float16: name it in quantization.keep"
+        )
+    return found

@@ -8,28 +8,36 @@ from __future__ import annotations
 
 __all__ = ["Histogram", "Limit", "Ranges"]
 
+from collections.abc import Callable
+from math import inf
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from nemo_edge.recipe.quantization import SHARES
-from nemo_edge.system.errors import InputError, first_line
+from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import write_atomically
+from nemo_edge.system.reading import read_json
 
 _DROPPED = 17
 _BINS = 1 << (31 - _DROPPED)
+_COUNTED = 1 << 17
+"""Values of a tensor that are counted each time; of more, some."""
 _FINITE = 255 << (23 - _DROPPED)
 """The first bin of what is not finite."""
 
 
 class Limit(NamedTuple):
-    """Where a range may end, and what rounding to 255 levels up to there changes: the root of the mean square, relative to the values'."""
+    """Where a range may end, and what rounding up to there changes: roots of mean squares, relative to the values'."""
 
     share: float
     value: float
-    error: float
+    integers: float
+    """Rounded to 255 even levels."""
+    floats: float
+    """Rounded to E4M3, whose levels lie the closer the smaller they are."""
 
 
 class Histogram:
@@ -40,13 +48,16 @@ class Histogram:
         self.largest = largest
 
     def add(self, values: np.ndarray) -> None:
-        """Count float32 values of any shape. Raises `ValueError` for one that is not finite; nothing is counted then."""
+        """Count float32 values of any shape, of many every n-th, and look at each for the largest.
+
+        Raises `ValueError` for one that is not finite; nothing is counted then.
+        """
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32).ravel() & np.uint32(0x7FFFFFFF)
-        found = np.bincount(bits >> np.uint32(_DROPPED), minlength=_BINS)
-        if found[_FINITE:].any():
+        largest = bits.max(initial=np.uint32(0))
+        if largest >> np.uint32(_DROPPED) >= _FINITE:
             raise ValueError("a value is not finite")
-        self.counts += found
-        self.largest = max(self.largest, float(bits.max(initial=0).view(np.float32)))
+        self.counts += np.bincount(bits[:: 1 + len(bits) // _COUNTED] >> np.uint32(_DROPPED), minlength=_BINS)
+        self.largest = max(self.largest, float(largest.view(np.float32)))
 
     def limits(self) -> tuple[Limit, ...]:
         """Return the limit of each share of `SHARES`, the upper edge of a bin; 0 for a tensor of zeros."""
@@ -54,23 +65,47 @@ class Histogram:
         below = np.cumsum(self.counts)
         bins = [int(np.searchsorted(below, share * total)) for share in SHARES]
         ends = [min(float(_magnitudes(np.asarray(number), 1)), self.largest) if total else 0.0 for number in bins]
-        return tuple(Limit(share, end, self._error(end)) for share, end in zip(SHARES, ends, strict=True))
+        steps = (_integer_steps, _float_steps)
+        return tuple(Limit(share, end, *(self._error(end, step) for step in steps)) for share, end in zip(SHARES, ends, strict=True))
 
-    def _error(self, end: float) -> float:
+    def _error(self, end: float, steps: Callable[[np.ndarray, float], np.ndarray]) -> float:
         values = _magnitudes(np.arange(_FINITE), 0.5)
         counts, power = self.counts[:_FINITE], float((self.counts[:_FINITE] * values**2).sum())
         if not power or not end:
             return 0.0
-        step = end / 127
+        step = steps(values, end)
         rounding = np.where(values < step / 2, values**2, step**2 / 12)
         wrong = np.where(values > end, (values - end) ** 2, rounding)
         return float(np.sqrt((counts * wrong).sum() / power))
+
+
+def _integer_steps(values: np.ndarray, end: float) -> np.ndarray:
+    """How far apart the levels are around each value."""
+    return np.full(values.shape, end / 127)
+
+
+def _float_steps(values: np.ndarray, end: float) -> np.ndarray:
+    scale = end / 448
+    exponents = np.floor(np.log2(np.maximum(values / scale, 2.0**-6)))
+    steps: np.ndarray = scale * 2 ** (exponents - 3)
+    return steps
 
 
 def _magnitudes(bins: np.ndarray, part: float) -> np.ndarray:
     """How large a value is that lies in the middle of each bin, or another `part` of the way through it."""
     bits = (bins.astype(np.uint32) << np.uint32(_DROPPED)) + np.uint32(part * (1 << _DROPPED) - (part == 1))
     return bits.view(np.float32).astype(np.float64)
+
+
+def _check_limits(limits: tuple[Limit, ...]) -> tuple[Limit, ...]:
+    if tuple(limit.share for limit in limits) != SHARES:
+        raise ValueError(f"expected a limit for each of the shares {', '.join(map(str, SHARES))}")
+    if not all(0 <= number < inf for limit in limits for number in limit):
+        raise ValueError("a limit is not a finite number from 0 on")
+    return limits
+
+
+Limits = Annotated[tuple[Limit, ...], AfterValidator(_check_limits)]
 
 
 class Ranges(BaseModel):
@@ -88,20 +123,20 @@ class Ranges(BaseModel):
     sampling: dict[str, str | int | float | bool | None]
     version: str
     """Of nemo-edge."""
-    inputs: dict[str, tuple[Limit, ...]]
+    inputs: dict[str, Limits]
     """Of each module that is quantized, by its path."""
-    outputs: dict[str, tuple[Limit, ...]]
+    outputs: dict[str, Limits]
     """Of convolutions."""
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read a file. Raises `InputError` for one that is no table of ranges."""
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}: give the ranges.json of a bundle") from error
+            return cls.model_validate(read_json(path, "the ranges", remedy="give the ranges.json of a bundle"))
         except ValidationError as error:
-            raise InputError(f"{path} holds no ranges: {first_line(error)}: give the ranges.json of a bundle") from error
+            raise InputError(
+                f"{path} holds no ranges: {error.errors()[0]['msg'].removeprefix('Value error, ')}: give the ranges.json of a bundle"
+            ) from error
 
     def write(self, path: Path) -> None:
         """Write them, atomically; the same ranges give the same bytes."""

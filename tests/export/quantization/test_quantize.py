@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from nemo_edge.export.quantization._rewriting import DATA
-from nemo_edge.export.quantization.quantize import RECORD, Files, Quantized, check_ranges, find_ranges, quantize_files
-from nemo_edge.export.quantization.ranges import Ranges
+from nemo_edge.export.quantization.quantize import RANGES, RECORD, Files, Quantized, _end, check_ranges, find_ranges, quantize_files
+from nemo_edge.export.quantization.ranges import Limit, Ranges
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.graph.valueweights import VALUE_DATA
 from nemo_edge.model.neurons import NeuronSet
@@ -28,13 +28,14 @@ def files(tiny_bundle: Path) -> Files:
 @pytest.fixture(scope="module")
 def ranges(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Ranges:
     folder = tmp_path_factory.mktemp("ranges")
-    found = find_ranges(files, folder, Progress())
-    assert not list(folder.iterdir())
+    found = find_ranges(files, (), folder, Progress())
+    assert [path.name for path in folder.iterdir()] == [RANGES]
+    assert Ranges.read(folder / RANGES) == found
     return found
 
 
 def test_ranges_are_the_same_each_time_and_say_what_they_are_of(files: Files, ranges: Ranges, tmp_path: Path) -> None:
-    assert find_ranges(files, tmp_path, Progress()) == ranges
+    assert find_ranges(files, (), tmp_path, Progress()) == ranges
     assert (ranges.prompts, ranges.source, ranges.sampling["steps"]) == (files.prompts, "source", 2)
     assert set(ranges.outputs) < set(ranges.inputs)
     assert all(limits[0].value > 0 and limits[0].share == 1 for limits in ranges.inputs.values())
@@ -61,7 +62,7 @@ def test_modules_that_rounding_changes_too_much_stay(files: Files, ranges: Range
     worst = max(found.modules.values(), key=lambda rounded: rounded.error).error
     strict = quantize_files(files, QuantizationSettings(error=worst * 0.9), ranges, tmp_path / "b", {}, Progress())
     assert set(strict.modules) < set(found.modules)
-    assert all("rounding alone changes it by" in strict.kept[name] for name in found.modules.keys() - strict.modules.keys())
+    assert all("rounding is estimated to change it by" in strict.kept[name] for name in found.modules.keys() - strict.modules.keys())
 
 
 def test_weights_alone_need_no_ranges(files: Files, tmp_path: Path) -> None:
@@ -78,3 +79,28 @@ def test_ranges_of_another_checkpoint_or_of_fewer_modules_are_refused(files: Fil
     fewer = dict(list(ranges.inputs.items())[1:])
     with pytest.raises(InputError, match=rf"r\.json has no range of {next(iter(ranges.inputs))}: {remedy}"):
         check_ranges(ranges.model_copy(update={"inputs": fewer}), path, files)
+    other = ranges.model_copy(update={"sampling": {**ranges.sampling, "steps": 9}})
+    with pytest.raises(InputError, match=r"the ranges of another \[sampling\]"):
+        check_ranges(other, path, files)
+
+
+def test_what_leaves_nothing_to_quantize_is_refused(files: Files, ranges: Ranges, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing is left to be quantized: take parts out of"):
+        quantize_files(files, QuantizationSettings(keep=("block",)), ranges, tmp_path, {}, Progress())
+    with pytest.raises(InputError, match="'nowhere'"):
+        find_ranges(files, ("block", "nowhere"), tmp_path, Progress())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_range_that_float16_has_no_scale_for_is_told_by_its_module(files: Files, ranges: Ranges, tmp_path: Path) -> None:
+    module, limits = next(iter(ranges.inputs.items()))
+    wide = {**ranges.inputs, module: tuple(limit._replace(value=1e9) for limit in limits)}
+    with pytest.raises(InputError, match=f"{module} has values beyond 8e\\+06"):
+        quantize_files(files, QuantizationSettings(), ranges.model_copy(update={"inputs": wide}), tmp_path, {}, Progress())
+
+
+def test_floats_keep_their_range_where_integers_would_clip_it() -> None:
+    limits = [Limit(1.0, 160.0, 0.2, 0.026), Limit(0.99999, 57.0, 0.1, 0.08), Limit(0.9999, 30.0, 0.12, 0.1), Limit(0.999, 9.0, 0.3, 0.3)]
+    assert _end(limits, QuantizationSettings()) == (57.0, 0.1)
+    assert _end(limits, QuantizationSettings(scheme="fp8")) == (160.0, 0.026)
+    assert _end(limits, QuantizationSettings(range="99.99 %")) == (30.0, 0.12)
