@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 from nemo_edge.recipe.prompts import Given, as_prompts, read_labelled
 from nemo_edge.recipe.recipe import from_keywords
 from nemo_edge.recipe.settings import LocalizationSettings, LoraSettings, check_threshold
-from nemo_edge.system.files import check_folder
+from nemo_edge.system.files import check_file, check_folder
 from nemo_edge.system.outputs import lock
 from nemo_edge.system.progress import Progress
 
@@ -143,6 +143,7 @@ def _folder(out: str | PathLike[str] | None) -> Path | None:
     if out is None:
         return None
     check_folder(Path(out))
+    check_file(Path(out) / "neurons.json")  # a bundle and a checkpoint have files of their own
     return Path(out)
 
 

@@ -30,8 +30,8 @@ _WIDEST = 10_000_000
 
 
 def check_no_code(folder: Path) -> None:
-    """Raise `InputError` for a folder in which, or in a part of which, there is a file of code."""
-    parts = [folder, *(path for path in sorted(folder.iterdir()) if path.is_dir())]
+    """Raise `InputError` for a folder in which, or in a part of which (a folder with a configuration), there is a file of code."""
+    parts = [folder, *sorted(path for path in folder.iterdir() if any(path.glob("*config.json")))]
     found = next((path for part in parts for path in sorted(part.iterdir()) if path.suffix.lower() in _CODE), None)
     if found is not None:
         raise InputError(

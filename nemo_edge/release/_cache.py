@@ -13,7 +13,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from nemo_edge.bundle.manifest import copy_tree
@@ -27,6 +28,7 @@ _RECORD = "stage.json"
 _TIMES = "times.json"
 _KEPT = 2
 """Results of each stage that are kept: of the settings used last, and of those before."""
+_WEIGHTS = "weights"
 _RESULTS = re.compile(r"(?P<stage>.+)-[0-9a-f]{12}")
 
 
@@ -38,7 +40,9 @@ def cache_of(output: Path) -> Path:
 def is_cache(folder: Path) -> bool:
     """Whether a folder holds nothing but such results, and at least one."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return any(map(_RESULTS.fullmatch, names)) and all(_RESULTS.fullmatch(name) or name == "lock" or name.startswith(".") for name in names)
+    return any(map(_RESULTS.fullmatch, names)) and all(
+        _RESULTS.fullmatch(name) or name in ("lock", _TIMES) or name.startswith(".") for name in names
+    )
 
 
 def is_kept(output: Path, stage: str, key: str) -> bool:
@@ -49,10 +53,11 @@ def is_kept(output: Path, stage: str, key: str) -> bool:
 def times_of(output: Path) -> dict[str, float]:
     """Return the seconds that each stage of a bundle's build took when it last ran from its beginning to its end."""
     try:
-        found: dict[str, float] = json.loads((cache_of(output) / _TIMES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(cache_of(output) / _TIMES)
+    except InputError:
         return {}
-    return found
+    told = found.items() if isinstance(found, dict) else ()
+    return {stage: float(seconds) for stage, seconds in told if isinstance(seconds, int | float)}
 
 
 def run_stages(work: Work, keys: Mapping[str, str]) -> dict[str, str]:
@@ -78,16 +83,21 @@ def run_stages(work: Work, keys: Mapping[str, str]) -> dict[str, str]:
     return hashes
 
 
-def prune(output: Path) -> None:
-    """Remove the results of settings that were not used for longest, for whoever holds the output's lock."""
+def prune(output: Path, tell: Callable[[str], None] = lambda note: None) -> None:
+    """Remove the results of settings that were not used for longest, for whoever holds the output's lock, as far as they can be removed.
+
+    Random weights are no stage's: what is timed later is made of them.
+    """
     found: dict[str, list[Path]] = {}
-    for folder in cache_of(output).iterdir():
-        named = _RESULTS.fullmatch(folder.name)
-        if named and folder.is_dir():
-            found.setdefault(named["stage"], []).append(folder)
-    for folders in found.values():
-        for folder in sorted(folders, key=lambda each: each.stat().st_mtime_ns, reverse=True)[_KEPT:]:
-            discard(folder)
+    with suppress(OSError):
+        for folder in cache_of(output).iterdir():
+            named = _RESULTS.fullmatch(folder.name)
+            if named and named["stage"] != _WEIGHTS and folder.is_dir():
+                found.setdefault(named["stage"], []).append(folder)
+        for folders in found.values():
+            for folder in sorted(folders, key=lambda each: each.stat().st_mtime_ns, reverse=True)[_KEPT:]:
+                discard(folder)
+                tell(f"{folder.name}: the results of settings from before the last {_KEPT} are removed")
 
 
 def _folder(output: Path, stage: str, key: str) -> Path:

@@ -111,7 +111,7 @@ def build(recipe: Recipe | str | PathLike[str], progress: Progress | None = None
 
                 with progress.waiting("judging it, and writing its report"):
                     manifest = publish(bundle, output, conclude(work, seen.key), hashes)
-            prune(output)
+            prune(output, progress.note)
     except OSError as error:
         raise explain(error, Path(error.filename or output)) from error
     return BuildResult(bundle=str(output), skipped=False, manifest=manifest)

@@ -10,6 +10,7 @@ __all__ = ["Cleaned", "Found", "clean"]
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -106,4 +107,8 @@ def _of_user(everything: bool) -> Iterator[Found]:
 
 
 def _size_bytes(path: Path) -> int:
-    return sum(each.lstat().st_size for each in (path, *path.rglob("*")) if each.is_file())
+    total = 0
+    for each in (path, *path.rglob("*")):
+        with suppress(FileNotFoundError):  # a command that runs has finished with it meanwhile
+            total += each.lstat().st_size if each.is_file() else 0
+    return total

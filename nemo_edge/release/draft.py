@@ -7,7 +7,6 @@ from __future__ import annotations
 
 __all__ = ["Draft", "Wish", "draft"]
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from nemo_edge.system.compatibility import installed
 from nemo_edge.system.environment import gpus
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import check_file, checkpoint_folder, write_atomically
+from nemo_edge.system.reading import expanded, read_json
 
 SCHEMA = "recipe.schema.json"
 """The schema's file, beside the recipe."""
@@ -113,8 +113,8 @@ def _check_free(file: Path, force: bool) -> None:
 
 def _ours(schema: Path) -> bool:
     try:
-        return bool(json.loads(schema.read_text(encoding="utf-8"))["title"] == recipe_schema()["title"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return bool(read_json(schema)["title"] == recipe_schema()["title"])
+    except (InputError, KeyError, TypeError):
         return False
 
 
@@ -183,24 +183,24 @@ def _called(probe: Probe) -> str:
 
 def _name(checkpoint: str) -> str:
     """A name for the bundle: that of the checkpoint, of letters that a name may have."""
-    last = Path(checkpoint).expanduser()
+    last = expanded(checkpoint)
     own = last.resolve().stem if last.is_file() else last.resolve().name if last.exists() else checkpoint.rpartition("/")[2]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", own, flags=re.ASCII).strip("-._")[:100] or "model"
 
 
 def _way_of_checkpoint(checkpoint: str, file: Path) -> str:
     """The way that a recipe takes for one, and not for a name on the hub; that name as it is."""
-    local = Path(checkpoint).expanduser()
+    local = expanded(checkpoint)
     if not local.exists():
         return checkpoint
     way = _way(local, file)
-    return way if way.startswith((".", "/")) or "/" not in way else f"./{way}"
+    return way if way.startswith(".") or Path(way).is_absolute() or "/" not in way else f"./{way}"
 
 
 def _way(path: Path, file: Path) -> str:
     """The way to a file from the recipe's folder; the whole path where there is none, as from one drive to another."""
-    whole = path.expanduser().absolute()
+    whole = expanded(path).absolute()
     try:
-        return Path(os.path.relpath(whole, file.expanduser().absolute().parent)).as_posix()
+        return Path(os.path.relpath(whole, expanded(file).absolute().parent.resolve())).as_posix()
     except ValueError:
         return whole.as_posix()

@@ -53,8 +53,8 @@ _HOMES = ("home", "Users")
 
 
 def followed(path: Path) -> Path:
-    """The path itself, or where it leads to if it is a link; a link that leads to itself is its own end."""
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
+    """The path itself, or where it leads to if it is a link or has no name of its own (`.`); a link to itself is its own end."""
+    return Path(os.path.realpath(path)) if path.is_symlink() or path.name in ("", "..") else path
 
 
 def temporary(path: Path) -> Path:

@@ -45,7 +45,7 @@ def read_bytes(path: Path, what: str = "", *, most: int = MOST_BYTES, remedy: st
                 raise InputError(f"{name} cannot be read: {_kind(found.st_mode)}")
             if found.st_size > most:
                 raise InputError(f"{name} has {found.st_size / 2**20:,.0f} MB, more than {most / 2**20:,.0f}: give a smaller one")
-            return file.read(most)
+            return file.read(found.st_size)
     except FileNotFoundError as error:
         raise InputError(f"{name} does not exist: {remedy}") from error
     except (OSError, ValueError) as error:
