@@ -71,9 +71,11 @@ LIMITS: dict[Scheme, Limits] = {
 no engine of it was run."""
 
 _LACKS: dict[Scheme, tuple[str, ...]] = {"fp8": ("sm75", "sm80", "sm86")}
+"""What TensorRT-RTX 1.7 does not compile for which GPUs."""
 _PORTABLE = ("sm80", "sm86", "sm89", "sm120")
+"""What it compiles for where no target is given."""
 _TURING = ("sm75",)
-"""What TensorRT-RTX 1.7 does not compile for which GPUs; for Turing no float32 either, which all but the UNet stays in."""
+"""It compiles no float32 for Turing, which all but the UNet stays in."""
 
 
 def unfit(

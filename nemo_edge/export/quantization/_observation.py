@@ -9,6 +9,7 @@ __all__ = ["Observed", "observe"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,7 +17,6 @@ from typing import Self
 import numpy as np
 import onnx
 
-from nemo_edge.backends.base import Runner
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
 from nemo_edge.export.quantization.ranges import Histogram
 from nemo_edge.graph.onnxfile import Graph
@@ -70,7 +70,7 @@ def observe(
     Prompt i is drawn from seed `seed` + i. Raises `InputError` where a value is not finite, with the prompt and the step.
     """
     done = _restored(unet, kept)
-    watched = replace(pipeline, unet=_as_runner(unet))
+    watched = replace(pipeline, unet=unet)
     with progress.task("find the ranges of activations", len(prompts)) as advance:
         advance(done)
         for index in range(done, len(prompts)):
@@ -84,13 +84,7 @@ def observe(
             advance(1)
 
 
-def _as_runner(unet: Observed) -> Runner:
-    return unet
-
-
 def _save(unet: Observed, done: int, kept: Path) -> None:
-    from io import BytesIO
-
     content = BytesIO()
     counts = np.stack([histogram.counts for histogram in unet.histograms.values()])
     largest = np.array([histogram.largest for histogram in unet.histograms.values()])
