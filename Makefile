@@ -28,7 +28,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m benchmarks.readme --check
 	$(BIN)/python docs/rooms.py --check
-	$(BIN)/python docs/recipe.py --check
+	$(BIN)/python docs/schemas.py --check
 
 slow: $(STAMP)
 	$(PYTEST) -m slow

@@ -1,8 +1,9 @@
-"""Writes what a recipe may have, as `docs/recipe.schema.json` for editors and as `docs/recipe.md` for people, from the settings themselves.
+"""Writes the schemas that are published, from the classes themselves.
 
-    python docs/recipe.py [--check]
+    python docs/schemas.py [--check]
 
-With `--check` nothing is written; exit code 1 when one of the two is not what the settings say.
+What a recipe may have: `docs/recipe.schema.json` for editors, `docs/recipe.md` for people; and `docs/report.schema.json`, the keys of a
+report. With `--check` nothing is written; exit code 1 when one of them is not what the classes say.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from nemo_edge.recipe.schema import Setting, recipe_schema, schema_text, settings_of
+from nemo_edge.report._record import Report
 
-PAGE = Path(__file__).with_suffix(".md")
-SCHEMA = Path(__file__).with_suffix(".schema.json")
+DOCS = Path(__file__).parent
 HEAD = """# What a recipe may have
 
-Every setting of a recipe (TOML), with its values and its default, written by `python docs/recipe.py` from the settings themselves. A
+Every setting of a recipe (TOML), with its values and its default, written by `python docs/schemas.py` from the settings themselves. A
 recipe whose first line is `#:schema` and the way to [recipe.schema.json](recipe.schema.json) is completed and checked by editors with
 [Taplo](https://taplo.tamasfe.dev) (Even Better TOML); `nemo-edge init` writes such a recipe for a checkpoint. Paths are relative to the
 recipe's folder. Where prompt lists come from: [prompts.md](prompts.md).
@@ -31,15 +32,21 @@ recipe's folder. Where prompt lists come from: [prompts.md](prompts.md).
 
 
 def main() -> None:
-    """Write both files, or check them."""
+    """Write all three files, or check them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing, fail when a file is not up to date")
     check = parser.parse_args().check
-    for path, text in ((SCHEMA, schema_text()), (PAGE, page(recipe_schema()))):
+    texts = {
+        "recipe.schema.json": schema_text(),
+        "recipe.md": page(recipe_schema()),
+        "report.schema.json": json.dumps(Report.model_json_schema(), indent=1, ensure_ascii=False) + "\n",
+    }
+    for name, text in texts.items():
+        path = DOCS / name
         if not check:
             path.write_text(text, encoding="utf-8")
         elif not path.is_file() or path.read_text(encoding="utf-8") != text:
-            sys.exit(f"docs/{path.name} is not what the settings say; run `python docs/recipe.py`")
+            sys.exit(f"docs/{name} is not what the classes say; run `python docs/schemas.py`")
 
 
 def page(schema: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The page and the schema of recipes are what the settings say, and say so when they are not."""
+"""The published schemas and the page of settings are what the classes say, and say so when they are not."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def check(script: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(script), *options], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_both_are_up_to_date() -> None:
-    done = check(ROOT / "docs" / "recipe.py", "--check")
+def test_all_are_up_to_date() -> None:
+    done = check(ROOT / "docs" / "schemas.py", "--check")
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["recipe.md", "recipe.schema.json"])
+@pytest.mark.parametrize("name", ["recipe.md", "recipe.schema.json", "report.schema.json"])
 def test_a_stale_one_is_refused_and_written_anew(tmp_path: Path, name: str) -> None:
-    for each in ("recipe.py", "recipe.md", "recipe.schema.json"):
+    for each in ("schemas.py", "recipe.md", "recipe.schema.json", "report.schema.json"):
         shutil.copy(ROOT / "docs" / each, tmp_path)
     stale = tmp_path / name
     stale.write_text(stale.read_text(encoding="utf-8").replace("How many of the general prompts are used.", ""), encoding="utf-8")
-    done = check(tmp_path / "recipe.py", "--check")
+    done = check(tmp_path / "schemas.py", "--check")
     assert done.returncode == 1
-    assert f"docs/{name} is not what the settings say; run `python docs/recipe.py`" in done.stderr
-    assert check(tmp_path / "recipe.py").returncode == 0
+    assert f"docs/{name} is not what the classes say; run `python docs/schemas.py`" in done.stderr
+    assert check(tmp_path / "schemas.py").returncode == 0
     assert stale.read_bytes() == (ROOT / "docs" / name).read_bytes()
 
 
