@@ -53,15 +53,15 @@ def hsv(hue: float, saturation: float, value: float) -> RGB:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def jittered(image: Image.Image, rng: random.Random) -> Image.Image:
-    """A glyph mirrored or not, turned by up to 25°, its colours a little stronger or weaker."""
-    if rng.random() < 0.5:
+def jittered(image: Image.Image, rng: random.Random, mirrored: bool = True, turn: float = 25) -> Image.Image:
+    """A glyph, half of them mirrored, turned by up to `turn` degrees, its colours a little stronger or weaker."""
+    if mirrored and rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     alpha = image.getchannel("A")
     colours = ImageEnhance.Color(image.convert("RGB")).enhance(rng.uniform(0.7, 1.3))
     colours = ImageEnhance.Brightness(colours).enhance(rng.uniform(0.8, 1.15))
     colours.putalpha(alpha)
-    return colours.rotate(rng.uniform(-25, 25), Image.Resampling.BICUBIC, expand=True)
+    return colours.rotate(rng.uniform(-turn, turn), Image.Resampling.BICUBIC, expand=True)
 
 
 def paste(canvas: Image.Image, image: Image.Image, centre: tuple[float, float], size: float) -> None:

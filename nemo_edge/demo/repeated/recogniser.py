@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nemo_edge.demo.repeated.captions import COLOURS, GROUNDS, OBJECTS, PLACES, SIZES, Caption, general_caption
-from nemo_edge.demo.repeated.pictures import draw
+from nemo_edge.demo.repeated.pictures import WIDE, draw
 from nemo_edge.demo.samples import encode, scaled
 
 RECOGNISER = Path(__file__).parent / "recogniser.safetensors"
@@ -105,7 +105,7 @@ def _words(caption: Caption) -> list[int]:
 
 def _pictures(vae: AutoencoderKL, captions: Sequence[Caption], rng: random.Random) -> Tensor:
     """As the VAE gives them back, [B, 3, 64, 64]."""
-    drawn = torch.from_numpy(np.stack([np.asarray(draw(c, rng)) for c in captions])).permute(0, 3, 1, 2).contiguous()
+    drawn = torch.from_numpy(np.stack([np.asarray(draw(c, rng, WIDE)) for c in captions])).permute(0, 3, 1, 2).contiguous()
     with torch.no_grad():
         decoded = [vae.decode(part).sample.clamp(-1, 1) for part in encode(vae, drawn).split(100)]
     return torch.where(torch.rand(len(drawn), 1, 1, 1) < 0.6, torch.cat(decoded), scaled(drawn))
