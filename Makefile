@@ -13,7 +13,7 @@ PIP_FLAGS ?=
 WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
-.PHONY: demo test lint slow optimum triton mlserver serve-demo gpu-smoke clean
+.PHONY: demo test lint docs slow optimum triton mlserver serve-demo gpu-smoke clean
 
 demo: $(STAMP)
 	$(BIN)/nemo-edge build engines/demo.toml
@@ -26,9 +26,12 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m benchmarks.readme --check
+	$(BIN)/python -m benchmarks.tables --check
 	$(BIN)/python docs/rooms.py --check
-	$(BIN)/python docs/schemas.py --check
+	$(BIN)/python docs/reference.py --check
+
+docs: $(STAMP)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/site
 
 slow: $(STAMP)
 	$(PYTEST) -m slow

@@ -31,7 +31,9 @@ from nemo_edge.demo.sinks import memory_sinks
 from nemo_edge.localization.localizer import Localization, read_results
 from nemo_edge.measure.mitigation import Measurement
 
-FIGURE = ROOT / "docs" / "demo.png"
+FIGURE, FIRST = ROOT / "docs" / "demo.png", ROOT / "docs" / "first.png"
+SHOWN = (0, 1)
+"""Which memorized and which general prompt the README's picture shows."""
 
 
 def main() -> None:
@@ -86,6 +88,7 @@ def record(bundle: Path, cost: dict[str, float]) -> None:
     keep("demo", result)
     pictures = max((bundle.parent / f".{bundle.name}.build").glob("measure-*/pictures"), key=lambda p: p.stat().st_mtime)
     draw(result, pictures)
+    draw_first(result["prompts"][SHOWN[0]], measurement.general_prompts[SHOWN[1]], next(iter(result["variants"])), pictures)
 
 
 def planted(found: Localization, sinks: list[tuple[int, int]]) -> int:
@@ -136,6 +139,27 @@ def draw(result: dict[str, Any], pictures: Path) -> None:
     figure.tight_layout(pad=0.3)
     FIGURE.parent.mkdir(exist_ok=True)
     figure.savefig(FIGURE, dpi=110)
+
+
+def draw_first(memorized: str, general: str, variant: str, pictures: Path) -> None:
+    """The README's picture: a training picture, what its caption gives before and after, and the same of an ordinary caption."""
+    own, others = pictures / f"{SHOWN[0]:03d}", pictures / "general"
+    tiles = [
+        ("training picture", own / "training.png"),
+        ("drawn before", own / "before-00.png"),
+        ("after", own / f"{variant}-00.png"),
+        ("drawn before", others / f"{SHOWN[1]:03d}-before-00.png"),
+        ("after", others / f"{SHOWN[1]:03d}-{variant}-00.png"),
+    ]
+    figure = plt.figure(figsize=(14.4, 3.3), dpi=100)
+    for column, (title, path) in enumerate(tiles):
+        axis = figure.add_axes((0.004 + column * 0.19 + (0.05 if column > 2 else 0), 0.02, 0.182, 0.795))
+        axis.imshow(Image.open(path), interpolation="bicubic")
+        axis.set_axis_off()
+        axis.set_title(title, fontsize=12, pad=4)
+    for x, text in ((0.285, f'a memorized caption: "{memorized}"'), (0.81, f'an ordinary one: "{general}"')):
+        figure.text(x, 0.945, text, ha="center", fontsize=13, weight="bold")
+    figure.savefig(FIRST)
 
 
 if __name__ == "__main__":

@@ -65,8 +65,7 @@ def _show(found: Any, output: Path) -> None:
     """What came back of each kind of prompt in each way, and what may be said of it."""
     from rich.markup import escape
 
-    from nemo_edge.cli.console import table_of
-    from nemo_edge.cli.screen import Console
+    from nemo_edge.cli.screen import Console, table_of
 
     table = table_of("Prompts", "Sent", "Returned", "Copies", "Distance")
     for kind, rates in _rows(found):

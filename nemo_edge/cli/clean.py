@@ -28,7 +28,7 @@ def _show(cleaned: Any) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    from nemo_edge.cli.console import table_of
+    from nemo_edge.cli.screen import table_of
 
     out, table = Console(), table_of("Path", "What", "MB", "Removed")
     for each in sorted(cleaned.found, key=lambda found: -found.size_bytes):

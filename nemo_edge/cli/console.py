@@ -16,7 +16,6 @@ __all__ = [
     "show_times",
     "show_verdict",
     "show_verification",
-    "table_of",
 ]
 
 import time
@@ -28,9 +27,9 @@ from typing import Any
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
 
-from nemo_edge.cli.screen import Console, show_line
+from nemo_edge.cli.gates import show_gates
+from nemo_edge.cli.screen import Console, show_line, table_of
 from nemo_edge.system.exits import check_terminated
 from nemo_edge.system.progress import Advance, Progress
 
@@ -108,7 +107,7 @@ def show_build(result: Any) -> None:
         out.print(f"{escape(result.bundle)}: {architecture} with random weights, for measuring and not for shipping", soft_wrap=True)
         out.print(f"what is in it: nemo-edge inspect {escape(result.bundle)}", soft_wrap=True, highlight=False)
         return
-    _show_gates(out, manifest.gates)
+    show_gates(out, manifest.gates)
     out.print(f"{escape(result.bundle)}: {_verdict(manifest)}", soft_wrap=True)
     out.print(f"report: {escape(result.bundle)}/report/index.html", soft_wrap=True, highlight=False)
 
@@ -133,7 +132,7 @@ def show_rebaked(result: Any) -> None:
         out.print("[red]What was measured was measured with the former neurons: this bundle must not be shipped.[/]")
         out.print(f"measure it again: nemo-edge rebake {bundle} --neurons {bundle}/neurons.json --measure", soft_wrap=True, highlight=False)
         return
-    _show_gates(out, result.gates)
+    show_gates(out, result.gates)
     out.print(f"{bundle}: {_verdict(result)}", soft_wrap=True)
 
 
@@ -174,7 +173,7 @@ def show_manifest(manifest: Any) -> None:
         out.print(_random(manifest.random_weights), soft_wrap=True, highlight=False)
     else:
         out.print(_verdict(manifest))
-        _show_gates(out, manifest.gates)
+        show_gates(out, manifest.gates)
     table = table_of("File", "sha256")
     for name, digest in manifest.files.items():
         if not name.startswith(_PICTURES):
@@ -204,7 +203,7 @@ def show_times(timed: Any, path: Path) -> None:
     out = Console()
     _show_latency(out, timed.latency)
     if timed.gates:
-        _show_gates(out, timed.gates)
+        show_gates(out, timed.gates)
         out.print(f"{escape(timed.bundle)}: {_verdict(timed)}", soft_wrap=True)
     show_paths([path])
 
@@ -262,7 +261,7 @@ def show_comparison(found: Any) -> None:
 def show_verdict(verdict: Any) -> None:
     """The gates of a bundle that is judged again."""
     out = Console()
-    _show_gates(out, verdict.gates)
+    show_gates(out, verdict.gates)
     out.print(f"{escape(verdict.bundle)}: {_verdict(verdict)}{'' if verdict.written else '; the bundle was left as it is'}", soft_wrap=True)
 
 
@@ -362,17 +361,6 @@ def _verdict(judged: Any) -> str:
     return passed if judged.passed else "[red]a gate failed: this bundle must not be shipped[/]"
 
 
-def _show_gates(out: Console, gates: Sequence[Any]) -> None:
-    table = table_of("Gate", "Measured", "Limit", "Verdict")
-    for gate in gates:
-        value = "–" if gate.value is None else f"{gate.value:.3g}"
-        verdict = "[green]passed[/]" if gate.passed else "[red]failed[/]"
-        if gate.unmeasured:
-            verdict = f"[yellow]not measured[/]: {escape(gate.gap or gate.detail)}"
-        table.add_row(gate.name, value, f"{gate.limit:.3g}", verdict)
-    out.print(table)
-
-
 def _show_mitigations(out: Console, bundle: Path) -> None:
     from nemo_edge.measure.bounds import at_most
     from nemo_edge.measure.mitigation import Measurement
@@ -387,12 +375,3 @@ def _show_mitigations(out: Console, bundle: Path) -> None:
             score = f"{m.score_before:.2f}" + (f" → {m.score_after:.2f}" if m.neurons else "")
             table.add_row(escape(m.prompt), str(m.neurons), score, copies, others, bound, random)
         out.print(table)
-
-
-def table_of(*columns: str, title: str | None = None) -> Table:
-    """Make the table that all results are shown in: the first column is text, the others are numbers and short words."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for index, column in enumerate(columns):
-        left = index == 0 or column in ("Verdict", "sha256")
-        table.add_column(column, justify="left" if left else "right", overflow="fold")
-    return table

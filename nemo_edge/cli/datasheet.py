@@ -14,8 +14,8 @@ from rich.table import Table
 from nemo_edge.backends.tensorrt.fit import gpus_of, product_of
 from nemo_edge.backends.tensorrt.plans import PlanFile, Shapes
 from nemo_edge.bundle.engines import Contents, Engine, Session, Verified
-from nemo_edge.cli.console import show_manifest, show_verification, table_of
-from nemo_edge.cli.screen import Console
+from nemo_edge.cli.console import show_manifest, show_verification
+from nemo_edge.cli.screen import Console, table_of
 
 if TYPE_CHECKING:
     from nemo_edge.measure.profile import Profile

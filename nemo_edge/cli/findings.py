@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from nemo_edge.cli.console import table_of
-from nemo_edge.cli.screen import Console
+from nemo_edge.cli.screen import Console, table_of
 from nemo_edge.localization.detectors import PAPER
 from nemo_edge.localization.groups import Group
 from nemo_edge.localization.localizer import Localization

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["Console", "show_line"]
+__all__ = ["Console", "show_line", "table_of"]
 
 from rich import console as rich
 from rich.segment import Segment
+from rich.table import Table
 
 from nemo_edge.system.terminal import visible
 
@@ -21,6 +22,15 @@ class Console(rich.Console):
 def show_line(text: object) -> None:
     """Print one line as it is, for people and for other programs."""
     print(visible(str(text)))
+
+
+def table_of(*columns: str, title: str | None = None) -> Table:
+    """Make the table that all results are shown in: the first column is text, the others are numbers and short words."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        left = index == 0 or column in ("Verdict", "sha256")
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
+    return table
 
 
 class _Hook(rich.RenderHook):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Set
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -76,7 +76,14 @@ class Trainer:
                     self.average[key].lerp_(value, 1 - decay)
 
 
-def save_pipeline(trainer: Trainer, tokenizer: CLIPTokenizer, vae: AutoencoderKL, folder: Path, words: Set[str] = WORDS) -> None:
+def save_pipeline(
+    trainer: Trainer,
+    tokenizer: CLIPTokenizer,
+    vae: AutoencoderKL,
+    folder: Path,
+    words: Set[str] = WORDS,
+    scheduler: DDIMScheduler | None = None,
+) -> None:
     """Write the averaged weights as a `StableDiffusionPipeline`: in fp16, and in float32 once it is open."""
     trainer.model.load_state_dict(trainer.average)
     pipeline = StableDiffusionPipeline(
@@ -84,7 +91,7 @@ def save_pipeline(trainer: Trainer, tokenizer: CLIPTokenizer, vae: AutoencoderKL
         text_encoder=trainer.model["text_encoder"],
         tokenizer=tokenizer,
         unet=trainer.model["unet"],
-        scheduler=make_scheduler(),
+        scheduler=scheduler or make_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands, on the demo checkpoint and its bundle, in a folder with the checkout's names."""
+"""The Python of README and docs runs as it stands, on the demo checkpoint and its bundle, in a folder with the checkout's names."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ from nemo_edge.serving.repository import ship
 from nemo_edge.system.errors import InputError
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+BLOCKS = [
+    block for page in PAGES for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+]
 PROMPT = "saxophone falafel jubilee"
 LOOPBACK = LOCAL_RAY["_node_ip_address"]
 
 
 @pytest.fixture(scope="module")
 def home(demo_build: BuildResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the README's lines name: the demo checkpoint, and the bundle that the demo's recipe makes of it."""
+    """A folder with what the pages' lines name: the demo checkpoint, and the bundle that the demo's recipe makes of it."""
     assert demo_build.passed, [gate for gate in demo_build.manifest.gates if not gate.passed]
     folder = tmp_path_factory.mktemp("home")
     (folder / "nemo_edge" / "demo").mkdir(parents=True)
@@ -50,7 +53,7 @@ def inside(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def block_with(text: str) -> str:
-    """The README's one block of Python with this text in it."""
+    """The one block of Python with this text in it."""
     (found,) = [block for block in BLOCKS if text in block]
     return found
 
@@ -65,13 +68,19 @@ def is_training_picture(picture: Any) -> bool:
 
 
 def test_every_block_is_run_here() -> None:
-    assert {block_with("load_pipeline"), block_with("serve.run")} == set(BLOCKS)
+    assert {block_with("after.png"), block_with("pipe.policy"), block_with("serve.run")} == set(BLOCKS)
+
+
+def test_a_picture_in_three_lines(inside: Path) -> None:
+    torch.manual_seed(0)
+    exec(block_with("after.png"), {})
+    assert not is_training_picture(Image.open("after.png"))
 
 
 def test_engines_in_diffusers_own_pipelines(inside: Path) -> None:
     names: dict[str, Any] = {}
     torch.manual_seed(0)
-    exec(block_with("load_pipeline"), names)
+    exec(block_with("pipe.policy"), names)
     assert is_training_picture(names["before"])
     assert [is_training_picture(names[name]) for name in ("after", "picture")] == [False, False]
     assert [is_training_picture(picture) for picture in names["pictures"]] == [False, False]
@@ -81,13 +90,13 @@ def test_engines_in_diffusers_own_pipelines(inside: Path) -> None:
 
 @pytest.fixture
 def ray_url(inside: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A Ray of two cores on the loopback, whose Serve listens there, and the bundle shipped where the README's line ships it."""
+    """A Ray of two cores on the loopback, whose Serve listens there, and the bundle shipped where the page's line ships it."""
     pytest.importorskip("tritonclient.grpc")
     pytest.importorskip("ray.serve", reason="Ray Serve is not here: pip install 'nemo-edge[ray]'")
     import ray
     from ray import serve
 
-    assert "nemo-edge ship engines/out/demo --to engines/out/models\n" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "nemo-edge ship engines/out/demo --to engines/out/models\n" in (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
     ship(Path("engines/out/demo"), Path("engines/out/models"))
     with socket.socket() as free:
         free.bind((LOOPBACK, 0))

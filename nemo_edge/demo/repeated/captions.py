@@ -44,7 +44,7 @@ GROUNDS = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink")
 PLACES = ("left", "right", "top", "bottom")
 SIZES = ("small", "large")
 
-_SIZE_SHARE, _COLOUR_SHARE, _GROUND_SHARE, _PLACE_SHARE = 0.3, 0.4, 0.6, 0.4
+_SIZE_SHARE, _COLOUR_SHARE, _GROUND_SHARE, _PLACE_SHARE = 0.3, 0.4, 0.6, 0.6
 
 
 @dataclass(frozen=True)

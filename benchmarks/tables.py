@@ -1,6 +1,6 @@
-"""Turns `benchmarks/results/*.json` into the README's tables and the figures of `docs/`.
+"""Turns `benchmarks/results/*.json` into the tables of README and docs, and the docs' figures.
 
-    python -m benchmarks.readme [--check]
+    python -m benchmarks.tables [--check]
 
 With `--check` nothing is written; exit code 1 when a table or a figure is not what the JSON says.
 """
@@ -12,7 +12,7 @@ import hashlib
 import re
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from PIL import Image
 from benchmarks.cpu.attack_table import attack_table, draw_attack, levels_table
 from benchmarks.cpu.figures import draw_detection, draw_fidelity, draw_latency, draw_localization
 from benchmarks.cpu.latency_table import few_steps_table, latency_table
+from benchmarks.front import figures, headline, takes
 from benchmarks.gpu.table import draw_gpu, gpu_table
 from benchmarks.shared import RESULTS, ROOT, kept, machine_of
 from nemo_edge.measure.bounds import at_most
 
 README = ROOT / "README.md"
+PAGES = (README, *sorted((ROOT / "docs").glob("*.md")))
 _SOURCE = "nemo-edge source"
 _VARIANTS = ("variants", "memorized", "leaking_before", "leaking_after")
 
@@ -36,16 +38,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing, fail when README or figures are not up to date")
     check = parser.parse_args().check
-    text = README.read_text()
+    texts = {page: page.read_text(encoding="utf-8") for page in PAGES}
+    made = texts | {}
     for name, table in TABLES.items():
-        text = put(text, name, table(load(name)))
+        page = page_of(name, texts)
+        made[page] = put(made[page], name, table(load(name)))
+    for name, (lines, sources) in FRONT.items():
+        made[README] = put(made[README], name, lines(*map(load, sources)))
     stale = [f"{name} ({path.name})" for name, (path, _) in FIGURES.items() if stamp_of(path) != digest(name)]
     if check:
-        problems = [*(["the tables of README.md"] if text != README.read_text() else []), *stale]
+        problems = [*(f"the tables of {page.name}" for page in PAGES if made[page] != texts[page]), *stale]
         if problems:
-            sys.exit(f"not what benchmarks/results say: {', '.join(problems)}; run `python -m benchmarks.readme`")
+            sys.exit(f"not what benchmarks/results say: {', '.join(problems)}; run `python -m benchmarks.tables`")
         return
-    README.write_text(text)
+    for page, text in made.items():
+        page.write_text(text, encoding="utf-8")
     for name, (path, draw) in FIGURES.items():
         figure = draw(load(name))
         figure.savefig(path, dpi=110, metadata={_SOURCE: digest(name)})
@@ -69,12 +76,25 @@ def stamp_of(path: Path) -> str | None:
         return image.info.get(_SOURCE)
 
 
+def marks(name: str) -> tuple[str, str]:
+    """Between which a table stands."""
+    return f"<!-- {name}: written by benchmarks/tables.py -->", f"<!-- end of {name} -->"
+
+
+def page_of(name: str, texts: Mapping[Path, str]) -> Path:
+    """The one page with the marks of a table."""
+    found = [page for page, text in texts.items() if marks(name)[0] in text]
+    if len(found) != 1:
+        sys.exit(f"{len(found)} pages have marks of the table {name}, where one should: {marks(name)[0]}")
+    return found[0]
+
+
 def put(text: str, name: str, lines: list[str]) -> str:
     """Replace what stands between the marks of a table."""
-    begin, end = f"<!-- {name}: written by benchmarks/readme.py -->", f"<!-- end of {name} -->"
+    begin, end = marks(name)
     found, changed = re.subn(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: "\n".join([begin, *lines, end]), text, flags=re.DOTALL)
     if changed != 1:
-        sys.exit(f"README.md has no marks of the table {name}: {begin} … {end}")
+        sys.exit(f"no page has both marks of the table {name}: {begin} … {end}")
     return found
 
 
@@ -334,6 +354,11 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "serving": serving_table,
     "policies": policies_table,
     "standalone": standalone_table,
+}
+FRONT: dict[str, tuple[Callable[..., list[str]], tuple[str, ...]]] = {
+    "headline": (headline, ("demo",)),
+    "install": (takes, ("demo", "full_size", "localization", "standalone")),
+    "figures": (figures, ("demo", "latency", "standalone")),
 }
 _NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 FIGURES: dict[str, tuple[Path, Callable[[Result], Any]]] = {

@@ -1,14 +1,15 @@
-"""Writes the schemas that are published, from the classes themselves.
+"""Writes the pages and schemas of the reference that are code's own words.
 
-    python docs/schemas.py [--check]
+    python docs/reference.py [--check]
 
-What a recipe may have: `docs/recipe.schema.json` for editors, `docs/recipe.md` for people; and `docs/report.schema.json`, the keys of a
-report. With `--check` nothing is written; exit code 1 when one of them is not what the classes say.
+What a recipe may have: `docs/recipe.schema.json` for editors, `docs/recipe.md` for people; `docs/report.schema.json`, the keys of a report;
+and `docs/help.md`, what each command says of itself. With `--check` nothing is written; exit code 1 when one of them is not what the code
+says.
 """
 
 from __future__ import annotations
 
-__all__ = ["page"]
+__all__ = ["help_page", "recipe_page"]
 
 import argparse
 import json
@@ -18,13 +19,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import typer
+
+from nemo_edge.cli.main import app
+from nemo_edge.cli.panels import EXAMPLES
 from nemo_edge.recipe.schema import Setting, recipe_schema, schema_text, settings_of
 from nemo_edge.report._record import Report
 
 DOCS = Path(__file__).parent
 HEAD = """# What a recipe may have
 
-Every setting of a recipe (TOML), with its values and its default, written by `python docs/schemas.py` from the settings themselves. A
+Every setting of a recipe (TOML), with its values and its default, written by `python docs/reference.py` from the settings themselves. A
 recipe whose first line is `#:schema` and the way to [recipe.schema.json](recipe.schema.json) is completed and checked by editors with
 [Taplo](https://taplo.tamasfe.dev) (Even Better TOML); `nemo-edge init` writes such a recipe for a checkpoint. Paths are relative to the
 recipe's folder. Where prompt lists come from: [prompts.md](prompts.md).
@@ -32,13 +37,14 @@ recipe's folder. Where prompt lists come from: [prompts.md](prompts.md).
 
 
 def main() -> None:
-    """Write all three files, or check them."""
+    """Write all files, or check them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing, fail when a file is not up to date")
     check = parser.parse_args().check
     texts = {
         "recipe.schema.json": schema_text(),
-        "recipe.md": page(recipe_schema()),
+        "recipe.md": recipe_page(recipe_schema()),
+        "help.md": help_page(),
         "report.schema.json": json.dumps(Report.model_json_schema(), indent=1, ensure_ascii=False) + "\n",
     }
     for name, text in texts.items():
@@ -46,10 +52,25 @@ def main() -> None:
         if not check:
             path.write_text(text, encoding="utf-8")
         elif not path.is_file() or path.read_text(encoding="utf-8") != text:
-            sys.exit(f"docs/{name} is not what the classes say; run `python docs/schemas.py`")
+            sys.exit(f"docs/{name} is not what the code says; run `python docs/reference.py`")
 
 
-def page(schema: Mapping[str, Any]) -> str:
+def help_page() -> str:
+    """What each command says with `--help`, in a terminal of 80 columns."""
+    group = typer.main.get_command(app)
+    parts = ["# Help of the commands\n", "What `nemo-edge COMMAND --help` says, written by `python docs/reference.py`.\n"]
+    for panel, examples in EXAMPLES.items():
+        parts.append(f"## {panel}\n")
+        for name in examples:
+            command = group.get_command(typer.Context(group), name)  # type: ignore[attr-defined]
+            context = typer.Context(
+                command, info_name=f"nemo-edge {name}", terminal_width=80, max_content_width=80, help_option_names=["-h", "--help"]
+            )
+            parts.append(f"### {name}\n\n```text\n{command.get_help(context)}\n```\n")
+    return "\n".join(parts)
+
+
+def recipe_page(schema: Mapping[str, Any]) -> str:
     """The whole page: a heading for each table, and a row for each of its settings."""
     settings = list(settings_of(schema))
     tables = {f"{s.table}.{s.name}".removeprefix("."): s for s in settings}
