@@ -57,9 +57,10 @@ def attack(
     allow_pickle: AllowPickle = False,
     as_json: Json = False,
 ) -> None:
-    """Bring memories back: with text that anyone can type, and as an owner of the weights can. An interrupted attack goes on.
+    """Try to bring memories back, by text and by embedding.
 
-    What is not given is as in the bundle's own [attack].
+    With text that anyone can type, and as an owner of the weights can. An interrupted attack goes on. What is not given is as in the
+    bundle's own [attack].
     """
     given: dict[str, Any] = {"controls": controls, "limit": limit, "batches": batches, "words": words, "candidates": candidates}
     given |= {"variants": variants, "gradients": gradients, "steps": steps, "seeds": seeds, "unrelated": unrelated, "seed": seed}

@@ -36,9 +36,10 @@ def audit(
     timeout: Annotated[float, typer.Option("--timeout", min=1, max=86_400, help="Seconds that a picture may take.")] = 600,
     as_json: Json = False,
 ) -> None:
-    """Ask a public server for pictures, without its weights, and say which prompts give training pictures back.
+    """Ask somebody's server for pictures, and count copies.
 
-    An interrupted audit goes on. Exit code 0 whatever is found, unless --most is given; 2 where it was not answered.
+    Without its weights; says which prompts give training pictures back. An interrupted audit goes on. Exit code 0
+    whatever is found, unless --most is given; 2 where it was not answered.
     """
     from nemo_edge.cli import console
     from nemo_edge.recipe.recipe import from_options

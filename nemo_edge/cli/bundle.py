@@ -51,7 +51,7 @@ def compile_engines(
     components: Annotated[list[str] | None, typer.Option("--component", help="unet, unet_masked, …; may be repeated.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compile a finished bundle's engines on the device that will run them."""
+    """Compile engines of a finished bundle for this device."""
     from nemo_edge.cli import console, datasheet
     from nemo_edge.recipe.targets import FLAVOUR_OF
 

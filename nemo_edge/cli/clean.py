@@ -17,7 +17,10 @@ def clean(
     everything: Annotated[bool, typer.Option("--all", help="Remove the caches, too: of stages, traces, compiled graphs.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove what killed runs have left, and show the caches with their sizes. Whatever is in a cache can be made again."""
+    """Remove what killed runs have left, and show caches.
+
+    Each with its size. Whatever is in a cache can be made again.
+    """
     from nemo_edge.release.clean import clean as run
 
     print_result(run(folder, everything=everything), as_json, _show)

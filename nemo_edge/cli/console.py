@@ -231,6 +231,9 @@ def _show_latency(out: Console, found: Any) -> None:
                 f"{memory[timing.contender]:.0f}",
             )
         out.print(table)
+        if fastest := min((r for r in case.ratios if r.reference == "eager" and r.value < 1), key=lambda r: r.value, default=None):
+            faster = f"{1 / fastest.value:.1f}× as fast as eager ({1 / fastest.high:.1f}–{1 / fastest.low:.1f})"
+            out.print(f"{fastest.contender}: {faster}", highlight=False, soft_wrap=True)
     out.print(f"{found.machine.words}; {found.seconds:.0f} s", highlight=False, soft_wrap=True)
     if found.noisy:
         out.print(f"[yellow]noisy, do not trust these alone[/]: {', '.join(found.noisy)}")

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from nemo_edge import __version__
 from nemo_edge.bundle.manifest import MANIFEST, Manifest, open_verified
 from nemo_edge.bundle.policies import Policy, apply, read_policies
 from nemo_edge.model.configuration import Configuration
@@ -52,7 +54,7 @@ class Request:
 
 
 def draw(bundle: Path, request: Request, out: Path, progress: Progress | None = None) -> list[Path]:
-    """Draw the pictures and write them as PNG; return their paths.
+    """Draw the pictures and write them as PNG, with what they were drawn from as text in them; return their paths.
 
     Every file is checked against the manifest before an engine is opened. Raises `BundleError` when one was changed,
     `InputError` for a size, a variant, a mask or a policy that does not fit, `MissingDependency` for engines that do not run here.
@@ -60,12 +62,12 @@ def draw(bundle: Path, request: Request, out: Path, progress: Progress | None = 
     progress = progress or Progress()
     check_file(out)
     check_seed(request.seed, request.count)
-    manifest = open_verified(bundle)
+    manifest, identity = open_verified(bundle), sha256_file(bundle / MANIFEST)
     recipe = kept_recipe(manifest.recipe, bundle)
     variant = choose_variant(manifest, request.variant, masked=_masked(request))
     policy = None
     if request.policy is not None:
-        policy = read_policies(bundle, manifest.files, sha256_file(bundle / MANIFEST)).choose(request.policy)
+        policy = read_policies(bundle, manifest.files, identity).choose(request.policy)
     settings = from_options(SamplingSettings, recipe.sampling.model_dump(), request.overrides)
     engine = from_options(EngineSettings, recipe.engine.model_dump(), {"backend": request.backend} if request.backend else {})
     config = Configuration.load(bundle)
@@ -81,7 +83,14 @@ def draw(bundle: Path, request: Request, out: Path, progress: Progress | None = 
         parts = [seeds[i : i + _BATCH] for i in range(0, request.count, _BATCH)]
         with progress.task("generate", request.count * settings.steps) as advance:
             made = [generate(pipeline, [request.prompt] * len(part), part, settings, mask, advance) for part in parts]
-    paths = _save(np.concatenate(made), out)
+    facts = {
+        "prompt": request.prompt,
+        "silenced": _silenced(request, variant),
+        "sampling": f"{settings.scheduler}, {settings.steps} steps, guidance {settings.guidance:g}",
+        "bundle": f"{manifest.name}, manifest {identity}",
+        "Software": f"nemo-edge {__version__}",
+    }
+    paths = _save(np.concatenate(made), out, [{**facts, "seed": str(seed)} for seed in seeds])
     if manifest.flaw:
         progress.note(f"this bundle {manifest.flaw}: it must not be shipped")
     return paths
@@ -92,13 +101,24 @@ def _check_memory(config: Configuration, settings: SamplingSettings, count: int)
     check_drawing(height * config.factor, width * config.factor, min(count, _BATCH), count)
 
 
-def _save(pictures: np.ndarray, out: Path) -> list[Path]:
-    """Write each picture as PNG; several get numbers behind the name."""
+def _silenced(request: Request, variant: str) -> str:
+    """What a picture was drawn without, in a few words."""
+    if request.policy is not None:
+        return f"policy {request.policy}"
+    if request.unmitigated or variant == "unmitigated":
+        return "nothing"
+    return f"mask {request.mask.name}" if request.mask is not None else f"the bundle's neurons, {variant}"
+
+
+def _save(pictures: np.ndarray, out: Path, facts: list[dict[str, str]]) -> list[Path]:
+    """Write each picture as PNG with its facts as text; several get numbers behind the name."""
     several = len(pictures) > 1
     paths = [out.with_name(f"{out.stem}-{i:02d}{out.suffix or '.png'}") if several else out for i in range(len(pictures))]
-    for picture, path in zip(pictures, paths, strict=True):
-        encoded = BytesIO()
-        Image.fromarray(picture).save(encoded, format="PNG")
+    for picture, path, own in zip(pictures, paths, facts, strict=True):
+        encoded, texts = BytesIO(), PngInfo()
+        for name, text in own.items():
+            texts.add_itxt(name, text)
+        Image.fromarray(picture).save(encoded, format="PNG", pnginfo=texts)
         write_atomically(path, encoded.getvalue())
     return paths
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nemo_edge.bundle.manifest import MANIFEST
 from nemo_edge.bundle.policies import Policies
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.sampling.generate import Request, draw
 from nemo_edge.system.errors import InputError
+from nemo_edge.system.files import sha256_file
 from nemo_edge.system.progress import Progress
 
 
@@ -40,6 +42,10 @@ def test_a_mask_of_the_bundle_s_neurons_is_the_default_and_ones_are_unmitigated(
 def test_several_pictures_are_numbered_and_each_is_its_seed_s(tiny_bundle: Path, tmp_path: Path) -> None:
     paths = draw(tiny_bundle, Request("a red pig", seed=4, count=2), tmp_path / "p.png")
     assert [path.name for path in paths] == ["p-00.png", "p-01.png"]
+    with Image.open(paths[1]) as image:
+        texts = image.text  # type: ignore[attr-defined]
+    assert (texts["prompt"], texts["seed"], texts["silenced"]) == ("a red pig", "5", "the bundle's neurons, baked")
+    assert sha256_file(tiny_bundle / MANIFEST) in texts["bundle"]
     second = np.asarray(Image.open(paths[1])).astype(int)
     assert np.abs(second - drawn(tiny_bundle, tmp_path, seed=5)).max() <= 1
 
