@@ -24,9 +24,9 @@ def headline(demo: Result) -> list[str]:
     text, embedding = (f"{attacks[name]['returned']} of {attacks[name]['of']}" for name in ("text", "embedding"))
     captions, seeds = len(baked["copies_after"]), baked["seeds"]
     return [
-        f"*The demo, a small model of 64 × 64 pixels: {captions} memorized captions, {seeds} pictures each. Before, {before} of {drawn} were "
-        f"copies of training pictures; after, {after} ({bound} of a caption's pictures, with 95 % confidence). Text that can be typed brings "
-        f"{text} attacked memories back, **an optimised embedding {embedding}**.*"
+        f"*The demo, a small model of 64 × 64 pixels: {captions} memorized captions, {seeds} pictures each. Before, {before} of {drawn} "
+        f"were copies of training pictures; after, {after} ({bound} of a caption's pictures, with 95 % confidence). Text that can be typed "
+        f"brings {text} attacked memories back, **an optimised embedding {embedding}**.*"
     ]
 
 
@@ -48,9 +48,10 @@ def takes(demo: Result, full_size: Result, localization: Result, standalone: Res
         f"| the demo, all of it | {demo['wall_s'] / 60:.0f} min | {demo['peak_memory_gib']:.1f} GiB | |",
         *map(row, names),
         "",
-        "The demo's time is without the installation. Those at full size are of export and compilation alone, with random weights: finding "
-        f"a prompt's neurons takes {minutes:.0f} minutes for a median one of Stable Diffusion 1.5 on such cores, and calibrating and drawing "
-        'take hours. Use a GPU (`device = "cuda"`), or begin with `limit = 3` and few seeds and steps. `--dry-run` estimates memory and disk.',
+        "The demo's time is without the installation. Those at full size are of export and compilation alone, with random weights: "
+        f"finding a prompt's neurons takes {minutes:.0f} minutes for a median one of Stable Diffusion 1.5 on such cores, and calibrating "
+        'and drawing take hours. Use a GPU (`device = "cuda"`), or begin with `limit = 3` and few seeds and steps. `--dry-run` estimates '
+        "memory and disk.",
     ]
 
 
