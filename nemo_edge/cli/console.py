@@ -30,7 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from nemo_edge.cli.screen import Console, show_line
+from nemo_edge.cli.screen import Console, show_identity, show_line
 from nemo_edge.system.exits import check_terminated
 from nemo_edge.system.progress import Advance, Progress
 
@@ -111,6 +111,7 @@ def show_build(result: Any) -> None:
     _show_gates(out, manifest.gates)
     out.print(f"{escape(result.bundle)}: {_verdict(manifest)}", soft_wrap=True)
     out.print(f"report: {escape(result.bundle)}/report/index.html", soft_wrap=True, highlight=False)
+    show_identity(result.identity)
 
 
 def show_rebaked(result: Any) -> None:

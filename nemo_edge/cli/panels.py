@@ -33,6 +33,8 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "compare": "nemo-edge compare ./my-model out/my-model:unmitigated",
         "inspect": "nemo-edge inspect out/my-model",
         "verify": "nemo-edge verify out/my-model",
+        "sign": "nemo-edge sign out/my-model --key key.pem",
+        "revoke": "nemo-edge revoke out/my-model --list revoked.json --key key.pem",
     },
     "Judge": {
         "attack": "nemo-edge attack out/my-model --limit 4 -o attack.json",

@@ -34,6 +34,8 @@ COMMANDS = [
     "compare",
     "inspect",
     "verify",
+    "sign",
+    "revoke",
     "attack",
     "gate",
     "report",
