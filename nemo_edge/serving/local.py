@@ -15,7 +15,8 @@ import numpy as np
 
 from nemo_edge.backends.base import Runner
 from nemo_edge.serving.painter import Call, Painter
-from nemo_edge.serving.versions import newest_pipeline, open_engine, read_pipeline
+from nemo_edge.serving.versions import PipelineVersion, describe_engine, newest_pipeline, open_engine, read_pipeline
+from nemo_edge.system.errors import BundleError
 
 
 def open_painter(repository: Path, stack: ExitStack) -> Painter:
@@ -26,8 +27,16 @@ def open_painter(repository: Path, stack: ExitStack) -> Painter:
     """
     folder = newest_pipeline(repository)
     version = read_pipeline(folder)
-    runners = {name: stack.enter_context(open_engine(repository / name / str(version.number))) for name in version.models}
+    runners = {name: stack.enter_context(_open(repository / name / str(version.number), version)) for name in version.models}
     return Painter.open(folder, _calling(runners))
+
+
+def _open(folder: Path, pipeline: PipelineVersion) -> Runner:
+    """Open an engine; one that goes with a pipeline whose signature is asked for is of the same bundle, and asks for the same."""
+    own = describe_engine(folder)
+    if pipeline.trust is not None and (own.trust, own.manifest) != (pipeline.trust, pipeline.manifest):
+        raise BundleError(f"{folder} is not of the bundle that the pipeline is of: ship the bundle again; nothing was opened")
+    return open_engine(folder)
 
 
 def _calling(runners: Mapping[str, Runner]) -> Call:

@@ -68,7 +68,7 @@ class Painter:
         """
         version, config, table = read_pipeline(folder), Configuration.load(folder), read_table(folder)
         open_steps(config, version.sampling, (), table)  # imports diffusers now, where it is installed, and not in the first request
-        return cls(version, config, PoliciesInForce(folder, complain), call, table)
+        return cls(version, config, PoliciesInForce(folder, complain, version.trust), call, table)
 
     def paint(self, tensors: Mapping[str, np.ndarray]) -> Painting:
         """Draw what a request asks for. Raises `InputError` for one that cannot be drawn, before any model is called."""

@@ -14,8 +14,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.bundle.manifest import check_shippable, open_verified
+from nemo_edge.bundle.manifest import MANIFEST, check_shippable, open_verified
 from nemo_edge.bundle.policies import POLICIES, baked_policies, read_policies
+from nemo_edge.bundle.revocations import check_trusted
+from nemo_edge.bundle.signature import Trust, check_expected
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.recipe.recipe import kept_recipe
@@ -44,6 +46,10 @@ class Shipped(BaseModel):
     backend: ServerBackend
     models: tuple[str, ...]
     """In the order in which a running server loads them: the pipeline is the last."""
+    identity: str
+    """sha256 of the bundle's manifest."""
+    signed: bool
+    """Whether whoever opens them asks for its signature."""
 
 
 def ship(
@@ -55,20 +61,31 @@ def ship(
     instances: int = 2,
     log_prompts: bool = False,
     progress: Progress | None = None,
+    expect: str | None = None,
+    trust: Trust | None = None,
+    trusted_at: Path | None = None,
 ) -> Shipped:
     """Put a bundle into a model repository, as the next version of every model of it; return what was put there.
 
     `backend` is "python" or "native", else what the recipe's engine asks for; `variant` is the masked one where the bundle has it.
-    `instances` pictures are drawn at once; prompts are logged only with `log_prompts`. A server that runs goes on with what it has
+    `instances` pictures are drawn at once; prompts are logged only with `log_prompts`. `expect` is the identity that the bundle must have;
+    with `trust` it must be signed by whom is trusted, and not be revoked, and whoever opens what was shipped asks so again, with the keys
+    and the list where they are here, or in the folder `trusted_at`. A server that runs goes on with what it has
     until it is told to load the models. Raises `BundleError` for a bundle that must not be shipped or was changed, `InputError` for
     a repository of other models, and while another command writes to it. What a killed one left of its version is taken back.
     """
     check_folder(repository / PIPELINE)
     check_shippable(bundle)
+    check_expected(bundle, sha256_file(bundle / MANIFEST), expect)
+    if trust is not None:
+        check_trusted(bundle, trust)
     manifest = open_verified(bundle)
     variant = choose_variant(manifest, variant or ("masked" if "masked" in manifest.variants else None), masked=False)
     recipe, model = kept_recipe(manifest.recipe, bundle), Configuration.load(bundle, tokenizers=False)
-    shipment = Shipment(bundle, manifest, recipe, model, variant, choose_backend(recipe, backend), 0)
+    placed = None if trust is None else trust.placed(trusted_at)
+    shipment = Shipment(bundle, manifest, recipe, model, variant, choose_backend(recipe, backend), 0, placed)
+    if placed is not None and shipment.backend != "python":
+        raise InputError(f"Triton's own {shipment.backend} opens an engine and asks for no signature: ship with --backend python")
     with holding(repository):
         number = _deliver(shipment, repository, instances, progress or Progress(), log_prompts=log_prompts)
     return Shipped(
@@ -78,6 +95,8 @@ def ship(
         variant=variant,
         backend=shipment.backend,
         models=(*shipment.places, PIPELINE),
+        identity=shipment.digest,
+        signed=placed is not None,
     )
 
 
@@ -135,6 +154,7 @@ def _stage_engine(shipment: Shipment, name: str, place: str, folder: Path) -> An
     shipped = shipment.copy(files, folder)
     if shipment.backend == "python":
         shipped |= _own(folder, "engine.py")
+    shipped |= shipment.copy_origin(folder)
     version = EngineVersion(
         bundle=shipment.manifest.name,
         manifest=shipment.digest,
@@ -143,6 +163,7 @@ def _stage_engine(shipment: Shipment, name: str, place: str, folder: Path) -> An
         engine=shipment.recipe.engine,
         factor=shipment.model.factor,
         files=shipped,
+        trust=shipment.trust,
     )
     write_atomically(folder / DESCRIPTION, version.model_dump_json(indent=1) + "\n")
     on_gpu = shipment.backend == "tensorrt" or shipment.recipe.engine.torch_device == "cuda"
@@ -179,7 +200,7 @@ def _stage_pipeline(shipment: Shipment, folder: Path, instances: int, *, log_pro
     masked = shipment.variant == "masked"
     policies = read_policies(shipment.bundle, shipment.manifest.files, shipment.digest) if masked else baked_policies(shipment.digest)
     policies.save(folder / POLICIES)
-    shipped |= {POLICIES: sha256_file(folder / POLICIES), **_own(folder, "pipeline.py")}
+    shipped |= {POLICIES: sha256_file(folder / POLICIES), **_own(folder, "pipeline.py"), **shipment.copy_origin(folder, policies=masked)}
     version = PipelineVersion(
         bundle=shipment.manifest.name,
         manifest=shipment.digest,
@@ -187,6 +208,7 @@ def _stage_pipeline(shipment: Shipment, folder: Path, instances: int, *, log_pro
         models={name: shipment.signature(place) for name, place in shipment.places.items()},
         sampling=shipment.recipe.sampling,
         files=shipped,
+        trust=shipment.trust,
     )
     write_atomically(folder / DESCRIPTION, version.model_dump_json(indent=1) + "\n")
     parameters = {**shipment.parameters, "policies": policies.version, "log_prompts": str(log_prompts).lower()}

@@ -16,12 +16,14 @@ from nemo_edge import __version__
 from nemo_edge.backends.tensorrt.plans import PlanFile, Tensor, open_plan_file
 from nemo_edge.backends.triton import Signature
 from nemo_edge.bundle.manifest import MANIFEST, Manifest
+from nemo_edge.bundle.signature import Trust
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.targets import Flavour
 from nemo_edge.serving.modelconfig import engine_signature
+from nemo_edge.serving.signed import SIGNED, copy_origin, origin_of
 from nemo_edge.serving.versions import ServerBackend
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import explain, sha256_file
@@ -38,6 +40,8 @@ class Shipment:
     variant: str
     backend: ServerBackend
     number: int
+    trust: Trust | None = None
+    """Whose signature whoever opens it asks for."""
 
     @property
     def places(self) -> dict[str, str]:
@@ -83,6 +87,12 @@ class Shipment:
             except OSError as error:
                 raise explain(error, folder / target) from error
         return {target: self.manifest.files[source] for target, source in files.items()}
+
+    def copy_origin(self, folder: Path, *, policies: bool = False) -> dict[str, str]:
+        """Copy what a signature is of into a version's folder, where one is asked for; return the hashes."""
+        if self.trust is None:
+            return {}
+        return copy_origin(self.bundle, folder / SIGNED, origin_of(self.manifest.files, policies=policies))
 
     def signature(self, place: str) -> Signature:
         """What a component is served as: with as many rows as each of its plans takes in one of its profiles."""

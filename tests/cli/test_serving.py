@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from signing import write_key
 
 from cli.test_main import Run, assert_refused, run
+from nemo_edge.system.files import sha256_file
 
 pytest.importorskip("tritonclient.grpc")
 
@@ -79,3 +82,19 @@ def test_kserve_names_the_option_that_is_wrong(run: Run, shippable: Path, tmp_pa
     options = ("--name", "sd", "--storage", "s3://models/sd", "--image", "registry.example/triton:1", "--replicas", 3, "--most-replicas", 2)
     assert_refused(run("kserve", tmp_path / "repository", *options), "--most-replicas 2: must not be fewer than the 3")
     assert_refused(run("kserve", tmp_path / "repository", *options[:3], "/srv", *options[4:6]), "--storage /srv: a cluster sees no folder")
+
+
+def test_ship_asks_for_the_signature_that_is_required(run: Run, shippable: Path, tmp_path: Path) -> None:
+    bundle, (key, public) = shutil.copytree(shippable, tmp_path / "bundle"), write_key(tmp_path / "key.pem")
+    identity = sha256_file(bundle / "manifest.json")
+    command = ("ship", bundle, "--to", tmp_path / "repository", "--expect", identity)
+    assert_refused(run(*command, "--require-signature"), "--require-signature: say whose signature is taken")
+    assert_refused(run(*command, "--require-signature", "--public-key", public), "is not signed (it has no manifest.sig)")
+    assert_refused(run(*command, "--trusted-at", "/etc/keys"), "--trusted-at: nothing is trusted")
+    assert not (tmp_path / "repository").exists()
+    run("sign", bundle, "--key", key)
+    shown = run(*command, "--require-signature", "--public-key", public)
+    assert shown.code == 0
+    assert f"identity: {identity}\nwho opens them asks for the signature first\n" in shown.out
+    assert_refused(run(*command, "--masks-only"), "asks for signatures: say whose the bundle has, with --public-key")
+    assert run(*command, "--masks-only", "--public-key", public).code == 0
