@@ -40,6 +40,7 @@ def ship(
     repository: Annotated[Path, typer.Option("--to", help="Triton model repository, a folder.")],
     backend: Annotated[str | None, typer.Option("--backend", help="native (Triton's) or python; else as the recipe.")] = None,
     variant: Annotated[str | None, typer.Option("--variant", help="baked or masked; masked where there is one.")] = None,
+    name: Annotated[str, typer.Option("--name", help="Put before the models' names, so that several share a server.")] = "",
     instances: Annotated[int, typer.Option("--instances", min=1, help="Requests that are drawn at once.")] = 2,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Let the server's log have the prompts.")] = False,
     masks_only: Annotated[bool, typer.Option("--masks-only", help="New neurons for engines that are there; needs no load.")] = False,
@@ -61,12 +62,12 @@ def ship(
         _check_alone({"--backend": backend, "--variant": variant, "--log-prompts": log_prompts, "--trusted-at": trusted_at})
         from nemo_edge.serving.hotupdate import ship_masks
 
-        print_result(ship_masks(bundle, repository, expect=expect, trust=trust), as_json, _show_masks)
+        print_result(ship_masks(bundle, repository, name=name, expect=expect, trust=trust), as_json, _show_masks)
         return
     from nemo_edge.cli import console
     from nemo_edge.serving.repository import ship as run
 
-    asked: dict[str, Any] = {"expect": expect, "trust": trust, "trusted_at": trusted_at}
+    asked: dict[str, Any] = {"name": name, "expect": expect, "trust": trust, "trusted_at": trusted_at}
     result = run(bundle, repository, backend, variant, instances=instances, log_prompts=log_prompts, progress=console.Bars(), **asked)
     print_result(result, as_json, _show)
 

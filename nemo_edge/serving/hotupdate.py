@@ -44,8 +44,8 @@ class ShippedMasks(BaseModel):
     """Neurons that the bundle silences."""
 
 
-def ship_masks(bundle: Path, repository: Path, *, expect: str | None = None, trust: Trust | None = None) -> ShippedMasks:
-    """Put the policies of a bundle into force in the newest pipeline of a repository whose masked engine is the bundle's.
+def ship_masks(bundle: Path, repository: Path, *, name: str = "", expect: str | None = None, trust: Trust | None = None) -> ShippedMasks:
+    """Put the policies of a bundle into force in the newest pipeline of that name in a repository, whose masked engine is the bundle's.
 
     Of the bundle only the neurons and the policies are compared with their hashes. With `trust` it must be signed by whom is trusted, and
     a repository that asks for signatures takes no other. Raises `BundleError` for a bundle that must not be
@@ -59,11 +59,11 @@ def ship_masks(bundle: Path, repository: Path, *, expect: str | None = None, tru
     missing = [f"{name} is missing" for name in _READ[:1] if name not in manifest.files]
     if problems or missing:
         raise BundleError(f"{bundle} was changed since it was built ({[*problems, *missing][0]}): build it again; nothing was shipped")
-    folder = newest_pipeline(repository)
+    folder = newest_pipeline(repository, name)
     pipeline = read_pipeline(folder, signed=False)
     if pipeline.trust is not None and trust is None:
         raise InputError(f"{repository} asks for signatures: say whose the bundle has, with --public-key or --authority")
-    _check_engine(repository / "unet" / str(pipeline.number), bundle, manifest)
+    _check_engine(pipeline.place(folder, "unet"), bundle, manifest)
     policies = read_policies(bundle, manifest.files, identity)
     origin = partial(copy_origin, bundle, names=origin_of(manifest.files, policies=True))
     update = put_policies(folder, policies, None if pipeline.trust is None else origin)

@@ -15,19 +15,19 @@ import numpy as np
 
 from nemo_edge.backends.base import Runner
 from nemo_edge.serving.painter import Call, Painter
-from nemo_edge.serving.versions import PipelineVersion, describe_engine, newest_pipeline, open_engine, read_pipeline
+from nemo_edge.serving.versions import PipelineVersion, describe_engine, model_name, newest_pipeline, open_engine, read_pipeline
 from nemo_edge.system.errors import BundleError
 
 
-def open_painter(repository: Path, stack: ExitStack) -> Painter:
-    """Open the newest pipeline of a repository with the engines it calls, which `stack` closes.
+def open_painter(repository: Path, stack: ExitStack, label: str = "") -> Painter:
+    """Open the newest pipeline that was shipped under a label to a repository, with the engines it calls, which `stack` closes.
 
     New policies beside the pipeline (`ship --masks-only`) are in force with the next picture, as in a server. Raises `BundleError`
     for files that are not as they were shipped, `MissingDependency` for an engine that does not run here.
     """
-    folder = newest_pipeline(repository)
+    folder = newest_pipeline(repository, label)
     version = read_pipeline(folder)
-    runners = {name: stack.enter_context(_open(repository / name / str(version.number), version)) for name in version.models}
+    runners = {model_name(label, name): stack.enter_context(_open(version.place(folder, name), version)) for name in version.models}
     return Painter.open(folder, _calling(runners))
 
 

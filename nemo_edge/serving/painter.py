@@ -24,7 +24,7 @@ from nemo_edge.sampling.steps import open_steps
 from nemo_edge.sampling.steptable import StepTable, read_table
 from nemo_edge.serving.requests import PictureRequest, read_request
 from nemo_edge.serving.updates import PoliciesInForce
-from nemo_edge.serving.versions import PipelineVersion, read_pipeline
+from nemo_edge.serving.versions import PipelineVersion, model_name, read_pipeline
 from nemo_edge.system.errors import InputError, MissingDependency
 
 LARGEST = 4
@@ -56,7 +56,8 @@ class Painter:
         self, version: PipelineVersion, config: Configuration, policies: Callable[[], Policies], call: Call, table: StepTable | None = None
     ) -> None:
         self.version, self.policies = version, policies
-        runners = {name: _runner(name, version.number, signature, call) for name, signature in version.models.items()}
+        models = {name: (model_name(version.label, name), signature) for name, signature in version.models.items()}
+        runners = {name: _runner(model, version.number, signature, call) for name, (model, signature) in models.items()}
         texts = tuple(runners[name] for name in config.text_encoder_names)
         self._pipeline = Pipeline(config, texts, runners["unet"], runners["vae_decoder"], table=table)
 

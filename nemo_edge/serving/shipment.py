@@ -24,9 +24,9 @@ from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.targets import Flavour
 from nemo_edge.serving.modelconfig import engine_signature
 from nemo_edge.serving.signed import SIGNED, copy_origin, origin_of
-from nemo_edge.serving.versions import ServerBackend
+from nemo_edge.serving.versions import PIPELINE, ServerBackend, model_name
 from nemo_edge.system.errors import BundleError, InputError
-from nemo_edge.system.files import explain, sha256_file
+from nemo_edge.system.files import explain, sha256_file, sha256_json
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,18 @@ class Shipment:
     number: int
     trust: Trust | None = None
     """Whose signature whoever opens it asks for."""
+    label: str = ""
+    """What stands before the names of its models."""
 
     @property
     def places(self) -> dict[str, str]:
-        """Name of each component's model → folder of its graph in the bundle."""
+        """Name of each component → folder of its graph in the bundle."""
         return {**{n: n for n in self.model.text_encoder_names}, "vae_decoder": "vae_decoder", "unet": UNET_FOLDERS[self.variant]}
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Name of each component, and of the pipeline as the last → name of its model, in the order in which a server loads them."""
+        return {name: model_name(self.label, name) for name in (*self.places, PIPELINE)}
 
     @property
     def flavour(self) -> Flavour | None:
@@ -56,7 +63,13 @@ class Shipment:
     @property
     def parameters(self) -> dict[str, str]:
         """What every configuration says of where its model came from."""
-        return {"bundle": self.manifest.name, "manifest": self.digest, "version": str(self.number), "nemo_edge": __version__}
+        own = {"bundle": self.manifest.name, "manifest": self.digest, "version": str(self.number), "nemo_edge": __version__}
+        return {**own, "weights": self.weights}
+
+    @property
+    def weights(self) -> str:
+        """Of which model it is: one hash over those of the checkpoint's files."""
+        return sha256_json(self.manifest.checkpoint)
 
     @property
     def digest(self) -> str:

@@ -14,12 +14,15 @@ __all__ = [
     "describe_engine",
     "describe_pipeline",
     "hashes",
+    "labels",
     "newest_pipeline",
+    "model_name",
     "open_engine",
     "read_engine",
     "read_pipeline",
 ]
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal, TypeVar
@@ -56,6 +59,16 @@ ServerBackend = Literal["python", "onnxruntime", "tensorrt"]
 """What of Triton runs a component: its Python backend with our runners, or a native one."""
 
 
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,40}")
+
+
+def model_name(label: str, name: str) -> str:
+    """Return what a component's model, or the pipeline's, is called in a repository that others share. Raises `InputError` for no label."""
+    if label and not _LABEL.fullmatch(label):
+        raise InputError(f"--name {label[:80]!r}: take letters, digits, - and _, at most 41, a letter or digit first")
+    return f"{label}_{name}" if label else name
+
+
 class _Version(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,6 +77,8 @@ class _Version(BaseModel):
     """Name of the bundle."""
     manifest: str
     """sha256 of the bundle's manifest."""
+    label: str = ""
+    """What stands before the names of its models in the repository."""
     files: dict[str, str]
     """sha256 of every other file of the version."""
     trust: Trust | None = None
@@ -105,6 +120,10 @@ class PipelineVersion(_Version):
     models: dict[str, Signature]
     """The text encoders in their order, `unet` and `vae_decoder`, as they are served."""
     sampling: SamplingSettings
+
+    def place(self, folder: Path, name: str) -> Path:
+        """The version folder of a component that it calls; `folder` is its own."""
+        return folder.parent.parent / model_name(self.label, name) / str(self.number)
 
     def check(self, folder: Path) -> None:
         """As the class above; policies and sampling are those of the bundle."""
@@ -149,12 +168,22 @@ def read_pipeline(folder: Path, *, signed: bool = True) -> PipelineVersion:
     return _read(folder, PipelineVersion, signed=signed)
 
 
-def newest_pipeline(repository: Path) -> Path:
-    """Return the version folder of the pipeline that was shipped last. Raises `InputError` for a repository that has none."""
-    numbers = [int(path.parent.name) for path in (repository / PIPELINE).glob(f"*/{DESCRIPTION}") if path.parent.name.isdigit()]
+def newest_pipeline(repository: Path, label: str = "") -> Path:
+    """Return the version folder of the pipeline that was shipped last under a label. Raises `InputError` for a repository without it."""
+    place = repository / model_name(label, PIPELINE)
+    numbers = [int(path.parent.name) for path in place.glob(f"*/{DESCRIPTION}") if path.parent.name.isdigit()]
     if not numbers:
-        raise InputError(f"{repository} has no pipeline that nemo-edge shipped: make it with `nemo-edge ship BUNDLE --to {repository}`")
-    return repository / PIPELINE / str(max(numbers))
+        others = sorted(label for label in labels(repository) if label)
+        known = f"; it has those of --name {', '.join(others)}" if others else ""
+        command = f"nemo-edge ship BUNDLE --to {repository}" + (f" --name {label}" if label else "")
+        raise InputError(f"{repository} has no {place.name} that nemo-edge shipped: make it with `{command}`{known}")
+    return place / str(max(numbers))
+
+
+def labels(repository: Path) -> tuple[str, ...]:
+    """Return the labels of the pipelines in a repository, "" for the one without."""
+    folders = sorted({path.parent.parent.name for path in repository.glob(f"*/*/{DESCRIPTION}")})
+    return tuple(name.removesuffix(PIPELINE).removesuffix("_") for name in folders if name == PIPELINE or name.endswith(f"_{PIPELINE}"))
 
 
 def open_engine(folder: Path) -> Runner:

@@ -98,3 +98,11 @@ def test_ship_asks_for_the_signature_that_is_required(run: Run, shippable: Path,
     assert f"identity: {identity}\nwho opens them asks for the signature first\n" in shown.out
     assert_refused(run(*command, "--masks-only"), "asks for signatures: say whose the bundle has, with --public-key")
     assert run(*command, "--masks-only", "--public-key", public).code == 0
+
+
+def test_ship_names_the_models_and_refuses_a_name_that_is_none(run: Run, shippable: Path, tmp_path: Path) -> None:
+    shown = run("ship", shippable, "--to", tmp_path / "repository", "--name", "sd15")
+    assert "version 1 of sd15_text_encoder, sd15_vae_decoder, sd15_unet, sd15_pipeline (masked, backend python)" in shown.out
+    assert run("ship", shippable, "--to", tmp_path / "repository", "--name", "sd15", "--masks-only").code == 0
+    assert_refused(run("ship", shippable, "--to", tmp_path / "repository", "--masks-only"), "it has those of --name sd15")
+    assert_refused(run("ship", shippable, "--to", tmp_path / "repository", "--name", "a/b"), "--name 'a/b': take letters, digits")
