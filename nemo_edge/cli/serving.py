@@ -41,7 +41,8 @@ def ship(
     backend: Annotated[str | None, typer.Option("--backend", help="native (Triton's) or python; else as the recipe.")] = None,
     variant: Annotated[str | None, typer.Option("--variant", help="baked or masked; masked where there is one.")] = None,
     name: Annotated[str, typer.Option("--name", help="Put before the models' names, so that several share a server.")] = "",
-    instances: Annotated[int, typer.Option("--instances", min=1, help="Requests that are drawn at once.")] = 2,
+    policies: Annotated[str | None, typer.Option("--policies", help="The only ones the server knows: always,triggered.")] = None,
+    instances: Annotated[int | None, typer.Option("--instances", min=1, help="Requests drawn at once (2; 1 with --policies).")] = None,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Let the server's log have the prompts.")] = False,
     masks_only: Annotated[bool, typer.Option("--masks-only", help="New neurons for engines that are there; needs no load.")] = False,
     expect: Expect = None,
@@ -59,7 +60,9 @@ def ship(
     if trusted_at is not None and trust is None:
         raise typer.BadParameter("--trusted-at: nothing is trusted; say whose signature is, with --public-key or --authority")
     if masks_only:
-        _check_alone({"--backend": backend, "--variant": variant, "--log-prompts": log_prompts, "--trusted-at": trusted_at})
+        _check_alone(
+            {"--backend": backend, "--variant": variant, "--policies": policies, "--log-prompts": log_prompts, "--trusted-at": trusted_at}
+        )
         from nemo_edge.serving.hotupdate import ship_masks
 
         print_result(ship_masks(bundle, repository, name=name, expect=expect, trust=trust), as_json, _show_masks)
@@ -67,7 +70,9 @@ def ship(
     from nemo_edge.cli import console
     from nemo_edge.serving.repository import ship as run
 
-    asked: dict[str, Any] = {"name": name, "expect": expect, "trust": trust, "trusted_at": trusted_at}
+    known = None if policies is None else [each.strip() for each in policies.split(",") if each.strip()]
+    instances = instances or (2 if known is None else 1)
+    asked: dict[str, Any] = {"name": name, "policies": known, "expect": expect, "trust": trust, "trusted_at": trusted_at}
     result = run(bundle, repository, backend, variant, instances=instances, log_prompts=log_prompts, progress=console.Bars(), **asked)
     print_result(result, as_json, _show)
 

@@ -44,6 +44,8 @@ class Shipment:
     """Whose signature whoever opens it asks for."""
     label: str = ""
     """What stands before the names of its models."""
+    policies: tuple[str, ...] | None = None
+    """The policies that its server knows; None for all, and for components that are models, which take any mask."""
 
     @property
     def places(self) -> dict[str, str]:
@@ -52,8 +54,8 @@ class Shipment:
 
     @property
     def names(self) -> dict[str, str]:
-        """Name of each component, and of the pipeline as the last → name of its model, in the order in which a server loads them."""
-        return {name: model_name(self.label, name) for name in (*self.places, PIPELINE)}
+        """Name of each component that is served, and of the pipeline as the last → name of its model, in the order of their loading."""
+        return {name: model_name(self.label, name) for name in (*(self.places if self.policies is None else ()), PIPELINE)}
 
     @property
     def flavour(self) -> Flavour | None:

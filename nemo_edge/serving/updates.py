@@ -61,7 +61,7 @@ class PoliciesInForce:
                 if self._trust is not None and read_origin_policies(path.with_suffix(""), self._trust) != found:
                     raise InputError(f"{path} has other neurons than the bundle that was signed")
                 if found.fits(self._own):
-                    return found
+                    return found.model_copy(update={"offered": self._own.offered})
                 self._complain(f"{path} has neurons of another model and is passed over")
             except InputError as error:
                 self._complain(f"{error}; it is passed over")

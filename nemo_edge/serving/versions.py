@@ -52,6 +52,9 @@ ONNX = "model.onnx/model.onnx"
 MODEL = "model.py"
 """One of our models in a version, under the name that Triton wants."""
 
+COMPONENTS = "components"
+"""The folder of a pipeline's version that has those that are no models of their own."""
+
 PIPELINE = "pipeline"
 """Name of the model that draws pictures; the others are the components it calls."""
 
@@ -120,9 +123,13 @@ class PipelineVersion(_Version):
     models: dict[str, Signature]
     """The text encoders in their order, `unet` and `vae_decoder`, as they are served."""
     sampling: SamplingSettings
+    inside: bool = False
+    """Whether the components are in its own folder, and no models that somebody else could call."""
 
     def place(self, folder: Path, name: str) -> Path:
         """The version folder of a component that it calls; `folder` is its own."""
+        if self.inside:
+            return folder / COMPONENTS / name
         return folder.parent.parent / model_name(self.label, name) / str(self.number)
 
     def check(self, folder: Path) -> None:
@@ -134,7 +141,7 @@ class PipelineVersion(_Version):
             own = policies_of(folder / SIGNED, manifest, identity)
             if (self.manifest, self.sampling) != (identity, kept_recipe(manifest.recipe, folder).sampling):
                 raise _another(folder)
-            if Policies.load(folder / POLICIES) != own:
+            if Policies.load(folder / POLICIES).offering(None) != own:
                 raise _another(folder)
 
 

@@ -106,3 +106,14 @@ def test_ship_names_the_models_and_refuses_a_name_that_is_none(run: Run, shippab
     assert run("ship", shippable, "--to", tmp_path / "repository", "--name", "sd15", "--masks-only").code == 0
     assert_refused(run("ship", shippable, "--to", tmp_path / "repository", "--masks-only"), "it has those of --name sd15")
     assert_refused(run("ship", shippable, "--to", tmp_path / "repository", "--name", "a/b"), "--name 'a/b': take letters, digits")
+
+
+def test_ship_offers_the_policies_that_are_named(run: Run, shippable: Path, tmp_path: Path) -> None:
+    shown = run("ship", shippable, "--to", tmp_path / "repository", "--policies", "always, triggered")
+    assert "version 1 of pipeline (masked, backend python)" in shown.out
+    assert "count: 1" in (tmp_path / "repository" / "pipeline" / "config.pbtxt").read_text()
+    assert_refused(
+        run("ship", shippable, "--to", tmp_path / "other", "--policies", "of"), "unknown policy 'of': this pipeline has always, off"
+    )
+    assert_refused(run("ship", shippable, "--to", tmp_path / "other", "--policies", ","), "no policy is offered: name one")
+    assert_refused(run("ship", shippable, "--to", tmp_path / "repository"), "was shipped with --policies")
