@@ -40,6 +40,12 @@ def test_what_is_not_known_has_no_row() -> None:
     assert names == ["Model", "Identity"]
 
 
+def test_the_commit_of_a_hub_s_model_has_its_row() -> None:
+    rows = {row.name: row for row in identity_of(evidence(facts={}, recipe=recipe("CompVis/sd@0123")))}
+    assert (rows["Model"].value, rows["Revision"].value) == ("CompVis/sd (StableDiffusionPipeline)", "0123")
+    assert "Revision" not in {row.name for row in identity_of(evidence(facts={}, recipe=recipe("CompVis/sd")))}
+
+
 def test_makers_are_text_in_every_form() -> None:
     made = evidence(facts=FACTS, recipe=recipe(report=MAKERS))
     page, card = page_html(made, Gallery({}, {}, {})), model_card(made)
@@ -54,6 +60,7 @@ def test_makers_are_text_in_every_form() -> None:
     ("checkpoint", "base", "name"),
     [
         ("CompVis/sd", "CompVis/sd", "CompVis/sd"),
+        ("CompVis/sd@0123", "CompVis/sd", "CompVis/sd"),
         ("models", None, "models"),
         ("./models/sd", None, "sd"),
         ("/models/sd", None, "sd"),
