@@ -17,6 +17,9 @@ from nemo_edge.system.errors import BundleError, InputError
 ONE, TWO = "1" * 64, "2" * 64
 
 
+pytest.importorskip("model_signing.signing")  # with all that it imports
+
+
 @pytest.fixture
 def keys(tmp_path: Path) -> tuple[Path, Path]:
     return write_key(tmp_path / "key.pem")

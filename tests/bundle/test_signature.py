@@ -22,6 +22,8 @@ from nemo_edge.bundle.signature import PASSWORD, Signer, Trust, check_expected, 
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency
 from nemo_edge.system.files import sha256_file
 
+pytest.importorskip("model_signing.signing")  # with all that it imports
+
 
 @pytest.fixture
 def keys(tmp_path: Path) -> tuple[Path, Path]:

@@ -85,6 +85,7 @@ def test_kserve_names_the_option_that_is_wrong(run: Run, shippable: Path, tmp_pa
 
 
 def test_ship_asks_for_the_signature_that_is_required(run: Run, shippable: Path, tmp_path: Path) -> None:
+    pytest.importorskip("model_signing.signing")
     bundle, (key, public) = shutil.copytree(shippable, tmp_path / "bundle"), write_key(tmp_path / "key.pem")
     identity = sha256_file(bundle / "manifest.json")
     command = ("ship", bundle, "--to", tmp_path / "repository", "--expect", identity)

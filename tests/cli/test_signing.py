@@ -16,6 +16,9 @@ from nemo_edge.system.files import sha256_file
 __all__ = ["run"]
 
 
+pytest.importorskip("model_signing.signing")  # with all that it imports
+
+
 @pytest.fixture
 def keys(tmp_path: Path) -> tuple[Path, Path]:
     return write_key(tmp_path / "key.pem")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("tritonclient.grpc")
+pytest.importorskip("model_signing.signing")
 
 from backendutils import TritonModelException, served
 from served import pass_gates
