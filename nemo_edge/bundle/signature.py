@@ -9,6 +9,8 @@ from __future__ import annotations
 
 __all__ = ["Signed", "Signer", "Trust", "check_expected", "check_signed_bytes", "public_key_of", "sign", "sign_bytes", "signed_manifest"]
 
+import base64
+import json
 import os
 import sys
 import tempfile
@@ -234,6 +236,9 @@ def _check(config: Any, content: bytes, name: str, signature: bytes, what: str) 
         try:
             with redirect_stdout(sys.stderr):  # the library warns where a result is printed
                 config.verify(place, Path(scratch) / SIGNATURE)
+            signed = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))["predicate"]["resources"]
+            if {each["name"]: each["digest"] for each in signed} != {name: sha256(content).hexdigest()}:
+                raise ValueError("another file was signed")  # the library leaves out what a signature says is to be left out
         except Exception as error:  # whatever cryptography, pydantic, json or sigstore raises of what is no signature, or another's
             why = "another file was signed" if "mismatch: [" in str(error) else first_line(error)
             raise BundleError(f"{what} is not signed by whom is trusted ({why}): get it again from who made it") from error
@@ -256,7 +261,11 @@ def _reading(key: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # cryptography and OpenSSL raise several classes, and of an RSA key the library an AttributeError
-        locked = f"it is encrypted: set {PASSWORD}" if "encrypted" in str(error) or "password" in str(error).lower() else ""
+        locked = (
+            f"it is encrypted: set {PASSWORD} (beside a certificate it must not be)"
+            if "encrypted" in str(error) or "password" in str(error).lower()
+            else ""
+        )
         raise InputError(f"{key} cannot be used ({first_line(error)}): {locked or _CURVE}") from error
 
 

@@ -22,7 +22,7 @@ from nemo_edge.bundle.signature import PASSWORD, Signer, Trust, check_expected, 
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency
 from nemo_edge.system.files import sha256_file
 
-pytest.importorskip("model_signing.signing")  # with all that it imports
+signing, hashing, verifying = (pytest.importorskip(f"model_signing.{name}") for name in ("signing", "hashing", "verifying"))
 
 
 @pytest.fixture
@@ -103,6 +103,14 @@ def test_a_signature_with_other_parts_is_refused(folder: Path, keys: tuple[Path,
             signed_manifest(folder, Trust(public_key=keys[1]))
 
 
+def test_a_signature_that_leaves_the_manifest_out_is_refused(folder: Path, keys: tuple[Path, Path]) -> None:
+    hashed = hashing.Config().set_ignored_paths(paths=[p.name for p in folder.iterdir()], ignore_git_paths=False)
+    signing.Config().use_elliptic_key_signer(private_key=keys[0]).set_hashing_config(hashed).sign(folder, folder / SIGNATURE)
+    verifying.Config().use_elliptic_key_verifier(public_key=keys[1]).verify(folder, folder / SIGNATURE)  # as the library sees it
+    with pytest.raises(BundleError, match="another file was signed"):
+        signed_manifest(folder, Trust(public_key=keys[1]))
+
+
 def test_a_pipe_in_the_place_of_a_signature_is_not_waited_for(folder: Path, keys: tuple[Path, Path]) -> None:
     (folder / SIGNATURE).unlink()
     os.mkfifo(folder / SIGNATURE)
@@ -160,6 +168,8 @@ def test_sigstore_out_of_reach_is_said_in_one_line(tmp_path: Path, monkeypatch: 
     with pytest.raises(InputError, match=r"Sigstore cannot be reached.*take a key instead"):
         sign(folder, Signer(sigstore=True))
     assert not (folder / SIGNATURE).exists()
+    with pytest.raises(InputError, match=r"Sigstore cannot be reached.*take a key instead"):
+        signed_manifest(folder, Trust(signer="me@example.com", issuer="https://example.com"))
 
 
 def test_without_the_library_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: tuple[Path, Path]) -> None:
