@@ -3,7 +3,8 @@
 Knows names, hashes and verdicts; not how anything in it was made.
 
 `manifest` the folder, its hashes, how it is put in its place at once · `references` what its files name · `engines` what engines it
-has, unopened · `policies` which neurons are silenced, by name · `triggers` which prompts are near memorized ones
+has, unopened · `signature`, `revocations` whose it is, and which are not to be opened any more · `policies` which neurons are silenced,
+by name · `triggers` which prompts are near memorized ones
 """
 
 from __future__ import annotations

@@ -19,9 +19,11 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from nemo_edge.backends.tensorrt.fit import Fit, check_here
 from nemo_edge.backends.tensorrt.plans import Header, PlanFile, open_plan_file, read_header
 from nemo_edge.bundle import manifest as bundle
+from nemo_edge.bundle.revocations import check_trusted
+from nemo_edge.bundle.signature import Trust, check_expected
 from nemo_edge.system.compatibility import installed
 from nemo_edge.system.environment import Gpu, gpus
-from nemo_edge.system.errors import InputError
+from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.reading import read_bytes
 
 PLANS = (".plan", ".engine", ".trt")
@@ -79,6 +81,10 @@ class Verified(bundle.Verification):
     """Whether files are those of the manifest and, where all are, what this machine makes of the engines among them."""
 
     engines: tuple[Engine, ...] = ()
+    signed: bool = False
+    """Whether it has a signature, be it anybody's."""
+    trusted: bool = False
+    """Whether its signature was looked at, and is by whom is trusted."""
 
 
 def inspect(path: Path) -> Engine | Contents | None:
@@ -102,11 +108,12 @@ def inspect_engine(path: Path, here: Here) -> Engine:
     return Engine(path=str(plan), header=header, sidecar=described, fit=check_here(described, header, *here))
 
 
-def verify(path: str | PathLike[str]) -> Verified:
+def verify(path: str | PathLike[str], *, expect: str | None = None, trust: Trust | None = None) -> Verified:
     """Compare a bundle's files, or one engine of a bundle and its sidecar, with the manifest.
 
-    Files that differ are named in the result's `problems`. Raises `BundleError` for a folder that is not a bundle, `InputError` for an
-    engine that is not in one.
+    `expect` is the identity that the bundle must have; with `trust` it must be signed by whom is trusted, and not be revoked. Files that
+    differ, and a bundle that is another's, are named in the result's `problems`. Raises `BundleError` for a folder that is not a bundle,
+    `InputError` for an engine that is not in one, and for a key or a list of revocations that cannot be used.
 
     >>> found = nemo_edge.verify("out")
     >>> found.passed, found.problems
@@ -114,15 +121,29 @@ def verify(path: str | PathLike[str]) -> Verified:
     """
     path = Path(path)
     if path.suffix not in (*PLANS, ".json") or path.is_dir():
-        found = bundle.verify(path)
+        found = _doubted(path, bundle.verify(path), expect, trust)
         names: Iterable[str] = bundle.open_bundle(path).files if found.passed else ()
-        return Verified(**dict(found), engines=_engines(path, names))
+        return found.model_copy(update={"engines": _engines(path, names)})
     plan, sidecar = (p.parent.resolve() / p.name for p in _pair(path))
     folder = next((p for p in plan.parents if (p / bundle.MANIFEST).is_file()), None)
     if folder is None:
         raise InputError(f"{path} is not in a bundle, so that no manifest has its hash: see `nemo-edge inspect {path}`")
-    found = bundle.verify(folder, [p.relative_to(folder).as_posix() for p in (plan, sidecar)])
-    return Verified(**dict(found), engines=(inspect_engine(path, Here.look()),) if found.passed else ())
+    names = [p.relative_to(folder).as_posix() for p in (plan, sidecar)]
+    found = _doubted(folder, bundle.verify(folder, names), expect, trust)
+    return found.model_copy(update={"engines": (inspect_engine(path, Here.look()),) if found.passed else ()})
+
+
+def _doubted(folder: Path, found: bundle.Verification, expect: str | None, trust: Trust | None) -> Verified:
+    """What was found of a bundle's files, and what is wrong with whose it is."""
+    doubts = []
+    try:
+        check_expected(folder, found.identity, expect)
+        if trust is not None and check_trusted(folder, trust)[1] != found.identity:
+            doubts.append("its manifest was changed meanwhile")
+    except BundleError as error:
+        doubts.append(str(error))
+    signed = (folder / bundle.SIGNATURE).is_file()
+    return Verified(**{**dict(found), "problems": (*doubts, *found.problems)}, signed=signed, trusted=trust is not None and not doubts)
 
 
 def _pair(path: Path) -> tuple[Path, Path]:

@@ -46,6 +46,8 @@ from nemo_edge.system.outputs import former_of, lock, put_back
 from nemo_edge.system.reading import read_bytes, read_json
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"
+"""The manifest's signature beside it, the one file without a hash in it; a bundle that is changed loses it."""
 SCHEMA: Literal[3] = 3
 """3: judged by the published score, and by gates that count every copy; what was judged before is built again."""
 
@@ -139,6 +141,8 @@ class Verification(BaseModel):
     problems: tuple[str, ...]
     random_weights: str | None = None
     """The architecture, where the bundle says that its weights are random."""
+    identity: str = ""
+    """sha256 of the manifest, and so of what it says of every file: which bundle this is."""
 
     @property
     def passed(self) -> bool:
@@ -324,7 +328,7 @@ def amend(folder: Path, manifest: Manifest, write: Callable[[Path], Mapping[str,
     """
     with lock(folder), staging(folder) as staged:
         _check_names(folder, manifest)
-        copy_tree(folder, staged, leave=(MANIFEST,), link=True)
+        copy_tree(folder, staged, leave=(MANIFEST, SIGNATURE), link=True)
         before = {name: _mark(staged / name) for name in manifest.files}
         known = write(staged) or {}
         kept = {n: h for n, h in manifest.files.items() if (staged / n).is_file() and _mark(staged / n) == before[n]}
@@ -335,7 +339,7 @@ def _check_names(folder: Path, manifest: Manifest) -> None:
     """Raise `BundleError` unless a bundle is the one that the manifest is of, and holds its files and no other."""
     if open_bundle(folder).files != manifest.files:
         raise BundleError(f"{folder} was built again meanwhile: run the same command once more")
-    names = {*_names(folder)} - {MANIFEST}
+    names = {*_names(folder)} - {MANIFEST, SIGNATURE}
     other = [*(f"{n} was added" for n in sorted(names - {*manifest.files})), *(f"{n} is missing" for n in {*manifest.files} - names)]
     if other:
         raise BundleError(f"{folder} was changed since it was built ({other[0]}): build it again; nothing was written")
@@ -374,13 +378,14 @@ def verify(folder: Path, names: Collection[str] | None = None) -> Verification:
     hashes = {name: digest for name, digest in manifest.files.items() if names is None or name in names}
     present = _names(folder) if names is None else [name for name in names if (folder / name).is_file()]
     problems = [f"{name} is missing" for name in hashes if not (folder / name).is_file()]
-    problems += [f"{name} was added" for name in present if name not in (*hashes, MANIFEST)]
+    problems += [f"{name} was added" for name in present if name not in (*hashes, MANIFEST, SIGNATURE)]
     whole = [name for name in hashes if (folder / name).is_file()]
     with ThreadPoolExecutor(_READERS) as pool:
         found = pool.map(lambda name: sha256_file(folder / name), whole)
         problems += [f"{name} was changed" for name, digest in zip(whole, found, strict=True) if digest != hashes[name]]
-    problems += strays(folder, whole, manifest.files)
-    return Verification(bundle=str(folder), files=len(hashes), problems=tuple(problems), random_weights=manifest.random_weights)
+    problems += strays(folder, [*whole, *(name for name in present if name == SIGNATURE)], manifest.files)
+    identity, weights = sha256_file(folder / MANIFEST), manifest.random_weights
+    return Verification(bundle=str(folder), files=len(hashes), problems=tuple(problems), random_weights=weights, identity=identity)
 
 
 def _mark(path: Path) -> tuple[int, int, int]:

@@ -74,6 +74,8 @@ class Policies(BaseModel):
     neurons: Mapping[str, NeuronSet | None]
     trigger: Trigger | None = None
     """When the neurons of a cluster are silenced under the policy `triggered`, which is there where this is."""
+    offered: tuple[str, ...] | None = None
+    """The policies that a server knows, those of clusters one by one; None for all that there are."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -103,6 +105,25 @@ class Policies(BaseModel):
         named = ((name, found) for name, found in self.neurons.items() if name.startswith(CLUSTER))
         return {name.removeprefix(CLUSTER): found & always for name, found in named if found is not None and always is not None}
 
+    @property
+    def default(self) -> str:
+        """The policy of a request that names none."""
+        return ALWAYS if self.offered is None or ALWAYS in self.offered else self.offered[0]
+
+    def offering(self, names: Collection[str] | None) -> Policies:
+        """The same policies, of which a server knows those of these names alone; all of them without names.
+
+        Raises `InputError` for a name that is not there, and for none at all.
+        """
+        every = self.model_copy(update={"offered": None})
+        if names is None:
+            return every
+        if not names:
+            raise InputError("no policy is offered: name one, or several with commas between them")
+        for name in names:
+            every.choose(name)
+        return self.model_copy(update={"offered": tuple(dict.fromkeys(names))})
+
     def fits(self, other: Policies) -> bool:
         """Whether a pipeline that takes the masks, and the text states, of the other's policies takes those of these."""
         widths = {policies.trigger.width for policies in (self, other) if policies.trigger is not None}
@@ -113,9 +134,11 @@ class Policies(BaseModel):
 
         Raises `InputError` that says what there is for a name that is not there, and for several that are not all clusters.
         """
+        parts = sorted({part.strip() for part in name.split(",")})
+        if self.offered is not None and not {*parts} <= {*self.offered}:
+            raise InputError(f"policy {name[:80]!r} is not offered: this pipeline has {self._listed()}")
         if name == TRIGGERED and self.trigger is not None:
             return self._triggered
-        parts = sorted({part.strip() for part in name.split(",")})
         unknown = next((part for part in parts if part not in self.neurons), None)
         if len(parts) > 1 and not all(part.startswith(CLUSTER) for part in parts):
             raise InputError(
@@ -141,8 +164,11 @@ class Policies(BaseModel):
 
     def _listed(self) -> str:
         """The names for a message; those of clusters have words of memorized prompts and stay out of it."""
-        names = [name for name in self.neurons if not name.startswith(CLUSTER)] + ([TRIGGERED] if self.trigger else [])
-        clusters = len(self.clusters)
+        known = [*self.neurons, *([TRIGGERED] if self.trigger else [])] if self.offered is None else self.offered
+        names = [name for name in known if not name.startswith(CLUSTER)]
+        clusters = len(known) - len(names)
+        if self.offered is not None:
+            return ", ".join([*names, *([f"{clusters} of its clusters"] if clusters else [])])
         if self.neurons.get(ALWAYS) is None:
             return f"{', '.join(names)}, since its neurons are baked: ship the masked variant for others"
         return ", ".join(names) + (f", and {CLUSTER}NAME of the {clusters} clusters in its {POLICIES}" if clusters else "")

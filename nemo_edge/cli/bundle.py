@@ -13,13 +13,31 @@ from typing import Annotated, Any
 import typer
 
 from nemo_edge.cli.attacks import attack
-from nemo_edge.cli.options import AllowPickle, Bundle, ClipSkip, Json, Loras, Summary, open_model, print_result
+from nemo_edge.cli.options import (
+    AllowPickle,
+    Authorities,
+    Bundle,
+    ClipSkip,
+    Expect,
+    Issuer,
+    Json,
+    Loras,
+    PublicKey,
+    RevocationList,
+    SignedBy,
+    Summary,
+    open_model,
+    print_result,
+    trust_of,
+)
 from nemo_edge.cli.panels import add
+from nemo_edge.cli.screen import show_identity, show_line
+from nemo_edge.cli.signing import revoke, sign
 
 
 def register(app: typer.Typer) -> None:
     """Put the commands into an app."""
-    for command in (rebake, compile_engines, bench, compare, attack, gate, report, verify, generate, inspect):
+    for command in (rebake, compile_engines, bench, compare, attack, gate, report, verify, sign, revoke, generate, inspect):
         add(app, command)
 
 
@@ -164,22 +182,38 @@ def gate(
 
 def report(bundle: Bundle, summary: Summary = None, as_json: Json = False) -> None:
     """Write a bundle's report again, from what was measured on it."""
-    from nemo_edge.cli import console
+    from nemo_edge.bundle.revocations import identity_of
     from nemo_edge.release.review import report_again
 
     path = report_again(bundle, summary)
-    print_result({"report": str(path)}, as_json, lambda _: console.show_paths([path]))
+    print_result({"report": str(path), "identity": identity_of(str(bundle))}, as_json, _show_report)
 
 
-def verify(path: Annotated[Path, typer.Argument(help="Folder of a bundle, or an engine in one.")], as_json: Json = False) -> None:
+def _show_report(written: dict[str, str]) -> None:
+    show_line(written["report"])
+    show_identity(written["identity"])
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(help="Folder of a bundle, or an engine in one.")],
+    expect: Expect = None,
+    signature: Annotated[bool, typer.Option("--signature", help="Ask for a signature; one of the next says whose.")] = False,
+    public_key: PublicKey = None,
+    authority: Authorities = None,
+    signer: SignedBy = None,
+    issuer: Issuer = None,
+    revocations: RevocationList = None,
+    as_json: Json = False,
+) -> None:
     """Compare a bundle or an engine with its manifest.
 
-    Says which engines run here. Exit code 2 when a file differs.
+    Says which engines run here. Exit code 2 when a file differs, and when the signature is not of whom it is asked for.
     """
+    trust = trust_of(public_key, authority, signer, issuer, revocations, "--signature" if signature else "")
     from nemo_edge.bundle.engines import verify as run
     from nemo_edge.cli import datasheet
 
-    result = run(path)
+    result = run(path, expect=expect, trust=trust)
     print_result(result, as_json, datasheet.show_verified)
     if not result.passed:
         raise typer.Exit(2)

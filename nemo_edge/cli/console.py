@@ -29,7 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from nemo_edge.cli.gates import show_gates
-from nemo_edge.cli.screen import Console, show_line, table_of
+from nemo_edge.cli.screen import Console, show_identity, show_line, table_of
 from nemo_edge.system.exits import check_terminated
 from nemo_edge.system.progress import Advance, Progress
 
@@ -110,6 +110,7 @@ def show_build(result: Any) -> None:
     show_gates(out, manifest.gates)
     out.print(f"{escape(result.bundle)}: {_verdict(manifest)}", soft_wrap=True)
     out.print(f"report: {escape(result.bundle)}/report/index.html", soft_wrap=True, highlight=False)
+    show_identity(result.identity)
 
 
 def show_rebaked(result: Any) -> None:

@@ -15,7 +15,7 @@ from nemo_edge.backends.tensorrt.fit import gpus_of, product_of
 from nemo_edge.backends.tensorrt.plans import PlanFile, Shapes
 from nemo_edge.bundle.engines import Contents, Engine, Session, Verified
 from nemo_edge.cli.console import show_manifest, show_verification
-from nemo_edge.cli.screen import Console, table_of
+from nemo_edge.cli.screen import Console, show_identity, show_line, table_of
 
 if TYPE_CHECKING:
     from nemo_edge.measure.profile import Profile
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 _RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _ROWS = 15
 """Operators of a profile that are shown."""
+_SIGNATURES = {
+    (True, True): "signed by whom is trusted",
+    (True, False): "signed; by whom was not asked: --public-key",
+    (False, False): "not signed: anybody can write such a manifest (--expect, --public-key)",
+}
 _RUNS = {True: "[green]yes[/]", False: "[red]no[/]", None: "[yellow]?[/]"}
 _VERDICTS = {True: "[green]runs here[/]", False: "[red]does not run here[/]", None: "[yellow]may run here[/]"}
 
@@ -39,8 +44,11 @@ def show(found: Engine | Contents) -> None:
 
 
 def show_verified(result: Verified) -> None:
-    """What is wrong with the files; where nothing is, which engines run here."""
+    """What is wrong with the files; where nothing is, which bundle it is, who says so, and which engines run here."""
     show_verification(result)
+    if result.passed:
+        show_identity(result.identity)
+        show_line(_SIGNATURES[result.signed, result.trusted])
     _show_engines(Console(), result.engines)
 
 

@@ -7,19 +7,27 @@ from __future__ import annotations
 
 __all__ = [
     "AllowPickle",
+    "Authorities",
     "Bundle",
     "Checkpoint",
     "ClipSkip",
     "Device",
+    "Expect",
+    "Issuer",
     "Json",
     "Loras",
+    "PublicKey",
+    "RevocationList",
+    "SignedBy",
     "Summary",
     "loras_of",
     "open_model",
     "print_result",
+    "trust_of",
 ]
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,6 +43,20 @@ AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Open pickle w
 Device = Annotated[str, typer.Option("--device", help="What eager PyTorch runs on: cpu, or cuda.")]
 Loras = Annotated[list[str] | None, typer.Option("--lora", help="A LoRA to fuse, PATH or PATH:SCALE; may be repeated.")]
 ClipSkip = Annotated[int, typer.Option("--clip-skip", min=0, help="Last layers of the text encoders to skip, as diffusers counts them.")]
+PublicKey = Annotated[Path | None, typer.Option("--public-key", help="PEM: a signature by its private key is asked for.")]
+Authorities = Annotated[list[Path] | None, typer.Option("--authority", help="PEM: one by a certificate of theirs is; may be repeated.")]
+SignedBy = Annotated[str | None, typer.Option("--signer", help="Address or URI: one by that Sigstore identity is.")]
+Issuer = Annotated[str | None, typer.Option("--issuer", help="URL of who vouches for --signer.")]
+RevocationList = Annotated[Path | None, typer.Option("--revocations", help="Signed list of bundles that are refused.")]
+
+
+def _identity(given: str | None) -> str | None:
+    if given is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", given):
+        raise typer.BadParameter(f"--expect {given[:80]}: give an identity, 64 hexadecimal digits as `nemo-edge verify` prints them")
+    return given
+
+
+Expect = Annotated[str | None, typer.Option("--expect", callback=_identity, help="The identity that the bundle must have.")]
 Summary = Annotated[Path | None, typer.Option("--summary", help="Add a job summary in Markdown to this file.")]
 
 
@@ -46,6 +68,36 @@ def print_result(result: Any, as_json: bool, show: Callable[[Any], None]) -> Non
     content = json.loads(result.model_dump_json()) if hasattr(result, "model_dump_json") else result
     passed = getattr(result, "passed", None)
     print(visible_json(content if passed is None else {**content, "passed": passed}))
+
+
+def trust_of(
+    public_key: Path | None,
+    authorities: Sequence[Path] | None,
+    signer: str | None,
+    issuer: str | None,
+    revocations: Path | None,
+    asked: str,
+) -> Any:
+    """Whose signature is asked for, as the options say; None where nothing asks. `asked` is the option that does without saying whose."""
+    given = {
+        "public_key": public_key,
+        "authorities": tuple(authorities or ()),
+        "signer": signer,
+        "issuer": issuer,
+        "revocations": revocations,
+    }
+    found = {name: value for name, value in given.items() if value}
+    if not found and not asked:
+        return None
+    from pydantic import ValidationError
+
+    from nemo_edge.bundle.signature import Trust
+
+    try:
+        return Trust.model_validate(found)
+    except ValidationError as error:
+        named = asked or next(f"--{name.replace('_', '-')}" for name in found)
+        raise typer.BadParameter(f"{named}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
 
 
 def loras_of(given: Sequence[str] | None) -> tuple[Any, ...]:

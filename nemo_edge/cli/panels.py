@@ -8,7 +8,7 @@ from __future__ import annotations
 __all__ = ["EXAMPLES", "Panels", "add"]
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_type_hints
 
 import typer
 from typer.core import TyperGroup
@@ -33,6 +33,8 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "compare": "nemo-edge compare ./my-model out/my-model:unmitigated",
         "inspect": "nemo-edge inspect out/my-model",
         "verify": "nemo-edge verify out/my-model",
+        "sign": "nemo-edge sign out/my-model --key key.pem",
+        "revoke": "nemo-edge revoke out/my-model --list revoked.json --key key.pem",
     },
     "Judge": {
         "attack": "nemo-edge attack out/my-model --limit 4 -o attack.json",
@@ -74,6 +76,7 @@ class Panels(TyperGroup):
 
 def add(app: typer.Typer, function: Callable[..., Any]) -> None:
     """Put a command into an app, in its group and with its example. What calls itself so not to hide a builtin goes by its first word."""
+    function.__annotations__ = get_type_hints(function, include_extras=True)  # typer asks four times, and compiles these texts each time
     name = function.__name__.removesuffix("_engines")
     panel = next((panel for panel, examples in EXAMPLES.items() if name in examples), None)
     example = f"\b\nExample:\n  {EXAMPLES[panel][name]}" if panel else None

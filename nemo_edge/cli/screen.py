@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Console", "show_line", "table_of"]
+__all__ = ["Console", "show_identity", "show_line", "table_of"]
 
 from rich import console as rich
 from rich.segment import Segment
@@ -22,6 +22,11 @@ class Console(rich.Console):
 def show_line(text: object) -> None:
     """Print one line as it is, for people and for other programs."""
     print(visible(str(text)))
+
+
+def show_identity(identity: str) -> None:
+    """Print which bundle it is, a line that is the same wherever it is told."""
+    show_line(f"identity: {identity}")
 
 
 def table_of(*columns: str, title: str | None = None) -> Table:

@@ -13,9 +13,20 @@ from typing import Annotated, Any
 import typer
 
 from nemo_edge.cli.audits import audit
-from nemo_edge.cli.options import Bundle, Json, print_result
+from nemo_edge.cli.options import (
+    Authorities,
+    Bundle,
+    Expect,
+    Issuer,
+    Json,
+    PublicKey,
+    RevocationList,
+    SignedBy,
+    print_result,
+    trust_of,
+)
 from nemo_edge.cli.panels import add
-from nemo_edge.cli.screen import show_line
+from nemo_edge.cli.screen import show_identity, show_line
 
 
 def register(app: typer.Typer) -> None:
@@ -29,22 +40,40 @@ def ship(
     repository: Annotated[Path, typer.Option("--to", help="Triton model repository, a folder.")],
     backend: Annotated[str | None, typer.Option("--backend", help="native (Triton's) or python; else as the recipe.")] = None,
     variant: Annotated[str | None, typer.Option("--variant", help="baked or masked; masked where there is one.")] = None,
-    instances: Annotated[int, typer.Option("--instances", min=1, help="Requests that are drawn at once.")] = 2,
+    name: Annotated[str, typer.Option("--name", help="Put before the models' names, so that several share a server.")] = "",
+    policies: Annotated[str | None, typer.Option("--policies", help="The only ones the server knows: always,triggered.")] = None,
+    instances: Annotated[int | None, typer.Option("--instances", min=1, help="Requests drawn at once (2; 1 with --policies).")] = None,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Let the server's log have the prompts.")] = False,
     masks_only: Annotated[bool, typer.Option("--masks-only", help="New neurons for engines that are there; needs no load.")] = False,
+    expect: Expect = None,
+    signed: Annotated[bool, typer.Option("--require-signature", help="Here and on the server; one of the next says whose.")] = False,
+    public_key: PublicKey = None,
+    authority: Authorities = None,
+    signer: SignedBy = None,
+    issuer: Issuer = None,
+    revocations: RevocationList = None,
+    trusted_at: Annotated[Path | None, typer.Option("--trusted-at", help="Folder of keys and list on the server, if another.")] = None,
     as_json: Json = False,
 ) -> None:
     """Put a bundle into a Triton model repository, as one more version. Refuses one that failed a gate or was changed."""
+    trust = trust_of(public_key, authority, signer, issuer, revocations, "--require-signature" if signed else "")
+    if trusted_at is not None and trust is None:
+        raise typer.BadParameter("--trusted-at: nothing is trusted; say whose signature is, with --public-key or --authority")
     if masks_only:
-        _check_alone({"--backend": backend, "--variant": variant, "--log-prompts": log_prompts})
+        _check_alone(
+            {"--backend": backend, "--variant": variant, "--policies": policies, "--log-prompts": log_prompts, "--trusted-at": trusted_at}
+        )
         from nemo_edge.serving.hotupdate import ship_masks
 
-        print_result(ship_masks(bundle, repository), as_json, _show_masks)
+        print_result(ship_masks(bundle, repository, name=name, expect=expect, trust=trust), as_json, _show_masks)
         return
     from nemo_edge.cli import console
     from nemo_edge.serving.repository import ship as run
 
-    result = run(bundle, repository, backend, variant, instances=instances, log_prompts=log_prompts, progress=console.Bars())
+    known = None if policies is None else [each.strip() for each in policies.split(",") if each.strip()]
+    instances = instances or (2 if known is None else 1)
+    asked: dict[str, Any] = {"name": name, "policies": known, "expect": expect, "trust": trust, "trusted_at": trusted_at}
+    result = run(bundle, repository, backend, variant, instances=instances, log_prompts=log_prompts, progress=console.Bars(), **asked)
     print_result(result, as_json, _show)
 
 
@@ -83,6 +112,9 @@ def _show(shipped: Any) -> None:
     """What is in a model repository now, and how a server takes it up."""
     what = f"version {shipped.version} of {', '.join(shipped.models)}"
     show_line(f"{shipped.repository}: {what} ({shipped.variant}, backend {shipped.backend})")
+    show_identity(shipped.identity)
+    if shipped.signed:
+        print("who opens them asks for the signature first")
     print("a server that runs takes it up by POST to /v2/repository/models/NAME/load, in this order")
 
 

@@ -32,6 +32,7 @@ from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.hardening import HardeningSettings
 from nemo_edge.recipe.quantization import LIMITS, QuantizationSettings, unfit
 from nemo_edge.recipe.random_weights import RandomSettings
+from nemo_edge.recipe.revisions import hub_id
 from nemo_edge.recipe.settings import (
     ENGINE_TOLERANCES,
     AttackSettings,
@@ -227,6 +228,8 @@ def anchored(recipe: Recipe, folder: Path) -> Recipe:
     local = folder / expanded(checkpoint)
     if local.exists() or checkpoint.startswith((".", "/", "~")):
         checkpoint = str(local)
+    elif (named := hub_id(checkpoint)) is not None and named[1] and (folder / named[0]).exists():
+        raise InputError(f"checkpoint.revision {named[1]} pins a hub id, and {folder / named[0]} is here: leave it out")
     architecture = own.architecture if own else None
     if architecture and "/" in architecture:  # a folder; one beside the recipe that is called "sd15" is not meant by this name
         architecture = str(folder / expanded(architecture))

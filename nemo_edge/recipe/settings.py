@@ -37,6 +37,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from nemo_edge.recipe.limits import MOST_PIXELS, Count, Factor, Pixels, Rows, Seconds, Seed, Size
+from nemo_edge.recipe.revisions import with_revision
 from nemo_edge.recipe.targets import Rival
 from nemo_edge.system.errors import InputError
 
@@ -88,7 +89,9 @@ class CheckpointSettings(Settings):
     """Which model: a diffusers folder, a hub id, or a single `.safetensors` file."""
 
     path: str
-    """The folder, the file (relative to the recipe) or the id."""
+    """The folder, the file (relative to the recipe) or the id, which may have its revision behind it: `owner/name@revision`."""
+    revision: str | None = None
+    """Of a hub id: a commit, a tag or a branch. It becomes part of the path; without one a bundle keeps the commit that was the newest."""
     allow_pickle: bool = False
     """Open pickle weights (.bin, .ckpt), which can run any code when loaded."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -98,6 +101,14 @@ class CheckpointSettings(Settings):
     clip_skip: int = Field(default=0, ge=0)
     """How many of the text encoders' last layers a prompt is read without, as diffusers counts them; 1 is the "clip skip 2" of others.
     No or the negative prompt is read with all of them, as there."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pin(cls, given: Any) -> Any:
+        path, revision = (given.get(name) for name in ("path", "revision")) if isinstance(given, dict) else (None, None)
+        if not isinstance(path, str) or not isinstance(revision, str):
+            return given
+        return {**given, "path": with_revision(path, revision), "revision": None}
 
     @property
     def fused(self) -> dict[str, Path]:

@@ -30,7 +30,7 @@ from nemo_edge.release._keys import bundle_key
 from nemo_edge.release._stages import stage_keys
 from nemo_edge.release.random_weights import weights_folder
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency
-from nemo_edge.system.files import checkpoint_folder
+from nemo_edge.system.files import checkpoint_folder, with_commit
 from nemo_edge.system.processes import run_in_process
 from nemo_edge.system.progress import Progress
 
@@ -40,7 +40,7 @@ class Preflight:
     """What was seen: a recipe that can be built here, and what of it is there already."""
 
     recipe: Recipe
-    """With the place of its random weights for its checkpoint, where it wants some."""
+    """With the place of its random weights for its checkpoint, where it wants some, and with the commit of a hub id."""
     inputs: Inputs | None
     """None where the random weights are still to be made: their hashes are part of every key."""
     keys: dict[str, str] = field(default_factory=dict)
@@ -67,6 +67,7 @@ def preflight(recipe: Recipe, progress: Progress) -> Preflight:
     recipe = _with_weights(recipe)
     if recipe.random_weights is not None and not Path(recipe.checkpoint.path).is_dir():
         return Preflight(recipe, None, footprint=_check_unmade(recipe, recipe.random_weights.architecture, progress))
+    recipe = _committed(recipe)
     model = checkpoint_folder(recipe.checkpoint.path)
     if model.is_dir():
         check_folder(model, allow_pickle=recipe.checkpoint.allow_pickle)
@@ -119,6 +120,12 @@ def _with_weights(recipe: Recipe) -> Recipe:
     if recipe.random_weights is None:
         return recipe
     checkpoint = recipe.checkpoint.model_copy(update={"path": str(weights_folder(recipe)), "loras": ()})
+    return recipe.model_copy(update={"checkpoint": checkpoint})
+
+
+def _committed(recipe: Recipe) -> Recipe:
+    """The recipe with the commit that its hub id stands for, so that all stages open the same, and the bundle says which."""
+    checkpoint = recipe.checkpoint.model_copy(update={"path": with_commit(recipe.checkpoint.path)})
     return recipe.model_copy(update={"checkpoint": checkpoint})
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.bundle.manifest import Manifest, open_bundle, publish, staging
+from nemo_edge.bundle.manifest import MANIFEST, Manifest, open_bundle, publish, staging
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.release._cache import is_kept, prune, run_stages
 from nemo_edge.release._forecast import Forecast, forecast
 from nemo_edge.release._preflight import preflight
 from nemo_edge.release._stages import LazyCheckpoint, Work
-from nemo_edge.system.files import explain
+from nemo_edge.system.files import explain, sha256_file
 from nemo_edge.system.outputs import lock
 from nemo_edge.system.processes import run_in_process
 from nemo_edge.system.progress import Progress
@@ -53,6 +53,8 @@ class BuildResult(BaseModel):
     skipped: bool
     """No work was done: the bundle was up to date."""
     manifest: Manifest
+    identity: str = ""
+    """sha256 of the manifest's file, by which whoever gets the bundle knows it."""
 
     @property
     def passed(self) -> bool:
@@ -100,7 +102,7 @@ def build(recipe: Recipe | str | PathLike[str], progress: Progress | None = None
                 _make_weights(seen.recipe, progress)
                 seen = preflight(recipe, progress)
             if seen.up_to_date:
-                return BuildResult(bundle=str(output), skipped=True, manifest=open_bundle(output))
+                return _result(output, open_bundle(output), skipped=True)
             assert seen.inputs is not None
             for note in seen.notes:
                 progress.note(note)
@@ -114,7 +116,11 @@ def build(recipe: Recipe | str | PathLike[str], progress: Progress | None = None
             prune(output, progress.note)
     except OSError as error:
         raise explain(error, Path(error.filename or output)) from error
-    return BuildResult(bundle=str(output), skipped=False, manifest=manifest)
+    return _result(output, manifest, skipped=False)
+
+
+def _result(output: Path, manifest: Manifest, *, skipped: bool) -> BuildResult:
+    return BuildResult(bundle=str(output), skipped=skipped, manifest=manifest, identity=sha256_file(output / MANIFEST))
 
 
 def _loaded(recipe: Recipe | str | PathLike[str]) -> Recipe:

@@ -7,23 +7,27 @@ from __future__ import annotations
 
 __all__ = ["IDENTIFYING", "Row", "base_model", "identity_of", "model_name"]
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemo_edge.recipe.revisions import hub_id
 from nemo_edge.report._numbers import joined, moment
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.system.environment import Machine
 from nemo_edge.system.reading import expanded
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HASHES = (
     ("Weights", "sha256 over the sha256 of each file of the checkpoint"),
     ("Hardened weights", "the same of the checkpoint that hardening made of it"),
     ("Prompts", "sha256 of the list of memorized prompts"),
     ("Neurons", "sha256 of what is silenced"),
     ("Build key", "sha256 over all that the bundle was made from"),
+)
+
+_SAID_ELSEWHERE = (
+    "prints the sha256 of manifest.json, which has the hash of this page, too, so that it cannot stand here. It says that the folder is as "
+    "its manifest says, and not who made it: that is what a signature says (nemo-edge verify BUNDLE --public-key KEY)"
 )
 
 
@@ -49,9 +53,10 @@ def identity_of(evidence: Evidence) -> tuple[Row, ...]:
 
 
 def base_model(checkpoint: str) -> str | None:
-    """Return the hub id that a recipe's checkpoint is; None for a folder or a file."""
+    """Return the hub id that a recipe's checkpoint is, without its revision; None for a folder or a file."""
     local = checkpoint.endswith((".safetensors", ".ckpt")) or expanded(checkpoint).exists()
-    return checkpoint if _HUB_ID.fullmatch(checkpoint) and not local else None
+    named = hub_id(checkpoint)
+    return named[0] if named is not None and not local else None
 
 
 def model_name(checkpoint: str) -> str:
@@ -65,6 +70,9 @@ def _rows(evidence: Evidence) -> Iterator[Row]:
     if makers:
         yield Row("Made by", ", ".join(makers))
     yield Row("Model", f"{model_name(recipe.checkpoint.path)} ({evidence.family})")
+    named = hub_id(recipe.checkpoint.path)
+    if named is not None and named[1] and base_model(recipe.checkpoint.path):
+        yield Row("Revision", named[1], "the model's commit on the hub", code=True)
     yield from (Row(name, facts[name], note, code=True) for name, note in _HASHES if name in facts)
     yield from (Row(name, facts[name]) for name in ("Threshold τ",) if name in facts)
     versions = [f"{name.removeprefix('Version · ')} {value}" for name, value in facts.items() if name.startswith("Version · ")]
@@ -72,6 +80,7 @@ def _rows(evidence: Evidence) -> Iterator[Row]:
         yield Row("Versions", joined(sorted(versions, key=lambda version: not version.startswith("nemo-edge"))))
     if "Recipe file" in facts:
         yield Row("Built by", f"nemo-edge build {facts['Recipe file']}", code=True)
+    yield Row("Identity", "nemo-edge verify BUNDLE", _SAID_ELSEWHERE, code=True)
     if evidence.machine is not None:
         yield Row("Machine", _machine(evidence.machine))
     if evidence.date:

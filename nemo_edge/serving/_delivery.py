@@ -39,6 +39,8 @@ class Delivery(BaseModel):
     """Of the new version of each model."""
     manifest: str
     """sha256 of the manifest of its bundle."""
+    pipeline: str = PIPELINE
+    """Name of the pipeline's model among them."""
     former: dict[str, str | None]
     """Name of each model → its configuration before; None where there was none."""
 
@@ -77,11 +79,11 @@ def staged(repository: Path, delivery: Delivery) -> Iterator[dict[str, Path]]:
 def put(repository: Path, delivery: Delivery, folders: Mapping[str, Path], configs: Mapping[str, Any]) -> None:
     """Move every version into its place and write the configurations; the pipeline's version comes last."""
     versions = {name: repository / name / str(delivery.number) for name in folders}
-    for name in [name for name in folders if name != PIPELINE]:
+    for name in [name for name in folders if name != delivery.pipeline]:
         _move(folders[name], versions[name])
     for name, config in configs.items():
         write_config(repository / name / CONFIG, config)
-    _move(folders[PIPELINE], versions[PIPELINE])
+    _move(folders[delivery.pipeline], versions[delivery.pipeline])
 
 
 def _move(folder: Path, place: Path) -> None:
@@ -100,7 +102,7 @@ def _settle(repository: Path) -> None:
         delivery = Delivery.model_validate_json(record.read_bytes())
     except ValidationError as error:
         raise InputError(f"{record} does not say what was being shipped: delete it, and the versions without a pipeline's") from error
-    made = _is_of(repository / PIPELINE / str(delivery.number), delivery)
+    made = _is_of(repository / delivery.pipeline / str(delivery.number), delivery)
     for name, former in delivery.former.items():
         if not made:
             _take_back(repository / name, former, delivery)
@@ -128,7 +130,7 @@ def _take_back(model: Path, former: str | None, delivery: Delivery) -> None:
 
 
 def _is_of(version: Path, delivery: Delivery) -> bool:
-    describe = describe_pipeline if version.parent.name == PIPELINE else describe_engine
+    describe = describe_pipeline if version.parent.name == delivery.pipeline else describe_engine
     try:
         return describe(version).manifest == delivery.manifest
     except BundleError:

@@ -55,7 +55,7 @@ def request(**values: object) -> dict[str, np.ndarray]:
     return {name: np.array([value.encode() if isinstance(value, str) else value], INPUTS[name]) for name, value in values.items()}
 
 
-def ask(url: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def ask(url: str, tensors: Mapping[str, np.ndarray], model: str = PIPELINE) -> dict[str, np.ndarray]:
     """Ask the pipeline of a server at `url` (gRPC) for pictures. Raises `NemoEdgeError` with the server's words where it refuses."""
     import tritonclient.grpc as client
     from tritonclient.utils import np_to_triton_dtype
@@ -65,9 +65,9 @@ def ask(url: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         tensor.set_data_from_numpy(array)
     with client.InferenceServerClient(url) as connection:
         try:
-            answer = connection.infer(PIPELINE, inputs)
+            answer = connection.infer(model, inputs)
         except client.InferenceServerException as error:
-            raise NemoEdgeError(f"the pipeline at {url} refused: {error.message()}") from error
+            raise NemoEdgeError(f"the {model} at {url} refused: {error.message()}") from error
     return {name: answer.as_numpy(name) for name in ("image", "score")}
 
 

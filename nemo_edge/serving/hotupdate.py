@@ -7,13 +7,17 @@ from __future__ import annotations
 
 __all__ = ["ShippedMasks", "ship_masks"]
 
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge.bundle.manifest import MANIFEST, Manifest, check_shippable, verify
 from nemo_edge.bundle.policies import ALWAYS, POLICIES, read_policies
+from nemo_edge.bundle.revocations import check_trusted
+from nemo_edge.bundle.signature import Trust, check_expected
 from nemo_edge.recipe.components import UNET_FOLDERS
+from nemo_edge.serving.signed import SIGNED, copy_origin, origin_of
 from nemo_edge.serving.updates import put_policies
 from nemo_edge.serving.versions import MODEL, describe_engine, newest_pipeline, read_pipeline
 from nemo_edge.system.errors import BundleError, InputError
@@ -40,22 +44,29 @@ class ShippedMasks(BaseModel):
     """Neurons that the bundle silences."""
 
 
-def ship_masks(bundle: Path, repository: Path) -> ShippedMasks:
-    """Put the policies of a bundle into force in the newest pipeline of a repository whose masked engine is the bundle's.
+def ship_masks(bundle: Path, repository: Path, *, name: str = "", expect: str | None = None, trust: Trust | None = None) -> ShippedMasks:
+    """Put the policies of a bundle into force in the newest pipeline of that name in a repository, whose masked engine is the bundle's.
 
-    Of the bundle only the neurons and the policies are compared with their hashes. Raises `BundleError` for a bundle that must not be
+    Of the bundle only the neurons and the policies are compared with their hashes. With `trust` it must be signed by whom is trusted, and
+    a repository that asks for signatures takes no other. Raises `BundleError` for a bundle that must not be
     shipped or was changed, `InputError` for a repository without its masked engine.
     """
-    manifest = check_shippable(bundle)
+    manifest, identity = check_shippable(bundle), sha256_file(bundle / MANIFEST)
+    check_expected(bundle, identity, expect)
+    if trust is not None:
+        check_trusted(bundle, trust)
     problems = verify(bundle, _READ).problems
     missing = [f"{name} is missing" for name in _READ[:1] if name not in manifest.files]
     if problems or missing:
         raise BundleError(f"{bundle} was changed since it was built ({[*problems, *missing][0]}): build it again; nothing was shipped")
-    folder = newest_pipeline(repository)
-    pipeline = read_pipeline(folder)
-    _check_engine(repository / "unet" / str(pipeline.number), bundle, manifest)
-    policies = read_policies(bundle, manifest.files, sha256_file(bundle / MANIFEST))
-    update = put_policies(folder, policies)
+    folder = newest_pipeline(repository, name)
+    pipeline = read_pipeline(folder, signed=False)
+    if pipeline.trust is not None and trust is None:
+        raise InputError(f"{repository} asks for signatures: say whose the bundle has, with --public-key or --authority")
+    _check_engine(pipeline.place(folder, "unet"), bundle, manifest)
+    policies = read_policies(bundle, manifest.files, identity)
+    origin = partial(copy_origin, bundle, names=origin_of(manifest.files, policies=True))
+    update = put_policies(folder, policies, None if pipeline.trust is None else origin)
     return ShippedMasks(
         repository=str(repository),
         bundle=str(bundle),
@@ -71,5 +82,6 @@ def _check_engine(version: Path, bundle: Path, manifest: Manifest) -> None:
     served = describe_engine(version)
     if served.place != UNET_FOLDERS["masked"]:
         raise InputError(f"{version} is baked, and takes no mask: ship the bundle without --masks-only")
-    if not {digest for name, digest in served.files.items() if name != MODEL} <= {*manifest.files.values()}:
+    shipped = {name: digest for name, digest in served.files.items() if name != MODEL and not name.startswith(f"{SIGNED}/")}
+    if not {*shipped.values()} <= {*manifest.files.values()}:
         raise InputError(f"{version} is not the masked engine of {bundle}: ship the bundle without --masks-only")

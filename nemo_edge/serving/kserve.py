@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from nemo_edge.serving.versions import describe_engine, describe_pipeline, newest_pipeline
+from nemo_edge.serving.versions import describe_engine, describe_pipeline, labels, newest_pipeline
 
 RUNTIME = "kserve-tritonserver"
 """The serving runtime of Triton that KServe brings; it loads every model of the repository when it starts."""
@@ -23,6 +23,8 @@ SCHEMES = ("s3", "gs", "pvc", "https", "hf", "hdfs", "webhdfs", "oci")
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?([KMGTPE]i|[mkMGTPE])?")
+_TOLD = {"bundle": "bundle", "manifest": "manifest", "version": "number"}
+"""Annotation → what a pipeline's version says of itself; of several models one after the other."""
 _SHARED_MEMORY = {"name": "shared-memory", "emptyDir": {"medium": "Memory"}}
 _SHARED_MEMORY_AT = {"name": "shared-memory", "mountPath": "/dev/shm"}
 
@@ -83,9 +85,10 @@ def describe_service(repository: Path, placement: Placement) -> dict[str, Any]:
     Triton's Python backend passes tensors through shared memory, of which a container has 64 MB: the service has a volume for it.
     Raises `InputError` for a repository without a pipeline.
     """
-    pipeline = describe_pipeline(newest_pipeline(repository))
-    engines = {name: describe_engine(repository / name / str(pipeline.number)) for name in pipeline.models}
-    on_gpu = any(engine.backend == "tensorrt" or engine.engine.torch_device == "cuda" for engine in engines.values())
+    folders = [newest_pipeline(repository, label) for label in labels(repository) or ("",)]
+    pipelines = {folder: describe_pipeline(folder) for folder in folders}
+    engines = [describe_engine(pipeline.place(folder, name)) for folder, pipeline in pipelines.items() for name in pipeline.models]
+    on_gpu = any(engine.backend == "tensorrt" or engine.engine.torch_device == "cuda" for engine in engines)
     gpus = int(on_gpu) if placement.gpus is None else placement.gpus
     resources = {"cpu": placement.cpu, "memory": placement.memory, **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
     model = {
@@ -97,7 +100,8 @@ def describe_service(repository: Path, placement: Placement) -> dict[str, Any]:
         "resources": {"requests": resources, "limits": {**resources}},
         "volumeMounts": [_SHARED_MEMORY_AT],
     }
-    annotations = {"nemo-edge/bundle": pipeline.bundle, "nemo-edge/manifest": pipeline.manifest, "nemo-edge/version": str(pipeline.number)}
+    told = {name: [str(getattr(each, field)) for each in pipelines.values()] for name, field in _TOLD.items()}
+    annotations = {f"nemo-edge/{name}": ", ".join(values) for name, values in told.items()}
     metadata = {"name": placement.name, "annotations": annotations}
     return {
         "apiVersion": "serving.kserve.io/v1beta1",

@@ -7,35 +7,17 @@ from __future__ import annotations
 
 __all__ = ["open_painter"]
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
-
-from nemo_edge.backends.base import Runner
-from nemo_edge.serving.painter import Call, Painter
-from nemo_edge.serving.versions import newest_pipeline, open_engine, read_pipeline
+from nemo_edge.serving.painter import Painter
+from nemo_edge.serving.versions import newest_pipeline
 
 
-def open_painter(repository: Path, stack: ExitStack) -> Painter:
-    """Open the newest pipeline of a repository with the engines it calls, which `stack` closes.
+def open_painter(repository: Path, stack: ExitStack, label: str = "") -> Painter:
+    """Open the newest pipeline that was shipped under a label to a repository, with the engines it calls, which `stack` closes.
 
     New policies beside the pipeline (`ship --masks-only`) are in force with the next picture, as in a server. Raises `BundleError`
     for files that are not as they were shipped, `MissingDependency` for an engine that does not run here.
     """
-    folder = newest_pipeline(repository)
-    version = read_pipeline(folder)
-    runners = {name: stack.enter_context(open_engine(repository / name / str(version.number))) for name in version.models}
-    return Painter.open(folder, _calling(runners))
-
-
-def _calling(runners: Mapping[str, Runner]) -> Call:
-    """Calls an engine as a server calls its model, where one number a row comes as [B, 1]."""
-
-    def call(model: str, version: int, outputs: tuple[str, ...], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        dims = runners[model].inputs
-        found = runners[model]({name: array[:, 0] if array.ndim > len(dims[name]) else array for name, array in arrays.items()})
-        return {name: found[name] for name in outputs}
-
-    return call
+    return Painter.open(newest_pipeline(repository, label), None, stack=stack)

@@ -51,6 +51,8 @@ class Service:
     """How a model is served: by what, where, with what in `parameters`."""
 
     name: str
+    component: str
+    """What it is of a model, whatever it is called."""
     backend: ServerBackend
     on_gpu: bool
     parameters: Mapping[str, str]
@@ -90,7 +92,7 @@ def engine_config(service: Service, signature: Signature, latents: tuple[int, in
             config.cc_model_filenames[capability] = name
         else:
             config.default_model_filename = name
-    _warm_up(config, signature, latents)
+    _warm_up(config, signature, rows_of_a_picture(service.component), latents)
     _parameters(config, service.parameters)
     return config
 
@@ -194,10 +196,10 @@ def _plan_names(plans: Sequence[PlanFile]) -> Iterable[tuple[str, str]]:
             yield name, ""
 
 
-def _warm_up(config: Any, signature: Signature, latents: tuple[int, int]) -> None:
+def _warm_up(config: Any, signature: Signature, most: int, latents: tuple[int, int]) -> None:
     """One entry for each number of rows that a picture takes: with guidance, and without."""
     pb, pinned = _schema(), signature.pinned
-    for rows in sorted({1, min(rows_of_a_picture(config.name), signature.rows)}) if pinned is None else [0]:
+    for rows in sorted({1, min(most, signature.rows)}) if pinned is None else [0]:
         entry = config.model_warmup.add(name=f"{rows or pinned} rows", batch_size=rows)
         for port in config.input:
             sizes = iter(latents)

@@ -5,9 +5,10 @@ Runs inside the pipeline model; how a model is called is given to it.
 
 from __future__ import annotations
 
-__all__ = ["Call", "Painter", "Painting"]
+__all__ = ["Painter", "Painting"]
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,16 +23,14 @@ from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.sampling.loop import Pipeline, check_size, condition, generate
 from nemo_edge.sampling.steps import open_steps
 from nemo_edge.sampling.steptable import StepTable, read_table
+from nemo_edge.serving.components import Call, open_components
 from nemo_edge.serving.requests import PictureRequest, read_request
 from nemo_edge.serving.updates import PoliciesInForce
-from nemo_edge.serving.versions import PipelineVersion, read_pipeline
+from nemo_edge.serving.versions import PipelineVersion, model_name, read_pipeline
 from nemo_edge.system.errors import InputError, MissingDependency
 
 LARGEST = 4
 """Times the size a model was trained on that a request may ask for, in each direction."""
-
-Call = Callable[[str, int, tuple[str, ...], Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
-"""Calls a model of the server: its name, version, the outputs wanted, and its inputs."""
 
 
 @dataclass(frozen=True)
@@ -56,24 +55,31 @@ class Painter:
         self, version: PipelineVersion, config: Configuration, policies: Callable[[], Policies], call: Call, table: StepTable | None = None
     ) -> None:
         self.version, self.policies = version, policies
-        runners = {name: _runner(name, version.number, signature, call) for name, signature in version.models.items()}
+        models = {name: (model_name(version.label, name), signature) for name, signature in version.models.items()}
+        runners = {name: _runner(model, version.number, signature, call) for name, (model, signature) in models.items()}
         texts = tuple(runners[name] for name in config.text_encoder_names)
         self._pipeline = Pipeline(config, texts, runners["unet"], runners["vae_decoder"], table=table)
 
     @classmethod
-    def open(cls, folder: Path, call: Call, complain: Callable[[str], None] = lambda message: None) -> Self:
+    def open(
+        cls, folder: Path, call: Call | None, complain: Callable[[str], None] = lambda message: None, stack: ExitStack | None = None
+    ) -> Self:
         """Open a version folder of the pipeline model; `complain` gets a line on an update of its policies that cannot be used.
 
-        Raises `BundleError` for files that are not as they were shipped, and as `open_steps` for the pipeline's own steps.
+        `call` calls the models of a server. Without it, and where the version has its components inside, these are opened here, and are
+        open as long as `stack`. Raises `BundleError` for files that are not as they were shipped, `MissingDependency` for an engine that
+        does not run here, and as `open_steps` for the pipeline's own steps.
         """
         version, config, table = read_pipeline(folder), Configuration.load(folder), read_table(folder)
+        if call is None or version.inside:
+            call = open_components(folder, version, stack or ExitStack())
         open_steps(config, version.sampling, (), table)  # imports diffusers now, where it is installed, and not in the first request
-        return cls(version, config, PoliciesInForce(folder, complain), call, table)
+        return cls(version, config, PoliciesInForce(folder, complain, version.trust), call, table)
 
     def paint(self, tensors: Mapping[str, np.ndarray]) -> Painting:
         """Draw what a request asks for. Raises `InputError` for one that cannot be drawn, before any model is called."""
-        request = read_request(tensors, self.version.sampling)
         policies = self.policies()
+        request = read_request(tensors, self.version.sampling, policies.default)
         policy = policies.choose(request.policy)
         self._check_size(request.settings)
         self._check_steps(request.settings)

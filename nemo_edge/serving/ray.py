@@ -34,8 +34,8 @@ except ImportError as error:
 class Pictures:
     """The newest pipeline of a repository; it draws one request at a time, and more at once where it has more replicas."""
 
-    def __init__(self, repository: str) -> None:
-        self._painter = open_painter(Path(repository), ExitStack())  # the engines live as long as the replica's process
+    def __init__(self, repository: str, name: str = "") -> None:
+        self._painter = open_painter(Path(repository), ExitStack(), name)  # the engines live as long as the replica's process
 
     async def __call__(self, request: Request) -> Response:
         """Answer a request in JSON (`read_json` says what it may have) with a picture as PNG, or 400 and what is wrong with it."""
@@ -49,7 +49,9 @@ class Pictures:
 
 
 def app(arguments: Mapping[str, str]) -> Any:
-    """What `serve run` builds: the deployment of `repository`. Raises `InputError` for any other argument."""
-    if [*arguments] != ["repository"]:
-        raise InputError(f"Ray was given {', '.join(arguments) or 'nothing'}: give repository=FOLDER alone, which `nemo-edge ship` made")
-    return cast(Any, Pictures).bind(str(Path(arguments["repository"]).resolve()))
+    """What `serve run` builds: the deployment of `repository`, of the model shipped to it as `name`. Raises `InputError` for any other
+    argument."""
+    if not {"repository"} <= {*arguments} <= {"repository", "name"}:
+        given = ", ".join(arguments) or "nothing"
+        raise InputError(f"Ray was given {given}: give repository=FOLDER, which `nemo-edge ship` made, and the name=NAME it gave, if any")
+    return cast(Any, Pictures).bind(str(Path(arguments["repository"]).resolve()), arguments.get("name", ""))

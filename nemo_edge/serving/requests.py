@@ -76,8 +76,8 @@ class _PlainRequest(BaseModel):
     policy: str | None = None
 
 
-def read_request(tensors: Mapping[str, np.ndarray], defaults: SamplingSettings) -> PictureRequest:
-    """Read a request. `tensors` are those that were given, text as UTF-8.
+def read_request(tensors: Mapping[str, np.ndarray], defaults: SamplingSettings, policy: str = ALWAYS) -> PictureRequest:
+    """Read a request. `tensors` are those that were given, text as UTF-8; `policy` is that of a request that names none.
 
     Raises `InputError` for no prompt or too many, for text that is too long or not UTF-8, and for settings out of their range.
     """
@@ -87,7 +87,7 @@ def read_request(tensors: Mapping[str, np.ndarray], defaults: SamplingSettings) 
     if not 1 <= len(prompts) <= MOST_PICTURES:
         raise InputError(f"the request has {len(prompts)} prompts: give 1 to {MOST_PICTURES}, and the others in further requests")
     given = {name: _one(name, tensors[name]) for name in (*_SETTINGS, "policy") if name in tensors}
-    policy = given.pop("policy", ALWAYS)
+    policy = given.pop("policy", policy)
     return PictureRequest(prompts, _seeds(tensors.get("seed"), len(prompts)), _settings(defaults, given), policy)
 
 

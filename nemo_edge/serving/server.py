@@ -78,11 +78,13 @@ class Server:
 
         A signal alone ends them half-way: Triton then refuses the calls of `unet` that the pipeline has yet to make.
         """
-        if self.process.poll() is None and PIPELINE in self._states():
-            self.post(f"v2/repository/models/{PIPELINE}/unload")
-            end = time.monotonic() + timeout_s
-            while "UNLOADING" in self._states().get(PIPELINE, ()) and time.monotonic() < end:
-                time.sleep(_POLL_S)
+        models = self._states() if self.process.poll() is None else {}
+        drawing = [name for name in models if name == PIPELINE or name.endswith(f"_{PIPELINE}")]
+        for name in drawing:
+            self.post(f"v2/repository/models/{name}/unload")
+        end = time.monotonic() + timeout_s
+        while drawing and any("UNLOADING" in self._states().get(name, ()) for name in drawing) and time.monotonic() < end:
+            time.sleep(_POLL_S)
 
     def stop(self, timeout_s: float = 60) -> None:
         """Drain the server and end it; one that does not answer any more is ended."""

@@ -16,15 +16,17 @@ from nemo_edge import __version__
 from nemo_edge.backends.tensorrt.plans import PlanFile, Tensor, open_plan_file
 from nemo_edge.backends.triton import Signature
 from nemo_edge.bundle.manifest import MANIFEST, Manifest
+from nemo_edge.bundle.signature import Trust
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.recipe import Recipe
 from nemo_edge.recipe.targets import Flavour
 from nemo_edge.serving.modelconfig import engine_signature
-from nemo_edge.serving.versions import ServerBackend
+from nemo_edge.serving.signed import SIGNED, copy_origin, origin_of
+from nemo_edge.serving.versions import PIPELINE, ServerBackend, model_name
 from nemo_edge.system.errors import BundleError, InputError
-from nemo_edge.system.files import explain, sha256_file
+from nemo_edge.system.files import explain, sha256_file, sha256_json
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,22 @@ class Shipment:
     variant: str
     backend: ServerBackend
     number: int
+    trust: Trust | None = None
+    """Whose signature whoever opens it asks for."""
+    label: str = ""
+    """What stands before the names of its models."""
+    policies: tuple[str, ...] | None = None
+    """The policies that its server knows; None for all, and for components that are models, which take any mask."""
 
     @property
     def places(self) -> dict[str, str]:
-        """Name of each component's model → folder of its graph in the bundle."""
+        """Name of each component → folder of its graph in the bundle."""
         return {**{n: n for n in self.model.text_encoder_names}, "vae_decoder": "vae_decoder", "unet": UNET_FOLDERS[self.variant]}
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Name of each component that is served, and of the pipeline as the last → name of its model, in the order of their loading."""
+        return {name: model_name(self.label, name) for name in (*(self.places if self.policies is None else ()), PIPELINE)}
 
     @property
     def flavour(self) -> Flavour | None:
@@ -52,7 +65,13 @@ class Shipment:
     @property
     def parameters(self) -> dict[str, str]:
         """What every configuration says of where its model came from."""
-        return {"bundle": self.manifest.name, "manifest": self.digest, "version": str(self.number), "nemo_edge": __version__}
+        own = {"bundle": self.manifest.name, "manifest": self.digest, "version": str(self.number), "nemo_edge": __version__}
+        return {**own, "weights": self.weights}
+
+    @property
+    def weights(self) -> str:
+        """Of which model it is: one hash over those of the checkpoint's files."""
+        return sha256_json(self.manifest.checkpoint)
 
     @property
     def digest(self) -> str:
@@ -83,6 +102,12 @@ class Shipment:
             except OSError as error:
                 raise explain(error, folder / target) from error
         return {target: self.manifest.files[source] for target, source in files.items()}
+
+    def copy_origin(self, folder: Path, *, policies: bool = False) -> dict[str, str]:
+        """Copy what a signature is of into a version's folder, where one is asked for; return the hashes."""
+        if self.trust is None:
+            return {}
+        return copy_origin(self.bundle, folder / SIGNED, origin_of(self.manifest.files, policies=policies))
 
     def signature(self, place: str) -> Signature:
         """What a component is served as: with as many rows as each of its plans takes in one of its profiles."""

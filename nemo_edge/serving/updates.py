@@ -13,8 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nemo_edge.bundle.policies import POLICIES, Policies
+from nemo_edge.bundle.signature import Trust
+from nemo_edge.serving.signed import read_origin_policies
 from nemo_edge.system.errors import InputError
-from nemo_edge.system.outputs import lock
+from nemo_edge.system.outputs import lock, remove
 
 UPDATES = "policies"
 """The folder of a version that holds the policies that came later than its own."""
@@ -29,11 +31,11 @@ _Seen = tuple[tuple[int, int, int], ...]
 class PoliciesInForce:
     """The policies of a version folder, read anew when their files change: the newest that can be used.
 
-    `complain` gets a line on each file that cannot be.
+    `complain` gets a line on each file that cannot be; with `trust`, one whose bundle is not signed by whom is trusted is among them.
     """
 
-    def __init__(self, folder: Path, complain: Callable[[str], None] = lambda message: None) -> None:
-        self._updates, self._complain = folder / UPDATES, complain
+    def __init__(self, folder: Path, complain: Callable[[str], None] = lambda message: None, trust: Trust | None = None) -> None:
+        self._updates, self._complain, self._trust = folder / UPDATES, complain, trust
         self._own = self._policies = Policies.load(folder / POLICIES)
         self._seen: _Seen = ()
 
@@ -56,16 +58,20 @@ class PoliciesInForce:
             path = self._updates / f"{number}.json"
             try:
                 found = Policies.load(path)
+                if self._trust is not None and read_origin_policies(path.with_suffix(""), self._trust) != found:
+                    raise InputError(f"{path} has other neurons than the bundle that was signed")
                 if found.fits(self._own):
-                    return found
+                    return found.model_copy(update={"offered": self._own.offered})
                 self._complain(f"{path} has neurons of another model and is passed over")
             except InputError as error:
                 self._complain(f"{error}; it is passed over")
         return self._own
 
 
-def put_policies(folder: Path, policies: Policies) -> int:
+def put_policies(folder: Path, policies: Policies, copy: Callable[[Path], object] | None = None) -> int:
     """Put policies beside those of a version folder, whole and under the next number, which is returned.
+
+    `copy` gets a folder of that number, and puts there what a signature of their bundle is of.
 
     Raises `InputError` for those of another model, and where they cannot be written.
     """
@@ -74,6 +80,9 @@ def put_policies(folder: Path, policies: Policies) -> int:
     updates = folder / UPDATES
     with lock(updates, _PATIENCE_S):  # another update at this moment takes the next number
         number = max([0, *_numbers(updates)]) + 1
+        remove(updates / str(number))  # of one that was killed
+        if copy is not None:
+            copy(updates / str(number))
         policies.save(updates / f"{number}.json")
     return number
 

@@ -10,6 +10,7 @@ _EXTRAS = {
         *("polygraphy", "torchmetrics", "matplotlib", "jinja2", "yaml"),
     ),
     "run": ("onnxruntime", "onnx", "tokenizers"),
+    "sign": ("model_signing", "OpenSSL", "certifi", "cryptography"),
 }
 """The modules that an extra of the package brings."""
 

@@ -21,6 +21,7 @@ __all__ = [
     "user_cache",
     "way_to",
     "weight_bytes",
+    "with_commit",
     "write_atomically",
 ]
 
@@ -271,7 +272,8 @@ def _own_hashes(path: str) -> dict[str, str]:
 
 
 def checkpoint_folder(path: str) -> Path:
-    """Return where a checkpoint lies on this machine; a hub id is fetched (no pickles) unless it is in the cache.
+    """Return where a checkpoint lies on this machine; a hub id, of a revision (`owner/name@revision`) or of the main branch, is fetched
+    (no pickles) unless it is in the cache.
 
     Of a model's folder in the hub's cache (`models--owner--name`) it is the snapshot of its main branch, or its only one. Raises
     `InputError` when there is nothing of that name, and for several snapshots of which none is the main branch's.
@@ -279,15 +281,27 @@ def checkpoint_folder(path: str) -> Path:
     local = expanded(path)
     if local.exists():
         return _snapshot(local)
-    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+    name, _, revision = path.partition("@")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise InputError(f"checkpoint {path} does not exist: give a diffusers folder, a .safetensors file or a hub id (owner/name)")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(path, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise InputError(f"checkpoint {path} does not exist here and cannot be fetched from the hub: {first_line(error)}") from error
+
+
+def with_commit(path: str) -> str:
+    """Return a hub id with the commit that it stands for here and now, `owner/name@commit`; any other checkpoint as it is.
+
+    Raises `InputError` as `checkpoint_folder`.
+    """
+    if expanded(path).exists():
+        return path
+    folder = checkpoint_folder(path)
+    return f"{path.partition('@')[0]}@{folder.name}" if folder.parent.name == "snapshots" else path
 
 
 def weight_bytes(path: str) -> int:

@@ -166,3 +166,20 @@ def test_a_bundle_has_its_own_policies_or_those_of_its_neurons(tmp_path: Path) -
     CLUSTERS["a"].save(tmp_path / "neurons.json")
     with pytest.raises(BundleError, match=r"policies\.json is not of the neurons in neurons\.json"):
         read_policies(tmp_path, ["neurons.json", "policies.json"], "hash")
+
+
+def test_of_policies_that_are_offered_no_other_is_known_alone_or_merged(tmp_path: Path) -> None:
+    every = triggered()
+    some = every.offering([ALWAYS, TRIGGERED, "cluster:a"])
+    some.save(tmp_path / "p.json")
+    assert Policies.load(tmp_path / "p.json") == some
+    assert (some.version, some.default, some.offering(None)) == (every.version, ALWAYS, every)
+    assert factors(some, "cluster:a") == factors(every, "cluster:a")
+    for name in (OFF, "cluster:b", "cluster:a,cluster:b"):
+        with pytest.raises(InputError, match=r"is not offered: this pipeline has always, triggered, 1 of its clusters$"):
+            some.choose(name)
+    assert every.offering(["cluster:b", TRIGGERED]).default == "cluster:b"
+    with pytest.raises(InputError, match="unknown policy 'nobody'"):
+        every.offering([ALWAYS, "nobody"])
+    with pytest.raises(InputError, match="no policy is offered"):
+        every.offering([])

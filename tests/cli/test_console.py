@@ -206,7 +206,7 @@ def test_the_counts_of_a_build_carry_their_bound(capsys: pytest.CaptureFixture[s
     variants = (made.variants[0].model_copy(update={"mitigations": rows}),)
     (tmp_path / "measurement.json").write_text(made.model_copy(update={"variants": variants}).model_dump_json())
     manifest = SimpleNamespace(random_weights=None, gates=GATES, passed=False)
-    console.show_build(SimpleNamespace(bundle=str(tmp_path), skipped=False, manifest=manifest))
+    console.show_build(SimpleNamespace(bundle=str(tmp_path), skipped=False, manifest=manifest, identity="abc"))
     title, table = capsys.readouterr().out.split("Prompt")
     assert " ".join(title.split()) == "baked: before → after, 4 pictures a prompt; ≤ %: copies at the most (95 %)"
     lines = {line.split()[0]: line.split()[5:] for line in table.splitlines()[1:5]}
@@ -217,7 +217,7 @@ def test_the_counts_of_a_build_carry_their_bound(capsys: pytest.CaptureFixture[s
 
 
 def test_a_build_shows_what_became_of_every_memory(capsys: pytest.CaptureFixture[str], tiny_bundle: Any) -> None:
-    console.show_build(BuildResult(bundle=str(tiny_bundle), skipped=False, manifest=open_bundle(tiny_bundle)))
+    console.show_build(BuildResult(bundle=str(tiny_bundle), skipped=False, manifest=open_bundle(tiny_bundle), identity="0123abc"))
     out = capsys.readouterr().out
     for text in (
         "baked: before → after",
@@ -228,3 +228,4 @@ def test_a_build_shows_what_became_of_every_memory(capsys: pytest.CaptureFixture
     ):
         assert text in out
     assert f"report: {tiny_bundle}/report/index.html" in out
+    assert out.endswith("identity: 0123abc\n")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from signing import write_key
 
 from cli.test_main import Run, assert_refused, run
+from nemo_edge.system.files import sha256_file
 
 pytest.importorskip("tritonclient.grpc")
 
@@ -79,3 +82,39 @@ def test_kserve_names_the_option_that_is_wrong(run: Run, shippable: Path, tmp_pa
     options = ("--name", "sd", "--storage", "s3://models/sd", "--image", "registry.example/triton:1", "--replicas", 3, "--most-replicas", 2)
     assert_refused(run("kserve", tmp_path / "repository", *options), "--most-replicas 2: must not be fewer than the 3")
     assert_refused(run("kserve", tmp_path / "repository", *options[:3], "/srv", *options[4:6]), "--storage /srv: a cluster sees no folder")
+
+
+def test_ship_asks_for_the_signature_that_is_required(run: Run, shippable: Path, tmp_path: Path) -> None:
+    pytest.importorskip("model_signing.signing")
+    bundle, (key, public) = shutil.copytree(shippable, tmp_path / "bundle"), write_key(tmp_path / "key.pem")
+    identity = sha256_file(bundle / "manifest.json")
+    command = ("ship", bundle, "--to", tmp_path / "repository", "--expect", identity)
+    assert_refused(run(*command, "--require-signature"), "--require-signature: say whose signature is taken")
+    assert_refused(run(*command, "--require-signature", "--public-key", public), "is not signed (it has no manifest.sig)")
+    assert_refused(run(*command, "--trusted-at", "/etc/keys"), "--trusted-at: nothing is trusted")
+    assert not (tmp_path / "repository").exists()
+    run("sign", bundle, "--key", key)
+    shown = run(*command, "--require-signature", "--public-key", public)
+    assert shown.code == 0
+    assert f"identity: {identity}\nwho opens them asks for the signature first\n" in shown.out
+    assert_refused(run(*command, "--masks-only"), "asks for signatures: say whose the bundle has, with --public-key")
+    assert run(*command, "--masks-only", "--public-key", public).code == 0
+
+
+def test_ship_names_the_models_and_refuses_a_name_that_is_none(run: Run, shippable: Path, tmp_path: Path) -> None:
+    shown = run("ship", shippable, "--to", tmp_path / "repository", "--name", "sd15")
+    assert "version 1 of sd15_text_encoder, sd15_vae_decoder, sd15_unet, sd15_pipeline (masked, backend python)" in shown.out
+    assert run("ship", shippable, "--to", tmp_path / "repository", "--name", "sd15", "--masks-only").code == 0
+    assert_refused(run("ship", shippable, "--to", tmp_path / "repository", "--masks-only"), "it has those of --name sd15")
+    assert_refused(run("ship", shippable, "--to", tmp_path / "repository", "--name", "a/b"), "--name 'a/b': take letters, digits")
+
+
+def test_ship_offers_the_policies_that_are_named(run: Run, shippable: Path, tmp_path: Path) -> None:
+    shown = run("ship", shippable, "--to", tmp_path / "repository", "--policies", "always, triggered")
+    assert "version 1 of pipeline (masked, backend python)" in shown.out
+    assert "count: 1" in (tmp_path / "repository" / "pipeline" / "config.pbtxt").read_text()
+    assert_refused(
+        run("ship", shippable, "--to", tmp_path / "other", "--policies", "of"), "unknown policy 'of': this pipeline has always, off"
+    )
+    assert_refused(run("ship", shippable, "--to", tmp_path / "other", "--policies", ","), "no policy is offered: name one")
+    assert_refused(run("ship", shippable, "--to", tmp_path / "repository"), "was shipped with --policies")

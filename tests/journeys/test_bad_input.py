@@ -13,6 +13,7 @@ import hostile
 import pytest
 from cli import test_main as test_cli
 from cli.test_main import Ran, Run
+from signing import write_key
 
 from nemo_edge.bundle.manifest import MANIFEST
 from nemo_edge.system.files import sha256_file
@@ -37,6 +38,7 @@ def good(tmp_path: Path, tiny_recipe: Path, shippable: Path) -> Good:
         "statistics": bundle / "calibration.safetensors",
         "neurons": bundle / "neurons.json",
         "out": tmp_path / "work" / "out",
+        "key": write_key(tmp_path / "key.pem")[0],
     }
 
 

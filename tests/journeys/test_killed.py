@@ -18,9 +18,12 @@ import pytest
 from conftest import write_tiny
 from kills import Call, reached, server, tree, unexchanged
 from PIL import Image
+from signing import write_key
 from transformers import CLIPTokenizer
 
 from nemo_edge.bundle.manifest import verify
+from nemo_edge.bundle.revocations import Revocations, revoke
+from nemo_edge.bundle.signature import Signer, Trust, sign
 from nemo_edge.hardening.harden import HARDENING, harden
 from nemo_edge.localization.promptlists import localize
 from nemo_edge.model.neurons import NeuronSet
@@ -39,8 +42,9 @@ from nemo_edge.system.errors import InputError
 VOLATILE = (
     *("manifest.json", "report/index.html", "report/report.json", "report/junit.xml", "report/model_card.md"),
     *("stage.json", "times.json", "localization.jsonl", "exported.json", "hardening.json", "/config.json"),
+    *("manifest.sig", "revoked.json"),
 )
-"""Files that say when they were made, or how long that took."""
+"""Files that say when they were made, or how long that took; no two signatures of one thing are alike."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,33 @@ def shipping(folder: Path) -> None:
 
 def shipping_masks(folder: Path) -> None:
     ship_masks(folder / "out", folder / "repository")
+
+
+def keys(folder: Path) -> None:
+    write_key(folder / "key.pem")
+
+
+def signing(folder: Path) -> None:
+    sign(folder / "out", Signer(key=folder / "key.pem"))
+
+
+def revoking(folder: Path) -> None:
+    revoke(folder / "revoked.json", ["1" * 64], Signer(key=folder / "key.pem"))
+
+
+def revoking_more(folder: Path) -> None:
+    revoke(folder / "revoked.json", ["2" * 64], Signer(key=folder / "key.pem"))
+
+
+def revoking_once(folder: Path) -> None:
+    keys(folder)
+    revoking(folder)
+
+
+def list_is_signed(folder: Path) -> None:
+    bundle_is_whole(folder)
+    if (folder / "revoked.json").exists():
+        Revocations.load(folder / "revoked.json", Trust(public_key=folder / "key.pub"))
 
 
 def drawing(folder: Path) -> None:
@@ -163,6 +194,9 @@ COMMANDS = {
     "ship": Command(shipping, 22, repository_is_whole, done=f"/{PIPELINE}/.1."),
     "ship once more": Command(shipping, 22, repository_is_whole, shipping, done=f"/{PIPELINE}/.2."),
     "ship the masks": Command(shipping_masks, 1, repository_is_whole, shipping, done="/policies/.1.json."),
+    "sign": Command(signing, 3, bundle_is_whole, keys),
+    "revoke": Command(revoking, 4, list_is_signed, keys),
+    "revoke one more": Command(revoking_more, 7, list_is_signed, revoking_once),
     "generate": Command(drawing, 2, bundle_is_whole),
     "localize": Command(localizing, 1, bundle_is_whole),
     "harden": Command(hardening, 6, absent("hardened")),

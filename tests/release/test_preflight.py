@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.model.marker import MARKER, RandomWeights
-from nemo_edge.recipe.recipe import Recipe, load_recipe
+from nemo_edge.recipe.recipe import Recipe, load_recipe, portable
 from nemo_edge.recipe.settings import CheckpointSettings, FidelitySettings, LatencySettings, PromptSettings
 from nemo_edge.release import _footprint as footprint
 from nemo_edge.release import _preflight
@@ -26,6 +26,8 @@ from nemo_edge.release._footprint import estimate
 from nemo_edge.release._preflight import check_compiles, check_runs, preflight
 from nemo_edge.release.build import build, plan
 from nemo_edge.system.errors import InputError, MissingDependency
+from nemo_edge.system.files import checkpoint_folder, with_commit
+from nemo_edge.system.progress import Progress
 
 
 def test_a_dry_run_says_which_sizes_the_graph_cannot_take(tiny_recipe: Path) -> None:
@@ -107,6 +109,29 @@ def test_the_memory_for_a_checkpoint_of_the_hub_is_judged_where_it_lies(
     monkeypatch.setattr(footprint, "memory_available", lambda: 10**8)
     with pytest.raises(InputError, match=r"exporting this model takes about .* GB of memory, and 0\.1 GB are free"):
         plan(recipe)
+
+
+def test_a_hub_id_is_built_from_one_commit_the_newest_or_the_one_that_is_pinned(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached, commits = tmp_path / "models--owner--model", {"main": "1" * 40, "v1.0": "0" * 40}
+    (cached / "refs").mkdir(parents=True)
+    for branch, commit in commits.items():
+        shutil.copytree(tiny_recipe.parent / "model", cached / "snapshots" / commit)
+        (cached / "refs" / branch).write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    recipe = load_recipe(tiny_recipe)
+    for revision, commit in ((None, "1" * 40), ("v1.0", "0" * 40), ("0" * 40, "0" * 40)):
+        checkpoint = CheckpointSettings(path="owner/model", revision=revision)
+        seen = preflight(recipe.model_copy(update={"output": tmp_path / "out", "checkpoint": checkpoint}), Progress())
+        assert seen.recipe.checkpoint.path == f"owner/model@{commit}"
+        assert portable(seen.recipe).checkpoint.path == f"owner/model@{commit}"
+        assert checkpoint_folder(seen.recipe.checkpoint.path) == cached / "snapshots" / commit
+    assert with_commit(str(cached)) == str(cached)  # what is on this machine has no commit that anybody could fetch
+    with pytest.raises(InputError, match=r"checkpoint owner/model@v2\.0 does not exist here and cannot be fetched from the hub"):
+        checkpoint_folder("owner/model@v2.0")
+    with pytest.raises(InputError, match=r"checkpoint \./model@v2\.0 does not exist: give a diffusers folder"):
+        checkpoint_folder("./model@v2.0")
 
 
 @pytest.mark.parametrize(("name", "remedy"), [("sd15", "sd15"), ("mine", ".*/model")])

@@ -28,6 +28,7 @@ def test_every_hash_and_version_has_its_row() -> None:
     assert rows["Versions"].value == "torch 2.10"
     assert (rows["Built by"].value, rows["Built by"].code) == ("nemo-edge build toy.toml", True)
     assert rows["Machine"].value == f"{MACHINE.words}, 8 GiB, Linux, Python 3.11"
+    assert "not who made it: that is what a signature says" in rows["Identity"].note
     assert rows["Time"].value == "2026-01-02"
     assert set(IDENTIFYING) - {"Recipe file", "Hardened weights"} <= set(rows)
     hardened = identity_of(evidence(facts={**FACTS, "Hardened weights": "12"}))
@@ -36,7 +37,13 @@ def test_every_hash_and_version_has_its_row() -> None:
 
 def test_what_is_not_known_has_no_row() -> None:
     names = [row.name for row in identity_of(evidence(facts={}, machine=None, date=None))]
-    assert names == ["Model"]
+    assert names == ["Model", "Identity"]
+
+
+def test_the_commit_of_a_hub_s_model_has_its_row() -> None:
+    rows = {row.name: row for row in identity_of(evidence(facts={}, recipe=recipe("CompVis/sd@0123")))}
+    assert (rows["Model"].value, rows["Revision"].value) == ("CompVis/sd (StableDiffusionPipeline)", "0123")
+    assert "Revision" not in {row.name for row in identity_of(evidence(facts={}, recipe=recipe("CompVis/sd")))}
 
 
 def test_makers_are_text_in_every_form() -> None:
@@ -53,6 +60,7 @@ def test_makers_are_text_in_every_form() -> None:
     ("checkpoint", "base", "name"),
     [
         ("CompVis/sd", "CompVis/sd", "CompVis/sd"),
+        ("CompVis/sd@0123", "CompVis/sd", "CompVis/sd"),
         ("models", None, "models"),
         ("./models/sd", None, "sd"),
         ("/models/sd", None, "sd"),

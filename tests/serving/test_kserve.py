@@ -121,3 +121,10 @@ def test_a_folder_without_a_pipeline_is_refused(repository: Path, tmp_path: Path
     (tmp_path / "pipeline" / "1" / "version.json").write_text("{}")
     with pytest.raises(BundleError, match="is not a version that nemo-edge shipped"):
         described(tmp_path)
+
+
+def test_several_models_of_a_repository_are_one_service(shippable: Path, tmp_path: Path) -> None:
+    for name in ("", "sd15"):
+        ship(shippable, tmp_path / "repository", name=name)
+    told = described(tmp_path / "repository")["metadata"]["annotations"]
+    assert (told["nemo-edge/bundle"], told["nemo-edge/version"]) == ("tiny, tiny", "1, 1")

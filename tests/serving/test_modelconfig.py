@@ -40,7 +40,7 @@ PARAMETERS = {"manifest": "0" * 64, "version": "7"}
 
 def unet_config(backend: ServerBackend, rows: int | None = None, on_gpu: bool = True, **changes: Any) -> Any:
     signature = engine_signature(changes.get("inputs", UNET), NOISE, backend, rows)
-    return engine_config(Service("unet", backend, on_gpu, PARAMETERS), signature, (64, 64), changes.get("plans", ()))
+    return engine_config(Service("unet", "unet", backend, on_gpu, PARAMETERS), signature, (64, 64), changes.get("plans", ()))
 
 
 def port(ports: Any, name: str) -> tuple[str, list[int]]:
@@ -49,7 +49,7 @@ def port(ports: Any, name: str) -> tuple[str, list[int]]:
 
 
 @pytest.mark.parametrize(
-    "config", [unet_config("python"), unet_config("onnxruntime"), pipeline_config(Service("p", "python", False, {}), 2)]
+    "config", [unet_config("python"), unet_config("onnxruntime"), pipeline_config(Service("p", "pipeline", "python", False, {}), 2)]
 )
 def test_a_configuration_is_read_as_it_was_written(tmp_path: Path, config: Any) -> None:
     write_config(tmp_path / "config.pbtxt", config)
@@ -141,7 +141,7 @@ def test_bfloat16_is_for_our_runners_alone() -> None:
 
 
 def test_all_of_the_pipeline_s_inputs_but_the_prompt_are_optional() -> None:
-    config = pipeline_config(Service("pipeline", "python", False, {}), 3)
+    config = pipeline_config(Service("pipeline", "pipeline", "python", False, {}), 3)
     assert {p.name: p.optional for p in config.input} == {name: name != "prompt" for name in INPUTS}
     assert port(config.output, "image") == ("TYPE_UINT8", [-1, -1, -1, 3])
     assert (config.max_batch_size, config.instance_group[0].count, config.version_policy.latest.num_versions) == (0, 3, 1)

@@ -127,7 +127,7 @@ def test_policies_that_come_later_are_in_force_with_the_next_picture(service: Se
 
 
 def test_any_other_argument_is_refused() -> None:
-    with pytest.raises(InputError, match="Ray was given bundle: give repository=FOLDER alone"):
+    with pytest.raises(InputError, match="Ray was given bundle: give repository=FOLDER, which"):
         app({"bundle": "/srv/bundle"})
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("tritonclient.grpc")
@@ -17,6 +18,9 @@ import plans
 from nemo_edge.bundle.manifest import amend, open_bundle
 from nemo_edge.bundle.policies import Policies
 from nemo_edge.model.neurons import NeuronSet
+from nemo_edge.serving.golden import LEVELS, Golden
+from nemo_edge.serving.hotupdate import ship_masks
+from nemo_edge.serving.local import open_painter
 from nemo_edge.serving.modelconfig import read_config
 from nemo_edge.serving.repository import ship
 from nemo_edge.serving.versions import hashes
@@ -36,6 +40,14 @@ def repository(tmp_path: Path) -> Path:
 def bundle(shippable: Path, tmp_path: Path) -> Path:
     """A copy of the bundle, to be changed."""
     return shutil.copytree(shippable, tmp_path / "bundle")
+
+
+@pytest.fixture
+def other_model(bundle: Path) -> Path:
+    """A bundle of another checkpoint, by what it says of itself."""
+    manifest = open_bundle(bundle)
+    amend(bundle, manifest.model_copy(update={"checkpoint": {**manifest.checkpoint, "unet/config.json": "0" * 64}}), lambda staged: None)
+    return bundle
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -225,3 +237,39 @@ def test_native_plans_that_the_bundle_lacks_are_named(bundle: Path, repository: 
 def test_another_backend_is_refused(shippable: Path, repository: Path) -> None:
     with pytest.raises(InputError, match="--backend openvino: take native"):
         ship(shippable, repository, "openvino")
+
+
+def test_two_models_share_a_repository_under_names_of_their_own(
+    shippable: Path, other_model: Path, golden: Golden, repository: Path
+) -> None:
+    ship(shippable, repository)
+    before = tree(repository)
+    shipped = ship(other_model, repository, name="sd15-b")
+    assert shipped.models == ("sd15-b_text_encoder", "sd15-b_vae_decoder", "sd15-b_unet", "sd15-b_pipeline")
+    assert before.items() <= tree(repository).items()
+    assert ship(other_model, repository, name="sd15-b").version == 2
+    config = read_config(repository / "sd15-b_vae_decoder" / "config.pbtxt")
+    assert config.name == "sd15-b_vae_decoder"
+    assert [entry.batch_size for entry in config.model_warmup] == [1]
+    with ExitStack() as stack:
+        picture = open_painter(repository, stack, "sd15-b").paint(golden.tensors).pictures
+        assert np.abs(picture.astype(int) - golden.picture).max() <= LEVELS
+    with ExitStack() as stack, pytest.raises(InputError, match=r"has no c_pipeline that .* --name c`; it has those of --name sd15-b$"):
+        open_painter(repository, stack, "c")
+    assert ship_masks(other_model, repository, name="sd15-b").version == 2
+    assert json.loads((repository / "sd15-b_unet" / "2" / "version.json").read_text())["label"] == "sd15-b"
+
+
+def test_another_model_does_not_become_the_next_version_of_one(shippable: Path, other_model: Path, repository: Path) -> None:
+    ship(shippable, repository)
+    before = tree(repository)
+    with pytest.raises(InputError, match=r"has versions of another model \(tiny\), which tiny would take the place of: give it a name"):
+        ship(other_model, repository)
+    assert tree(repository) == before
+
+
+@pytest.mark.parametrize("name", ["../x", "a b", "-a", "x" * 60, ".hidden"])
+def test_a_name_that_is_no_part_of_a_model_s_is_refused(shippable: Path, repository: Path, name: str) -> None:
+    with pytest.raises(InputError, match="take letters, digits, - and _"):
+        ship(shippable, repository, name=name)
+    assert not repository.exists()

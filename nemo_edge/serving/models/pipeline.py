@@ -11,6 +11,7 @@ __all__ = ["Metrics", "TritonPythonModel"]
 import json
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,9 @@ class TritonPythonModel:
         """Open the pipeline, once its files are those that were shipped."""
         parameters = json.loads(args["model_config"]).get("parameters", {})
         self._log_prompts = parameters.get("log_prompts", {}).get("string_value") == "true"
+        folder, self._engines = Path(args["model_repository"]) / args["model_version"], ExitStack()
         try:
-            self._painter = Painter.open(Path(args["model_repository"]) / args["model_version"], _call, pb.Logger.log_error)
+            self._painter = Painter.open(folder, _call, pb.Logger.log_error, self._engines)
         except NemoEdgeError as error:
             raise pb.TritonModelException(str(error)) from error
         self._metrics = Metrics(args["model_version"])
@@ -41,6 +43,10 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer requests, one after the other."""
         return [self._respond(request) for request in requests]
+
+    def finalize(self) -> None:
+        """Close what it opened itself."""
+        self._engines.close()
 
     def _respond(self, request: Any) -> Any:
         given = {name: pb.get_input_tensor_by_name(request, name) for name in INPUTS}

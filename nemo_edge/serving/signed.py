@@ -1,0 +1,68 @@
+"""What a version that is served has of the bundle it is of, so that it can be asked whose it is: the manifest, its signature, and what
+its policies are of.
+
+Knows bundles and signatures; nothing of what opens a version.
+"""
+
+from __future__ import annotations
+
+__all__ = ["SIGNED", "check_origin", "copy_origin", "origin_of", "policies_of", "read_origin_policies"]
+
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from nemo_edge.bundle.manifest import MANIFEST, SIGNATURE, Manifest
+from nemo_edge.bundle.policies import POLICIES, Policies, baked_policies, read_policies
+from nemo_edge.bundle.revocations import check_trusted
+from nemo_edge.bundle.signature import Trust
+from nemo_edge.system.errors import BundleError
+from nemo_edge.system.files import explain, sha256_file
+
+SIGNED = "signed"
+"""The folder of a version that has them."""
+
+_NEURONS = "neurons.json"
+
+
+def origin_of(files: Collection[str], *, policies: bool) -> tuple[str, ...]:
+    """Return what of a bundle of these files goes along: with its `policies` what they are of, too."""
+    return (MANIFEST, SIGNATURE, *(name for name in (_NEURONS, POLICIES) if policies and name in files))
+
+
+def copy_origin(bundle: Path, folder: Path, names: Collection[str]) -> dict[str, str]:
+    """Copy these files of a bundle into a folder, which is made; return their hashes, by the folder's name and theirs."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            shutil.copyfile(bundle / name, folder / name)
+    except OSError as error:
+        raise explain(error, folder) from error
+    return {f"{folder.name}/{name}": sha256_file(folder / name) for name in names}
+
+
+def check_origin(folder: Path, trust: Trust, files: Mapping[str, str], sources: Mapping[str, tuple[str, ...]]) -> tuple[Manifest, str]:
+    """Return the manifest that a version is of, and its identity, once it is trusted and has each of these files, by their hashes.
+
+    `sources` are the names that a file of the version may have in the bundle. Raises `BundleError` for any other.
+    """
+    manifest, identity = check_trusted(folder / SIGNED, trust)
+    for name, places in sources.items():
+        if files[name] not in [manifest.files.get(place) for place in places]:
+            raise BundleError(f"{folder}: {name} is not of the bundle that was signed: ship the bundle again; nothing was opened")
+    return manifest, identity
+
+
+def policies_of(folder: Path, manifest: Manifest, identity: str) -> Policies:
+    """Return the policies that a trusted manifest's bundle has, by the files of it in a folder; without any its neurons are baked."""
+    if not (folder / _NEURONS).is_file():
+        return baked_policies(identity)
+    for name in (_NEURONS, POLICIES):
+        if (sha256_file(folder / name) if (folder / name).is_file() else None) != manifest.files.get(name):
+            raise BundleError(f"{folder / name} is not of the bundle that was signed: ship the bundle again; nothing was opened")
+    return read_policies(folder, manifest.files, identity)
+
+
+def read_origin_policies(folder: Path, trust: Trust) -> Policies:
+    """Return the policies of the bundle whose files are in a folder, once it is trusted. Raises `BundleError` for any other."""
+    return policies_of(folder, *check_trusted(folder, trust))
