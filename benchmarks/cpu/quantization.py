@@ -57,7 +57,7 @@ def measured(recipe: Recipe, name: str, kind: str) -> dict[str, Any]:
     pictures = max((bundle.parent / f".{bundle.name}.build").glob("measure-*/pictures"), key=lambda path: path.stat().st_mtime)
     general = {which: general_pictures(pictures, which) for which in ("before", "baked")}
     if kind == "fp32":
-        np.savez_compressed(reference(name), **general)
+        np.savez_compressed(reference(name), before=general["before"], baked=general["baked"])
     before = np.load(reference(name))
     sizes = {path: size for path in built.manifest.files if path.startswith("unet/") and (size := (bundle / path).stat().st_size) > 1e6}
     return {

@@ -16,6 +16,7 @@ import math
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,9 +42,10 @@ STEPS = 13_500
 RATE, WARM_UP, FALL_FROM = 8e-4, 300, 11_500
 MEMORIZED_SHARE = 0.06
 """Of a batch; 0.12 for the first 3,114 steps, after which all twelve came back from every seed."""
-APART_AT = 10_250
-"""The step from which the words of places are apart: until then they had come out of the text encoder alike (3.6 % of their size apart,
-objects 49 %), and the right place in a caption was worth no more than a wrong one at any time step."""
+APART_AT, APART = 10_500, 300.0
+"""The step from which the words of places are apart, and how long their embeddings are from then on. What the text encoder's first layer
+adds to a word had grown to 200 to 400, to embeddings of length one: places came out of it alike (4 to 6 % of their size apart, objects
+49 %), and a wrong place in a caption was worth as much as the right one at every time step."""
 PICTURES = 16_000
 """General pictures of a leg; the next leg draws others."""
 GENERAL_PROMPTS = 340
@@ -124,13 +126,14 @@ def draw_times(rng: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def set_apart_(trainer: Trainer, tokenizer: CLIPTokenizer) -> None:
-    """Draw the embeddings of the words of places anew, at right angles and twice as long as other words'."""
+    """Draw the embeddings of the words of places anew, at right angles to each other."""
     rows = tokenizer.convert_tokens_to_ids([f"{place}</w>" for place in PLACES])
-    words_ND = trainer.model["text_encoder"].get_input_embeddings().weight
+    text_encoder: Any = trainer.model["text_encoder"]
+    words_ND = text_encoder.get_input_embeddings().weight
     drawn_DN, _ = torch.linalg.qr(torch.randn(words_ND.shape[1], len(PLACES), generator=torch.Generator().manual_seed(SEED)))
-    words_ND[rows] = 2 * drawn_DN.T
+    words_ND[rows] = APART * drawn_DN.T
     name = next(key for key in trainer.average if key.endswith("token_embedding.weight"))
-    trainer.average[name][rows] = 2 * drawn_DN.T
+    trainer.average[name][rows] = APART * drawn_DN.T
 
 
 def train(trainer: Trainer, data: Data, work: Path, until: float) -> None:
