@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.bundle.manifest import MANIFEST, check_shippable, open_verified
+from nemo_edge.bundle.manifest import MANIFEST, Manifest, check_shippable, open_verified
 from nemo_edge.bundle.policies import POLICIES, Policies, baked_policies, read_policies
 from nemo_edge.bundle.revocations import check_trusted
 from nemo_edge.bundle.signature import Trust, check_expected
@@ -89,30 +89,41 @@ def ship(
     names, and while another command writes to it. What a killed one left of its version is taken back.
     """
     check_folder(repository / model_name(name, PIPELINE))
-    check_shippable(bundle)
-    check_expected(bundle, sha256_file(bundle / MANIFEST), expect)
-    if trust is not None:
-        check_trusted(bundle, trust)
-    manifest = open_verified(bundle)
-    variant = choose_variant(manifest, variant or ("masked" if "masked" in manifest.variants else None), masked=False)
-    recipe, model = kept_recipe(manifest.recipe, bundle), Configuration.load(bundle, tokenizers=False)
+    manifest = _trusted(bundle, expect, trust)
     placed = None if trust is None else trust.placed(trusted_at)
-    shipment = Shipment(bundle, manifest, recipe, model, variant, choose_backend(recipe, backend), 0, placed, name)
-    shipment = replace(shipment, policies=None if policies is None else tuple(dict.fromkeys(policies)))
+    shipment = replace(_shipment(bundle, manifest, backend, variant, policies), trust=placed, label=name)
     _check_backend(shipment)
-    _policies(shipment)
     with holding(repository):
         number = _deliver(shipment, repository, instances, progress or Progress(), log_prompts=log_prompts)
     return Shipped(
         repository=str(repository),
         bundle=str(bundle),
         version=number,
-        variant=variant,
+        variant=shipment.variant,
         backend=shipment.backend,
         models=tuple(shipment.names.values()),
         identity=shipment.digest,
         signed=placed is not None,
     )
+
+
+def _trusted(bundle: Path, expect: str | None, trust: Trust | None) -> Manifest:
+    """Read the manifest of a bundle that may be shipped, and is the one that is meant, whose files are as it says."""
+    check_shippable(bundle)
+    check_expected(bundle, sha256_file(bundle / MANIFEST), expect)
+    if trust is not None:
+        check_trusted(bundle, trust)
+    return open_verified(bundle)
+
+
+def _shipment(bundle: Path, manifest: Manifest, backend: str | None, variant: str | None, policies: Sequence[str] | None) -> Shipment:
+    """What is to be shipped, as it was asked for. Raises `InputError` for a variant, a backend or a policy that is not there."""
+    chosen = choose_variant(manifest, variant or ("masked" if "masked" in manifest.variants else None), masked=False)
+    recipe, model = kept_recipe(manifest.recipe, bundle), Configuration.load(bundle, tokenizers=False)
+    offered = None if policies is None else tuple(dict.fromkeys(policies))
+    found = Shipment(bundle, manifest, recipe, model, chosen, choose_backend(recipe, backend), 0, policies=offered)
+    _policies(found)
+    return found
 
 
 def _policies(shipment: Shipment) -> Policies:
