@@ -48,6 +48,17 @@ _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(i
 _SILENT = 4
 _UNKNOWN = "NOT_IMPLEMENTED"
 """In an error: an operator that the provider has for other types only."""
+_INTEGERS = {
+    "ConvInteger",
+    "DynamicQuantizeMatMul",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "QAttention",
+    "QGemm",
+    "QLinearConv",
+    "QLinearMatMul",
+}
+"""Kinds that multiply integers, most of which it makes of others as it opens a file."""
 _HEAVY = {"Attention", "Conv", "Gemm", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "MatMul", "Softmax"}
 
 
@@ -189,7 +200,8 @@ def profile(
 
 def _operator(name: str, calls: Sequence[Any], runs: int) -> Operator:
     told = calls[0]["args"] if calls else {}
-    return Operator(name, str(told.get("op_name", "")), sum(call["dur"] for call in calls) / 1e3 / runs, _macs(told))
+    kind = str(told.get("op_name", ""))
+    return Operator(name, kind, sum(call["dur"] for call in calls) / 1e3 / runs, _macs(told), kind in _INTEGERS)
 
 
 def _macs(told: Mapping[str, Any]) -> int:

@@ -53,6 +53,7 @@ DTYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _Shapes = Mapping[str, list[int]]
 """Of each input."""
 _NUMPY = {"f32": np.float32, "f16": np.float16, "i64": np.int64, "i32": np.int32}
+_PRODUCTS = ("Convolution", "FullyConnected", "MatMul")
 _INSTALL = "pip install 'nemo-edge[openvino]'"
 
 
@@ -180,13 +181,14 @@ def profile(model: Path, engine: EngineSettings, feed: Mapping[str, np.ndarray],
     with OpenVinoRunner(model, engine) as runner:
         typed = runner.typed(feed)
         request = runner.compile({name: list(array.shape) for name, array in typed.items()}, profiled=True)
-        spent: dict[tuple[str, str], float] = {}
+        spent: dict[tuple[str, str, str], float] = {}
         for number in range(runs + 1):
             request.infer(typed, share_inputs=True)
             for each in request.profiling_info if number else ():  # the first call is cold
-                key = (each.node_name, each.node_type)
+                key = (each.node_name, each.node_type, each.exec_type)
                 spent[key] = spent.get(key, 0.0) + each.real_time.total_seconds() * 1e3 / runs
-    return tuple(Operator(name, kind, ms) for (name, kind), ms in spent.items() if ms > 0)
+    integers = {key: key[1] in _PRODUCTS and key[2].lower().endswith("i8") for key in spent}
+    return tuple(Operator(*key[:2], ms, integers=integers[key]) for key, ms in spent.items() if ms > 0)
 
 
 def compile_engine(bundle: Path, component: str, model: str, engine: EngineSettings) -> EngineFile:

@@ -71,7 +71,8 @@ def show_profile(found: Profile) -> None:
     if found.limit_ms is None or found.of_limit is None:
         out.print(f"this machine: {rates}; ONNX Runtime, which counts the operations, is not installed", highlight=False)
         return
-    best = f"{found.gflops:,.1f} GFLOP and {found.weights_mb:,.0f} MB of weights take {found.limit_ms:.1f} ms at best"
+    integers = f" ({found.integers:.0%} of it in integers)" if found.integers else ""
+    best = f"{found.gflops:,.1f} GFLOP{integers} and {found.weights_mb:,.0f} MB of weights take {found.limit_ms:.1f} ms at best"
     out.print(f"this machine: {rates}; {best}: the engine reaches {found.of_limit:.0%} of that", highlight=False)
 
 

@@ -29,6 +29,7 @@ from nemo_edge.export.quantization.integers import Int4Weights, Int8, Int8Weight
 from nemo_edge.export.quantization.ranges import Limit, Ranges
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.graph.valueweights import VALUE_DATA, open_value_weights
+from nemo_edge.measure.profile import integer_share
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.neurons import ValueLayer
 from nemo_edge.recipe.components import UNET_FOLDERS
@@ -44,6 +45,8 @@ from nemo_edge.system.progress import Progress
 RANGES = "ranges.json"
 RECORD = "quantization.json"
 _COUNTED = ".histograms.npz"
+_MOSTLY = 0.9
+"""The share of the work from which on integers are faster: to and from them costs time, too."""
 _LARGEST = 8e6
 """Where a range of 127 levels may end, so that its scale is a float16."""
 
@@ -76,6 +79,8 @@ class Quantized(BaseModel):
     errors: dict[str, float]
     """Of each UNet: by how much what it says on the way to a picture differs from what the file in float32 says to the same, relative to
     that: the root of the mean square."""
+    integers: dict[str, float] = {}
+    """Of each UNet: the share of its multiplications that ONNX Runtime does in integers, on the CPU that quantized it. Of `int8` alone."""
 
 
 def scheme_of(settings: QuantizationSettings) -> Scheme:
@@ -171,25 +176,33 @@ def quantize_files(
     if not modules:
         raise InputError("nothing is left to be quantized: take parts out of quantization.keep, or raise quantization.error")
     errors: dict[str, float] = {}
+    integers: dict[str, float] = {}
     with progress.task("quantize", 2 * len(files.variants)) as advance:
         for variant in files.variants:
-            graph, target = open_graph(files.path(variant)), folder / UNET_FOLDERS[variant]
+            place, graph = UNET_FOLDERS[variant], open_graph(files.path(variant))
+            target = folder / place
             target.mkdir(parents=True, exist_ok=True)
             chosen = [_chosen(o, ranges, settings) for o in operators(graph, ())[0] if o.module in modules]
             rewrite(graph, chosen, scheme, scheme.activation if ranges else None, target, told)
             with suppress(InputError):  # a bundle whose weights are not their layers' alone takes no other neurons
                 open_value_weights(open_graph(target / "model.onnx"), files.layers).separate(VALUE_DATA)
             advance(1)
-            errors[UNET_FOLDERS[variant]] = _error(files, variant, target / "model.onnx")
+            errors[place], feed = _error(files, variant, target / "model.onnx")
+            if settings.scheme == "int8":
+                integers[place] = integer_share(target / "model.onnx", EngineSettings(threads=files.threads), feed) or 0.0
             advance(1)
     own = settings.model_copy(update={"ranges": None})  # whose path is of the machine that built it
-    record = Quantized(settings=own, modules=modules, kept=kept, errors=errors)
+    record = Quantized(settings=own, modules=modules, kept=kept, errors=errors, integers=integers)
     write_atomically(folder / RECORD, record.model_dump_json(indent=1) + "\n")
+    if integers and (share := min(integers.values())) < _MOSTLY:
+        kept_by = f"{len(kept)} modules stay in float32, some by quantization.keep or quantization.error"
+        progress.note(f"{share:.0%} of what the UNet multiplies are integers, and below {_MOSTLY:.0%} it may be slower for it: {kept_by}")
     return record
 
 
-def _error(files: Files, variant: str, quantized: Path) -> float:
-    """How far what a quantized file says is from what the exact one says on the way to a picture; one of them is open at a time."""
+def _error(files: Files, variant: str, quantized: Path) -> tuple[float, dict[str, np.ndarray]]:
+    """How far what a quantized file says is from what the exact one says on the way to a picture, and what it was fed last; one of them
+    is open at a time."""
     wrong, power = 0.0, 0.0
     with ExitStack() as stack:
         exact = stack.enter_context(OnnxRuntimeRunner(files.path(variant), threads=files.threads))
@@ -201,7 +214,7 @@ def _error(files: Files, variant: str, quantized: Path) -> float:
             power += float(np.square(step.output_RCHW, dtype=np.float64).sum())
     if not np.isfinite(wrong):
         raise ExportError(f"{quantized.parent.name} gives numbers that are not finite once it is quantized: try another scheme")
-    return float(np.sqrt(wrong / power))
+    return float(np.sqrt(wrong / power)), steps[-1].feed
 
 
 def _end(limits: Sequence[Limit], settings: QuantizationSettings) -> tuple[float, float]:
