@@ -37,6 +37,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nemo_edge.backends.base import Operator
 from nemo_edge.backends.feeds import check_feed, in_batches, pinned_batch
 from nemo_edge.graph.onnxfile import open_graph
+from nemo_edge.system.environment import int8_products
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency, first_line
 from nemo_edge.system.files import write_atomically
 from nemo_edge.system.reading import read_bytes
@@ -301,6 +302,8 @@ def _options(model: Path, provider: str, threads: int | None, optimized: bool) -
     options.log_severity_level = _SILENT
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or 0
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent))
+    if int8_products() in ("overflows", None):  # an x86 before VNNI: with weights of unsigned integers it adds up in 32 bits
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if not optimized:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.enable_cpu_mem_arena = False

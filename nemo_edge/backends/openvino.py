@@ -14,6 +14,7 @@ __all__ = [
     "available",
     "capabilities",
     "check_device",
+    "check_integers",
     "compile_engine",
     "describe",
     "load",
@@ -39,7 +40,7 @@ from nemo_edge.backends.base import Operator
 from nemo_edge.backends.feeds import check_feed, in_batches, pinned_batch
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.recipe.targets import EngineSettings
-from nemo_edge.system.environment import cores
+from nemo_edge.system.environment import cores, int8_products
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency, first_line
 from nemo_edge.system.files import write_atomically
 from nemo_edge.system.reading import read_bytes
@@ -89,6 +90,8 @@ class OpenVinoRunner:
     def __init__(self, model: Path, engine: EngineSettings, weights: Mapping[str, np.ndarray] | None = None) -> None:
         self._model, self._engine, self._lock = model, engine, Lock()
         self._graph: Any = _read(model, weights or {})
+        if int8_products() == "overflows" and open_graph(model).rounds:
+            check_integers(engine, str(model))
         self._cached = engine.cache and not weights
         self._first: _Shapes | None = None
         self._requests: dict[bool, Any] = {}
@@ -256,6 +259,15 @@ def check_device(engine: EngineSettings) -> None:
     if engine.precision not in able:
         raise MissingDependency(
             f"the {DEVICES[engine.device]} here has no instructions for {engine.precision}: set engine.precision to {' or '.join(able)}"
+        )
+
+
+def check_integers(engine: EngineSettings, what: str) -> None:
+    """Raise `MissingDependency` where sums of products of 8-bit integers, which `what` has, overflow in OpenVINO: before VNNI."""
+    if engine.device == "cpu" and int8_products() == "overflows":
+        raise MissingDependency(
+            f"{what}: OpenVINO adds up products of 8-bit integers in 16 bits on a CPU without VNNI, as this one, and they overflow: take "
+            "ONNX Runtime, which adds them up in 32 bits (engine.backend = 'onnxruntime'; no openvino in latency.beside), or another CPU"
         )
 
 

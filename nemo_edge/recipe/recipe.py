@@ -161,6 +161,11 @@ class Recipe(Settings):
         return self.engine.backend == "openvino" or any(name.startswith("openvino") for name in beside)
 
     @property
+    def multiplies_integers(self) -> bool:
+        """Whether the UNet's engines multiply integers."""
+        return self.quantization is not None and self.quantization.scheme == "int8"
+
+    @property
     def computed_in(self) -> Literal["fp32", "fp16", "bf16"]:
         """The type that the engines compute in: that of the ONNX files, or a narrower one that OpenVINO is asked for."""
         return self.export.dtype if self.engine.precision == "fp32" else self.engine.precision

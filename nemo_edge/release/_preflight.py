@@ -29,6 +29,7 @@ from nemo_edge.release._inputs import Inputs, read_inputs
 from nemo_edge.release._keys import bundle_key
 from nemo_edge.release._stages import stage_keys
 from nemo_edge.release.random_weights import weights_folder
+from nemo_edge.system.environment import DOT_PRODUCTS, int8_products
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency
 from nemo_edge.system.files import checkpoint_folder
 from nemo_edge.system.processes import run_in_process
@@ -75,7 +76,7 @@ def preflight(recipe: Recipe, progress: Progress) -> Preflight:
     key = bundle_key(recipe, keys)
     if _up_to_date(recipe.output, key):
         return Preflight(recipe, inputs, keys, key, up_to_date=True)
-    notes = _check_weights(recipe, model)
+    notes = (*_check_weights(recipe, model), *_slow(recipe))
     with _configurations(model) as configured:
         size = _check_model(recipe, configured)
     footprint = _footprint(recipe, model)
@@ -88,6 +89,10 @@ def preflight(recipe: Recipe, progress: Progress) -> Preflight:
 def check_runs(recipe: Recipe) -> None:
     """Raise `MissingDependency` unless what a recipe's engines are to be run with is here, and runs what it compiles."""
     engine = recipe.engine
+    if recipe.uses_openvino and recipe.multiplies_integers:
+        from nemo_edge.backends.openvino import check_integers
+
+        check_integers(engine, "quantization.scheme = 'int8'")
     if engine.flavour is None:
         onnxfiles.probe(engine)
         return
@@ -112,6 +117,13 @@ def check_compiles(recipe: Recipe, model: Path) -> None:
     for table, flavour in FLAVOUR_OF.items():
         if getattr(recipe, table) is not None:
             check(flavour, getattr(recipe, table))
+
+
+def _slow(recipe: Recipe) -> tuple[str, ...]:
+    """What is right here, and slow."""
+    if recipe.engine.flavour is not None or not recipe.multiplies_integers or int8_products() not in ("slow", "overflows"):
+        return ()
+    return (f"this CPU has no instructions for 8-bit integers ({DOT_PRODUCTS}): int8 draws the same here, but hardly faster",)
 
 
 def _with_weights(recipe: Recipe) -> Recipe:
