@@ -84,7 +84,8 @@ class OnnxRuntimeRunner:
     """Owns one inference session. A graph whose batch is pinned takes any number of rows and runs them in parts.
 
     `graph` is a changed form of the file at `model`, whose weights stay where they are; `weights` replace those of their names.
-    A graph that is not `optimized` is run operator by operator as it is, slowly and in little memory.
+    A graph that is not `optimized` is run operator by operator as it is, slowly and in little memory. One that is to run `in_order` keeps
+    to that of the file as far as it can, so that what is asked of a tensor right after it is made does not keep it.
     """
 
     def __init__(
@@ -96,8 +97,9 @@ class OnnxRuntimeRunner:
         graph: bytes | None = None,
         weights: Mapping[str, np.ndarray] | None = None,
         optimized: bool = True,
+        in_order: bool = False,
     ) -> None:
-        self._session: ort.InferenceSession | None = _session(model, provider, threads, graph, weights, optimized)
+        self._session: ort.InferenceSession | None = _session(model, provider, threads, graph, weights, optimized, in_order=in_order)
         ports = self._session.get_inputs()
         self.inputs = {port.name: tuple(port.shape) for port in ports}
         self._dtypes = {port.name: _DTYPES[port.type] for port in ports}
@@ -263,10 +265,13 @@ def _session(
     weights: Mapping[str, np.ndarray] | None = None,
     optimized: bool = True,
     profile: Path | None = None,
+    in_order: bool = False,
 ) -> ort.InferenceSession:
     check_provider(provider)
     wanted = PROVIDERS[provider]
     options = _options(model, provider, threads, optimized)
+    if in_order:
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if provider != "cpu":

@@ -112,9 +112,9 @@ class Recipe(Settings):
         quantization, export = self.quantization, self.export
         if quantization and (why := unfit(quantization, export.dtype, export.opset, self.engine, self.tensorrt_rtx, compiled)):
             raise ValueError(why)
-        if self.quantization and self.quantization.prompts > self.calibration.prompts and not random:
+        if quantization and quantization.drawn(self.sampling.steps) > self.calibration.prompts and not random:
             raise ValueError(
-                f"quantization.prompts = {self.quantization.prompts} are the first of the general prompts that calibrate, of which "
+                f"quantization.prompts = {quantization.prompts} are the first of the general prompts that calibrate, of which "
                 f"there are {self.calibration.prompts} (calibration.prompts): ask for fewer"
             )
         self._check_turing()

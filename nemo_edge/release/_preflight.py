@@ -147,7 +147,7 @@ def _check_unmade(recipe: Recipe, architecture: str, progress: Progress) -> Foot
     _check_model(recipe, model)
     found = run_in_process("count the weights", progress, "nemo_edge.release.random_weights.parts_of", architecture)
     footprint = estimate(str(model), recipe.output, found)
-    check_memory(footprint, recipe.export.dtype, compiled=_compiled(recipe))
+    check_memory(footprint, recipe.export.dtype, compiled=_compiled(recipe), ranges=_ranges(recipe))
     return footprint
 
 
@@ -220,12 +220,16 @@ def _footprint(recipe: Recipe, model: Path) -> Footprint | None:
         found = estimate(str(model), recipe.output)
     except InputError:
         return None
-    check_memory(found, recipe.export.dtype, compiled=_compiled(recipe))
+    check_memory(found, recipe.export.dtype, compiled=_compiled(recipe), ranges=_ranges(recipe))
     return found
 
 
 def _compiled(recipe: Recipe) -> bool:
     return any(getattr(recipe, table) is not None for table in FLAVOUR_OF)
+
+
+def _ranges(recipe: Recipe) -> bool:
+    return recipe.quantization is not None and recipe.quantization.finds_ranges
 
 
 def _check_trained(checkpoint: Path) -> None:

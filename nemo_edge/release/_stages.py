@@ -231,7 +231,7 @@ def _unets(work: Work) -> Files:
     return Files(
         bundle=work.results["export"],
         variants=recipe.export.variants,
-        prompts=tuple(prompt.text for prompt in work.inputs.general[: settings.prompts]) or (_PROMPT,),
+        prompts=tuple(prompt.text for prompt in work.inputs.general[: settings.drawn(recipe.sampling.steps)]) or (_PROMPT,),
         sampling=recipe.sampling,
         threads=recipe.engine.threads,
         layers=NeuronSet.load(work.bundle / "neurons.json").layers,
@@ -324,7 +324,7 @@ def _quantized(recipe: Recipe) -> bool:
 
 
 def _observed(recipe: Recipe) -> bool:
-    return recipe.quantization is not None and recipe.quantization.activations and recipe.quantization.ranges is None
+    return recipe.quantization is not None and recipe.quantization.finds_ranges
 
 
 def _has(table: str, recipe: Recipe) -> bool:
