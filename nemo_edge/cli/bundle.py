@@ -15,11 +15,12 @@ import typer
 from nemo_edge.cli.attacks import attack
 from nemo_edge.cli.options import AllowPickle, Bundle, ClipSkip, Json, Loras, Summary, open_model, print_result
 from nemo_edge.cli.panels import add
+from nemo_edge.cli.quantization import quantize
 
 
 def register(app: typer.Typer) -> None:
     """Put the commands into an app."""
-    for command in (rebake, compile_engines, bench, compare, attack, gate, report, verify, generate, inspect):
+    for command in (rebake, quantize, compile_engines, bench, compare, attack, gate, report, verify, generate, inspect):
         add(app, command)
 
 

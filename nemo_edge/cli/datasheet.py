@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["show", "show_compiled", "show_profile", "show_verified"]
+__all__ = ["show", "show_compiled", "show_profile", "show_quantized", "show_verified"]
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +20,7 @@ from nemo_edge.cli.screen import Console
 if TYPE_CHECKING:
     from nemo_edge.measure.profile import Profile
     from nemo_edge.release.compile import Compiled
+    from nemo_edge.release.quantize import QuantizedBundle
 
 _RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _ROWS = 15
@@ -54,6 +55,26 @@ def show_compiled(result: Compiled) -> None:
         bundle = escape(result.bundle)
         out.print("[red]What was measured was measured with the former engines: this bundle must not be shipped.[/]")
         out.print(f"measure it again: nemo-edge rebake {bundle} --neurons {bundle}/neurons.json --measure", soft_wrap=True, highlight=False)
+
+
+def show_quantized(found: QuantizedBundle) -> None:
+    """What became of a bundle's UNets in another, and that nothing was measured on it."""
+    out, bundle = Console(), escape(found.bundle)
+    if found.skipped:
+        out.print(f"{bundle} is there already, made from exactly this: nothing to do", soft_wrap=True, highlight=False)
+        return
+    before, now = found.unet_mb
+    counts = f"{found.modules} modules are {found.scheme}, {len(found.kept)} stay as they are"
+    out.print(f"{counts}; {before:,.1f} → {now:,.1f} MB of UNets; {found.seconds:.1f} s", highlight=False)
+    for place, error in found.errors.items():
+        share = f", {found.integers[place]:.0%} of its work in integers" if place in found.integers else ""
+        out.print(f"{place}: differs by {error:.2%} from the exact one on the way to a picture{share}", highlight=False)
+    for plan in found.removed:
+        remedy = f"nemo-edge compile {bundle}"
+        out.print(f"[yellow]{escape(plan)}[/] is of the exact files and left out: {remedy}", soft_wrap=True, highlight=False)
+    again = f"nemo-edge rebake {bundle} --neurons {bundle}/neurons.json --measure"
+    out.print("[red]Nothing was measured on it yet: this bundle must not be shipped.[/]")
+    out.print(f"measure it: {again}", soft_wrap=True, highlight=False)
 
 
 def show_profile(found: Profile) -> None:

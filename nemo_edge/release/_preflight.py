@@ -6,7 +6,7 @@ with the same eyes; nothing is run, and nothing is written.
 
 from __future__ import annotations
 
-__all__ = ["Preflight", "check_compiles", "check_runs", "preflight"]
+__all__ = ["Preflight", "check_compiles", "check_integers", "check_runs", "preflight", "slow_integers"]
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,7 +76,7 @@ def preflight(recipe: Recipe, progress: Progress) -> Preflight:
     key = bundle_key(recipe, keys)
     if _up_to_date(recipe.output, key):
         return Preflight(recipe, inputs, keys, key, up_to_date=True)
-    notes = (*_check_weights(recipe, model), *_slow(recipe))
+    notes = (*_check_weights(recipe, model), *slow_integers(recipe))
     with _configurations(model) as configured:
         size = _check_model(recipe, configured)
     footprint = _footprint(recipe, model)
@@ -89,10 +89,7 @@ def preflight(recipe: Recipe, progress: Progress) -> Preflight:
 def check_runs(recipe: Recipe) -> None:
     """Raise `MissingDependency` unless what a recipe's engines are to be run with is here, and runs what it compiles."""
     engine = recipe.engine
-    if recipe.uses_openvino and recipe.multiplies_integers:
-        from nemo_edge.backends.openvino import check_integers
-
-        check_integers(engine, "quantization.scheme = 'int8'")
+    check_integers(recipe)
     if engine.flavour is None:
         onnxfiles.probe(engine)
         return
@@ -119,8 +116,16 @@ def check_compiles(recipe: Recipe, model: Path) -> None:
             check(flavour, getattr(recipe, table))
 
 
-def _slow(recipe: Recipe) -> tuple[str, ...]:
-    """What is right here, and slow."""
+def check_integers(recipe: Recipe) -> None:
+    """Raise `MissingDependency` where OpenVINO is to multiply integers that overflow on this CPU."""
+    if recipe.uses_openvino and recipe.multiplies_integers:
+        from nemo_edge.backends import openvino
+
+        openvino.check_integers(recipe.engine, "quantization.scheme = 'int8'")
+
+
+def slow_integers(recipe: Recipe) -> tuple[str, ...]:
+    """Say where integers are right on this CPU, and slow."""
     if recipe.engine.flavour is not None or not recipe.multiplies_integers or int8_products() not in ("slow", "overflows"):
         return ()
     return (f"this CPU has no instructions for 8-bit integers ({DOT_PRODUCTS}): int8 draws the same here, but hardly faster",)

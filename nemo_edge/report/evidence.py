@@ -98,7 +98,7 @@ class Evidence:
         check_measurable(bundle, manifest)
         if not manifest.measured:
             again = f"nemo-edge rebake {bundle} --neurons {bundle}/neurons.json --measure"
-            raise BundleError(f"the neurons of {bundle} were changed since it was measured: measure it again with `{again}`")
+            raise BundleError(f"{bundle} was changed since it was measured: measure it again with `{again}`")
         return cls.gather(bundle, manifest, _model(Measurement, bundle / "measurement.json"))
 
     @classmethod

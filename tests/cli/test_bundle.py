@@ -25,6 +25,7 @@ COMMANDS = [
     "harden",
     "export",
     "rebake",
+    "quantize",
     "compile",
     "calibrate",
     "detect",

@@ -5,7 +5,19 @@ Knows a bundle's folders, and neither memories nor gates: those are measured on 
 
 from __future__ import annotations
 
-__all__ = ["RANGES", "RECORD", "Files", "Quantized", "Rounded", "check_ranges", "find_ranges", "quantize_files", "scheme_of"]
+__all__ = [
+    "PROMPT",
+    "RANGES",
+    "RECORD",
+    "Files",
+    "Quantized",
+    "Rounded",
+    "check_graph",
+    "check_ranges",
+    "find_ranges",
+    "quantize_files",
+    "scheme_of",
+]
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -44,6 +56,8 @@ from nemo_edge.system.progress import Progress
 
 RANGES = "ranges.json"
 RECORD = "quantization.json"
+PROMPT = "a photograph of an astronaut riding a horse"
+"""What is drawn where no prompts are needed: of random weights, and to try rounded weights alone."""
 _COUNTED = ".histograms.npz"
 _MOSTLY = 0.9
 """The share of the work from which on integers are faster: to and from them costs time, too."""
@@ -116,9 +130,14 @@ class Files:
         return Pipeline(config, tuple(found[name] for name in names[:-1]), unet, found["vae_decoder"])
 
 
+def check_graph(files: Files, keep: Sequence[str]) -> None:
+    """Raise `InputError` for files that are quantized already, and for a `keep` that names nothing."""
+    operators(open_graph(files.path(files.variants[0])), keep)
+
+
 def check_ranges(ranges: Ranges, path: Path, files: Files) -> None:
     """Raise `InputError` unless the ranges at `path` are of this checkpoint, and of all that is quantized."""
-    remedy = "leave out quantization.ranges, and they are found anew"
+    remedy = "leave the file out, and they are found anew"
     if ranges.source != files.source:
         raise InputError(f"{path}: these are the ranges of another checkpoint: {remedy}")
     if ranges.sampling != files.sampling.model_dump(mode="json"):

@@ -91,7 +91,7 @@ def test_weights_alone_need_no_ranges(files: Files, tmp_path: Path) -> None:
 
 
 def test_ranges_of_another_checkpoint_or_of_fewer_modules_are_refused(files: Files, ranges: Ranges) -> None:
-    path, remedy = Path("r.json"), "leave out quantization.ranges, and they are found anew"
+    path, remedy = Path("r.json"), "leave the file out, and they are found anew"
     check_ranges(ranges, path, files)
     with pytest.raises(InputError, match=rf"r\.json: these are the ranges of another checkpoint: {remedy}"):
         check_ranges(ranges.model_copy(update={"source": "other"}), path, files)
