@@ -63,12 +63,13 @@ def show_quantized(found: QuantizedBundle) -> None:
     if found.skipped:
         out.print(f"{bundle} is there already, made from exactly this: nothing to do", soft_wrap=True, highlight=False)
         return
-    before, now = found.unet_mb
     counts = f"{found.modules} modules are {found.scheme}, {len(found.kept)} stay as they are"
-    out.print(f"{counts}; {before:,.1f} → {now:,.1f} MB of UNets; {found.seconds:.1f} s", highlight=False)
+    out.print(f"{counts}; {found.seconds:.1f} s", highlight=False)
     for place, error in found.errors.items():
         share = f", {found.integers[place]:.0%} of its work in integers" if place in found.integers else ""
-        out.print(f"{place}: differs by {error:.2%} from the exact one on the way to a picture{share}", highlight=False)
+        before, now = (size / 1e6 for size in found.sizes_bytes[place])
+        told = f"differs by {error:.2%} from the exact one on the way to a picture{share}"
+        out.print(f"{place}: {before:,.1f} → {now:,.1f} MB, {told}", highlight=False)
     for plan in found.removed:
         remedy = f"nemo-edge compile {bundle}"
         out.print(f"[yellow]{escape(plan)}[/] is of the exact files and left out: {remedy}", soft_wrap=True, highlight=False)

@@ -26,6 +26,7 @@ from nemo_edge.bundle.manifest import Manifest, measured_no_more, open_bundle, o
 from nemo_edge.export.production import OnnxFile, plan_stage
 from nemo_edge.export.quantization import quantize as quantization
 from nemo_edge.export.quantization.ranges import Ranges
+from nemo_edge.export.quantization.record import Quantized
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.localization.localizer import read_results
 from nemo_edge.model.neurons import NeuronSet
@@ -66,8 +67,8 @@ class QuantizedBundle(BaseModel):
     """Of each UNet: the share of its multiplications that ONNX Runtime does in integers; of `int8` alone."""
     ranges: str
     """Where those of the activations come from: "found", "read" of a file, or "none" for weights alone."""
-    unet_mb: tuple[float, float]
-    """The size of the UNets' files, before and now."""
+    sizes_bytes: dict[str, tuple[int, int]]
+    """Of each UNet: its file and weights, before and now."""
     engines: tuple[str, ...]
     """TensorRT engines that were compiled of the new files."""
     removed: tuple[str, ...]
@@ -287,9 +288,9 @@ class _Work:
 
     def told(self, made: Manifest, started: float, *, skipped: bool) -> QuantizedBundle:
         """What came of it."""
-        record = quantization.Quantized.model_validate_json((self.output / quantization.RECORD).read_bytes())
+        record = Quantized.read(self.output)
+        assert record is not None
         plans = [plan.plan for plan in self._plans.values()]
-        folders = [UNET_FOLDERS[variant] for variant in self.manifest.variants]
         return QuantizedBundle(
             bundle=str(self.output),
             source=str(self.bundle),
@@ -300,12 +301,8 @@ class _Work:
             errors=record.errors,
             integers=record.integers,
             ranges="read" if self.read else "found" if self.settings.activations else "none",
-            unet_mb=(_size_mb(self.bundle, self.manifest, folders), _size_mb(self.output, made, folders)),
+            sizes_bytes=record.sizes_bytes,
             engines=tuple(plan for plan in plans if plan in made.files),
             removed=tuple(plan for plan in plans if plan not in made.files),
             seconds=time.perf_counter() - started,
         )
-
-
-def _size_mb(bundle: Path, manifest: Manifest, folders: list[str]) -> float:
-    return round(sum((bundle / name).stat().st_size for name in manifest.files if Path(name).parts[0] in folders) / 1e6, 1)

@@ -11,7 +11,8 @@ import pytest
 
 from nemo_edge import demo
 from nemo_edge.export.production import export_folder, value_layers
-from nemo_edge.export.quantization.quantize import Files, Quantized, find_ranges, quantize_files
+from nemo_edge.export.quantization.quantize import Files, find_ranges, quantize_files
+from nemo_edge.export.quantization.record import Quantized
 from nemo_edge.measure.profile import integer_share
 from nemo_edge.recipe.quantization import QuantizationSettings
 from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings, SamplingSettings

@@ -11,8 +11,9 @@ from plans import sidecar
 
 from nemo_edge.bundle.manifest import MEASURED, amend, open_bundle, verify
 from nemo_edge.export.quantization.half import is_quantized
-from nemo_edge.export.quantization.quantize import RANGES, RECORD
+from nemo_edge.export.quantization.quantize import RANGES
 from nemo_edge.export.quantization.ranges import Ranges
+from nemo_edge.export.quantization.record import RECORD
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.graph.valueweights import VALUE_DATA
 from nemo_edge.recipe.recipe import load_recipe
@@ -45,9 +46,9 @@ def test_its_unets_are_integers_and_all_else_is_as_it_was(made: QuantizedBundle,
     assert after.files.keys() - before.files.keys() == {RANGES, RECORD}
     changed = {name for name in before.files.keys() & after.files.keys() if before.files[name] != after.files[name]}
     assert changed == {n for n in after.files if n.startswith("unet") and n.endswith((".onnx", ".data")) and n in before.files}
-    for size, bundle in zip(made.unet_mb, (tiny_bundle, Path(made.bundle)), strict=True):
-        files = [path for place in ("unet", "unet_masked") for path in (bundle / place).iterdir()]
-        assert size == round(sum(path.stat().st_size for path in files) / 1e6, 1)
+    for place, sizes in made.sizes_bytes.items():
+        for size, bundle in zip(sizes, (tiny_bundle, Path(made.bundle)), strict=True):
+            assert size == sum(path.stat().st_size for path in (bundle / place).iterdir() if path.name != "config.json")
     assert (made.ranges, made.scheme, made.skipped) == ("found", "int8", False)
 
 

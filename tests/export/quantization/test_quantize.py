@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from nemo_edge.export.quantization._rewriting import DATA
-from nemo_edge.export.quantization.quantize import RANGES, RECORD, Files, Quantized, _end, check_ranges, find_ranges, quantize_files
+from nemo_edge.export.quantization.quantize import RANGES, Files, _end, check_ranges, find_ranges, quantize_files
 from nemo_edge.export.quantization.ranges import Limit, Ranges
+from nemo_edge.export.quantization.record import RECORD, Quantized
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.graph.valueweights import VALUE_DATA
 from nemo_edge.model.neurons import NeuronSet
