@@ -93,9 +93,10 @@ def quantize_bundle(
     a bundle that was changed, `MissingDependency` for a CPU that would run it wrongly.
     """
     started, progress = time.perf_counter(), progress or Progress()
-    if output.resolve() == bundle.resolve():
-        raise InputError(f"the output {output} is the bundle itself, whose exact files are needed: give another folder")
     check_folder(output)
+    open_bundle(bundle)
+    if output.exists() and output.samefile(bundle):
+        raise InputError(f"the output {output} is the bundle itself, whose exact files are needed: give another folder")
     manifest = open_verified(bundle)
     work = _Work(bundle, output, manifest, _recipe(bundle, manifest, output, given or {}, places), general, progress)
     work.check()

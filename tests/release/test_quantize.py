@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from elsewhere import elsewhere
 from plans import sidecar
 
 from nemo_edge.bundle.manifest import MEASURED, amend, open_bundle, verify
@@ -24,6 +25,7 @@ from nemo_edge.release.quantize import QuantizedBundle, quantize_bundle
 from nemo_edge.release.rebake import rebake
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency
 from nemo_edge.system.files import sha256_file
+from nemo_edge.system.outputs import lock
 from nemo_edge.system.progress import Progress
 
 
@@ -228,3 +230,9 @@ def test_an_interrupted_run_goes_on_and_what_it_left_can_be_cleaned(
     with monkeypatch.context() as patched:
         patched.setattr(module.quantization, "find_ranges", stop)
         assert quantize_bundle(tiny_bundle, tmp_path / "out", {"prompts": 1}).ranges == "found"
+
+
+def test_an_output_that_another_command_writes_to_is_refused(made: QuantizedBundle, tiny_bundle: Path, tmp_path: Path) -> None:
+    with lock(tmp_path / "out"), pytest.raises(InputError, match=r"another command is writing to .*out: wait for it"):
+        elsewhere(lambda: quantize_bundle(tiny_bundle, tmp_path / "out", {"ranges": Path(made.bundle) / RANGES}))
+    assert not (tmp_path / "out").exists()
