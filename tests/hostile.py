@@ -124,6 +124,10 @@ SLOTS: Mapping[str, tuple[str, ...]] = {
     "audit-general": ("audit", "http://127.0.0.1:1", "--prompts", "{prompts}", "--general", "{bad}.txt", "-o", "{out}"),
     "audit-vocabulary": ("audit", "http://127.0.0.1:1", "--prompts", "{prompts}", "--vocabulary", "{bad}", "-o", "{out}"),
     "doctor": ("doctor", "--model", "{bad}.safetensors"),
+    "quantize": ("quantize", "{bad}", "-o", "{out}"),
+    "quantize-ranges": ("quantize", "{bundle}", "-o", "{out}", "--ranges", "{bad}.json"),
+    "quantize-general": ("quantize", "{bundle}", "-o", "{out}", "--general", "{bad}.txt"),
+    "quantize-recipe": ("quantize", "{bundle}", "-o", "{out}", "--recipe", "{bad}.toml"),
 }
 """Every place of the command line that takes a file or a folder. A file of `{bad}.toml` has this ending."""
 

@@ -23,6 +23,8 @@ class Operator:
     """Of one call."""
     macs: int = 0
     """Multiplications with an addition, of a matrix product or a convolution whose sizes the profiler tells."""
+    integers: bool = False
+    """Whether it is a product or a convolution that multiplies integers."""
 
 
 class Runner(Protocol):

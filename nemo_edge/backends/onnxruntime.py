@@ -37,6 +37,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nemo_edge.backends.base import Operator
 from nemo_edge.backends.feeds import check_feed, in_batches, pinned_batch
 from nemo_edge.graph.onnxfile import open_graph
+from nemo_edge.system.environment import int8_products
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency, first_line
 from nemo_edge.system.files import write_atomically
 from nemo_edge.system.reading import read_bytes
@@ -48,6 +49,17 @@ _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(i
 _SILENT = 4
 _UNKNOWN = "NOT_IMPLEMENTED"
 """In an error: an operator that the provider has for other types only."""
+_INTEGERS = {
+    "ConvInteger",
+    "DynamicQuantizeMatMul",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "QAttention",
+    "QGemm",
+    "QLinearConv",
+    "QLinearMatMul",
+}
+"""Kinds that multiply integers, most of which it makes of others as it opens a file."""
 _HEAVY = {"Attention", "Conv", "Gemm", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "MatMul", "Softmax"}
 
 
@@ -72,7 +84,8 @@ class OnnxRuntimeRunner:
     """Owns one inference session. A graph whose batch is pinned takes any number of rows and runs them in parts.
 
     `graph` is a changed form of the file at `model`, whose weights stay where they are; `weights` replace those of their names.
-    A graph that is not `optimized` is run operator by operator as it is, slowly and in little memory.
+    A graph that is not `optimized` is run operator by operator as it is, slowly and in little memory. One that is to run `in_order` keeps
+    to that of the file as far as it can, so that what is asked of a tensor right after it is made does not keep it.
     """
 
     def __init__(
@@ -84,8 +97,9 @@ class OnnxRuntimeRunner:
         graph: bytes | None = None,
         weights: Mapping[str, np.ndarray] | None = None,
         optimized: bool = True,
+        in_order: bool = False,
     ) -> None:
-        self._session: ort.InferenceSession | None = _session(model, provider, threads, graph, weights, optimized)
+        self._session: ort.InferenceSession | None = _session(model, provider, threads, graph, weights, optimized, in_order=in_order)
         ports = self._session.get_inputs()
         self.inputs = {port.name: tuple(port.shape) for port in ports}
         self._dtypes = {port.name: _DTYPES[port.type] for port in ports}
@@ -189,7 +203,8 @@ def profile(
 
 def _operator(name: str, calls: Sequence[Any], runs: int) -> Operator:
     told = calls[0]["args"] if calls else {}
-    return Operator(name, str(told.get("op_name", "")), sum(call["dur"] for call in calls) / 1e3 / runs, _macs(told))
+    kind = str(told.get("op_name", ""))
+    return Operator(name, kind, sum(call["dur"] for call in calls) / 1e3 / runs, _macs(told), kind in _INTEGERS)
 
 
 def _macs(told: Mapping[str, Any]) -> int:
@@ -250,10 +265,13 @@ def _session(
     weights: Mapping[str, np.ndarray] | None = None,
     optimized: bool = True,
     profile: Path | None = None,
+    in_order: bool = False,
 ) -> ort.InferenceSession:
     check_provider(provider)
     wanted = PROVIDERS[provider]
     options = _options(model, provider, threads, optimized)
+    if in_order:
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if provider != "cpu":
@@ -289,6 +307,8 @@ def _options(model: Path, provider: str, threads: int | None, optimized: bool) -
     options.log_severity_level = _SILENT
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or 0
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent))
+    if int8_products() in ("overflows", None):  # an x86 before VNNI: with weights of unsigned integers it adds up in 32 bits
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if not optimized:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.enable_cpu_mem_arena = False

@@ -14,6 +14,7 @@ __all__ = [
     "available",
     "capabilities",
     "check_device",
+    "check_integers",
     "compile_engine",
     "describe",
     "load",
@@ -39,7 +40,7 @@ from nemo_edge.backends.base import Operator
 from nemo_edge.backends.feeds import check_feed, in_batches, pinned_batch
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.recipe.targets import EngineSettings
-from nemo_edge.system.environment import cores
+from nemo_edge.system.environment import cores, int8_products
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency, first_line
 from nemo_edge.system.files import write_atomically
 from nemo_edge.system.reading import read_bytes
@@ -53,6 +54,7 @@ DTYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _Shapes = Mapping[str, list[int]]
 """Of each input."""
 _NUMPY = {"f32": np.float32, "f16": np.float16, "i64": np.int64, "i32": np.int32}
+_PRODUCTS = ("Convolution", "FullyConnected", "MatMul")
 _INSTALL = "pip install 'nemo-edge[openvino]'"
 
 
@@ -88,6 +90,8 @@ class OpenVinoRunner:
     def __init__(self, model: Path, engine: EngineSettings, weights: Mapping[str, np.ndarray] | None = None) -> None:
         self._model, self._engine, self._lock = model, engine, Lock()
         self._graph: Any = _read(model, weights or {})
+        if int8_products() == "overflows" and open_graph(model).rounds:
+            check_integers(engine, str(model))
         self._cached = engine.cache and not weights
         self._first: _Shapes | None = None
         self._requests: dict[bool, Any] = {}
@@ -180,13 +184,14 @@ def profile(model: Path, engine: EngineSettings, feed: Mapping[str, np.ndarray],
     with OpenVinoRunner(model, engine) as runner:
         typed = runner.typed(feed)
         request = runner.compile({name: list(array.shape) for name, array in typed.items()}, profiled=True)
-        spent: dict[tuple[str, str], float] = {}
+        spent: dict[tuple[str, str, str], float] = {}
         for number in range(runs + 1):
             request.infer(typed, share_inputs=True)
             for each in request.profiling_info if number else ():  # the first call is cold
-                key = (each.node_name, each.node_type)
+                key = (each.node_name, each.node_type, each.exec_type)
                 spent[key] = spent.get(key, 0.0) + each.real_time.total_seconds() * 1e3 / runs
-    return tuple(Operator(name, kind, ms) for (name, kind), ms in spent.items() if ms > 0)
+    integers = {key: key[1] in _PRODUCTS and key[2].lower().endswith("i8") for key in spent}
+    return tuple(Operator(*key[:2], ms, integers=integers[key]) for key, ms in spent.items() if ms > 0)
 
 
 def compile_engine(bundle: Path, component: str, model: str, engine: EngineSettings) -> EngineFile:
@@ -254,6 +259,15 @@ def check_device(engine: EngineSettings) -> None:
     if engine.precision not in able:
         raise MissingDependency(
             f"the {DEVICES[engine.device]} here has no instructions for {engine.precision}: set engine.precision to {' or '.join(able)}"
+        )
+
+
+def check_integers(engine: EngineSettings, what: str) -> None:
+    """Raise `MissingDependency` where sums of products of 8-bit integers, which `what` has, overflow in OpenVINO: before VNNI."""
+    if engine.device == "cpu" and int8_products() == "overflows":
+        raise MissingDependency(
+            f"{what}: OpenVINO adds up products of 8-bit integers in 16 bits on a CPU without VNNI, as this one, and they overflow: take "
+            "ONNX Runtime, which adds them up in 32 bits (engine.backend = 'onnxruntime'; no openvino in latency.beside), or another CPU"
         )
 
 

@@ -31,13 +31,14 @@ from nemo_edge.cli.options import (
     trust_of,
 )
 from nemo_edge.cli.panels import add
+from nemo_edge.cli.quantization import quantize
 from nemo_edge.cli.screen import show_identity, show_line
 from nemo_edge.cli.signing import revoke, sign
 
 
 def register(app: typer.Typer) -> None:
     """Put the commands into an app."""
-    for command in (rebake, compile_engines, bench, compare, attack, gate, report, verify, sign, revoke, generate, inspect):
+    for command in (rebake, quantize, compile_engines, bench, compare, attack, gate, report, verify, sign, revoke, generate, inspect):
         add(app, command)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["show", "show_compiled", "show_profile", "show_verified"]
+__all__ = ["show", "show_compiled", "show_profile", "show_quantized", "show_verified"]
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +20,7 @@ from nemo_edge.cli.screen import Console, show_identity, show_line, table_of
 if TYPE_CHECKING:
     from nemo_edge.measure.profile import Profile
     from nemo_edge.release.compile import Compiled
+    from nemo_edge.release.quantize import QuantizedBundle
 
 _RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _ROWS = 15
@@ -64,6 +65,27 @@ def show_compiled(result: Compiled) -> None:
         out.print(f"measure it again: nemo-edge rebake {bundle} --neurons {bundle}/neurons.json --measure", soft_wrap=True, highlight=False)
 
 
+def show_quantized(found: QuantizedBundle) -> None:
+    """What became of a bundle's UNets in another, and that nothing was measured on it."""
+    out, bundle = Console(), escape(found.bundle)
+    if found.skipped:
+        out.print(f"{bundle} is there already, made from exactly this: nothing to do", soft_wrap=True, highlight=False)
+        return
+    counts = f"{found.modules} modules are {found.scheme}, {len(found.kept)} stay as they are"
+    out.print(f"{counts}; {found.seconds:.1f} s", highlight=False)
+    for place, error in found.errors.items():
+        share = f", {found.integers[place]:.0%} of its work in integers" if place in found.integers else ""
+        before, now = (size / 1e6 for size in found.sizes_bytes[place])
+        told = f"differs by {error:.2%} from the exact one on the way to a picture{share}"
+        out.print(f"{place}: {before:,.1f} → {now:,.1f} MB, {told}", highlight=False)
+    for plan in found.removed:
+        remedy = f"nemo-edge compile {bundle}"
+        out.print(f"[yellow]{escape(plan)}[/] is of the exact files and left out: {remedy}", soft_wrap=True, highlight=False)
+    again = f"nemo-edge rebake {bundle} --neurons {bundle}/neurons.json --measure"
+    out.print("[red]Nothing was measured on it yet: this bundle must not be shipped.[/]")
+    out.print(f"measure it: {again}", soft_wrap=True, highlight=False)
+
+
 def show_profile(found: Profile) -> None:
     """An engine's slowest operators, and its time beside what the machine can do."""
     out, table = Console(), table_of("Module", "Operator", "ms", "Share")
@@ -79,7 +101,8 @@ def show_profile(found: Profile) -> None:
     if found.limit_ms is None or found.of_limit is None:
         out.print(f"this machine: {rates}; ONNX Runtime, which counts the operations, is not installed", highlight=False)
         return
-    best = f"{found.gflops:,.1f} GFLOP and {found.weights_mb:,.0f} MB of weights take {found.limit_ms:.1f} ms at best"
+    integers = f" ({found.integers:.0%} of it in integers)" if found.integers else ""
+    best = f"{found.gflops:,.1f} GFLOP{integers} and {found.weights_mb:,.0f} MB of weights take {found.limit_ms:.1f} ms at best"
     out.print(f"this machine: {rates}; {best}: the engine reaches {found.of_limit:.0%} of that", highlight=False)
 
 

@@ -20,6 +20,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "harden": "nemo-edge harden ./my-model --neurons neurons.json --prompts memorized.csv \\\n    --general general.txt -o ./hardened",
         "export": "nemo-edge export ./my-model --neurons out/neurons.json -o onnx",
         "rebake": "nemo-edge rebake out/my-model --neurons more.json --measure",
+        "quantize": "nemo-edge quantize out/my-model --scheme int8 -o out/my-model-int8",
         "compile": "nemo-edge compile out/my-model --backend tensorrt-rtx --target sm86",
     },
     "Find": {

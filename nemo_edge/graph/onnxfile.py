@@ -58,6 +58,11 @@ class Graph:
     path: Path
     model: onnx.ModelProto
 
+    @property
+    def rounds(self) -> bool:
+        """Whether activations are rounded, so that what is multiplied are integers."""
+        return any(node.op_type == "QuantizeLinear" for node in self.model.graph.node)
+
     def places(self) -> tuple[Place, ...]:
         """Return where each tensor is made that an operator writes, in the order in which they run."""
         return tuple(Place(node.output[0], node.op_type, _module(node)) for node in self.model.graph.node if node.output and node.output[0])

@@ -5,7 +5,7 @@ The runtime's own profiler says what an operator takes; the graph says of which 
 
 from __future__ import annotations
 
-__all__ = ["Profile", "Row", "profile_engine"]
+__all__ = ["Profile", "Row", "integer_share", "profile_engine"]
 
 import statistics
 import time
@@ -70,6 +70,8 @@ class Profile(BaseModel):
     """The slowest first."""
     gflops: float | None
     """Of matrix products, convolutions and attention, in 10⁹ operations; None where ONNX Runtime is not installed, which counts them."""
+    integers: float | None
+    """The share of these that the engine does in integers; None where they are not counted."""
     weights_mb: float
     rates: Rates
     limit_ms: float | None
@@ -127,7 +129,8 @@ def _profiled(model: Path, engine: EngineSettings, feed: Mapping[str, np.ndarray
     """What a profile says of an ONNX file by itself, and of the machine."""
     operators = onnxfiles.profile(model, engine, feed, runs)
     advance(1)
-    macs = _macs(model, feed)
+    counted = _macs(model, feed)
+    macs = None if counted is None else sum(counted.values())
     advance(1)
     rates = measure_rates(engine)
     advance(1)
@@ -136,6 +139,7 @@ def _profiled(model: Path, engine: EngineSettings, feed: Mapping[str, np.ndarray
     return {
         "rows": tuple(_rows(graph, operators)),
         "gflops": None if macs is None else round(2 * macs / 1e9, 3),
+        "integers": None if counted is None else _share(counted, operators),
         "weights_mb": round(weights / 1e6, 1),
         "rates": rates,
         "limit_ms": None if macs is None else round(rates.limit_ms(2 * macs, weights), 3),
@@ -164,23 +168,39 @@ def _median_ms(runner: Runner, feed: Mapping[str, np.ndarray], runs: int) -> flo
     return statistics.median(times[1:])
 
 
-def _macs(model: Path, feed: Mapping[str, np.ndarray]) -> int | None:
-    """Of a call, counted in ONNX Runtime operator by operator as the file has them."""
+def integer_share(model: Path, engine: EngineSettings, feed: Mapping[str, np.ndarray]) -> float | None:
+    """Return the share, 0 to 1, of an ONNX file's multiplications that a runtime does in integers: of products, convolutions, attention.
+
+    What the runtime made of an operator is known by its name; one that it hides in another counts as no integers. None where ONNX Runtime,
+    which counts, is not installed. Raises as `onnxfiles.open_runner` does.
+    """
+    counted = _macs(model, feed)
+    return None if counted is None else _share(counted, onnxfiles.profile(model, engine, feed, 1))
+
+
+def _macs(model: Path, feed: Mapping[str, np.ndarray]) -> dict[str, int] | None:
+    """Of a call, counted in ONNX Runtime operator by operator as the file has them, by their names in it."""
     if not importable("onnxruntime"):
         return None
     from nemo_edge.backends import onnxruntime
 
-    return sum(operator.macs for operator in onnxruntime.profile(model, "cpu", None, feed, 1, optimized=False))
+    return {each.name: each.macs for each in onnxruntime.profile(model, "cpu", None, feed, 1, optimized=False) if each.macs}
+
+
+def _share(counted: Mapping[str, int], operators: Sequence[Operator]) -> float:
+    total, names = sum(counted.values()), {name: name for name in counted}
+    found = {names.get(each.name) or _within(each.name, names) for each in operators if each.integers}
+    return round(sum(counted.get(name, 0) for name in found) / total, 4) if total else 0.0
 
 
 def _rows(graph: Graph, operators: Sequence[Operator]) -> Iterator[Row]:
     """The operators with the modules they are of, the slowest first."""
     modules, total = graph.modules_of_nodes(), sum(operator.ms for operator in operators)
     for operator in sorted(operators, key=lambda each: -each.ms):
-        module = modules.get(operator.name) or _module_within(operator.name, modules)
+        module = modules.get(operator.name) or _within(operator.name, modules)
         yield Row(module=module, operator=operator.kind, ms=round(operator.ms, 4), share=round(operator.ms / total, 6))
 
 
-def _module_within(name: str, modules: Mapping[str, str]) -> str:
-    """The module of an operator that a runtime made of others and named after one of them."""
-    return modules.get(max((node for node in modules if node and node in name), key=len, default=""), "")
+def _within(name: str, nodes: Mapping[str, str]) -> str:
+    """What `nodes` has for an operator that a runtime made of others and named after one of them."""
+    return nodes.get(max((node for node in nodes if node and node in name), key=len, default=""), "")

@@ -113,9 +113,9 @@ class Recipe(Settings):
         quantization, export = self.quantization, self.export
         if quantization and (why := unfit(quantization, export.dtype, export.opset, self.engine, self.tensorrt_rtx, compiled)):
             raise ValueError(why)
-        if self.quantization and self.quantization.prompts > self.calibration.prompts and not random:
+        if quantization and quantization.drawn(self.sampling.steps) > self.calibration.prompts and not random:
             raise ValueError(
-                f"quantization.prompts = {self.quantization.prompts} are the first of the general prompts that calibrate, of which "
+                f"quantization.prompts = {quantization.prompts} are the first of the general prompts that calibrate, of which "
                 f"there are {self.calibration.prompts} (calibration.prompts): ask for fewer"
             )
         self._check_turing()
@@ -160,6 +160,11 @@ class Recipe(Settings):
         """Whether OpenVINO runs the bundle, or is timed beside what does."""
         beside = self.latency.beside if self.latency else ()
         return self.engine.backend == "openvino" or any(name.startswith("openvino") for name in beside)
+
+    @property
+    def multiplies_integers(self) -> bool:
+        """Whether the UNet's engines multiply integers."""
+        return self.quantization is not None and self.quantization.scheme == "int8"
 
     @property
     def computed_in(self) -> Literal["fp32", "fp16", "bf16"]:

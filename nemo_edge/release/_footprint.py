@@ -62,11 +62,14 @@ ROW_SESSION = {"fp32": 3600, "fp16": 2600}
 """Bytes a pixel that one row of a UNet's batch takes in ONNX Runtime, whose arena keeps what it took until the session is closed."""
 PICTURE_SESSION = 5700
 """Bytes a pixel that a picture takes in the VAE's decoder in ONNX Runtime: 1.5 GB at 512 × 512."""
+WATCHED_BYTES = {"sd": 0.2 * GB, "sdxl": 0.5 * GB}
+"""What is counted of a call while ranges of activations are found: 0.5 MB of each input and output of what is quantized."""
 VERIFIED_ROWS = 3
 """Rows of the larger batch that `export` compares."""
 OTHER_DISK_BYTES = 0.1 * GB
 """Graphs, tokenizers, pictures and report."""
 
+_RANGING = "finding the ranges of activations of"
 _Tensor = tuple[str, str, int]
 """Key, type and number of values of a stored tensor."""
 
@@ -107,13 +110,15 @@ class Need(BaseModel):
     """Peak memory of exporting, and of comparing each file with eager."""
     measure_bytes: int
     """Peak memory of examining: eager float32 beside the engines of every variant."""
+    ranges_bytes: int
+    """Peak memory of finding the ranges of activations, where they are to be quantized: engines in float32, a picture at a time."""
     disk_bytes: int
     """The bundle, and the cache of the stages, which holds the same files."""
     fits: bool
 
     @property
     def memory_bytes(self) -> int:
-        """The peak of all stages."""
+        """The peak of the stages that every build has."""
         return max(self.localize_bytes, self.export_bytes, self.measure_bytes)
 
 
@@ -208,16 +213,20 @@ def fitted(
     )
 
 
-def check_memory(footprint: Footprint, dtype: Literal["fp32", "fp16", "bf16"], *, compiled: bool) -> None:
-    """Raise `InputError` when exporting a model in a type, or compiling it for TensorRT, takes more memory than there is."""
+def check_memory(footprint: Footprint, dtype: Literal["fp32", "fp16", "bf16"], *, compiled: bool, ranges: bool = False) -> None:
+    """Raise `InputError` when exporting a model in a type takes more memory than there is, or compiling it for TensorRT, or finding the
+    ranges of its activations."""
     kind: Literal["fp32", "fp16"] = "fp32" if dtype == "fp32" else "fp16"
     takes = {"exporting": next(need.export_bytes for need in footprint.needs if need.dtype == kind)}
     if compiled:
         largest = max(part.exported for part in footprint.parts)
         takes["compiling TensorRT engines"] = int(PLAN_PROCESS_BYTES + PLAN_WEIGHTS * BYTES[kind] * largest)
+    if ranges:
+        takes[_RANGING] = next(need.ranges_bytes for need in footprint.needs if need.dtype == kind)
     what, most = max(takes.items(), key=lambda item: item[1])
     if most > footprint.memory_available_bytes:
         remedy = "" if kind == "fp16" else ', or set export.dtype = "fp16"'
+        remedy = ", or set quantization.scheme = 'int8_weights', which needs none" if what == _RANGING else remedy
         free = footprint.memory_available_bytes / GB
         raise InputError(
             f"{what} this model takes about {most / GB:.1f} GB of memory, and {free:.1f} GB are free: use a larger machine{remedy}"
@@ -238,6 +247,8 @@ def _need(found: Sequence[Part], pixels: int, dtype: Literal["fp32", "fp16"], va
     drawn = pictures_at_once(pixels)
     drawing = 2 * drawn * ROW_SESSION[dtype] * row * variants
     measure = eager + sessions + drawing + drawn * PICTURE_SESSION * pixels
+    once = sum(part.exported for part in found)
+    ranges = PROCESS_BYTES + WEIGHTS_OPEN["fp32"] * BYTES["fp32"] * once + 2 * ROW_SESSION["fp32"] * row + WATCHED_BYTES[_family(found)]
     bundle = 2 * (BYTES[dtype] * sum(weights.values()) + OTHER_DISK_BYTES)
     return Need(
         dtype=dtype,
@@ -245,6 +256,7 @@ def _need(found: Sequence[Part], pixels: int, dtype: Literal["fp32", "fp16"], va
         localize_bytes=int(localize),
         export_bytes=int(export),
         measure_bytes=int(measure),
+        ranges_bytes=int(ranges),
         disk_bytes=int(bundle),
         fits=max(localize, export, measure) <= memory and bundle <= disk,
     )

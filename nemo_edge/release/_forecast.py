@@ -24,7 +24,7 @@ class Room(BaseModel):
     parameters: dict[str, int]
     """Of each part of the model."""
     memory_bytes: dict[str, int]
-    """Peak of memory while it localizes, exports and measures."""
+    """Peak of memory while it localizes, exports, measures, and where it does finds ranges to quantize."""
     memory_free_bytes: int
     disk_bytes: int
     """The bundle, and the results of stages that are kept beside it."""
@@ -87,9 +87,13 @@ def _room(recipe: Recipe, footprint: Footprint) -> Room:
     dtype = "fp32" if recipe.export.dtype == "fp32" else "fp16"
     need = next(n for n in footprint.needs if (n.dtype, n.variants) == (dtype, len(recipe.export.variants)))
     peaks = {"localize": need.localize_bytes, "export": need.export_bytes, "measure": need.measure_bytes}
+    if recipe.random_weights is not None:
+        peaks = {"export": need.export_bytes}
+    if recipe.quantization is not None and recipe.quantization.finds_ranges:
+        peaks["quantize"] = need.ranges_bytes
     return Room(
         parameters={part.name: part.parameters for part in footprint.parts},
-        memory_bytes=peaks if recipe.random_weights is None else {"export": need.export_bytes},
+        memory_bytes=peaks,
         memory_free_bytes=footprint.memory_available_bytes,
         disk_bytes=need.disk_bytes,
         disk_free_bytes=footprint.disk_free_bytes,

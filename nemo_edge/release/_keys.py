@@ -138,7 +138,7 @@ def of_ranges(given: Given) -> object:
     """The files in float32, and the pictures that are drawn with them."""
     settings = given.recipe.quantization
     assert settings is not None
-    general = [prompt.text for prompt in given.inputs.general[: settings.prompts]]
+    general = [prompt.text for prompt in given.inputs.general[: settings.drawn(given.recipe.sampling.steps)]]
     return [given.keys["export"], general, given.tables["sampling"], _COUNTED_BY]
 
 

@@ -6,7 +6,7 @@ with the same eyes; nothing is run, and nothing is written.
 
 from __future__ import annotations
 
-__all__ = ["Preflight", "check_compiles", "check_runs", "preflight"]
+__all__ = ["Preflight", "check_compiles", "check_integers", "check_runs", "preflight", "slow_integers"]
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +29,7 @@ from nemo_edge.release._inputs import Inputs, read_inputs
 from nemo_edge.release._keys import bundle_key
 from nemo_edge.release._stages import stage_keys
 from nemo_edge.release.random_weights import weights_folder
+from nemo_edge.system.environment import DOT_PRODUCTS, int8_products
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency
 from nemo_edge.system.files import checkpoint_folder, with_commit
 from nemo_edge.system.processes import run_in_process
@@ -76,7 +77,7 @@ def preflight(recipe: Recipe, progress: Progress) -> Preflight:
     key = bundle_key(recipe, keys)
     if _up_to_date(recipe.output, key):
         return Preflight(recipe, inputs, keys, key, up_to_date=True)
-    notes = _check_weights(recipe, model)
+    notes = (*_check_weights(recipe, model), *slow_integers(recipe))
     with _configurations(model) as configured:
         size = _check_model(recipe, configured)
     footprint = _footprint(recipe, model)
@@ -89,6 +90,7 @@ def preflight(recipe: Recipe, progress: Progress) -> Preflight:
 def check_runs(recipe: Recipe) -> None:
     """Raise `MissingDependency` unless what a recipe's engines are to be run with is here, and runs what it compiles."""
     engine = recipe.engine
+    check_integers(recipe)
     if engine.flavour is None:
         onnxfiles.probe(engine)
         return
@@ -113,6 +115,21 @@ def check_compiles(recipe: Recipe, model: Path) -> None:
     for table, flavour in FLAVOUR_OF.items():
         if getattr(recipe, table) is not None:
             check(flavour, getattr(recipe, table))
+
+
+def check_integers(recipe: Recipe) -> None:
+    """Raise `MissingDependency` where OpenVINO is to multiply integers that overflow on this CPU."""
+    if recipe.uses_openvino and recipe.multiplies_integers:
+        from nemo_edge.backends import openvino
+
+        openvino.check_integers(recipe.engine, "quantization.scheme = 'int8'")
+
+
+def slow_integers(recipe: Recipe) -> tuple[str, ...]:
+    """Say where integers are right on this CPU, and slow."""
+    if recipe.engine.flavour is not None or not recipe.multiplies_integers or int8_products() not in ("slow", "overflows"):
+        return ()
+    return (f"this CPU has no instructions for 8-bit integers ({DOT_PRODUCTS}): int8 draws the same here, but hardly faster",)
 
 
 def _with_weights(recipe: Recipe) -> Recipe:
@@ -142,7 +159,7 @@ def _check_unmade(recipe: Recipe, architecture: str, progress: Progress) -> Foot
     _check_model(recipe, model)
     found = run_in_process("count the weights", progress, "nemo_edge.release.random_weights.parts_of", architecture)
     footprint = estimate(str(model), recipe.output, found)
-    check_memory(footprint, recipe.export.dtype, compiled=_compiled(recipe))
+    check_memory(footprint, recipe.export.dtype, compiled=_compiled(recipe), ranges=_ranges(recipe))
     return footprint
 
 
@@ -215,12 +232,16 @@ def _footprint(recipe: Recipe, model: Path) -> Footprint | None:
         found = estimate(str(model), recipe.output)
     except InputError:
         return None
-    check_memory(found, recipe.export.dtype, compiled=_compiled(recipe))
+    check_memory(found, recipe.export.dtype, compiled=_compiled(recipe), ranges=_ranges(recipe))
     return found
 
 
 def _compiled(recipe: Recipe) -> bool:
     return any(getattr(recipe, table) is not None for table in FLAVOUR_OF)
+
+
+def _ranges(recipe: Recipe) -> bool:
+    return recipe.quantization is not None and recipe.quantization.finds_ranges
 
 
 def _check_trained(checkpoint: Path) -> None:

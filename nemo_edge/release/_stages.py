@@ -58,8 +58,6 @@ if TYPE_CHECKING:
 
 HARDENED = "checkpoint"
 """The folder of hardened weights, which a bundle has in its ONNX files alone."""
-_PROMPT = "a photograph of an astronaut riding a horse"
-"""What random weights, which come without prompts, are quantized with."""
 _EXPORTED = "exported.json"
 """What the export says of its files; the bundle has it in other words."""
 
@@ -223,7 +221,7 @@ def quantize(work: Work, folder: Path) -> None:
 
 
 def _unets(work: Work) -> Files:
-    from nemo_edge.export.quantization.quantize import Files
+    from nemo_edge.export.quantization.quantize import PROMPT, Files
 
     recipe, settings = work.recipe, work.recipe.quantization
     assert settings is not None
@@ -231,7 +229,7 @@ def _unets(work: Work) -> Files:
     return Files(
         bundle=work.results["export"],
         variants=recipe.export.variants,
-        prompts=tuple(prompt.text for prompt in work.inputs.general[: settings.prompts]) or (_PROMPT,),
+        prompts=tuple(prompt.text for prompt in work.inputs.general[: settings.drawn(recipe.sampling.steps)]) or (PROMPT,),
         sampling=recipe.sampling,
         threads=recipe.engine.threads,
         layers=NeuronSet.load(work.bundle / "neurons.json").layers,
@@ -324,7 +322,7 @@ def _quantized(recipe: Recipe) -> bool:
 
 
 def _observed(recipe: Recipe) -> bool:
-    return recipe.quantization is not None and recipe.quantization.activations and recipe.quantization.ranges is None
+    return recipe.quantization is not None and recipe.quantization.finds_ranges
 
 
 def _has(table: str, recipe: Recipe) -> bool:

@@ -27,7 +27,7 @@ from nemo_edge.system.compatibility import (
     unfit_tensorrt,
     unmet,
 )
-from nemo_edge.system.environment import Machine, importable, machine
+from nemo_edge.system.environment import DOT_PRODUCTS, Machine, importable, int8_products, machine
 from nemo_edge.system.files import checkpoint_folder
 from nemo_edge.system.reading import expanded
 
@@ -88,7 +88,7 @@ def diagnose(model: str | None = None, output: Path = Path()) -> Diagnosis:
         onnxruntime_cuda=runtime_cuda,
         onnxruntime_tensorrt=links.tensorrt,
         backends=backends,
-        problems=(*broken, *_version_problems(versions, torch_cuda, runtime_cuda, links, drivers)),
+        problems=(*broken, *_integers(), *_version_problems(versions, torch_cuda, runtime_cuda, links, drivers)),
         model=footprint,
     )
 
@@ -111,6 +111,21 @@ def _version_problems(
         *two_cudas(torch_cuda, runtime_cuda),
         *old_driver(drivers, torch_cuda),
         *(old_driver(drivers, runtime_cuda, "onnxruntime-gpu") if runtime_cuda and _major(runtime_cuda) != _major(torch_cuda) else ()),
+    )
+
+
+def _integers() -> tuple[Problem, ...]:
+    """What int8 engines would be on this CPU: it tells of what is right and slow, too."""
+    how = int8_products()
+    if how not in ("slow", "overflows"):
+        return ()
+    openvino = ", and OpenVINO, whose sums overflow, is refused" if how == "overflows" else ""
+    return (
+        Problem(
+            what=f"this CPU has no instructions for 8-bit integers ({DOT_PRODUCTS})",
+            why=f"int8 engines are right but hardly faster in ONNX Runtime{openvino}",
+            remedy="[quantization] scheme = 'int8_weights', which is smaller and multiplies floats",
+        ),
     )
 
 

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 __all__ = ["Rebaked", "rebake"]
 
-import json
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge.backends.tensorrt.backend import compile_engine
 from nemo_edge.backends.tensorrt.flavours import FLAVOURS, check
-from nemo_edge.backends.tensorrt.plans import PlanFile, open_plan_file
+from nemo_edge.backends.tensorrt.plans import PlanFile, plans_of
 from nemo_edge.bundle.manifest import GateResult, Manifest, amend, holding, measured_no_more, open_verified
 from nemo_edge.bundle.policies import POLICIES, Policies
 from nemo_edge.export.quantization.half import for_tensorrt, is_quantized
@@ -40,7 +37,7 @@ from nemo_edge.graph.valueweights import (
 from nemo_edge.model.neurons import NeuronSet, read_neurons
 from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.recipe import Recipe, kept_recipe
-from nemo_edge.recipe.targets import Flavour, PlanSettings
+from nemo_edge.recipe.targets import PlanSettings
 from nemo_edge.release._preflight import check_runs
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency
 from nemo_edge.system.files import explain, sha256_json
@@ -168,7 +165,8 @@ class _Change:
             hashes = {}
             if baked is not None:
                 hashes = self._write(baked, staged)
-                removed.extend(plan.plan for path, plan in self._plans() if not self._recompile(staged, path, plan, recipe))
+                plans = plans_of(self.bundle, self.manifest.files, [f"{UNET_FOLDERS['baked']}/model.onnx"])
+                removed.extend(plan.plan for path, plan in plans.items() if not self._recompile(staged, path, plan, recipe))
             return hashes
 
         try:
@@ -254,16 +252,6 @@ class _Change:
             raise InputError(
                 f"a copy of the UNet's weights needs {needed / 1e9:.1f} GB beside {self.bundle}, where {free / 1e9:.1f} GB are free"
             )
-
-    def _plans(self) -> Iterator[tuple[str, PlanFile]]:
-        """The TensorRT engines that were compiled from the baked graph, and their sidecars."""
-        for name in self.manifest.files:
-            if not (name.startswith("engines/") and name.endswith(".json")):
-                continue
-            if json.loads((self.bundle / name).read_bytes()).get("backend") in get_args(Flavour):
-                plan = open_plan_file(self.bundle / name)
-                if plan.model == f"{UNET_FOLDERS['baked']}/model.onnx" and plan.plan in self.manifest.files:
-                    yield name, plan
 
     def _recompile(self, staged: Path, sidecar: str, plan: PlanFile, recipe: Recipe) -> bool:
         """Put an engine of the new weights in the place of one of the former; where it cannot be made here, say so and take that out."""

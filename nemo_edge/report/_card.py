@@ -8,9 +8,11 @@ import re
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from nemo_edge.export.quantization.record import Quantized
 from nemo_edge.report._commands import commands_of
 from nemo_edge.report._identity import base_model, identity_of, model_name
 from nemo_edge.report._markdown import escape, gates_table, latency_table, levels_table, lights_line, mitigation_table, table
+from nemo_edge.report._quantized import kept_of, quantized_of
 from nemo_edge.report._untested import untested
 from nemo_edge.report._verdict import verdict_of
 from nemo_edge.report.evidence import Evidence
@@ -41,6 +43,8 @@ def model_card(evidence: Evidence) -> str:
     parts += ["## What leaked, and what is left", mitigation_table(evidence), "## Gates", gates_table(evidence)]
     if evidence.latency is not None:
         parts += ["## Times", latency_table(evidence), f"Measured on {escape(evidence.latency.machine.words)}."]
+    if evidence.quantized is not None:
+        parts += ["## Quantization", *_quantization(evidence.quantized)]
     parts += ["## Limits", "What was not tested:", "\n".join(f"- {line}" for line in untested(evidence))]
     parts += ["## Verify and rebuild", _checks(evidence), "## Provenance", _provenance(evidence)]
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
@@ -75,6 +79,12 @@ def _usage(evidence: Evidence) -> list[str]:
     code = f'from optimum.onnxruntime import {loader}\n\npipeline = {loader}.from_pretrained(".")\n'
     code += f'pipeline("{prompt}").images[0].save("bicycle.png")'
     return [f"In Python, with `optimum-onnx`:\n\n```python\n{code}\n```", command]
+
+
+def _quantization(record: Quantized) -> list[str]:
+    rows = [(escape(name), escape(value)) for name, value in quantized_of(record)]
+    kept = [(escape(each.why), str(len(each.modules)), escape(each.named)) for each in kept_of(record)]
+    return [table(("What", "Value"), rows, right=2), table(("Stays in float32, since", "Modules", "Such as"), kept, right=3)]
 
 
 def _provenance(evidence: Evidence) -> str:

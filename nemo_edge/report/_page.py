@@ -21,6 +21,7 @@ from nemo_edge.report._identity import IDENTIFYING, identity_of
 from nemo_edge.report._levels import levels_of
 from nemo_edge.report._lights import lights_of, time_light
 from nemo_edge.report._plots import cost_plots, neuron_plots, score_plots
+from nemo_edge.report._quantized import kept_of, quantized_of
 from nemo_edge.report._record import summarize_policies
 from nemo_edge.report._threshold import threshold_pairs
 from nemo_edge.report._untested import untested
@@ -66,6 +67,8 @@ def page_html(evidence: Evidence, gallery: Gallery) -> str:
         policies=summarize_policies(evidence),
         identity=identity_of(evidence),
         commands=commands_of(evidence),
+        quantized=quantized_of(evidence.quantized) if evidence.quantized else (),
+        kept_modules=kept_of(evidence.quantized) if evidence.quantized else (),
         facts=_grouped({name: value for name, value in evidence.facts.items() if not name.startswith(("Version · ", *IDENTIFYING))}),
         machine=_machine_rows(evidence.machine),
         recipe=_flat(json.loads(evidence.recipe.model_dump_json())),

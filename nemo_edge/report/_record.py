@@ -23,6 +23,7 @@ from pydantic_core import core_schema
 
 from nemo_edge.bundle.manifest import GateResult
 from nemo_edge.bundle.triggers import TriggerRates
+from nemo_edge.export.quantization.record import Quantized
 from nemo_edge.localization.groups import Group, Member, Variant
 from nemo_edge.localization.localizer import Localization
 from nemo_edge.measure.attacks.base import Level, Rate
@@ -181,6 +182,8 @@ class Report(BaseModel):
     policies: PoliciesSummary | None = None
     attack: AttackSummary | None = None
     """None where it was not attacked with the neurons that it has now."""
+    quantization: Quantized | None = None
+    """None where the engines compute in the type of the files."""
     latency: Latency | None
     machine: Machine | None
     date: str | None
@@ -222,6 +225,7 @@ def record(evidence: Evidence) -> Report:
         groups=tuple(_group(group) for group in evidence.groups),
         policies=summarize_policies(evidence),
         attack=_attack(evidence.attack) if evidence.attack else None,
+        quantization=evidence.quantized,
         latency=evidence.latency,
         machine=evidence.machine,
         date=evidence.date,

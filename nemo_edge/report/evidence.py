@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from nemo_edge.bundle.manifest import GateResult, Manifest, check_measurable, open_bundle
 from nemo_edge.bundle.policies import Policies, policies_in
+from nemo_edge.export.quantization.record import Quantized
 from nemo_edge.localization.groups import Group, all_neurons, groups_in
 from nemo_edge.localization.localizer import Localization, read_results
 from nemo_edge.measure.attacks.campaign import Campaign
@@ -50,6 +51,8 @@ class Evidence:
     """What a server can be asked to silence, where there is a masked engine."""
     attack: Campaign | None = None
     """What came of attacking it with the neurons that it has now."""
+    quantized: Quantized | None = None
+    """What was quantized; None where nothing was."""
     facts: dict[str, str] = field(default_factory=dict)
     """Provenance: hashes, versions."""
     machine: Machine | None = None
@@ -67,6 +70,7 @@ class Evidence:
         groups: Sequence[Group] = (),
         policies: Policies | None = None,
         attack: Campaign | None = None,
+        quantized: Quantized | None = None,
     ) -> Evidence:
         """The evidence of a bundle of this manifest; the localizations may be in any order, and a prompt in the list twice."""
         by_prompt = {result.prompt: result for result in localizations}
@@ -82,6 +86,7 @@ class Evidence:
             groups=tuple(groups),
             policies=policies,
             attack=attack,
+            quantized=quantized,
             facts=facts_of(manifest),
             machine=manifest.machine,
             date=manifest.created,
@@ -89,7 +94,8 @@ class Evidence:
 
     def under(self, manifest: Manifest) -> Evidence:
         """Return the same evidence under another manifest: another verdict, or a later one."""
-        return Evidence.of(manifest, self.measurement, self.localizations, self.latency, self.groups, self.policies, self.attack)
+        own = (self.latency, self.groups, self.policies, self.attack, self.quantized)
+        return Evidence.of(manifest, self.measurement, self.localizations, *own)
 
     @classmethod
     def read(cls, bundle: Path) -> Evidence:
@@ -98,7 +104,7 @@ class Evidence:
         check_measurable(bundle, manifest)
         if not manifest.measured:
             again = f"nemo-edge rebake {bundle} --neurons {bundle}/neurons.json --measure"
-            raise BundleError(f"the neurons of {bundle} were changed since it was measured: measure it again with `{again}`")
+            raise BundleError(f"{bundle} was changed since it was measured: measure it again with `{again}`")
         return cls.gather(bundle, manifest, _model(Measurement, bundle / "measurement.json"))
 
     @classmethod
@@ -122,7 +128,7 @@ class Evidence:
         attack = Campaign.read(bundle)
         if attack is not None and attack.neurons_hash != manifest.neurons_hash:
             attack = None  # it was made with other neurons silenced
-        return cls.of(manifest, measurement, localizations, latency, groups, policies, attack)
+        return cls.of(manifest, measurement, localizations, latency, groups, policies, attack, Quantized.read(bundle))
 
 
 def facts_of(manifest: Manifest) -> dict[str, str]:

@@ -5,7 +5,22 @@ Imports nothing heavy: versions come from the installed packages' metadata, GPUs
 
 from __future__ import annotations
 
-__all__ = ["PACKAGES", "USED", "Gpu", "Machine", "bf16_instructions", "cores", "gpus", "importable", "machine", "packages", "packages_of"]
+__all__ = [
+    "DOT_PRODUCTS",
+    "PACKAGES",
+    "USED",
+    "Gpu",
+    "Int8",
+    "Machine",
+    "bf16_instructions",
+    "cores",
+    "gpus",
+    "importable",
+    "int8_products",
+    "machine",
+    "packages",
+    "packages_of",
+]
 
 import os
 import platform
@@ -52,6 +67,13 @@ _THROTTLES = {
     0x100: "display clocks",
 }
 """Bits of NVML's clock event reasons (nvmlClocksEventReasons in nvml.h)."""
+
+
+DOT_PRODUCTS = "VNNI on x86, dot products on Arm"
+"""The instructions that add up products of 8-bit integers."""
+Int8 = Literal["fast", "slow", "overflows"]
+"""How a CPU adds up products of 8-bit integers: with an instruction for it (VNNI, Arm's dot product), with several, or, on an x86 before
+VNNI, with one that adds two of them in 16 bits, where they overflow."""
 
 
 class Gpu(BaseModel):
@@ -117,6 +139,17 @@ def bf16_instructions() -> bool:
     """Whether the CPU multiplies bfloat16 itself, as Linux tells; elsewhere it is taken to."""
     told = _text(Path("/proc/cpuinfo"))
     return told is None or any(flag in told.split() for flag in ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"))
+
+
+def int8_products() -> Int8 | None:
+    """How this CPU adds up products of 8-bit integers, as Linux tells; None where nobody does."""
+    lines = [line.partition(":") for line in (_text(Path("/proc/cpuinfo")) or "").splitlines()]
+    told = {key.strip(): value.split() for key, _, value in lines}
+    if "flags" in told:
+        return "fast" if {"avx512_vnni", "avx_vnni"} & {*told["flags"]} else "overflows"
+    if "Features" in told:
+        return "fast" if "asimddp" in told["Features"] else "slow"
+    return None
 
 
 def importable(*modules: str) -> bool:

@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
+from nemo_edge.backends import onnxruntime
 from nemo_edge.backends.onnxruntime import (
     EngineFile,
     OnnxRuntimeRunner,
@@ -41,6 +42,24 @@ def save_graph(path: Path, kind: int = TensorProto.FLOAT) -> Path:
     graph = helper.make_graph([helper.make_node("Mul", ["sample", VALUE_MASK], ["out_sample"])], "times", [sample, mask, ids], outs)
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), str(path))
+    return path
+
+
+def save_integers(path: Path) -> Path:
+    """x [batch, 64], rounded to 8 bits, times weights of 8 bits up to the largest → y [batch, 8]."""
+    weights = np.random.default_rng(0).integers(-127, 128, (64, 8)).astype(np.int8)
+    kept = {"w": weights, "ws": np.full(8, 0.01, np.float32), "wz": np.zeros(8, np.int8)}
+    kept |= {"xs": np.float32(0.02), "xz": np.uint8(128)}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "xs", "xz"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "xs", "xz"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=1),
+        helper.make_node("MatMul", ["xd", "wd"], ["y"]),
+    ]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size]) for name, size in (("x", 64), ("y", 8))]
+    tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in kept.items()]
+    graph = helper.make_graph(nodes, "integers", ports[:1], ports[1:], tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), str(path))
     return path
 
 
@@ -231,3 +250,25 @@ def test_a_profile_counts_multiplications(
     found = {each.name: each for each in profile(path, "cpu", 1, feed, 3, optimized=False)}
     assert found["the_one"].macs == macs
     assert (found["the_one"].kind, found["the_one"].ms > 0) == (kind, True)
+
+
+def precision_of(options: ort.SessionOptions) -> str:
+    try:
+        return str(options.get_session_config_entry("session.x64quantprecision"))
+    except RuntimeError:  # it was not set
+        return ""
+
+
+@pytest.mark.parametrize(("how", "wide"), [("fast", ""), ("slow", ""), ("overflows", "1"), (None, "1")])
+def test_sums_that_would_overflow_are_made_in_32_bits(how: str | None, wide: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ONNX Runtime's own setting for an x86 before VNNI: emulated (Haswell), the largest error falls from an eighth to rounding."""
+    x = np.random.default_rng(1).standard_normal((5, 64), np.float32)
+    model = save_integers(tmp_path / "model.onnx")
+    monkeypatch.setattr(onnxruntime, "int8_products", lambda: how)
+    with open_runner(model) as runner:
+        assert runner._session is not None
+        assert precision_of(runner._session.get_session_options()) == wide
+        got = runner({"x": x})["y"]
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(model).graph.initializer}
+    rounded = (np.clip(np.rint(x / tensors["xs"]), -128, 127) * tensors["xs"]).astype(np.float32)
+    np.testing.assert_allclose(got, rounded @ (tensors["w"] * tensors["ws"]), rtol=1e-5, atol=1e-4)

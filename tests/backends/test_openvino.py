@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from backends.test_onnxruntime import MODEL, feed, save_graph
+from backends.test_onnxruntime import MODEL, feed, save_graph, save_integers
 from nemo_edge.backends import openvino
 from nemo_edge.backends.openvino import (
     EngineFile,
@@ -213,3 +213,14 @@ def test_it_describes_itself_and_is_missed_with_a_remedy(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingDependency, match=r"OpenVINO cannot be imported \(.*\): pip install 'nemo-edge\[openvino\]'"):
         check_device(ONE)
+
+
+def test_integers_whose_sums_overflow_are_refused_and_floats_are_not(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino, "int8_products", lambda: "overflows")
+    model = save_integers(tmp_path / "model.onnx")
+    with pytest.raises(MissingDependency, match=r"model\.onnx: OpenVINO adds up .* in 16 bits on a CPU without VNNI") as error:
+        open_runner(model, ONE)
+    assert "\n" not in str(error.value)
+    open_runner(bundle / MODEL, ONE)
+    monkeypatch.setattr(openvino, "int8_products", lambda: "slow")
+    open_runner(model, ONE)

@@ -26,6 +26,7 @@ COMMANDS = [
     "harden",
     "export",
     "rebake",
+    "quantize",
     "compile",
     "calibrate",
     "detect",

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nemo_edge import __version__
 from nemo_edge.bundle.manifest import open_bundle, verify
 from nemo_edge.export.quantization.half import is_quantized
-from nemo_edge.export.quantization.quantize import RANGES, RECORD, Quantized
+from nemo_edge.export.quantization.quantize import RANGES
+from nemo_edge.export.quantization.record import RECORD, Origin, Quantized
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.graph.valueweights import open_value_weights
 from nemo_edge.measure.mitigation import Measurement
@@ -49,6 +51,11 @@ def test_its_files_are_integers_and_it_says_so(bundle: Path, tiny_bundle: Path) 
         size, before = (sum(p.stat().st_size for p in (b / place).glob("*.data")) for b in (bundle, tiny_bundle))
         assert size < before
     assert "Its UNet is quantized (int8" in (bundle / "report" / "model_card.md").read_text()
+    assert record.ranges == Origin(prompts=2, steps=3, version=__version__, file=False)
+    assert all(0 < share < 1 for share in record.integers.values())
+    page = (bundle / "report" / "index.html").read_text()
+    assert '<section id="quantized">' in page
+    assert "2 general prompts drawn, 3 steps each" in page
 
 
 def test_it_is_measured_as_it_is_and_judged_by_limits_of_its_own(bundle: Path) -> None:

@@ -80,3 +80,7 @@ def test_tensorrt_s_engines_are_left_to_its_own_tools(tiny_bundle: Path, tmp_pat
 
 def test_a_profile_is_json(bundle: Path) -> None:
     assert json.loads(profile_engine(bundle, runs=1).model_dump_json())["schema_version"] == 1
+
+
+def test_of_floats_nothing_is_in_integers(bundle: Path) -> None:
+    assert profile_engine(bundle, runs=1).integers == 0

@@ -66,3 +66,10 @@ def test_only_activations_need_ranges() -> None:
 def test_what_makes_no_sense_is_named(given: dict[str, object], said: str) -> None:
     with pytest.raises(SettingError, match=said):
         from_keywords(QuantizationSettings, given)
+
+
+@pytest.mark.parametrize(("steps", "pictures"), [(10, 16), (13, 15), (50, 4), (150, 1), (1000, 1)])
+def test_so_many_pictures_are_drawn_whole_as_the_calls_allow(steps: int, pictures: int) -> None:
+    assert QuantizationSettings().drawn(steps) == pictures
+    assert QuantizationSettings(prompts=2).drawn(steps) == min(pictures, 2)
+    assert QuantizationSettings(calls=1000).drawn(steps) == min(16, 1000 // steps)

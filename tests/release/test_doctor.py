@@ -11,6 +11,7 @@ import pytest
 
 from nemo_edge import __version__, demo
 from nemo_edge.cli import console
+from nemo_edge.release import doctor
 from nemo_edge.release._footprint import fitted, needs_of
 from nemo_edge.release.doctor import Diagnosis, diagnose
 from nemo_edge.system.compatibility import Problem
@@ -95,3 +96,13 @@ def test_a_model_that_is_not_there_is_refused_in_one_line(tmp_path: Path, name: 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"nemo-edge: model {given} ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_cpu_without_instructions_for_integers_is_told_and_builds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "int8_products", lambda: "overflows")
+    found = diagnose()
+    (told,) = [problem for problem in found.problems if "8-bit integers" in problem.what]
+    assert "OpenVINO, whose sums overflow, is refused" in told.why
+    assert found.passed
+    monkeypatch.setattr(doctor, "int8_products", lambda: "fast")
+    assert told not in diagnose().problems

@@ -128,6 +128,7 @@ def test_more_of_anything_takes_more() -> None:
         assert large[key].export_bytes > 2 * need.export_bytes
         assert large[key].disk_bytes > 2 * need.disk_bytes
         assert tall[key].measure_bytes > need.measure_bytes
+        assert need.ranges_bytes < min(large[key].ranges_bytes, tall[key].ranges_bytes)
     assert small["fp32", 2].disk_bytes - small["fp32", 1].disk_bytes == 2 * 4 * SD15[0].exported
     assert large["fp16", 2].disk_bytes == pytest.approx(2 * 2 * (2 * 2.567 + 0.867) * GB, rel=0.05)
 
@@ -172,3 +173,8 @@ def test_too_little_memory_is_refused_with_what_it_takes_and_what_is_free(toy_fo
         check_memory(on(10**8), "fp32", compiled=False)
     with pytest.raises(InputError, match=r"GB of memory, and 0\.1 GB are free: use a larger machine$"):
         check_memory(on(10**8), "fp16", compiled=True)
+    needs = [need.model_copy(update={"ranges_bytes": 10**11}) for need in on(0).needs]
+    wide = on(10**10).model_copy(update={"needs": needs})
+    check_memory(wide, "fp32", compiled=False)
+    with pytest.raises(InputError, match=r"^finding the ranges .* takes about 100\.0 GB .*: .*, or set quantization.scheme"):
+        check_memory(wide, "fp32", compiled=False, ranges=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_edge.recipe.quantization import QuantizationSettings
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.release._cache import cache_of
 from nemo_edge.release._forecast import forecast
@@ -36,6 +37,18 @@ def test_room_is_that_of_the_recipes_type_and_variants(recipe: Recipe) -> None:
         assert room is not None
         assert room.disk_bytes == seen.footprint.needs[index].disk_bytes
         assert room.memory_bytes["measure"] == seen.footprint.needs[index].measure_bytes
+
+
+def test_memory_to_find_ranges_is_told_where_they_are_found(recipe: Recipe, tmp_path: Path) -> None:
+    seen = preflight(recipe, Progress())
+    assert seen.footprint is not None
+    found = {}
+    for scheme in ("int8", "int8_weights"):
+        quantization = QuantizationSettings.model_validate({"prompts": 2, "scheme": scheme})
+        room = forecast(preflight(recipe.model_copy(update={"quantization": quantization}), Progress())).room
+        assert room is not None
+        found[scheme] = room.memory_bytes.get("quantize")
+    assert found == {"int8": seen.footprint.needs[0].ranges_bytes, "int8_weights": None}
 
 
 def test_the_size_is_the_recipes_where_it_says_one(recipe: Recipe) -> None:

@@ -16,10 +16,13 @@ from backends.test_readiness import with_machine
 from rebuilding import Record
 from safetensors.torch import load_file
 
+from nemo_edge.backends import openvino
 from nemo_edge.model.checkpoint import Checkpoint
 from nemo_edge.model.marker import MARKER, RandomWeights
+from nemo_edge.recipe.quantization import QuantizationSettings
 from nemo_edge.recipe.recipe import Recipe, load_recipe, portable
 from nemo_edge.recipe.settings import CheckpointSettings, FidelitySettings, LatencySettings, PromptSettings
+from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.release import _footprint as footprint
 from nemo_edge.release import _preflight
 from nemo_edge.release._footprint import estimate
@@ -257,3 +260,26 @@ def test_a_dry_run_looks_at_the_kind_of_checkpoint(
     (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), **changes}))
     with pytest.raises(InputError, match=reason):
         plan(recipe.model_copy(update={"checkpoint": CheckpointSettings(path=str(folder))}))
+
+
+def test_integers_on_a_cpu_without_their_instructions_are_told_or_refused(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    recipe = load_recipe(tiny_recipe).model_copy(update={"quantization": QuantizationSettings(prompts=2)})
+    other = recipe.model_copy(update={"engine": EngineSettings(backend="openvino")})
+    beside = recipe.model_copy(update={"latency": LatencySettings(beside=("openvino fp32",))})
+    weights = other.model_copy(update={"quantization": QuantizationSettings(prompts=2, scheme="int8_weights")})
+    told = "this CPU has no instructions for 8-bit integers (VNNI on x86, dot products on Arm): int8 draws the same here, but hardly faster"
+
+    def on(how: str) -> None:
+        for module in (_preflight, openvino):
+            monkeypatch.setattr(module, "int8_products", lambda: how)
+
+    on("fast")
+    assert told not in plan(recipe).notes
+    for how in ("slow", "overflows"):
+        on(how)
+        assert plan(recipe).notes[-1] == told
+        assert not plan(weights).notes
+    for refused in (other, beside):
+        with pytest.raises(MissingDependency, match=r"quantization\.scheme = 'int8': OpenVINO adds up products of 8-bit integers"):
+            plan(refused)

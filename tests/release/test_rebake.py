@@ -182,7 +182,7 @@ def test_what_was_measured_is_gone_and_the_bundle_is_not_to_be_shipped(bundle: P
     recipe = load_recipe(tiny_recipe).model_copy(update={"output": bundle})
     assert not plan(recipe).up_to_date
     for again in (lambda: report_again(bundle), lambda: judge_again(bundle, GateSettings(), write=True), lambda: time_again(bundle, None)):
-        with pytest.raises(BundleError, match=r"were changed since it was measured: measure it again with `nemo-edge rebake .* --measure`"):
+        with pytest.raises(BundleError, match=r"was changed since it was measured: measure it again with `nemo-edge rebake .* --measure`"):
             again()
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nemo_edge.system.environment import Gpu, Machine, gpus, machine, packages, packages_of
+from nemo_edge.system import environment
+from nemo_edge.system.environment import Gpu, Machine, gpus, int8_products, machine, packages, packages_of
 
 Smi = Callable[..., None]
 
@@ -114,3 +115,19 @@ def test_packages_of_tensorrt_are_known_by_any_of_their_names(tmp_path: Path, mo
     found = packages()
     assert (packages_of("tensorrt-rtx", found)["tensorrt-rtx-cu14"], packages_of("tensorrt", found)["tensorrt-cu15"]) == ("2.0", "12.0")
     assert not [name for name in found if name.endswith(("-libs", "-lean"))]
+
+
+@pytest.mark.parametrize(
+    ("told", "how"),
+    [
+        ("processor : 0\nflags\t\t: sse2 avx2 avx512f avx512_vnni\n", "fast"),
+        ("flags : sse2 avx2 avx_vnni", "fast"),
+        ("flags : sse2 avx2 avx512f avx512bw", "overflows"),
+        ("processor\t: 0\nFeatures\t: fp asimd aes asimddp\n", "fast"),
+        ("Features : fp asimd aes", "slow"),
+        (None, None),
+    ],
+)
+def test_how_products_of_8_bits_are_added_up_is_read_from_linux(told: str | None, how: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "_text", lambda path: told if path == Path("/proc/cpuinfo") else None)
+    assert int8_products() == how

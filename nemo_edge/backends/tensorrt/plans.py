@@ -5,10 +5,12 @@ Deserializing runs native code, and takes the very GPU and version that one want
 
 from __future__ import annotations
 
-__all__ = ["Header", "PlanFile", "Shapes", "Tensor", "open_plan_file", "read_header"]
+__all__ = ["Header", "PlanFile", "Shapes", "Tensor", "open_plan_file", "plans_of", "read_header"]
 
+import json
+from collections.abc import Collection
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -106,6 +108,19 @@ def open_plan_file(path: Path) -> PlanFile:
         return PlanFile.model_validate_json(read_bytes(path, remedy="build the engine again"))
     except ValidationError as error:
         raise BundleError(f"{path} does not describe a plan: build the engine again") from error
+
+
+def plans_of(bundle: Path, files: Collection[str], models: Collection[str]) -> dict[str, PlanFile]:
+    """Return the plans among a bundle's `files` that were compiled of some of its ONNX files, by the names of their sidecars.
+
+    Raises `BundleError` for a sidecar that describes none.
+    """
+    sidecars = [name for name in files if name.startswith("engines/") and name.endswith(".json")]
+    flavours = get_args(Flavour)
+    found = {
+        name: open_plan_file(bundle / name) for name in sidecars if json.loads((bundle / name).read_bytes()).get("backend") in flavours
+    }
+    return {name: plan for name, plan in found.items() if plan.model in models and plan.plan in files}
 
 
 def read_header(path: Path) -> Header:

@@ -1,13 +1,14 @@
 """How large the activations of a graph become on the way from noise to pictures: it draws them, and counts as it goes.
 
-No activation is kept: each forward's are counted and dropped, so that memory does not grow with the number of prompts.
+No activation is kept: the graph itself thins each out and takes its largest value, right after it is made, so that memory grows neither
+with the number of prompts nor with the size of pictures.
 """
 
 from __future__ import annotations
 
 __all__ = ["Observed", "observe"]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import Self
 
 import numpy as np
 import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
-from nemo_edge.export.quantization.ranges import Histogram
+from nemo_edge.export.quantization.ranges import COUNTED, Histogram
 from nemo_edge.graph.onnxfile import Graph
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.sampling.loop import Pipeline, denoise
@@ -26,18 +28,20 @@ from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import write_atomically
 from nemo_edge.system.progress import Progress
 
+_SOME, _LARGEST = "_some", "_largest"
+"""What is told of a tensor: ends of the names of outputs."""
+_FLAT, _FIRST, _LAST, _AT_MOST, _ONE, _ZERO = (f"nemo_edge_{name}" for name in ("flat", "first", "last", "at_most", "one", "zero"))
+
 
 class Observed:
     """A runner of a graph that counts what some of its tensors hold; `tensors` maps each to what it is told by."""
 
     def __init__(self, graph: Graph, tensors: Mapping[str, str], threads: int | None) -> None:
-        model = onnx.ModelProto()
-        model.CopyFrom(graph.model)
-        self._given, outputs = {port.name for port in model.graph.input}, {port.name for port in model.graph.output}
-        inside = [name for name in tensors if name not in self._given | outputs]
-        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inside)
-        self._runner = OnnxRuntimeRunner(graph.path, threads=threads, graph=model.SerializeToString())
-        self._tensors, self._outputs = tensors, outputs
+        self._given = {port.name for port in graph.model.graph.input}
+        self._outputs = {port.name for port in graph.model.graph.output}
+        model = _thinning(graph.model, [name for name in tensors if name not in self._given])
+        self._runner = OnnxRuntimeRunner(graph.path, threads=threads, graph=model.SerializeToString(), in_order=True)
+        self._tensors = tensors
         self.histograms = {name: Histogram() for name in tensors}
 
     @property
@@ -50,7 +54,10 @@ class Observed:
         found = self._runner(feed)
         for name, histogram in self.histograms.items():
             try:
-                histogram.add(feed[name] if name in self._given else found[name])
+                if name in self._given:
+                    histogram.add(feed[name])
+                else:
+                    histogram.add_some(found[name + _SOME], float(found[name + _LARGEST].max()))
             except ValueError as error:
                 raise InputError(f"{self._tensors[name]}: {error}, so that no range holds it") from error
         return {name: found[name] for name in self._outputs}
@@ -60,6 +67,43 @@ class Observed:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._runner.__exit__(kind, error, trace)
+
+
+def _thinning(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
+    """A graph that has, of each of some tensors, every n-th value and the largest magnitude as outputs, too."""
+    changed, wanted = onnx.ModelProto(), {*tensors}
+    changed.CopyFrom(model)
+    nodes = [each for node in model.graph.node for each in (node, *(n for name in node.output if name in wanted for n in _some_of(name)))]
+    changed.graph.ClearField("node")
+    changed.graph.node.extend(nodes)
+    constants = {_FLAT: [1, -1], _FIRST: [0], _LAST: [np.iinfo(np.int64).max], _AT_MOST: [COUNTED], _ONE: [1]}
+    changed.graph.initializer.extend(numpy_helper.from_array(np.array(value, np.int64), name) for name, value in constants.items())
+    changed.graph.initializer.append(numpy_helper.from_array(np.float32(0), _ZERO))
+    changed.graph.output.extend(
+        helper.make_tensor_value_info(name + kind, TensorProto.FLOAT, [1, "some"] if kind == _SOME else [1])
+        for name in tensors
+        for kind in (_SOME, _LARGEST)
+    )
+    return changed
+
+
+def _some_of(name: str) -> Iterator[NodeProto]:
+    """The nodes that thin out a tensor: every n-th value, n so that no more than `COUNTED` are left, in one row; and the largest magnitude,
+    which is made not a number where any value is not finite, as a maximum would not tell."""
+
+    def node(kind: str, inputs: Sequence[str], output: str, **attributes: int) -> NodeProto:
+        return helper.make_node(kind, inputs, [name + output], f"{name}{output}", **attributes)
+
+    yield node("Reshape", [name, _FLAT], "_flat")
+    yield node("Size", [name], "_size")
+    yield node("Div", [f"{name}_size", _AT_MOST], "_times")
+    yield node("Add", [f"{name}_times", _ONE], "_step")
+    yield node("Slice", [f"{name}_flat", _FIRST, _LAST, _ONE, f"{name}_step"], _SOME)
+    yield node("Abs", [f"{name}_flat"], "_magnitudes")
+    yield node("ReduceMax", [f"{name}_magnitudes", _ONE], "_maximum", keepdims=0)
+    yield node("Mul", [f"{name}_flat", _ZERO], "_zeros")
+    yield node("ReduceSum", [f"{name}_zeros", _ONE], "_finite", keepdims=0)
+    yield node("Add", [f"{name}_maximum", f"{name}_finite"], _LARGEST)
 
 
 def observe(

@@ -5,17 +5,23 @@ Knows a bundle's folders, and neither memories nor gates: those are measured on 
 
 from __future__ import annotations
 
-__all__ = ["RANGES", "RECORD", "Files", "Quantized", "Rounded", "check_ranges", "find_ranges", "quantize_files", "scheme_of"]
+__all__ = [
+    "PROMPT",
+    "RANGES",
+    "Files",
+    "check_graph",
+    "check_ranges",
+    "find_ranges",
+    "quantize_files",
+    "scheme_of",
+]
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from math import hypot
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from nemo_edge import __version__
 from nemo_edge.backends.base import Runner
@@ -27,8 +33,10 @@ from nemo_edge.export.quantization.base import Scheme
 from nemo_edge.export.quantization.floats import Fp8
 from nemo_edge.export.quantization.integers import Int4Weights, Int8, Int8Weights
 from nemo_edge.export.quantization.ranges import Limit, Ranges
+from nemo_edge.export.quantization.record import ESTIMATED, RECORD, Origin, Quantized, Rounded
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.graph.valueweights import VALUE_DATA, open_value_weights
+from nemo_edge.measure.profile import integer_share
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.neurons import ValueLayer
 from nemo_edge.recipe.components import UNET_FOLDERS
@@ -42,40 +50,13 @@ from nemo_edge.system.files import write_atomically
 from nemo_edge.system.progress import Progress
 
 RANGES = "ranges.json"
-RECORD = "quantization.json"
+PROMPT = "a photograph of an astronaut riding a horse"
+"""What is drawn where no prompts are needed: of random weights, and to try rounded weights alone."""
 _COUNTED = ".histograms.npz"
+_MOSTLY = 0.9
+"""The share of the work from which on integers are faster: to and from them costs time, too."""
 _LARGEST = 8e6
 """Where a range of 127 levels may end, so that its scale is a float16."""
-
-
-class Rounded(BaseModel):
-    """What rounding alone changes of a module, each relative to its size: roots of mean squares."""
-
-    model_config = ConfigDict(frozen=True)
-
-    weight: float
-    input: float = 0.0
-    output: float = 0.0
-
-    @property
-    def error(self) -> float:
-        """All together, as independent errors add up."""
-        return hypot(self.weight, self.input, self.output)
-
-
-class Quantized(BaseModel):
-    """What was quantized in a bundle, how, and what was left as it is."""
-
-    model_config = ConfigDict(frozen=True)
-
-    schema_version: Literal[1] = 1
-    settings: QuantizationSettings
-    modules: dict[str, Rounded]
-    kept: dict[str, str]
-    """Why a module that could be quantized is not."""
-    errors: dict[str, float]
-    """Of each UNet: by how much what it says on the way to a picture differs from what the file in float32 says to the same, relative to
-    that: the root of the mean square."""
 
 
 def scheme_of(settings: QuantizationSettings) -> Scheme:
@@ -111,9 +92,14 @@ class Files:
         return Pipeline(config, tuple(found[name] for name in names[:-1]), unet, found["vae_decoder"])
 
 
+def check_graph(files: Files, keep: Sequence[str]) -> None:
+    """Raise `InputError` for files that are quantized already, and for a `keep` that names nothing."""
+    operators(open_graph(files.path(files.variants[0])), keep)
+
+
 def check_ranges(ranges: Ranges, path: Path, files: Files) -> None:
     """Raise `InputError` unless the ranges at `path` are of this checkpoint, and of all that is quantized."""
-    remedy = "leave out quantization.ranges, and they are found anew"
+    remedy = "leave the file out, and they are found anew"
     if ranges.source != files.source:
         raise InputError(f"{path}: these are the ranges of another checkpoint: {remedy}")
     if ranges.sampling != files.sampling.model_dump(mode="json"):
@@ -163,33 +149,67 @@ def quantize_files(
     `ExportError` for a file that gives numbers that are not finite.
     """
     scheme, told = scheme_of(settings), {**facts, "quantization": settings.scheme}
-    graph = open_graph(files.path(files.variants[0]))
-    found, kept = operators(graph, settings.keep)
-    modules = {o.module: _rounded(o, scheme, graph.read([o.weight])[o.weight], ranges, settings) for o in found}
-    kept |= {name: f"rounding is estimated to change it by {r.error:.2g}" for name, r in modules.items() if r.error > settings.error}
-    modules = {name: rounded for name, rounded in modules.items() if name not in kept}
-    if not modules:
-        raise InputError("nothing is left to be quantized: take parts out of quantization.keep, or raise quantization.error")
+    modules, kept = _modules(files, settings, scheme, ranges)
     errors: dict[str, float] = {}
+    integers: dict[str, float] = {}
+    sizes: dict[str, tuple[int, int]] = {}
     with progress.task("quantize", 2 * len(files.variants)) as advance:
         for variant in files.variants:
-            graph, target = open_graph(files.path(variant)), folder / UNET_FOLDERS[variant]
+            place, graph = UNET_FOLDERS[variant], open_graph(files.path(variant))
+            target = folder / place
             target.mkdir(parents=True, exist_ok=True)
             chosen = [_chosen(o, ranges, settings) for o in operators(graph, ())[0] if o.module in modules]
             rewrite(graph, chosen, scheme, scheme.activation if ranges else None, target, told)
             with suppress(InputError):  # a bundle whose weights are not their layers' alone takes no other neurons
                 open_value_weights(open_graph(target / "model.onnx"), files.layers).separate(VALUE_DATA)
+            sizes[place] = _size_bytes(files.path(variant)), _size_bytes(target / "model.onnx")
             advance(1)
-            errors[UNET_FOLDERS[variant]] = _error(files, variant, target / "model.onnx")
+            errors[place], feed = _error(files, variant, target / "model.onnx")
+            if settings.scheme == "int8":
+                integers[place] = integer_share(target / "model.onnx", EngineSettings(threads=files.threads), feed) or 0.0
             advance(1)
-    own = settings.model_copy(update={"ranges": None})  # whose path is of the machine that built it
-    record = Quantized(settings=own, modules=modules, kept=kept, errors=errors)
+    record = Quantized(
+        settings=settings.model_copy(update={"ranges": None}),  # whose path is of the machine that built it
+        modules=modules,
+        kept=kept,
+        errors=errors,
+        integers=integers,
+        sizes_bytes=sizes,
+        ranges=_origin(ranges, settings) if ranges else None,
+    )
     write_atomically(folder / RECORD, record.model_dump_json(indent=1) + "\n")
+    if integers and (share := min(integers.values())) < _MOSTLY:
+        kept_by = f"{len(kept)} modules stay in float32, some by quantization.keep or quantization.error"
+        progress.note(f"{share:.0%} of what the UNet multiplies are integers, and below {_MOSTLY:.0%} it may be slower for it: {kept_by}")
     return record
 
 
-def _error(files: Files, variant: str, quantized: Path) -> float:
-    """How far what a quantized file says is from what the exact one says on the way to a picture; one of them is open at a time."""
+def _modules(
+    files: Files, settings: QuantizationSettings, scheme: Scheme, ranges: Ranges | None
+) -> tuple[dict[str, Rounded], dict[str, str]]:
+    """What is quantized, with what rounding changes of it, and why which other module is not."""
+    graph = open_graph(files.path(files.variants[0]))
+    found, kept = operators(graph, settings.keep)
+    modules = {o.module: _rounded(o, scheme, graph.read([o.weight])[o.weight], ranges, settings) for o in found}
+    kept |= {name: f"{ESTIMATED} {r.error:.2g}" for name, r in modules.items() if r.error > settings.error}
+    modules = {name: rounded for name, rounded in modules.items() if name not in kept}
+    if not modules:
+        raise InputError("nothing is left to be quantized: take parts out of quantization.keep, or raise quantization.error")
+    return modules, kept
+
+
+def _size_bytes(model: Path) -> int:
+    return model.stat().st_size + sum(open_graph(model).external_files().values())
+
+
+def _origin(ranges: Ranges, settings: QuantizationSettings) -> Origin:
+    steps = ranges.sampling.get("steps")
+    return Origin(prompts=len(ranges.prompts), steps=int(steps) if steps else 0, version=ranges.version, file=settings.ranges is not None)
+
+
+def _error(files: Files, variant: str, quantized: Path) -> tuple[float, dict[str, np.ndarray]]:
+    """How far what a quantized file says is from what the exact one says on the way to a picture, and what it was fed last; one of them
+    is open at a time."""
     wrong, power = 0.0, 0.0
     with ExitStack() as stack:
         exact = stack.enter_context(OnnxRuntimeRunner(files.path(variant), threads=files.threads))
@@ -201,7 +221,7 @@ def _error(files: Files, variant: str, quantized: Path) -> float:
             power += float(np.square(step.output_RCHW, dtype=np.float64).sum())
     if not np.isfinite(wrong):
         raise ExportError(f"{quantized.parent.name} gives numbers that are not finite once it is quantized: try another scheme")
-    return float(np.sqrt(wrong / power))
+    return float(np.sqrt(wrong / power)), steps[-1].feed
 
 
 def _end(limits: Sequence[Limit], settings: QuantizationSettings) -> tuple[float, float]:

@@ -6,10 +6,10 @@ the same values count the same. Knows neither graphs nor what draws the pictures
 
 from __future__ import annotations
 
-__all__ = ["Histogram", "Limit", "Ranges"]
+__all__ = ["COUNTED", "Histogram", "Limit", "Ranges"]
 
 from collections.abc import Callable
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
@@ -23,7 +23,7 @@ from nemo_edge.system.reading import read_json
 
 _DROPPED = 17
 _BINS = 1 << (31 - _DROPPED)
-_COUNTED = 1 << 17
+COUNTED = 1 << 17
 """Values of a tensor that are counted each time; of more, some."""
 _FINITE = 255 << (23 - _DROPPED)
 """The first bin of what is not finite."""
@@ -52,12 +52,19 @@ class Histogram:
 
         Raises `ValueError` for one that is not finite; nothing is counted then.
         """
-        bits = np.ascontiguousarray(values, np.float32).view(np.uint32).ravel() & np.uint32(0x7FFFFFFF)
-        largest = bits.max(initial=np.uint32(0))
-        if largest >> np.uint32(_DROPPED) >= _FINITE:
+        flat = np.asarray(values, np.float32).ravel()
+        self.add_some(flat[:: 1 + len(flat) // COUNTED], float(np.abs(flat).max(initial=0)))
+
+    def add_some(self, values: np.ndarray, largest: float) -> None:
+        """Count float32 values that were taken of many, and the largest magnitude of those; it is not finite where one of them is not.
+
+        Raises `ValueError` then, and counts nothing.
+        """
+        if not isfinite(largest):
             raise ValueError("a value is not finite")
-        self.counts += np.bincount(bits[:: 1 + len(bits) // _COUNTED] >> np.uint32(_DROPPED), minlength=_BINS)
-        self.largest = max(self.largest, float(largest.view(np.float32)))
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32).ravel() & np.uint32(0x7FFFFFFF)
+        self.counts += np.bincount(bits >> np.uint32(_DROPPED), minlength=_BINS)
+        self.largest = max(self.largest, largest)
 
     def limits(self) -> tuple[Limit, ...]:
         """Return the limit of each share of `SHARES`, the upper edge of a bin; 0 for a tensor of zeros."""

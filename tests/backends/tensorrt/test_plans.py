@@ -8,7 +8,7 @@ from pathlib import Path
 import plans
 import pytest
 
-from nemo_edge.backends.tensorrt.plans import Header, open_plan_file, read_header
+from nemo_edge.backends.tensorrt.plans import Header, open_plan_file, plans_of, read_header
 from nemo_edge.system.errors import BundleError, InputError
 
 
@@ -86,3 +86,18 @@ def test_a_path_that_leads_to_no_file_is_refused(tmp_path: Path) -> None:
         read_header(tmp_path / "none.plan")
     with pytest.raises(InputError, match="cannot be read"):
         read_header(tmp_path)
+
+
+def test_plans_are_found_by_the_onnx_files_they_were_made_of(tmp_path: Path) -> None:
+    for place in ("unet", "vae_decoder", "unet_masked"):
+        described = plans.sidecar(component=place, model=f"{place}/model.onnx", plan=f"engines/{place}.plan")
+        plans.write(tmp_path / "engines", b"plan", described, f"{place}.plan")
+    (tmp_path / "engines" / "unet.onnxruntime.cpu.json").write_text('{"backend": "onnxruntime"}')
+    files = [path.relative_to(tmp_path).as_posix() for path in (tmp_path / "engines").iterdir()]
+    found = plans_of(tmp_path, files, ["unet/model.onnx", "unet_masked/model.onnx"])
+    assert {name: plan.plan for name, plan in found.items()} == {
+        "engines/unet.json": "engines/unet.plan",
+        "engines/unet_masked.json": "engines/unet_masked.plan",
+    }
+    without = [name for name in files if name != "engines/unet.plan"]
+    assert list(plans_of(tmp_path, without, ["unet/model.onnx"])) == []

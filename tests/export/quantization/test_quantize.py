@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from nemo_edge.export.quantization._rewriting import DATA
-from nemo_edge.export.quantization.quantize import RANGES, RECORD, Files, Quantized, _end, check_ranges, find_ranges, quantize_files
+from nemo_edge.export.quantization.quantize import RANGES, Files, _end, check_ranges, find_ranges, quantize_files
 from nemo_edge.export.quantization.ranges import Limit, Ranges
+from nemo_edge.export.quantization.record import RECORD, Quantized
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.graph.valueweights import VALUE_DATA
 from nemo_edge.model.neurons import NeuronSet
@@ -47,6 +48,8 @@ def test_both_files_are_written_tried_and_recorded(files: Files, ranges: Ranges,
     assert Quantized.model_validate_json((tmp_path / RECORD).read_bytes()) == found
     assert found.errors.keys() == {"unet", "unet_masked"}
     assert all(0 < error < 0.1 for error in found.errors.values())
+    assert found.integers.keys() == found.errors.keys()
+    assert all(0 < share < 1 for share in found.integers.values())
     assert not found.modules.keys() & found.kept.keys()
     assert found.modules.keys() | found.kept.keys() >= ranges.inputs.keys()
     facts = {entry.key: entry.value for entry in open_graph(tmp_path / "unet" / "model.onnx").model.metadata_props}
@@ -65,14 +68,31 @@ def test_modules_that_rounding_changes_too_much_stay(files: Files, ranges: Range
     assert all("rounding is estimated to change it by" in strict.kept[name] for name in found.modules.keys() - strict.modules.keys())
 
 
+def test_work_that_is_hardly_in_integers_is_told(files: Files, ranges: Ranges, tmp_path: Path) -> None:
+    class Notes(Progress):
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+
+        def note(self, message: str) -> None:
+            self.notes.append(message)
+
+    few = Notes()
+    found = quantize_files(files, QuantizationSettings(keep=("resnets", "ff")), ranges, tmp_path, {}, few)
+    share = min(found.integers.values())
+    assert 0 < share < 0.5
+    assert len(few.notes) == 1
+    assert few.notes[0].startswith(f"{share:.0%} of what the UNet multiplies are integers, and below 90% it may be slower")
+
+
 def test_weights_alone_need_no_ranges(files: Files, tmp_path: Path) -> None:
     found = quantize_files(files, QuantizationSettings(scheme="int8_weights"), None, tmp_path, {}, Progress())
     assert max(found.errors.values()) < 0.02
     assert all(rounded.input == rounded.output == 0 for rounded in found.modules.values())
+    assert not found.integers
 
 
 def test_ranges_of_another_checkpoint_or_of_fewer_modules_are_refused(files: Files, ranges: Ranges) -> None:
-    path, remedy = Path("r.json"), "leave out quantization.ranges, and they are found anew"
+    path, remedy = Path("r.json"), "leave the file out, and they are found anew"
     check_ranges(ranges, path, files)
     with pytest.raises(InputError, match=rf"r\.json: these are the ranges of another checkpoint: {remedy}"):
         check_ranges(ranges.model_copy(update={"source": "other"}), path, files)
