@@ -7,7 +7,7 @@ without one, from the averaged weights of the checkpoint with a new optimizer, a
 
 from __future__ import annotations
 
-__all__ = ["Data", "main", "make_vae", "rate_at", "resume", "train", "write_prompts"]
+__all__ = ["Data", "draw_times", "main", "make_vae", "rate_at", "resume", "set_apart_", "train", "write_prompts"]
 
 import argparse
 import json
