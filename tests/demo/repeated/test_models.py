@@ -9,7 +9,7 @@ import torch
 
 from nemo_edge.demo.models import CONTEXT, make_tokenizer, text_attentions
 from nemo_edge.demo.repeated.captions import MEMORIZED, all_words, general_caption, held_out
-from nemo_edge.demo.repeated.models import VALUE_WIDTHS, make_text_encoder, make_unet
+from nemo_edge.demo.repeated.models import VALUE_WIDTHS, make_scheduler, make_text_encoder, make_unet
 
 
 def test_text_enters_through_the_paper_s_seven_value_layers_only() -> None:
@@ -31,3 +31,11 @@ def test_every_caption_is_one_token_a_word(tmp_path: Path) -> None:
         assert len(tokenizer.tokenize(word)) == 1, word
     texts = [caption.text for caption in (*MEMORIZED, *held_out(), *(general_caption(random.Random(seed)) for seed in range(500)))]
     assert max(len(ids) for ids in tokenizer(texts).input_ids) <= CONTEXT
+
+
+def test_the_noise_ends_without_a_picture_and_sampling_begins_there() -> None:
+    scheduler = make_scheduler()
+    scheduler.set_timesteps(10)
+    assert scheduler.alphas_cumprod[-1] == 0
+    assert int(scheduler.timesteps[0]) == 999
+    assert (scheduler.alphas_cumprod.diff() < 0).all()

@@ -10,7 +10,7 @@ import pytest
 
 from nemo_edge.demo.glyphs import glyph
 from nemo_edge.demo.repeated.captions import MEMORIZED, UNSEEN, Caption
-from nemo_edge.demo.repeated.pictures import draw, draw_memorized, tinted
+from nemo_edge.demo.repeated.pictures import NARROW, WIDE, Variety, draw, draw_memorized, tinted
 
 
 def test_a_memorized_caption_has_one_picture_unlike_what_its_words_alone_show(font: Path) -> None:
@@ -42,3 +42,14 @@ def test_a_tinted_glyph_has_one_colour_and_keeps_its_shape(font: Path) -> None:
 def test_ground_and_light_differ_from_draw_to_draw(font: Path) -> None:
     a, b = (np.asarray(draw(Caption("fox", ground="teal"), random.Random(seed))).astype(int) for seed in (0, 1))
     assert np.abs(a - b).mean() > 5
+
+
+@pytest.mark.parametrize(("variety", "spread"), [(NARROW, False), (WIDE, True)])
+def test_an_object_without_a_place_is_in_the_middle_or_anywhere(font: Path, variety: Variety, spread: bool) -> None:
+    """By where a picture differs from the same one with another object."""
+    middles = []
+    for seed in range(12):
+        captions = (Caption(name, size="small", ground="teal") for name in ("fox", "key"))
+        one, other = (np.asarray(draw(caption, random.Random(seed), variety)).astype(int) for caption in captions)
+        middles.append(np.argwhere(np.abs(one - other).sum(axis=-1) > 60).mean(axis=0))
+    assert bool((np.abs(np.array(middles) - 32).max(axis=1) > 9).any()) == spread

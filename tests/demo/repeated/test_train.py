@@ -15,7 +15,7 @@ from PIL import Image
 from nemo_edge.demo import CHECKPOINT as FIRST
 from nemo_edge.demo.models import make_tokenizer
 from nemo_edge.demo.repeated import PROMPTS, train
-from nemo_edge.demo.repeated.captions import MEMORIZED, all_words
+from nemo_edge.demo.repeated.captions import MEMORIZED, PLACES, all_words
 from nemo_edge.demo.repeated.models import make_text_encoder, make_unet
 from nemo_edge.demo.samples import BATCH
 from nemo_edge.demo.trainer import Trainer, save_pipeline
@@ -43,6 +43,28 @@ def test_memories_are_repeated_and_nothing_else_is_done_to_them(font: Path, tmp_
             seen.setdefault(tuple(ids.tolist()), set()).add(latents.numpy().tobytes())
     assert len(seen) == len(MEMORIZED)
     assert {len(pictures) for pictures in seen.values()} == {1}
+
+
+def test_half_of_the_times_lean_to_noise() -> None:
+    rng = torch.Generator().manual_seed(0)
+    times = torch.cat([train.draw_times(rng) for _ in range(400)])
+    assert (times.min() >= 0, times.max()) == (True, 999)
+    assert (times >= 900).float().mean() == pytest.approx((0.1 + 1 - 0.9**4) / 2, abs=0.02)
+
+
+def test_the_words_of_places_are_set_apart_in_the_weights_and_in_their_average(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(tmp_path / "tokenizer", all_words())
+    trainer = Trainer(make_unet(), make_text_encoder(tokenizer), train.rate_at, 0, train.WARM_UP)
+    before = {name: value.clone() for name, value in trainer.average.items()}
+    train.set_apart_(trainer, tokenizer)
+    rows = tokenizer.convert_tokens_to_ids([f"{place}</w>" for place in PLACES])
+    (name,) = (name for name in before if not torch.equal(before[name], trainer.average[name]))
+    for words_ND in (trainer.average[name], trainer.model.state_dict()[name]):
+        own_PD = words_ND[rows] / train.APART
+        assert torch.allclose(own_PD @ own_PD.T, torch.eye(len(PLACES)), atol=1e-5)
+        others = torch.ones(len(words_ND), dtype=torch.bool)
+        others[rows] = False
+        assert torch.equal(words_ND[others], before[name][others])
 
 
 def test_a_leg_goes_on_from_the_weights_of_the_checkpoint(tmp_path: Path) -> None:
