@@ -38,6 +38,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nemo_edge.bundle.display import Displayed
 from nemo_edge.bundle.references import strays
 from nemo_edge.system.environment import Machine
 from nemo_edge.system.errors import BundleError, InputError
@@ -82,7 +83,7 @@ class GateResult(BaseModel):
         return self.value is None or (self.passed and bool(self.gap))
 
 
-class Manifest(BaseModel):
+class Manifest(Displayed):
     """Where a bundle came from, what it holds, and whether it may be shipped."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from nemo_edge.bundle.display import pictures_html
 from nemo_edge.bundle.manifest import MANIFEST, Manifest, open_bundle, publish, staging
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.release._cache import is_kept, prune, run_stages
@@ -60,6 +61,10 @@ class BuildResult(BaseModel):
     def passed(self) -> bool:
         """Whether every gate passed; one of random weights has none to pass."""
         return self.manifest.passed or self.manifest.random_weights is not None
+
+    def _repr_html_(self) -> str:
+        """The verdict, the first prompt's pictures and the gates, for a notebook."""
+        return pictures_html(Path(self.bundle), self.manifest.variants[0]) + self.manifest._repr_html_()
 
 
 def plan(recipe: Recipe | str | PathLike[str], progress: Progress | None = None) -> Plan:
