@@ -29,4 +29,4 @@ def show_gates(out: Console, gates: Sequence[Any]) -> None:
         if not gate.passed and (step := advice(gate.name)):
             failed.setdefault(step, []).append(gate.name)
     for step, names in failed.items():
-        out.print(f"[red]{escape(', '.join(names))}[/]: {escape(step)}", soft_wrap=True, highlight=False)
+        out.print(f"[red]{escape(', '.join(names))}[/]: {escape(step)}", highlight=False)
