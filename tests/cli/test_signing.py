@@ -64,6 +64,8 @@ def test_a_revoked_bundle_is_refused(run: Run, tmp_path: Path, keys: tuple[Path,
     [
         (("verify", "OUT", "--signature"), "--signature: say whose signature is taken: --public-key, or --authority"),
         (("verify", "OUT", "--signer", "me@example.com"), "--signer: a signer is known to Sigstore by an issuer: give both"),
+        (("verify", "OUT", "--signer", "", "--issuer", ""), "--signer: say whose signature is taken"),
+        (("ship", "OUT", "--to", "repository", "--signer", ""), "--signer: say whose signature is taken"),
         (("verify", "OUT", "--revocations", "list"), "--revocations: say whose signature is taken"),
         (("verify", "OUT", "--expect", "12ab"), "--expect 12ab: give an identity, 64 hexadecimal digits"),
         (("verify", "OUT", "--public-key", "nothing.pub"), "key nothing.pub does not exist"),

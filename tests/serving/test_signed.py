@@ -20,7 +20,7 @@ from served import pass_gates
 from signing import write_key
 
 from nemo_edge.bundle.manifest import MANIFEST, SIGNATURE, amend, open_bundle
-from nemo_edge.bundle.policies import Policies, masked_policies
+from nemo_edge.bundle.policies import Policies, baked_policies, masked_policies
 from nemo_edge.bundle.revocations import identity_of, revoke
 from nemo_edge.bundle.signature import Signer, Trust, sign
 from nemo_edge.model.neurons import NeuronSet
@@ -152,6 +152,25 @@ def test_a_changed_file_is_not_opened_whatever_the_version_says_of_it(
     refused(place, model, "was changed since it was shipped")
     redescribe(place.version(model))
     refused(place, model, said)
+
+
+def test_a_file_that_the_description_leaves_out_is_not_opened(place: Place) -> None:
+    exchange_weights(place.version("unet"))
+    (place.version("unet") / "version.json").write_text(
+        json.dumps({**json.loads((place.version("unet") / "version.json").read_text()), "files": {}})
+    )
+    refused(place, "unet", "was changed since it was shipped .* was added")
+    (place.version("pipeline") / "tokenizer" / "added_tokens.json").write_text('{"a photo": 5}')
+    refused(place, "pipeline", "tokenizer/added_tokens.json was added")
+
+
+def test_a_masked_engine_is_not_served_as_a_baked_one(place: Place) -> None:
+    version = place.version("pipeline")
+    for name in ("signed/neurons.json", "signed/policies.json", "policies.json"):
+        (version / name).unlink(missing_ok=True)
+    baked_policies(json.loads((version / "version.json").read_text())["manifest"]).save(version / "policies.json")
+    redescribe(version)
+    refused(place, "pipeline", "is served otherwise than the bundle that was signed")
 
 
 def test_settings_are_those_of_the_signed_bundle(place: Place) -> None:
