@@ -42,7 +42,7 @@ from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.serving.signed import SIGNED, check_origin, policies_of
 from nemo_edge.serving.updates import UPDATES
 from nemo_edge.system.errors import BundleError, InputError, lacking
-from nemo_edge.system.files import inside, sha256_file
+from nemo_edge.system.files import inside, number_of, sha256_file
 from nemo_edge.system.reading import read_bytes
 
 DESCRIPTION = "version.json"
@@ -185,7 +185,7 @@ def read_pipeline(folder: Path, *, signed: bool = True) -> PipelineVersion:
 def newest_pipeline(repository: Path, label: str = "") -> Path:
     """Return the version folder of the pipeline that was shipped last under a label. Raises `InputError` for a repository without it."""
     place = repository / model_name(label, PIPELINE)
-    numbers = [int(path.parent.name) for path in place.glob(f"*/{DESCRIPTION}") if path.parent.name.isdigit()]
+    numbers = [number for path in place.glob(f"*/{DESCRIPTION}") if (number := number_of(path.parent.name))]
     if not numbers:
         others = sorted(label for label in labels(repository) if label)
         known = f"; it has those of --name {', '.join(others)}" if others else ""
