@@ -42,7 +42,7 @@ from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.serving.signed import SIGNED, check_origin, policies_of
 from nemo_edge.serving.updates import UPDATES
 from nemo_edge.system.errors import BundleError, InputError, lacking
-from nemo_edge.system.files import inside, number_of, sha256_file
+from nemo_edge.system.files import inside, names_in, number_of, sha256_file
 from nemo_edge.system.reading import read_bytes
 
 DESCRIPTION = "version.json"
@@ -245,8 +245,7 @@ def _read(folder: Path, kind: type[_Kind], *, signed: bool = True) -> _Kind:
 
 def _added(folder: Path, files: Mapping[str, str]) -> str:
     """The first file in a version's folder that its description does not name; empty for none."""
-    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
-    return next((name for name in names if name not in files and name.partition("/")[0] not in _APART), "")
+    return next((name for name in names_in(folder) if name not in files and name.partition("/")[0] not in _APART), "")
 
 
 def _description(folder: Path, kind: type[_Kind]) -> _Kind:

@@ -15,6 +15,7 @@ __all__ = [
     "followed",
     "inside",
     "leftovers",
+    "names_in",
     "number_of",
     "sha256_file",
     "sha256_json",
@@ -306,6 +307,11 @@ def with_commit(path: str) -> str:
         return path
     folder = checkpoint_folder(path)
     return f"{path.partition('@')[0]}@{folder.name}" if folder.parent.name == "snapshots" else path
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the paths in a folder of all that is no folder, links among it, in their order."""
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
 
 
 def number_of(text: str) -> int:
