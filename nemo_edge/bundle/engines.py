@@ -85,6 +85,8 @@ class Verified(bundle.Verification):
     """Whether it has a signature, be it anybody's."""
     trusted: bool = False
     """Whether its signature was looked at, and is by whom is trusted."""
+    refused: bool = False
+    """Whether its files are all as the manifest says, and only whose it is is wrong."""
 
 
 def inspect(path: Path) -> Engine | Contents | None:
@@ -143,7 +145,8 @@ def _doubted(folder: Path, found: bundle.Verification, expect: str | None, trust
     except BundleError as error:
         doubts.append(str(error))
     signed = (folder / bundle.SIGNATURE).is_file()
-    return Verified(**{**dict(found), "problems": (*doubts, *found.problems)}, signed=signed, trusted=trust is not None and not doubts)
+    problems, trusted, refused = (*doubts, *found.problems), trust is not None and not doubts, bool(doubts) and found.passed
+    return Verified(**{**dict(found), "problems": problems}, signed=signed, trusted=trusted, refused=refused)
 
 
 def _pair(path: Path) -> tuple[Path, Path]:

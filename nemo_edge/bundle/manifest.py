@@ -32,6 +32,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from hashlib import sha256
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -42,7 +43,7 @@ from nemo_edge.bundle.display import Displayed
 from nemo_edge.bundle.references import strays
 from nemo_edge.system.environment import Machine
 from nemo_edge.system.errors import BundleError, InputError
-from nemo_edge.system.files import check_folder, explain, followed, inside, sha256_file, temporary, write_atomically
+from nemo_edge.system.files import check_folder, explain, followed, inside, names_in, sha256_file, temporary, write_atomically
 from nemo_edge.system.outputs import former_of, lock, put_back
 from nemo_edge.system.reading import read_bytes, read_json
 
@@ -204,7 +205,7 @@ def publish(staged: Path, folder: Path, manifest: Manifest, known: Mapping[str, 
     moment; after a kill in that moment whoever looks for it next puts it back.
     """
     hashes = known or {}
-    files = {name: hashes.get(name) or sha256_file(staged / name) for name in _names(staged)}
+    files = {name: hashes.get(name) or sha256_file(staged / name) for name in names_in(staged)}
     manifest = manifest.model_copy(update={"files": files})
     write_atomically(staged / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
     folder = followed(folder)
@@ -340,7 +341,7 @@ def _check_names(folder: Path, manifest: Manifest) -> None:
     """Raise `BundleError` unless a bundle is the one that the manifest is of, and holds its files and no other."""
     if open_bundle(folder).files != manifest.files:
         raise BundleError(f"{folder} was built again meanwhile: run the same command once more")
-    names = {*_names(folder)} - {MANIFEST, SIGNATURE}
+    names = {*names_in(folder)} - {MANIFEST, SIGNATURE}
     other = [*(f"{n} was added" for n in sorted(names - {*manifest.files})), *(f"{n} is missing" for n in {*manifest.files} - names)]
     if other:
         raise BundleError(f"{folder} was changed since it was built ({other[0]}): build it again; nothing was written")
@@ -377,7 +378,7 @@ def verify(folder: Path, names: Collection[str] | None = None) -> Verification:
     """
     manifest = open_bundle(folder)
     hashes = {name: digest for name, digest in manifest.files.items() if names is None or name in names}
-    present = _names(folder) if names is None else [name for name in names if (folder / name).is_file()]
+    present = names_in(folder) if names is None else [name for name in names if (folder / name).is_file()]
     problems = [f"{name} is missing" for name in hashes if not (folder / name).is_file()]
     problems += [f"{name} was added" for name in present if name not in (*hashes, MANIFEST, SIGNATURE)]
     whole = [name for name in hashes if (folder / name).is_file()]
@@ -385,7 +386,10 @@ def verify(folder: Path, names: Collection[str] | None = None) -> Verification:
         found = pool.map(lambda name: sha256_file(folder / name), whole)
         problems += [f"{name} was changed" for name, digest in zip(whole, found, strict=True) if digest != hashes[name]]
     problems += strays(folder, [*whole, *(name for name in present if name == SIGNATURE)], manifest.files)
-    identity, weights = sha256_file(folder / MANIFEST), manifest.random_weights
+    content, weights = read_bytes(folder / MANIFEST), manifest.random_weights
+    if Manifest.model_validate_json(content).files != manifest.files:  # the identity is that of what the files were compared with
+        raise BundleError(f"{folder} was built again meanwhile: run the same command once more")
+    identity = sha256(content).hexdigest()
     return Verification(bundle=str(folder), files=len(hashes), problems=tuple(problems), random_weights=weights, identity=identity)
 
 
@@ -393,7 +397,3 @@ def _mark(path: Path) -> tuple[int, int, int]:
     """What tells a file from one that was written in its place, without reading it: copies and links have the times of the original."""
     found = path.stat()
     return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _names(folder: Path) -> list[str]:
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())

@@ -12,16 +12,16 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nemo_edge.bundle.manifest import MANIFEST, Manifest, open_bundle
 from nemo_edge.bundle.signature import Signer, Trust, check_signed_bytes, public_key_of, sign_bytes, signed_manifest
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import check_file, sha256_file, write_atomically
 from nemo_edge.system.outputs import lock
-from nemo_edge.system.reading import read_bytes
+from nemo_edge.system.reading import check_letters, read_bytes
 
 _NAME = "revocations.json"
 """What is signed is a file of this name, whatever the list's own is, so that no signature of a manifest is one of a list."""
@@ -46,7 +46,7 @@ class Revocations(BaseModel):
     schema_version: Literal[1] = 1
     written: str
     """ISO 8601."""
-    identities: dict[str, Revocation]
+    identities: dict[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], Revocation]
     """By the sha256 of a bundle's manifest."""
     signature: str = ""
     """Of the rest: a Sigstore bundle in JSON."""
@@ -72,15 +72,19 @@ def revoke(path: Path, identities: Sequence[str], signer: Signer, reason: str = 
     """Add bundles to a list, which is made where it is not there, and sign it; return it.
 
     `trust` says whose list there may be already: of whom signs with a key without a certificate it is known. Raises `InputError` for a
-    list that is not theirs, and for a key that cannot be used.
+    list that is not theirs, for what is no identity, and for a key that cannot be used.
     """
     check_file(path)
+    check_letters(reason, "--reason")
+    wrong = next((each for each in identities if not _IDENTITY.fullmatch(each.lower())), None)
+    if wrong is not None:
+        raise InputError(f"{wrong[:80]!r} is no identity: give 64 hexadecimal digits, as `nemo-edge verify` prints them")
     now = datetime.now(UTC).isoformat(timespec="seconds")
     with lock(path), TemporaryDirectory(prefix="nemo-edge-") as scratch:
         known: dict[str, Revocation] = {}
         if path.exists():
             known = Revocations.load(path, trust or _own(signer, Path(scratch))).identities
-        added = {identity: Revocation(since=now, reason=reason) for identity in identities if identity not in known}
+        added = {identity: Revocation(since=now, reason=reason) for identity in map(str.lower, identities) if identity not in known}
         found = Revocations(written=now, identities={**known, **added})
         found = found.model_copy(update={"signature": sign_bytes(found.content, _NAME, signer).decode()})
         write_atomically(path, found.model_dump_json(indent=1) + "\n")
@@ -89,9 +93,9 @@ def revoke(path: Path, identities: Sequence[str], signer: Signer, reason: str = 
 
 def identity_of(given: str) -> str:
     """Return the identity that is given, or that of the bundle whose folder is. Raises `InputError` for anything else."""
-    if _IDENTITY.fullmatch(given.lower()):
-        return given.lower()
     if not Path(given).is_dir():
+        if _IDENTITY.fullmatch(given.lower()):
+            return given.lower()
         raise InputError(f"{given[:80]!r} is neither an identity, 64 hexadecimal digits as `nemo-edge verify` prints them, nor a bundle")
     open_bundle(given)
     return sha256_file(Path(given) / MANIFEST)

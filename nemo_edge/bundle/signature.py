@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from nemo_edge.bundle.manifest import MANIFEST, SIGNATURE, Manifest, holding, verify
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency, first_line
 from nemo_edge.system.files import explain, temporary
-from nemo_edge.system.reading import check_regular, read_bytes
+from nemo_edge.system.reading import check_letters, check_regular, read_bytes
 
 PASSWORD = "NEMO_EDGE_KEY_PASSWORD"
 """The environment's variable that has the password of a private key that is encrypted."""
@@ -81,7 +81,18 @@ class Trust(BaseModel):
         return self
 
     def placed(self, folder: Path | None) -> Trust:
-        """The same with all paths absolute or, where a folder is given, with the files in that folder, as a server finds them."""
+        """The same with all paths absolute or, where a folder is given, with the files in that folder, as a server finds them.
+
+        Raises `InputError` for a folder that is not absolute, for files that would be one there, and for a path that is not UTF-8.
+        """
+        paths = [path for path in (self.public_key, *self.authorities, self.revocations) if path is not None]
+        if folder is not None and not folder.is_absolute():
+            raise InputError(f"--trusted-at {folder} is not absolute: give the folder as the server finds it, from / on")
+        twice = next((path.name for path in paths if [each.name for each in paths].count(path.name) > 1), None)
+        if folder is not None and twice is not None:
+            raise InputError(f"{folder} cannot have two files {twice}: give the keys, the authorities and the list names of their own")
+        for path in (*paths, *([] if folder is None else [folder])):
+            check_letters(str(path), "the path of a key, an authority or the list")
 
         def place(path: Path) -> Path:
             return path.absolute() if folder is None else folder / path.name
@@ -116,7 +127,8 @@ def sign(folder: Path, signer: Signer) -> Signed:
         content = read_bytes(folder / MANIFEST)
         if sha256(content).hexdigest() != found.identity:
             raise BundleError(f"{folder} was built again meanwhile: run the same command once more")
-        signature = _signed(config, content, MANIFEST, folder.resolve().name, online=signer.sigstore)
+        name = folder.resolve().name.encode(errors="replace").decode()  # in the signature, as the library's own command wants it
+        signature = _signed(config, content, MANIFEST, name, online=signer.sigstore)
         staged = temporary(folder)  # beside the bundle: what a kill leaves in it would be a file that was added
         try:
             staged.write_bytes(signature)
@@ -209,7 +221,7 @@ def _verifying(trust: Trust) -> Any:
         with _reading(str(trust.public_key)):
             config.use_elliptic_key_verifier(public_key=trust.public_key)
     elif trust.authorities:
-        with _reading(", ".join(map(str, trust.authorities))):
+        with _reading(", ".join(map(str, trust.authorities)), "give PEM files of certificates of authorities"):
             config.use_certificate_verifier(certificate_chain=trust.authorities)
     else:
         with _reaching():
@@ -256,17 +268,17 @@ def _library(name: str) -> Any:
 
 
 @contextmanager
-def _reading(key: str) -> Iterator[None]:
+def _reading(key: str, remedy: str = _CURVE) -> Iterator[None]:
     """What the library makes of a key, as something a user can act on."""
     try:
         yield
     except Exception as error:  # cryptography and OpenSSL raise several classes, and of an RSA key the library an AttributeError
-        locked = (
-            f"it is encrypted: set {PASSWORD} (beside a certificate it must not be)"
-            if "encrypted" in str(error) or "password" in str(error).lower()
-            else ""
-        )
-        raise InputError(f"{key} cannot be used ({first_line(error)}): {locked or _CURVE}") from error
+        said = str(error).lower()
+        if "not encrypted" in said:
+            remedy = f"it has no password: unset {PASSWORD}"
+        elif "encrypted" in said or "password" in said:
+            remedy = f"it is encrypted: set {PASSWORD} (beside a certificate it must not be)"
+        raise InputError(f"{key} cannot be used ({first_line(error)}): {remedy}") from error
 
 
 @contextmanager

@@ -183,11 +183,12 @@ def gate(
 
 def report(bundle: Bundle, summary: Summary = None, as_json: Json = False) -> None:
     """Write a bundle's report again, from what was measured on it."""
-    from nemo_edge.bundle.revocations import identity_of
+    from nemo_edge.bundle.manifest import MANIFEST
     from nemo_edge.release.review import report_again
+    from nemo_edge.system.files import sha256_file
 
     path = report_again(bundle, summary)
-    print_result({"report": str(path), "identity": identity_of(str(bundle))}, as_json, _show_report)
+    print_result({"report": str(path), "identity": sha256_file(bundle / MANIFEST)}, as_json, _show_report)
 
 
 def _show_report(written: dict[str, str]) -> None:
@@ -215,7 +216,7 @@ def verify(
     from nemo_edge.cli import datasheet
 
     result = run(path, expect=expect, trust=trust)
-    print_result(result, as_json, datasheet.show_verified)
+    print_result(result, as_json, lambda found: datasheet.show_verified(found, expected=expect is not None))
     if not result.passed:
         raise typer.Exit(2)
 

@@ -160,7 +160,8 @@ def show_verification(result: Any) -> None:
     out = Console()
     for problem in result.problems:
         out.print(f"[red]{escape(problem)}[/]", soft_wrap=True)
-    state = f"{result.files} files, all as the manifest says" if result.passed else "not the bundle that was built: build it again"
+    changed = "refused" if getattr(result, "refused", False) else "not the bundle that was built: build it again"
+    state = f"{result.files} files, all as the manifest says" if result.passed else changed
     out.print(f"{escape(result.bundle)}: {state}", soft_wrap=True)
     if result.random_weights is not None:
         out.print(_random(result.random_weights), soft_wrap=True, highlight=False)

@@ -30,6 +30,7 @@ _SIGNATURES = {
     (True, False): "signed; by whom was not asked: --public-key",
     (False, False): "not signed: anybody can write such a manifest (--expect, --public-key)",
 }
+_EXPECTED = "not signed; it is the bundle that was expected"
 _RUNS = {True: "[green]yes[/]", False: "[red]no[/]", None: "[yellow]?[/]"}
 _VERDICTS = {True: "[green]runs here[/]", False: "[red]does not run here[/]", None: "[yellow]may run here[/]"}
 
@@ -44,12 +45,15 @@ def show(found: Engine | Contents) -> None:
     _show_engines(Console(), found.engines)
 
 
-def show_verified(result: Verified) -> None:
-    """What is wrong with the files; where nothing is, which bundle it is, who says so, and which engines run here."""
+def show_verified(result: Verified, *, expected: bool = False) -> None:
+    """What is wrong with the files; where nothing is, which bundle it is, who says so, and which engines run here.
+
+    `expected` says that its identity was given, and so is known from elsewhere.
+    """
     show_verification(result)
     if result.passed:
         show_identity(result.identity)
-        show_line(_SIGNATURES[result.signed, result.trusted])
+        show_line(_EXPECTED if expected and not result.signed else _SIGNATURES[result.signed, result.trusted])
     _show_engines(Console(), result.engines)
 
 

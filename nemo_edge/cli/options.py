@@ -86,7 +86,7 @@ def trust_of(
         "issuer": issuer,
         "revocations": revocations,
     }
-    found = {name: value for name, value in given.items() if value}
+    found = {name: value for name, value in given.items() if value is not None and value != ()}
     if not found and not asked:
         return None
     from pydantic import ValidationError

@@ -122,4 +122,4 @@ def _show_masks(shipped: Any) -> None:
     """What a server that runs silences from now on."""
     where = f"update {shipped.update} of version {shipped.version} of the pipeline"
     show_line(f"{shipped.repository}: {where}, policies {shipped.policies} ({shipped.neurons} neurons)")
-    print("a server that runs silences them from its next request on")
+    print("a server that runs silences them from its next request on, where it asks for signatures if it trusts who signed")

@@ -47,9 +47,9 @@ class ShippedMasks(BaseModel):
 def ship_masks(bundle: Path, repository: Path, *, name: str = "", expect: str | None = None, trust: Trust | None = None) -> ShippedMasks:
     """Put the policies of a bundle into force in the newest pipeline of that name in a repository, whose masked engine is the bundle's.
 
-    Of the bundle only the neurons and the policies are compared with their hashes. With `trust` it must be signed by whom is trusted, and
-    a repository that asks for signatures takes no other. Raises `BundleError` for a bundle that must not be
-    shipped or was changed, `InputError` for a repository without its masked engine.
+    Of the bundle only the neurons and the policies are compared with their hashes. With `trust` it must be signed by whom is trusted; that
+    is for a repository that asks for signatures, which takes no other. Raises `BundleError` for a bundle that must not be shipped or was
+    changed, `InputError` for a repository without its masked engine, and for one that asks otherwise.
     """
     manifest, identity = check_shippable(bundle), sha256_file(bundle / MANIFEST)
     check_expected(bundle, identity, expect)
@@ -63,6 +63,10 @@ def ship_masks(bundle: Path, repository: Path, *, name: str = "", expect: str | 
     pipeline = read_pipeline(folder, signed=False)
     if pipeline.trust is not None and trust is None:
         raise InputError(f"{repository} asks for signatures: say whose the bundle has, with --public-key or --authority")
+    if pipeline.trust is None and trust is not None:
+        raise InputError(
+            f"{repository} asks for no signature, and so not for that of new neurons: ship the bundle whole, to another folder"
+        )
     _check_engine(pipeline.place(folder, "unet"), bundle, manifest)
     policies = read_policies(bundle, manifest.files, identity)
     origin = partial(copy_origin, bundle, names=origin_of(manifest.files, policies=True))

@@ -30,7 +30,7 @@ from nemo_edge.backends.triton import Signature
 from nemo_edge.serving.requests import INPUTS
 from nemo_edge.serving.versions import ServerBackend
 from nemo_edge.system.errors import InputError, MissingDependency, first_line
-from nemo_edge.system.files import write_atomically
+from nemo_edge.system.files import number_of, write_atomically
 from nemo_edge.system.reading import read_text
 
 CONFIG: Final = "config.pbtxt"
@@ -135,8 +135,7 @@ def read_config(path: Path) -> Any:
 
 def recorded_version(config: Any) -> int:
     """Return the number of the last version shipped, as a configuration records it; 0 for one that is not ours."""
-    value = config.parameters["version"].string_value if "version" in config.parameters else ""
-    return int(value) if value.isdigit() else 0
+    return number_of(config.parameters["version"].string_value) if "version" in config.parameters else 0
 
 
 def _schema() -> Any:

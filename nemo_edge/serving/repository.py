@@ -34,10 +34,11 @@ from nemo_edge.serving.versions import (
     EngineVersion,
     PipelineVersion,
     ServerBackend,
+    describe_pipeline,
     model_name,
 )
 from nemo_edge.system.errors import InputError
-from nemo_edge.system.files import check_folder, sha256_file, write_atomically
+from nemo_edge.system.files import check_folder, number_of, sha256_file, write_atomically
 from nemo_edge.system.progress import Progress
 
 _SHIPPED_MODELS = Path(__file__).with_name("models")
@@ -185,7 +186,7 @@ def _next_version(repository: Path, configs: Mapping[str, Any]) -> int:
     """One more than any number that a model has or had."""
     numbers = [0, *(recorded_version(config) for config in configs.values())]
     for name in configs:
-        numbers += [int(path.name) for path in (repository / name).iterdir() if path.name.isdigit()]
+        numbers += [number_of(path.name) for path in (repository / name).iterdir()]
     return max(numbers) + 1
 
 
@@ -202,7 +203,8 @@ def _check_model(place: Path, config: Any, shipment: Shipment) -> None:
 
 
 def _check_kind(repository: Path, shipment: Shipment) -> None:
-    """Raise `InputError` where a repository has this model with its components served, and now without, or the other way round."""
+    """Raise `InputError` where a repository has this model with its components served or signatures asked for, and now without, or the
+    other way round."""
     place = repository / shipment.names[PIPELINE]
     served = [name for name in shipment.places if (repository / model_name(shipment.label, name)).exists()]
     if shipment.policies is not None and served:
@@ -210,6 +212,10 @@ def _check_kind(repository: Path, shipment: Shipment) -> None:
         raise InputError(f"{other} is served to whoever calls it, and --policies would not keep it from that: ship to another folder")
     if shipment.policies is None and not served and place.is_dir() and any(place.glob(f"*/{COMPONENTS}")):
         raise InputError(f"{place} was shipped with --policies: say again which its server is to know, or ship to another folder")
+    for path in place.glob(f"*/{DESCRIPTION}"):
+        if (describe_pipeline(path.parent).trust is None) != (shipment.trust is None):
+            state = "asks for no signature" if shipment.trust is not None else "asks for a signature (--require-signature)"
+            raise InputError(f"{path.parent} {state}, and versions of a model are asked for alike: ship as it does, or to another folder")
 
 
 def _check_same(repository: Path, name: str, config: Any, new: Any) -> None:

@@ -6,7 +6,7 @@ Knows bundles and signatures; nothing of what opens a version.
 
 from __future__ import annotations
 
-__all__ = ["SIGNED", "check_origin", "copy_origin", "origin_of", "policies_of", "read_origin_policies"]
+__all__ = ["SIGNED", "check_origin", "copy_origin", "masked_graph", "origin_of", "policies_of", "read_origin_policies"]
 
 import shutil
 from collections.abc import Collection, Mapping
@@ -16,6 +16,7 @@ from nemo_edge.bundle.manifest import MANIFEST, SIGNATURE, Manifest
 from nemo_edge.bundle.policies import POLICIES, Policies, baked_policies, read_policies
 from nemo_edge.bundle.revocations import check_trusted
 from nemo_edge.bundle.signature import Trust
+from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.system.errors import BundleError
 from nemo_edge.system.files import explain, sha256_file
 
@@ -63,6 +64,17 @@ def policies_of(folder: Path, manifest: Manifest, identity: str) -> Policies:
     return read_policies(folder, manifest.files, identity)
 
 
-def read_origin_policies(folder: Path, trust: Trust) -> Policies:
-    """Return the policies of the bundle whose files are in a folder, once it is trusted. Raises `BundleError` for any other."""
-    return policies_of(folder, *check_trusted(folder, trust))
+def masked_graph(manifest: Manifest) -> dict[str, str]:
+    """Return the hashes of a bundle's masked UNet, whatever its neurons are: by them its policies are told from another model's."""
+    return {name: digest for name, digest in manifest.files.items() if name.startswith(f"{UNET_FOLDERS['masked']}/model.onnx")}
+
+
+def read_origin_policies(folder: Path, trust: Trust, graph: Mapping[str, str] | None) -> Policies:
+    """Return the policies of the bundle whose files are in a folder, once it is trusted and has this masked UNet.
+
+    Raises `BundleError` for any other.
+    """
+    manifest, identity = check_trusted(folder, trust)
+    if masked_graph(manifest) != graph:
+        raise BundleError(f"{folder} is of a bundle with another masked engine: ship that bundle whole, to a folder of its own")
+    return policies_of(folder, manifest, identity)

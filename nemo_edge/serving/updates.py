@@ -10,12 +10,15 @@ from __future__ import annotations
 __all__ = ["UPDATES", "PoliciesInForce", "put_policies"]
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from nemo_edge.bundle.policies import POLICIES, Policies
+from nemo_edge.bundle.revocations import check_trusted
 from nemo_edge.bundle.signature import Trust
-from nemo_edge.serving.signed import read_origin_policies
+from nemo_edge.serving.signed import SIGNED, masked_graph, read_origin_policies
 from nemo_edge.system.errors import InputError
+from nemo_edge.system.files import number_of
 from nemo_edge.system.outputs import lock, remove
 
 UPDATES = "policies"
@@ -31,12 +34,14 @@ _Seen = tuple[tuple[int, int, int], ...]
 class PoliciesInForce:
     """The policies of a version folder, read anew when their files change: the newest that can be used.
 
-    `complain` gets a line on each file that cannot be; with `trust`, one whose bundle is not signed by whom is trusted is among them.
+    `complain` gets a line on each file that cannot be; with `trust`, one whose bundle is not signed by whom is trusted, or has
+    another masked engine, is among them.
     """
 
     def __init__(self, folder: Path, complain: Callable[[str], None] = lambda message: None, trust: Trust | None = None) -> None:
         self._updates, self._complain, self._trust = folder / UPDATES, complain, trust
         self._own = self._policies = Policies.load(folder / POLICIES)
+        self._graph = None if trust is None else masked_graph(check_trusted(folder / SIGNED, trust)[0])
         self._seen: _Seen = ()
 
     def __call__(self) -> Policies:
@@ -47,18 +52,19 @@ class PoliciesInForce:
         return self._policies
 
     def _look(self) -> _Seen:
-        try:
-            states = [(number, (self._updates / f"{number}.json").stat()) for number in _numbers(self._updates)]
-        except FileNotFoundError:  # one was taken away at this moment
-            return self._look()
-        return tuple(sorted((number, state.st_ino, state.st_mtime_ns) for number, state in states))
+        found = []
+        for number in _numbers(self._updates):
+            with suppress(OSError):  # one was taken away at this moment, or is a link to nothing
+                state = (self._updates / f"{number}.json").stat()
+                found.append((number, state.st_ino, state.st_mtime_ns))
+        return tuple(sorted(found))
 
     def _newest(self, seen: _Seen) -> Policies:
         for number, *_ in reversed(seen):
             path = self._updates / f"{number}.json"
             try:
                 found = Policies.load(path)
-                if self._trust is not None and read_origin_policies(path.with_suffix(""), self._trust) != found:
+                if self._trust is not None and read_origin_policies(path.with_suffix(""), self._trust, self._graph) != found:
                     raise InputError(f"{path} has other neurons than the bundle that was signed")
                 if found.fits(self._own):
                     return found.model_copy(update={"offered": self._own.offered})
@@ -88,4 +94,4 @@ def put_policies(folder: Path, policies: Policies, copy: Callable[[Path], object
 
 
 def _numbers(updates: Path) -> list[int]:
-    return [int(path.stem) for path in updates.glob("*.json") if path.stem.isdigit()]
+    return [number for path in updates.glob("*.json") if (number := number_of(path.stem))]

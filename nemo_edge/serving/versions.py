@@ -31,16 +31,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nemo_edge.backends.base import Runner
 from nemo_edge.backends.triton import Signature
-from nemo_edge.bundle.policies import POLICIES, Policies
+from nemo_edge.bundle.policies import ALWAYS, POLICIES, Policies
 from nemo_edge.bundle.references import strays
 from nemo_edge.bundle.signature import Trust
+from nemo_edge.model.component import VALUE_MASK
 from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.recipe import kept_recipe
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.serving.signed import SIGNED, check_origin, policies_of
+from nemo_edge.serving.updates import UPDATES
 from nemo_edge.system.errors import BundleError, InputError, lacking
-from nemo_edge.system.files import inside, sha256_file
+from nemo_edge.system.files import inside, names_in, number_of, sha256_file
 from nemo_edge.system.reading import read_bytes
 
 DESCRIPTION = "version.json"
@@ -54,6 +56,9 @@ MODEL = "model.py"
 
 COMPONENTS = "components"
 """The folder of a pipeline's version that has those that are no models of their own."""
+
+_APART = (DESCRIPTION, COMPONENTS, UPDATES, f".{UPDATES}.lock", "__pycache__")
+"""What a version has beside its files: its description, what says itself what it is, and what Python keeps."""
 
 PIPELINE = "pipeline"
 """Name of the model that draws pictures; the others are the components it calls."""
@@ -143,6 +148,8 @@ class PipelineVersion(_Version):
                 raise _another(folder)
             if Policies.load(folder / POLICIES).offering(None) != own:
                 raise _another(folder)
+            if (own.neurons[ALWAYS] is None) == (VALUE_MASK in self.models["unet"].inputs):  # else a mask of nothing is fed
+                raise _another(folder)
 
 
 def _sources(name: str) -> Iterator[str]:
@@ -178,7 +185,7 @@ def read_pipeline(folder: Path, *, signed: bool = True) -> PipelineVersion:
 def newest_pipeline(repository: Path, label: str = "") -> Path:
     """Return the version folder of the pipeline that was shipped last under a label. Raises `InputError` for a repository without it."""
     place = repository / model_name(label, PIPELINE)
-    numbers = [int(path.parent.name) for path in place.glob(f"*/{DESCRIPTION}") if path.parent.name.isdigit()]
+    numbers = [number for path in place.glob(f"*/{DESCRIPTION}") if (number := number_of(path.parent.name))]
     if not numbers:
         others = sorted(label for label in labels(repository) if label)
         known = f"; it has those of --name {', '.join(others)}" if others else ""
@@ -229,9 +236,16 @@ def _read(folder: Path, kind: type[_Kind], *, signed: bool = True) -> _Kind:
     wrong = _changed(folder, version.files)
     if wrong:
         raise BundleError(f"{folder} was changed since it was shipped ({wrong}): ship the bundle again; nothing was opened")
-    if signed:
+    if signed and version.trust is not None:
+        if added := _added(folder, version.files):  # a description that leaves a file out would leave it unasked
+            raise BundleError(f"{folder} was changed since it was shipped ({added} was added): ship the bundle again; nothing was opened")
         version.check(folder)
     return version
+
+
+def _added(folder: Path, files: Mapping[str, str]) -> str:
+    """The first file in a version's folder that its description does not name; empty for none."""
+    return next((name for name in names_in(folder) if name not in files and name.partition("/")[0] not in _APART), "")
 
 
 def _description(folder: Path, kind: type[_Kind]) -> _Kind:

@@ -15,6 +15,8 @@ __all__ = [
     "followed",
     "inside",
     "leftovers",
+    "names_in",
+    "number_of",
     "sha256_file",
     "sha256_json",
     "temporary",
@@ -45,7 +47,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from nemo_edge.system.errors import InputError, first_line
-from nemo_edge.system.reading import check_regular, expanded, read_text
+from nemo_edge.system.reading import check_letters, check_regular, expanded, read_text
 from nemo_edge.system.weights import PICKLE_FILES, WEIGHT_FILES, opened_files
 
 _flock: Callable[[int, int], None] | None = getattr(fcntl, "flock", None)
@@ -281,7 +283,10 @@ def checkpoint_folder(path: str) -> Path:
     local = expanded(path)
     if local.exists():
         return _snapshot(local)
-    name, _, revision = path.partition("@")
+    check_letters(path, "checkpoint")
+    name, at, revision = path.partition("@")
+    if at and (not revision or ".." in revision):
+        raise InputError(f"checkpoint {path}: {revision!r} is no revision: give a branch, a tag or a commit after the @, or leave both out")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise InputError(f"checkpoint {path} does not exist: give a diffusers folder, a .safetensors file or a hub id (owner/name)")
     from huggingface_hub import snapshot_download
@@ -302,6 +307,16 @@ def with_commit(path: str) -> str:
         return path
     folder = checkpoint_folder(path)
     return f"{path.partition('@')[0]}@{folder.name}" if folder.parent.name == "snapshots" else path
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the paths in a folder of all that is no folder, links among it, in their order."""
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
+
+
+def number_of(text: str) -> int:
+    """Return the number, of 1 to 9 digits and without a zero in front, that a text is, as a version's folder has it; 0 for any other."""
+    return int(text) if re.fullmatch(r"[1-9][0-9]{0,8}", text) else 0
 
 
 def weight_bytes(path: str) -> int:

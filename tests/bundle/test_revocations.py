@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from signing import write_certificates, write_key
 
 from bundle.test_manifest import published
@@ -13,6 +14,7 @@ from nemo_edge.bundle import engines
 from nemo_edge.bundle.revocations import Revocations, check_not_revoked, check_trusted, identity_of, revoke
 from nemo_edge.bundle.signature import Signer, Trust, sign
 from nemo_edge.system.errors import BundleError, InputError
+from nemo_edge.system.files import sha256_file
 
 ONE, TWO = "1" * 64, "2" * 64
 
@@ -86,3 +88,22 @@ def test_what_is_neither_an_identity_nor_a_bundle_is_refused(tmp_path: Path) -> 
         identity_of("12ab")
     with pytest.raises(BundleError, match=r"has no manifest\.json"):
         identity_of(str(tmp_path))
+
+
+def test_a_list_has_identities_alone(tmp_path: Path, keys: tuple[Path, Path]) -> None:
+    path, signer = tmp_path / "list.json", Signer(key=keys[0])
+    for wrong in ("12ab", f"{ONE} ", ""):
+        with pytest.raises(InputError, match="is no identity: give 64 hexadecimal digits"):
+            revoke(path, [wrong], signer)
+        with pytest.raises(ValidationError):
+            Revocations.model_validate({"written": "", "identities": {wrong: {"since": ""}}})
+    with pytest.raises(InputError, match="--reason has half of a letter"):
+        revoke(path, [ONE], signer, "\udcff")
+    assert not path.exists()
+    assert revoke(path, ["AB" * 32], signer).identities.keys() == {"ab" * 32}
+
+
+def test_a_bundle_in_a_folder_named_like_an_identity_has_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = published(tmp_path / ONE)
+    monkeypatch.chdir(tmp_path)
+    assert identity_of(ONE) == sha256_file(folder / "manifest.json") != ONE

@@ -29,6 +29,7 @@ def test_a_signed_bundle_is_verified_by_the_public_key(run: Run, tmp_path: Path,
     identity = sha256_file(folder / "manifest.json")
     shown = run("verify", folder)
     assert f"identity: {identity}\nnot signed: anybody can write such a manifest" in shown.out
+    assert "not signed; it is the bundle that was expected" in run("verify", folder, "--expect", identity).out
     shown = run("sign", folder, "--key", keys[0])
     assert (shown.code, shown.out, shown.err) == (0, f"{folder}/manifest.sig: signed\nidentity: {identity}\n", "")
     assert "signed; by whom was not asked: --public-key" in run("verify", folder).out
@@ -44,6 +45,7 @@ def test_another_key_and_another_identity_are_exit_code_2(run: Run, tmp_path: Pa
     run("sign", folder, "--key", keys[0])
     shown = run("verify", folder, "--public-key", write_key(tmp_path / "other.pem")[1])
     assert (shown.code, shown.out.count("is not signed by whom is trusted")) == (2, 1)
+    assert shown.out.endswith("out: refused\n")
     shown = run("verify", folder, "--expect", "0" * 64)
     assert (shown.code, shown.out.count("is not the bundle that was expected")) == (2, 1)
 
@@ -64,6 +66,8 @@ def test_a_revoked_bundle_is_refused(run: Run, tmp_path: Path, keys: tuple[Path,
     [
         (("verify", "OUT", "--signature"), "--signature: say whose signature is taken: --public-key, or --authority"),
         (("verify", "OUT", "--signer", "me@example.com"), "--signer: a signer is known to Sigstore by an issuer: give both"),
+        (("verify", "OUT", "--signer", "", "--issuer", ""), "--signer: say whose signature is taken"),
+        (("ship", "OUT", "--to", "repository", "--signer", ""), "--signer: say whose signature is taken"),
         (("verify", "OUT", "--revocations", "list"), "--revocations: say whose signature is taken"),
         (("verify", "OUT", "--expect", "12ab"), "--expect 12ab: give an identity, 64 hexadecimal digits"),
         (("verify", "OUT", "--public-key", "nothing.pub"), "key nothing.pub does not exist"),

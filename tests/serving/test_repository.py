@@ -234,6 +234,12 @@ def test_native_plans_that_the_bundle_lacks_are_named(bundle: Path, repository: 
         ship(bundle, repository)
 
 
+def test_a_folder_that_is_no_version_does_not_count(shippable: Path, repository: Path) -> None:
+    ship(shippable, repository)
+    (repository / "unet" / "\u00b2").mkdir()
+    assert ship(shippable, repository).version == 2
+
+
 def test_another_backend_is_refused(shippable: Path, repository: Path) -> None:
     with pytest.raises(InputError, match="--backend openvino: take native"):
         ship(shippable, repository, "openvino")

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from served import pass_gates
 from signing import write_key
 
 from nemo_edge.bundle.manifest import MANIFEST, SIGNATURE, amend, open_bundle
-from nemo_edge.bundle.policies import Policies, masked_policies
+from nemo_edge.bundle.policies import Policies, baked_policies, masked_policies, read_policies
 from nemo_edge.bundle.revocations import identity_of, revoke
 from nemo_edge.bundle.signature import Signer, Trust, sign
 from nemo_edge.model.neurons import NeuronSet
@@ -29,6 +30,8 @@ from nemo_edge.serving.hotupdate import ship_masks
 from nemo_edge.serving.local import open_painter
 from nemo_edge.serving.repository import ship
 from nemo_edge.serving.server import Environment, serve
+from nemo_edge.serving.signed import copy_origin, origin_of
+from nemo_edge.serving.updates import PoliciesInForce, put_policies
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import sha256_file
 
@@ -154,6 +157,25 @@ def test_a_changed_file_is_not_opened_whatever_the_version_says_of_it(
     refused(place, model, said)
 
 
+def test_a_file_that_the_description_leaves_out_is_not_opened(place: Place) -> None:
+    exchange_weights(place.version("unet"))
+    (place.version("unet") / "version.json").write_text(
+        json.dumps({**json.loads((place.version("unet") / "version.json").read_text()), "files": {}})
+    )
+    refused(place, "unet", "was changed since it was shipped .* was added")
+    (place.version("pipeline") / "tokenizer" / "added_tokens.json").write_text('{"a photo": 5}')
+    refused(place, "pipeline", "tokenizer/added_tokens.json was added")
+
+
+def test_a_masked_engine_is_not_served_as_a_baked_one(place: Place) -> None:
+    version = place.version("pipeline")
+    for name in ("signed/neurons.json", "signed/policies.json", "policies.json"):
+        (version / name).unlink(missing_ok=True)
+    baked_policies(json.loads((version / "version.json").read_text())["manifest"]).save(version / "policies.json")
+    redescribe(version)
+    refused(place, "pipeline", "is served otherwise than the bundle that was signed")
+
+
 def test_settings_are_those_of_the_signed_bundle(place: Place) -> None:
     described = json.loads((place.version("unet") / "version.json").read_text())
     redescribe(place.version("unet"), engine={**described["engine"], "provider": "cuda"})
@@ -191,6 +213,34 @@ def test_new_masks_come_with_their_own_signature(place: Place, tmp_path: Path) -
         update = place.version("pipeline") / "policies" / "2.json"
         masked_policies(NeuronSet.empty(NeuronSet.load(place.bundle / "neurons.json").layers)).save(update)
         assert painter.policies().version == shipped.policies  # nobody signed the newer one
+
+
+def test_policies_of_another_model_are_not_in_force_although_they_are_signed(place: Place) -> None:
+    def exchange(staged: Path) -> None:
+        weights = staged / "unet_masked" / "model.onnx.data"
+        content = bytes(weights.stat().st_size)
+        weights.unlink()
+        weights.write_bytes(content)
+
+    amend(place.bundle, open_bundle(place.bundle), exchange)
+    identity = sign(place.bundle, Signer(key=place.key)).identity
+    files, told = open_bundle(place.bundle).files, list[str]()
+    origin = partial(copy_origin, place.bundle, names=origin_of(files, policies=True))
+    put_policies(place.version("pipeline"), read_policies(place.bundle, files, identity), origin)
+    found = PoliciesInForce(place.version("pipeline"), told.append, place.trust)()
+    assert found == Policies.load(place.version("pipeline") / "policies.json")
+    assert [line.count("is of a bundle with another masked engine") for line in told] == [1]
+
+
+def test_signed_and_unsigned_do_not_mix(place: Place, shippable: Path, tmp_path: Path) -> None:
+    ship(shippable, tmp_path / "unsigned")
+    with pytest.raises(InputError, match=r"asks for a signature \(--require-signature\), and versions of a model are asked for alike"):
+        ship(place.bundle, place.repository)
+    with pytest.raises(InputError, match="asks for no signature, and versions of a model are asked for alike"):
+        ship(place.bundle, tmp_path / "unsigned", trust=place.trust)
+    with pytest.raises(InputError, match="asks for no signature, and so not for that of new neurons"):
+        ship_masks(place.bundle, tmp_path / "unsigned", trust=place.trust)
+    assert not (tmp_path / "unsigned" / "pipeline" / "1" / "policies").exists()
 
 
 def test_a_backend_that_asks_nobody_is_refused(place: Place, tmp_path: Path) -> None:

@@ -66,6 +66,14 @@ def test_a_file_that_cannot_be_used_is_told_once_and_changes_nothing(folder: Pat
     assert PoliciesInForce(folder)() == of(2)
 
 
+def test_a_link_to_nothing_and_a_number_of_another_alphabet_are_no_updates(folder: Path) -> None:
+    put_policies(folder, of(2))
+    (folder / UPDATES / "99.json").symlink_to("nowhere")
+    of(3).save(folder / UPDATES / "\u00b2.json")
+    assert PoliciesInForce(folder)() == of(2)
+    assert put_policies(folder, of(4)) == 100
+
+
 @pytest.mark.parametrize("policies", [of(2, layers=LAYERS[:1]), baked_policies()])
 def test_policies_of_another_model_are_not_put_there(folder: Path, policies: Policies) -> None:
     with pytest.raises(InputError, match=r"the neurons are not of the model that .* serves: ship the bundle whole"):

@@ -15,7 +15,9 @@ from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import (
     check_file,
     check_folder,
+    checkpoint_folder,
     checkpoint_hashes,
+    number_of,
     sha256_file,
     sha256_json,
     temporary,
@@ -120,6 +122,23 @@ def test_a_checkpoint_is_its_weights_and_configurations(tmp_path: Path) -> None:
     assert checkpoint_hashes(str(tmp_path / "unet/config.json")) == {"config.json": hashlib.sha256(b"unet/config.json").hexdigest()}
     with pytest.raises(InputError, match="does not exist"):
         checkpoint_hashes(str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("owner/name@", "'' is no revision: give a branch, a tag or a commit after the @"),
+        ("owner/name@../../other", "'../../other' is no revision"),
+        ("owner/name@\udcff", "checkpoint has half of a letter"),
+    ],
+)
+def test_a_hub_id_without_a_readable_revision_is_refused(path: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        checkpoint_folder(path)
+
+
+def test_a_number_has_digits_of_this_alphabet_and_no_zero_in_front() -> None:
+    assert [number_of(text) for text in ("1", "42", "0", "01", "\u00b2", "\u0663", "", "-1", "1" * 10)] == [1, 42, 0, 0, 0, 0, 0, 0, 0]
 
 
 def _read_only(place: Path) -> bool:
