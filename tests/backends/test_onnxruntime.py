@@ -54,7 +54,7 @@ def save_integers(path: Path) -> Path:
         helper.make_node("QuantizeLinear", ["x", "xs", "xz"], ["xq"]),
         helper.make_node("DequantizeLinear", ["xq", "xs", "xz"], ["xd"]),
         helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=1),
-        helper.make_node("MatMul", ["xd", "wd"], ["y"]),
+        helper.make_node("MatMul", ["xd", "wd"], ["y"], name="product"),
     ]
     ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size]) for name, size in (("x", 64), ("y", 8))]
     tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in kept.items()]
