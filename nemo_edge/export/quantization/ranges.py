@@ -131,7 +131,7 @@ class Ranges(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
-    component: str
+    component: Literal["unet"]
     source: str
     """Hash of the checkpoint's files."""
     prompts: tuple[str, ...] = Field(min_length=1)

@@ -132,6 +132,13 @@ def test_ranges_of_no_prompts_are_none(tmp_path: Path) -> None:
         Ranges.read(tmp_path / "r.json")
 
 
+def test_ranges_of_another_component_are_none(tmp_path: Path) -> None:
+    known = {"source": "s", "prompts": ["a"], "seed": 0, "sampling": {}, "version": "1", "inputs": {}, "outputs": {}}
+    (tmp_path / "r.json").write_text(json.dumps({**known, "component": "vae_decoder"}))
+    with pytest.raises(InputError, match=r"r\.json holds no ranges: Input should be 'unet'"):
+        Ranges.read(tmp_path / "r.json")
+
+
 def test_ranges_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"r\.json does not exist: give the ranges\.json of a bundle"):
         Ranges.read(tmp_path / "r.json")
