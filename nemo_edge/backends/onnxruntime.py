@@ -47,6 +47,8 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "te
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
 _SILENT = 4
+_EXACT = "1"
+"""Weights of few bits alone are multiplied as float32."""
 _UNKNOWN = "NOT_IMPLEMENTED"
 """In an error: an operator that the provider has for other types only."""
 _INTEGERS = {
@@ -307,6 +309,7 @@ def _options(model: Path, provider: str, threads: int | None, optimized: bool) -
     options.log_severity_level = _SILENT
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or 0
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent))
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", _EXACT)  # else it rounds activations to 8 bits
     if int8_products() in ("overflows", None):  # an x86 before VNNI: with weights of unsigned integers it adds up in 32 bits
         options.add_session_config_entry("session.x64quantprecision", "1")
     if not optimized:

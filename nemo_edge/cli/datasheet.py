@@ -103,10 +103,12 @@ def show_profile(found: Profile) -> None:
     out.print(f"\n{found.component} in {found.backend}, {found.precision}, {threads}: {found.latency_ms:.1f} ms a call", highlight=False)
     rates = f"{found.rates.gflops:,.0f} GFLOP/s, weights read at {found.rates.gbytes:.1f} GB/s"
     if found.limit_ms is None or found.of_limit is None:
-        out.print(f"this machine: {rates}; ONNX Runtime, which counts the operations, is not installed", highlight=False)
+        why = "ONNX Runtime, which counts the operations, is not installed"
+        if found.integers:
+            why = f"{found.integers:.0%} of the products are of integers, whose rate is not measured, so that no best time is known"
+        out.print(f"this machine: {rates}; {why}", highlight=False)
         return
-    integers = f" ({found.integers:.0%} of it in integers)" if found.integers else ""
-    best = f"{found.gflops:,.1f} GFLOP{integers} and {found.weights_mb:,.0f} MB of weights take {found.limit_ms:.1f} ms at best"
+    best = f"{found.gflops:,.1f} GFLOP and {found.weights_mb:,.0f} MB of weights take {found.limit_ms:.1f} ms at best"
     out.print(f"this machine: {rates}; {best}: the engine reaches {found.of_limit:.0%} of that", highlight=False)
 
 

@@ -18,9 +18,12 @@ def quantize(
     scheme: Annotated[str | None, typer.Option("--scheme", help="int8 (default), int8_weights, int4_weights, or fp8.")] = None,
     ranges: Annotated[Path | None, typer.Option("--ranges", help="ranges.json of a bundle of this model; else they are found.")] = None,
     general: Annotated[Path | None, typer.Option("--general", help="Prompts to find them with; else the bundle's own first.")] = None,
-    pictures: Annotated[int | None, typer.Option("--pictures", help="Prompts whose pictures are drawn for them (16).")] = None,
+    pictures: Annotated[
+        int | None,
+        typer.Option("--pictures", help="Prompts drawn for them (16, fewer where 200 calls of the UNet end)."),
+    ] = None,
     keep: Annotated[list[str] | None, typer.Option("--keep", help="Part of the path of modules to leave; may be repeated.")] = None,
-    recipe: Annotated[Path | None, typer.Option("--recipe", help="Whose [quantization] is taken, and where files are.")] = None,
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="Whose [quantization] is taken, and where its prompts are.")] = None,
     as_json: Json = False,
 ) -> None:
     """Make a bundle of another, its UNet in fewer bits. An interrupted run goes on.

@@ -75,7 +75,8 @@ class Profile(BaseModel):
     weights_mb: float
     rates: Rates
     limit_ms: float | None
-    """What a call takes at best: the products at the measured rate, or the weights read once, whichever is longer."""
+    """What a call takes at best: the products at the measured rate, or the weights read once, whichever is longer.
+    None where they are not counted, and where some are of integers, whose rate is not measured."""
 
     @property
     def of_limit(self) -> float | None:
@@ -132,6 +133,7 @@ def _profiled(model: Path, engine: EngineSettings, feed: Mapping[str, np.ndarray
     counted = _macs(model, feed)
     macs = None if counted is None else sum(counted.values())
     advance(1)
+    integers = None if counted is None else _share(counted, operators)
     rates = measure_rates(engine)
     advance(1)
     graph = open_graph(model)
@@ -139,10 +141,10 @@ def _profiled(model: Path, engine: EngineSettings, feed: Mapping[str, np.ndarray
     return {
         "rows": tuple(_rows(graph, operators)),
         "gflops": None if macs is None else round(2 * macs / 1e9, 3),
-        "integers": None if counted is None else _share(counted, operators),
+        "integers": integers,
         "weights_mb": round(weights / 1e6, 1),
         "rates": rates,
-        "limit_ms": None if macs is None else round(rates.limit_ms(2 * macs, weights), 3),
+        "limit_ms": None if macs is None or integers else round(rates.limit_ms(2 * macs, weights), 3),
     }
 
 

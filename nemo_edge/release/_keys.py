@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from nemo_edge.export.quantization.ranges import COUNTED_BY
 from nemo_edge.measure.attacks.base import COUNTED
 from nemo_edge.model.component import EXACT_TIMES
 from nemo_edge.recipe.recipe import Recipe
@@ -46,8 +47,6 @@ _FORMAT = f"ONNX files without the exporter's notes, {EXACT_TIMES}"
 """What exported files are like: those that were kept from before are not taken for them."""
 _STEPS = "the steps of the sampler as numbers"
 """What a bundle has since then."""
-_COUNTED_BY = "ranges by the 14 leading bits of magnitudes, with the errors of integers and of floats"
-"""How activations are counted, and files quantized."""
 _COUNTED = "copies of every known training picture in all its readings, whole and in part, and the nearest of each picture"
 """What the measurement counts: one that counted less is not taken for it."""
 
@@ -139,14 +138,14 @@ def of_ranges(given: Given) -> object:
     settings = given.recipe.quantization
     assert settings is not None
     general = [prompt.text for prompt in given.inputs.general[: settings.drawn(given.recipe.sampling.steps)]]
-    return [given.keys["export"], general, given.tables["sampling"], _COUNTED_BY]
+    return [given.keys["export"], general, given.tables["sampling"], COUNTED_BY]
 
 
 def of_quantization(given: Given) -> object:
     """The files in float32, ranges, and the settings; the path of a file of ranges is none of them."""
     settings = {name: value for name, value in given.tables["quantization"].items() if name != "ranges"}
     tried = [[prompt.text for prompt in given.inputs.general[:1]], given.tables["sampling"]]
-    return [given.keys["export"], given.keys.get("ranges"), given.inputs.ranges, settings, tried, _COUNTED_BY]
+    return [given.keys["export"], given.keys.get("ranges"), given.inputs.ranges, settings, tried, COUNTED_BY]
 
 
 def of_plans(table: str, given: Given) -> object:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 __all__ = ["QuantizedBundle", "quantize_bundle"]
 
+import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -25,18 +27,21 @@ from nemo_edge.backends.tensorrt.plans import PlanFile, plans_of
 from nemo_edge.bundle.manifest import Manifest, measured_no_more, open_bundle, open_verified, publish, staging, verify
 from nemo_edge.export.production import OnnxFile, plan_stage
 from nemo_edge.export.quantization import quantize as quantization
-from nemo_edge.export.quantization.ranges import Ranges
+from nemo_edge.export.quantization.ranges import COUNTED_BY, Ranges
 from nemo_edge.export.quantization.record import Quantized
 from nemo_edge.graph.onnxfile import open_graph
+from nemo_edge.graph.valueweights import open_value_weights, rows_of
 from nemo_edge.localization.localizer import read_results
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.prompts import Prompt, check_apart, distinct, read_prompts
 from nemo_edge.recipe.quantization import QuantizationSettings
-from nemo_edge.recipe.recipe import Recipe, anchored, from_options, kept_recipe, portable, with_places
+from nemo_edge.recipe.recipe import Recipe, anchored, from_options, kept_recipe, portable
 from nemo_edge.recipe.targets import Flavour
 from nemo_edge.release._cache import cache_of, prune
+from nemo_edge.release._inputs import used_versions
 from nemo_edge.release._preflight import check_integers, slow_integers
+from nemo_edge.system.environment import machine
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency
 from nemo_edge.system.files import check_folder, explain, sha256_file, sha256_json
 from nemo_edge.system.outputs import lock
@@ -98,7 +103,9 @@ def quantize_bundle(
     if output.exists() and output.samefile(bundle):
         raise InputError(f"the output {output} is the bundle itself, whose exact files are needed: give another folder")
     manifest = open_verified(bundle)
-    work = _Work(bundle, output, manifest, _recipe(bundle, manifest, output, given or {}, places), general, progress)
+    recipe = _recipe(bundle, manifest, output, given or {}, general, places)
+    known = (places or recipe).prompts.general
+    work = _Work(bundle, output, manifest, recipe, known, general, progress)
     work.check()
     try:
         with lock(output):
@@ -114,8 +121,10 @@ def quantize_bundle(
         raise explain(error, Path(error.filename or output)) from error
 
 
-def _recipe(bundle: Path, manifest: Manifest, output: Path, given: Mapping[str, Any], places: Recipe | None) -> Recipe:
-    """The bundle's recipe with its quantization, its files where they are now, or where `places` says.
+def _recipe(
+    bundle: Path, manifest: Manifest, output: Path, given: Mapping[str, Any], general: Path | None, places: Recipe | None
+) -> Recipe:
+    """The bundle's recipe with its quantization, which `places` may say; where its files are is not, as nothing is made of them here.
 
     Raises `InputError` for what does not go together.
     """
@@ -127,12 +136,22 @@ def _recipe(bundle: Path, manifest: Manifest, output: Path, given: Mapping[str, 
     fewer = {"prompts": min(QuantizationSettings().prompts, recipe.calibration.prompts)}
     own = places.quantization.model_dump() if places and places.quantization else fewer
     settings = from_options(QuantizationSettings, own, given, _OPTIONS)
+    _check_used(settings, {"--ranges": given.get("ranges"), "--general": general, "--pictures": given.get("prompts")})
     name = f"{recipe.name[:80]}-{settings.scheme.replace('_', '-')}"
-    recipe = with_places(recipe, places) if places else recipe
     try:
         return Recipe.model_validate({**recipe.model_dump(), "name": name, "output": output, "quantization": settings.model_dump()})
     except ValidationError as error:
         raise InputError(f"{bundle} cannot be quantized so: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+
+
+def _check_used(settings: QuantizationSettings, given: Mapping[str, object]) -> None:
+    """Raise `InputError` for an option on ranges that nothing would come of."""
+    asked = [name for name, value in given.items() if value is not None]
+    if asked and not settings.activations:
+        raise InputError(f"{asked[0]} is about ranges of activations, and {settings.scheme} rounds weights alone: leave it out")
+    finding = [name for name in asked if name != "--ranges"]
+    if finding and settings.ranges is not None:
+        raise InputError(f"{finding[0]} is for finding ranges, and those of {settings.ranges} are read: leave out one of the two")
 
 
 @dataclass(frozen=True)
@@ -143,6 +162,8 @@ class _Work:
     output: Path
     manifest: Manifest
     recipe: Recipe
+    known: Path
+    """Where the general prompts are now that the bundle was made from."""
     general: Path | None
     progress: Progress
 
@@ -174,11 +195,14 @@ class _Work:
         """A hash of all that the new bundle is made of."""
         settings = self.settings.model_dump(mode="json", exclude={"ranges"})
         ranges = self.read.model_dump(mode="json") if self.read else None
-        return sha256_json([self.manifest.key, self.manifest.files, "quantize", settings, ranges, self.files.prompts, __version__])
+        return sha256_json(
+            [self.manifest.key, self.manifest.files, "quantize", settings, ranges, self.files.prompts, COUNTED_BY, __version__]
+        )
 
     def check(self) -> None:
         """Find what cannot be, before the work."""
-        check_integers(self.recipe)
+        if self.recipe.engine.backend == "openvino":  # what is only timed beside it is not run here
+            check_integers(self.recipe)
         for note in slow_integers(self.recipe):
             self.progress.note(note)
         if self.read is not None and self.settings.ranges is not None:
@@ -197,15 +221,19 @@ class _Work:
         ranges = self._ranges()
         known = self._copy(staged)
         quantization.quantize_files(self.files, self.settings, ranges, staged, {"version": __version__}, self.progress)
+        self._check_read(staged)
         if ranges is not None:
             ranges.write(staged / quantization.RANGES)
         self._compile(staged)
         gate = measured_no_more("its UNet was quantized")
-        kept = self.settings.model_copy(update={"ranges": None})  # the bundle has them itself
+        kept, here = self.settings.model_copy(update={"ranges": None}), machine()  # the bundle has them itself
         changes = {
             "name": self.recipe.name,
             "key": self.key,
             "recipe": portable(self.recipe.model_copy(update={"quantization": kept})).model_dump(mode="json"),
+            "recipe_file": "",
+            "versions": {**self.manifest.versions, **used_versions(here, self.recipe)},
+            "machine": here,
             "gates": (gate,) if self.manifest.random_weights is None else self.manifest.gates,
             "passed": False,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -218,9 +246,9 @@ class _Work:
             return self.read.prompts
         if not self.settings.activations or self.manifest.random_weights is not None:
             return (quantization.PROMPT,)
-        path, wanted = self.general or self.recipe.prompts.general, self.settings.drawn(self.recipe.sampling.steps)
+        path, wanted = self.general or self.known, self.settings.drawn(self.recipe.sampling.steps)
         if self.general is None:
-            self._check_known(path)
+            self._check_known()
         found = distinct(read_prompts(path, tell=self.progress.note))
         memorized = [Prompt(text=result.prompt) for result in read_results(self.bundle / "localization.jsonl")]
         check_apart(found, memorized, path, self.bundle)
@@ -231,8 +259,9 @@ class _Work:
             )
         return tuple(prompt.text for prompt in found[:wanted])
 
-    def _check_known(self, path: Path) -> None:
+    def _check_known(self) -> None:
         """Raise `InputError` unless the general prompts that the bundle was made from are there, as they were."""
+        path = self.known
         remedy = "pass --general, a list of prompts, or --ranges, or --recipe, the recipe that it was built by"
         if not path.is_file():
             raise InputError(f"{path}, which the bundle was made from, does not exist: {remedy}")
@@ -243,10 +272,15 @@ class _Work:
         """Those of the file, or found now, or before by a run that was interrupted or had other settings."""
         if self.read is not None or not self.settings.activations:
             return self.read
-        key = sha256_json([self.manifest.files, self.files.prompts, self.recipe.sampling.model_dump(mode="json"), __version__])
+        sampling = self.recipe.sampling.model_dump(mode="json")
+        key = sha256_json([self.manifest.files, self.files.prompts, sampling, COUNTED_BY, __version__])
         folder = cache_of(self.output) / f"ranges-{key[:12]}"
-        if (folder / quantization.RANGES).is_file():
-            return Ranges.read(folder / quantization.RANGES)
+        path = folder / quantization.RANGES
+        with suppress(InputError):  # those that are not there, or not whole, are found anew
+            found = Ranges.read(path)
+            quantization.check_ranges(found, path, self.files)
+            os.utime(folder)  # what is used is not old, and is not pruned
+            return found
         folder.mkdir(parents=True, exist_ok=True)
         return quantization.find_ranges(self.files, self.settings.keep, folder, self.progress)
 
@@ -255,21 +289,37 @@ class _Work:
         """The TensorRT engines of the UNets, by their sidecars."""
         return plans_of(self.bundle, self.manifest.files, [f"{place}/model.onnx" for place in UNET_FOLDERS.values()])
 
+    @cached_property
+    def _graphs(self) -> set[str]:
+        """The files that are quantized: the UNets and their weights."""
+        exact = [self.files.path(variant) for variant in self.manifest.variants]
+        return {path.relative_to(self.bundle).as_posix() for model in exact for path in (model, *open_graph(model).external_files())}
+
     def _copy(self, staged: Path) -> dict[str, str]:
         """Copy what stays as it is; return the hashes. Raises `BundleError` where the bundle is changed meanwhile."""
         plans = {name for sidecar, plan in self._plans.items() for name in (sidecar, plan.plan)}
-        exact = [self.files.path(variant) for variant in self.manifest.variants]
-        graphs = {path.relative_to(self.bundle).as_posix() for model in exact for path in (model, *open_graph(model).external_files())}
         known: dict[str, str] = {}
         for name, digest in self.manifest.files.items():
-            if name in plans | graphs or Path(name).parts[0] in _OF_THE_EXACT_ONE:
+            if name in plans | self._graphs or Path(name).parts[0] in _OF_THE_EXACT_ONE:
                 continue
             (staged / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(self.bundle / name, staged / name)
             known[name] = sha256_file(staged / name)
             if known[name] != digest:
-                raise BundleError(f"{self.bundle} is being changed by another command ({name}): wait for it; nothing was written")
+                raise self._changed(name)
         return known
+
+    def _check_read(self, staged: Path) -> None:
+        """Raise `BundleError` unless the UNets that were read are the manifest's still, and what is staged is baked with its neurons."""
+        other = next((name for name in sorted(self._graphs) if _hash(self.bundle / name) != self.manifest.files.get(name)), None)
+        if other is not None:
+            raise self._changed(other)
+        place, neurons = UNET_FOLDERS["baked"], NeuronSet.load(staged / "neurons.json")
+        if "baked" in self.manifest.variants and not _silences(staged / place / "model.onnx", neurons):
+            raise BundleError(f"{self.bundle}: {place}/model.onnx is not baked with the neurons of neurons.json: build the bundle again")
+
+    def _changed(self, name: str) -> BundleError:
+        return BundleError(f"{self.bundle} is being changed by another command ({name}): wait for it; nothing was written")
 
     def _compile(self, staged: Path) -> None:
         """Compile the UNets' TensorRT engines anew, where they can be made here; say so where they cannot."""
@@ -307,3 +357,16 @@ class _Work:
             removed=tuple(plan for plan in plans if plan not in made.files),
             seconds=time.perf_counter() - started,
         )
+
+
+def _hash(path: Path) -> str | None:
+    return sha256_file(path) if path.is_file() else None
+
+
+def _silences(model: Path, neurons: NeuronSet) -> bool:
+    """Whether the rows of a set are zero in a graph; those that are not a layer's alone are not looked for."""
+    try:
+        weights = open_value_weights(open_graph(model), neurons.layers)
+    except InputError:
+        return True
+    return not any(rows.any() for rows in rows_of(weights.values, neurons).values())

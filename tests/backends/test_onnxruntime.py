@@ -54,13 +54,37 @@ def save_integers(path: Path) -> Path:
         helper.make_node("QuantizeLinear", ["x", "xs", "xz"], ["xq"]),
         helper.make_node("DequantizeLinear", ["xq", "xs", "xz"], ["xd"]),
         helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=1),
-        helper.make_node("MatMul", ["xd", "wd"], ["y"]),
+        helper.make_node("MatMul", ["xd", "wd"], ["y"], name="product"),
     ]
     ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size]) for name, size in (("x", 64), ("y", 8))]
     tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in kept.items()]
     graph = helper.make_graph(nodes, "integers", ports[:1], ports[1:], tensors)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), str(path))
     return path
+
+
+def save_few_bits(path: Path) -> np.ndarray:
+    """x [batch, 64] times weights of 4 bits, a scale for each 32 → y [batch, 8]; return the weights as they are in float32."""
+    rounded = np.random.default_rng(0).integers(-7, 8, (64, 8))
+    scales = np.random.default_rng(1).uniform(0.5, 1, (2, 8)).astype(np.float32)
+    weights = helper.make_tensor("w", TensorProto.INT4, rounded.shape, rounded.ravel())
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "ws"], ["wd"], axis=0, block_size=32),
+        helper.make_node("MatMul", ["x", "wd"], ["y"]),
+    ]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size]) for name, size in (("x", 64), ("y", 8))]
+    graph = helper.make_graph(nodes, "few", ports[:1], ports[1:], [weights, numpy_helper.from_array(scales, "ws")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), str(path))
+    exact: np.ndarray = rounded * np.repeat(scales, 32, axis=0)
+    return exact
+
+
+def test_weights_of_few_bits_are_multiplied_by_activations_as_they_are(tmp_path: Path) -> None:
+    weights = save_few_bits(tmp_path / "model.onnx")
+    x = np.random.default_rng(2).standard_normal((4, 64)).astype(np.float32)
+    x[:, ::32] = 1000  # beside which nothing else is left of a block in 8 bits
+    with open_runner(tmp_path / "model.onnx") as runner:
+        np.testing.assert_allclose(runner({"x": x})["y"], x @ weights, rtol=1e-5, atol=1e-2)
 
 
 @pytest.fixture

@@ -11,7 +11,9 @@ import pytest
 from nemo_edge.backends.tensorrt.fit import Fit
 from nemo_edge.bundle.engines import Contents, Engine, Here, Verified, inspect, inspect_engine
 from nemo_edge.cli import datasheet
-from nemo_edge.system.environment import Gpu
+from nemo_edge.measure._rates import Rates
+from nemo_edge.measure.profile import Profile
+from nemo_edge.system.environment import Gpu, machine
 
 RTX_3090 = Gpu(name="NVIDIA RTX 3090", driver="580.95.05", memory_mib=24564, compute_capability="8.6")
 HERE = Here((RTX_3090,), {"tensorrt-rtx-cu13": "1.7.1.116"}, "Linux")
@@ -112,3 +114,31 @@ def test_a_bundle_says_what_runs_its_onnx_files(capsys: pytest.CaptureFixture[st
     out = shown(capsys, datasheet.show, found)
     rows = [" ".join(line.split()) for line in out.splitlines()]
     assert any(row.startswith("unet_masked/model.onnx ONNX Runtime ") and row.endswith(" cpu –") for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("gflops", "integers", "said"),
+    [
+        (None, None, "which counts the operations, is not installed"),
+        (2.0, 0.9, "90% of the products are of integers, whose rate"),
+    ],
+)
+def test_a_profile_without_a_best_time_says_why(
+    capsys: pytest.CaptureFixture[str], gflops: float | None, integers: float | None, said: str
+) -> None:
+    found = Profile(
+        machine=machine(),
+        component="unet",
+        backend="onnxruntime",
+        precision="fp32",
+        threads=1,
+        shapes={},
+        latency_ms=1.0,
+        rows=(),
+        gflops=gflops,
+        integers=integers,
+        weights_mb=1.0,
+        rates=Rates(gflops=100, gbytes=10),
+        limit_ms=None,
+    )
+    assert said in " ".join(shown(capsys, datasheet.show_profile, found).split())

@@ -35,4 +35,6 @@ def test_settings_come_from_a_recipe_and_ranges_from_a_file(run: Run, tiny_bundl
 def test_a_wrong_option_is_named(run: Run, tiny_bundle: Path, tmp_path: Path) -> None:
     assert_refused(run("quantize", tiny_bundle, "--scheme", "int3", "-o", tmp_path / "x"), "--scheme int3: input should be 'int8'")
     assert_refused(run("quantize", tiny_bundle, "--pictures", 0, "-o", tmp_path / "x"), "--pictures 0")
+    with_both = run("quantize", tiny_bundle, "--ranges", tmp_path / "r.json", "--pictures", 2, "-o", tmp_path / "x")
+    assert_refused(with_both, "--pictures is for finding ranges")
     assert not list(tmp_path.iterdir())

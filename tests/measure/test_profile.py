@@ -6,10 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from backends.test_onnxruntime import save_integers
 
 from nemo_edge.bundle.manifest import amend, open_bundle
-from nemo_edge.measure.profile import Profile, profile_engine
+from nemo_edge.measure.profile import Profile, _profiled, profile_engine
+from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.system.errors import InputError
 
 RUNTIMES = ["onnxruntime", "openvino"]
@@ -84,3 +87,11 @@ def test_a_profile_is_json(bundle: Path) -> None:
 
 def test_of_floats_nothing_is_in_integers(bundle: Path) -> None:
     assert profile_engine(bundle, runs=1).integers == 0
+
+
+def test_of_integers_no_best_time_is_known(tmp_path: Path) -> None:
+    feed = {"x": np.random.default_rng(0).standard_normal((4, 64), np.float32)}
+    found = _profiled(save_integers(tmp_path / "model.onnx"), EngineSettings(threads=1), feed, 1, lambda _: None)
+    assert found["integers"] == 1
+    assert found["gflops"] is not None
+    assert found["limit_ms"] is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from nemo_edge.export.quantization.ranges import Ranges
 from nemo_edge.export.quantization.record import RECORD
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.graph.valueweights import VALUE_DATA
+from nemo_edge.model.neurons import NeuronSet
+from nemo_edge.recipe.quantization import QuantizationSettings
 from nemo_edge.recipe.recipe import load_recipe
 from nemo_edge.release import quantize as module
 from nemo_edge.release._cache import cache_of
@@ -113,6 +116,64 @@ def test_ranges_of_a_file_give_the_same_files_and_those_of_another_model_are_ref
     assert not (tmp_path / "new").exists()
 
 
+def test_what_it_was_made_from_is_what_the_bundle_was_made_from_and_the_rest_is_of_here(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle, manifest = shutil.copytree(tiny_bundle, tmp_path / "bundle"), open_bundle(tiny_bundle)
+    elsewhere_built = manifest.machine.model_copy(update={"cpu": "another"})
+    versions = {**manifest.versions, "onnx": "0.1"}
+    former = manifest.model_copy(update={"recipe_file": "recipe.toml", "machine": elsewhere_built, "versions": versions})
+    amend(bundle, former, lambda _: {})
+    recipe = load_recipe(tiny_bundle.parent / "recipe.toml")
+    other = recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"path": "some/other-model"})})
+    quantize_bundle(bundle, tmp_path / "w8", {"scheme": "int8_weights"}, places=other)
+    made = open_bundle(tmp_path / "w8")
+    assert Path(made.recipe["checkpoint"]["path"]).name == Path(manifest.recipe["checkpoint"]["path"]).name != "other-model"
+    assert (made.recipe_file, made.machine.cpu) == ("", manifest.machine.cpu)
+    assert made.versions["onnx"] == manifest.versions["onnx"]
+
+
+def test_a_bundle_that_is_changed_meanwhile_is_not_quantized(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, own = shutil.copytree(tiny_bundle, tmp_path / "bundle"), NeuronSet.load(tiny_bundle / "neurons.json")
+    own.others(3, seed=0).save(tmp_path / "others.json")
+    real = module.quantization.quantize_files
+
+    def late(*given: Any) -> object:
+        rebake(bundle, tmp_path / "others.json")
+        return real(*given)
+
+    monkeypatch.setattr(module.quantization, "quantize_files", late)
+    with pytest.raises(BundleError, match=r"bundle is being changed by another command \(unet/.*\): wait for it; nothing was written"):
+        quantize_bundle(bundle, tmp_path / "out", {"scheme": "int8_weights"})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_unet_that_is_not_baked_with_its_neurons_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle, own = shutil.copytree(tiny_bundle, tmp_path / "bundle"), NeuronSet.load(tiny_bundle / "neurons.json")
+
+    def write(staged: Path) -> dict[str, str]:
+        (own | own.others(3, seed=0)).save(staged / "neurons.json")
+        return {}
+
+    amend(bundle, open_bundle(bundle), write)
+    with pytest.raises(BundleError, match=r"unet/model\.onnx is not baked with the neurons of neurons\.json: build the bundle again"):
+        quantize_bundle(bundle, tmp_path / "out", {"scheme": "int8_weights"})
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_only_timed_beside_it_need_not_run_here(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, manifest = shutil.copytree(tiny_bundle, tmp_path / "bundle"), open_bundle(tiny_bundle)
+    latency = {**(manifest.recipe.get("latency") or {}), "beside": ["openvino fp32"]}
+    amend(bundle, manifest.model_copy(update={"recipe": {**manifest.recipe, "latency": latency}}), lambda _: {})
+    monkeypatch.setattr("nemo_edge.backends.openvino.int8_products", lambda: "overflows")
+
+    def stop(*_: object) -> None:
+        raise InputError("enough")
+
+    monkeypatch.setattr(module.quantization, "find_ranges", stop)
+    (general := tmp_path / "general.txt").write_text("a lamp\n")
+    with pytest.raises(InputError, match="enough"):
+        quantize_bundle(bundle, tmp_path / "out", {"prompts": 1}, general=general)
+
+
 def test_weights_alone_need_no_prompts(tiny_bundle: Path, tmp_path: Path) -> None:
     lonely = shutil.copytree(tiny_bundle, tmp_path / "elsewhere" / "far" / "bundle")
     found = quantize_bundle(lonely, tmp_path / "w8", {"scheme": "int8_weights"})
@@ -141,6 +202,27 @@ def test_other_prompts_may_find_the_ranges_but_no_memorized_one(tiny_bundle: Pat
             quantize_bundle(tiny_bundle, tmp_path / "out", {"prompts": count}, general=general)
     assert asked == [("a lamp", "a boat")]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "general", "said"),
+    [
+        ({"prompts": 2, "ranges": Path("r.json")}, None, r"--pictures is for finding ranges, and those of r\.json are read: leave out one"),
+        ({"ranges": Path("r.json")}, Path("g.txt"), r"--general is for finding ranges, and those of r\.json are read: leave out one"),
+        (
+            {"scheme": "int8_weights", "prompts": 2},
+            None,
+            "--pictures is about ranges of activations, and int8_weights rounds weights",
+        ),
+        ({"scheme": "int4_weights"}, Path("g.txt"), "--general is about ranges of activations, and int4_weights rounds weights alone"),
+        ({"scheme": "int8_weights", "ranges": Path("r.json")}, None, "--ranges is about ranges of activations"),
+    ],
+)
+def test_options_on_ranges_that_nothing_would_come_of_are_refused(given: dict[str, Any], general: Path | None, said: str) -> None:
+    settings = QuantizationSettings.model_validate(given)
+    named = {"--ranges": given.get("ranges"), "--general": general, "--pictures": given.get("prompts")}
+    with pytest.raises(InputError, match=said):
+        module._check_used(settings, named)
 
 
 @pytest.mark.parametrize(
@@ -227,9 +309,22 @@ def test_an_interrupted_run_goes_on_and_what_it_left_can_be_cleaned(
     assert [path.name for path in tmp_path.iterdir()] == [".out.build"]
     found = clean(tmp_path).found
     assert any(each.path.endswith(".out.build") and each.kind == "stages" for each in found)
+    (kept,) = (tmp_path / ".out.build").iterdir()
+    whole = (kept / RANGES).read_bytes()
     with monkeypatch.context() as patched:
         patched.setattr(module.quantization, "find_ranges", stop)
+        patched.setattr(module, "COUNTED_BY", "another way")
+        with pytest.raises(KeyboardInterrupt):
+            quantize_bundle(tiny_bundle, tmp_path / "out", {"prompts": 1})
+        patched.undo()
+        patched.setattr(module.quantization, "find_ranges", stop)
+        (kept / RANGES).write_bytes(whole[:99])
+        with pytest.raises(KeyboardInterrupt):
+            quantize_bundle(tiny_bundle, tmp_path / "out", {"prompts": 1})
+        (kept / RANGES).write_bytes(whole)
+        os.utime(kept, (0, 0))
         assert quantize_bundle(tiny_bundle, tmp_path / "out", {"prompts": 1}).ranges == "found"
+        assert kept.stat().st_mtime > 1e9, "it is not the first that is pruned"
 
 
 def test_an_output_that_another_command_writes_to_is_refused(made: QuantizedBundle, tiny_bundle: Path, tmp_path: Path) -> None:

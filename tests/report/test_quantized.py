@@ -66,6 +66,7 @@ def test_the_page_the_card_and_the_json_have_it_and_those_of_others_do_not() -> 
     page, card = page_html(made, Gallery({}, {}, {})), model_card(made)
     assert '<section id="quantized">' in page
     assert 'href="#quantized"' in page
+    assert "the threshold and the neurons are those of the exact model" in page
     assert "18.6 → 5.9 MB (32 %)" in page
     assert "&lt;b&gt;it&lt;/b&gt;" in page
     assert "## Quantization" in card

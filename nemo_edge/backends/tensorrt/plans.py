@@ -7,7 +7,6 @@ from __future__ import annotations
 
 __all__ = ["Header", "PlanFile", "Shapes", "Tensor", "open_plan_file", "plans_of", "read_header"]
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Literal, get_args
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nemo_edge.recipe.targets import COMPUTE_CAPABILITIES, Flavour
 from nemo_edge.system.errors import BundleError, InputError
-from nemo_edge.system.reading import check_regular, read_bytes
+from nemo_edge.system.reading import check_regular, read_bytes, read_json
 
 _HEADER_BYTES = 64
 """`IRuntime.engine_header_size` of TensorRT-RTX 1.7."""
@@ -117,10 +116,18 @@ def plans_of(bundle: Path, files: Collection[str], models: Collection[str]) -> d
     """
     sidecars = [name for name in files if name.startswith("engines/") and name.endswith(".json")]
     flavours = get_args(Flavour)
-    found = {
-        name: open_plan_file(bundle / name) for name in sidecars if json.loads((bundle / name).read_bytes()).get("backend") in flavours
-    }
+    found = {name: open_plan_file(bundle / name) for name in sidecars if _backend(bundle / name) in flavours}
     return {name: plan for name, plan in found.items() if plan.model in models and plan.plan in files}
+
+
+def _backend(path: Path) -> object:
+    try:
+        content = read_json(path)
+    except InputError as error:
+        raise BundleError(f"{path} does not describe an engine: build the bundle again") from error
+    if not isinstance(content, dict):
+        raise BundleError(f"{path} does not describe an engine: build the bundle again")
+    return content.get("backend")
 
 
 def read_header(path: Path) -> Header:

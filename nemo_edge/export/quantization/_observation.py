@@ -20,7 +20,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
-from nemo_edge.export.quantization.ranges import COUNTED, Histogram
+from nemo_edge.export.quantization.ranges import APART, COUNTED, Histogram
 from nemo_edge.graph.onnxfile import Graph
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.sampling.loop import Pipeline, denoise
@@ -31,6 +31,7 @@ from nemo_edge.system.progress import Progress
 _SOME, _LARGEST = "_some", "_largest"
 """What is told of a tensor: ends of the names of outputs."""
 _FLAT, _FIRST, _LAST, _AT_MOST, _ONE, _ZERO = (f"nemo_edge_{name}" for name in ("flat", "first", "last", "at_most", "one", "zero"))
+_THIRTY, _APART = "nemo_edge_thirty", "nemo_edge_apart"
 
 
 class Observed:
@@ -77,6 +78,7 @@ def _thinning(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto
     changed.graph.ClearField("node")
     changed.graph.node.extend(nodes)
     constants = {_FLAT: [1, -1], _FIRST: [0], _LAST: [np.iinfo(np.int64).max], _AT_MOST: [COUNTED], _ONE: [1]}
+    constants |= {_THIRTY: [30], _APART: [*APART]}
     changed.graph.initializer.extend(numpy_helper.from_array(np.array(value, np.int64), name) for name, value in constants.items())
     changed.graph.initializer.append(numpy_helper.from_array(np.float32(0), _ZERO))
     changed.graph.output.extend(
@@ -88,7 +90,7 @@ def _thinning(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto
 
 
 def _some_of(name: str) -> Iterator[NodeProto]:
-    """The nodes that thin out a tensor: every n-th value, n so that no more than `COUNTED` are left, in one row; and the largest magnitude,
+    """The nodes that thin out a tensor: every n-th value, in one row, n as `step_of` has it; and the largest magnitude,
     which is made not a number where any value is not finite, as a maximum would not tell."""
 
     def node(kind: str, inputs: Sequence[str], output: str, **attributes: int) -> NodeProto:
@@ -97,7 +99,10 @@ def _some_of(name: str) -> Iterator[NodeProto]:
     yield node("Reshape", [name, _FLAT], "_flat")
     yield node("Size", [name], "_size")
     yield node("Div", [f"{name}_size", _AT_MOST], "_times")
-    yield node("Add", [f"{name}_times", _ONE], "_step")
+    yield node("Add", [f"{name}_times", _ONE], "_least")
+    yield node("Mod", [f"{name}_least", _THIRTY], "_rest")
+    yield node("Gather", [_APART, f"{name}_rest"], "_more")
+    yield node("Add", [f"{name}_least", f"{name}_more"], "_step")
     yield node("Slice", [f"{name}_flat", _FIRST, _LAST, _ONE, f"{name}_step"], _SOME)
     yield node("Abs", [f"{name}_flat"], "_magnitudes")
     yield node("ReduceMax", [f"{name}_magnitudes", _ONE], "_maximum", keepdims=0)

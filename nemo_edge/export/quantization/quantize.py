@@ -40,7 +40,7 @@ from nemo_edge.measure.profile import integer_share
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.model.neurons import ValueLayer
 from nemo_edge.recipe.components import UNET_FOLDERS
-from nemo_edge.recipe.quantization import QuantizationSettings
+from nemo_edge.recipe.quantization import LIMITS, QuantizationSettings
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.sampling.loop import Pipeline, denoise
@@ -150,8 +150,7 @@ def quantize_files(
     """
     scheme, told = scheme_of(settings), {**facts, "quantization": settings.scheme}
     modules, kept = _modules(files, settings, scheme, ranges)
-    errors: dict[str, float] = {}
-    integers: dict[str, float] = {}
+    errors, integers = dict[str, float](), dict[str, float]()
     sizes: dict[str, tuple[int, int]] = {}
     with progress.task("quantize", 2 * len(files.variants)) as advance:
         for variant in files.variants:
@@ -165,6 +164,7 @@ def quantize_files(
             sizes[place] = _size_bytes(files.path(variant)), _size_bytes(target / "model.onnx")
             advance(1)
             errors[place], feed = _error(files, variant, target / "model.onnx")
+            _tell_error(place, errors[place], settings, progress)
             if settings.scheme == "int8":
                 integers[place] = integer_share(target / "model.onnx", EngineSettings(threads=files.threads), feed) or 0.0
             advance(1)
@@ -178,10 +178,21 @@ def quantize_files(
         ranges=_origin(ranges, settings) if ranges else None,
     )
     write_atomically(folder / RECORD, record.model_dump_json(indent=1) + "\n")
-    if integers and (share := min(integers.values())) < _MOSTLY:
-        kept_by = f"{len(kept)} modules stay in float32, some by quantization.keep or quantization.error"
-        progress.note(f"{share:.0%} of what the UNet multiplies are integers, and below {_MOSTLY:.0%} it may be slower for it: {kept_by}")
+    _tell_integers(record, progress)
     return record
+
+
+def _tell_integers(record: Quantized, progress: Progress) -> None:
+    if record.integers and (share := min(record.integers.values())) < _MOSTLY:
+        kept_by = f"{len(record.kept)} modules stay in float32, some by quantization.keep or quantization.error"
+        progress.note(f"{share:.0%} of what the UNet multiplies are integers, and below {_MOSTLY:.0%} it may be slower for it: {kept_by}")
+
+
+def _tell_error(place: str, error: float, settings: QuantizationSettings, progress: Progress) -> None:
+    limit = LIMITS[settings.scheme].engine_error
+    if error > limit:
+        remedy = "other ranges, or more in quantization.keep, may mend it"
+        progress.note(f"what {place} says differs by {error:.0%} once it is {settings.scheme}, and by {limit:.0%} it may: {remedy}")
 
 
 def _modules(
@@ -219,6 +230,8 @@ def _error(files: Files, variant: str, quantized: Path) -> tuple[float, dict[str
             (got,) = runner(step.feed).values()
             wrong += float(np.square(got - step.output_RCHW, dtype=np.float64).sum())
             power += float(np.square(step.output_RCHW, dtype=np.float64).sum())
+    if not power:
+        raise ExportError(f"{files.path(variant)} says nothing but zeros, so that no error can be told: build the bundle again")
     if not np.isfinite(wrong):
         raise ExportError(f"{quantized.parent.name} gives numbers that are not finite once it is quantized: try another scheme")
     return float(np.sqrt(wrong / power)), steps[-1].feed

@@ -6,15 +6,15 @@ the same values count the same. Knows neither graphs nor what draws the pictures
 
 from __future__ import annotations
 
-__all__ = ["COUNTED", "Histogram", "Limit", "Ranges"]
+__all__ = ["APART", "COUNTED", "COUNTED_BY", "Histogram", "Limit", "Ranges", "step_of"]
 
 from collections.abc import Callable
-from math import inf, isfinite
+from math import gcd, inf, isfinite
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from nemo_edge.recipe.quantization import SHARES
 from nemo_edge.system.errors import InputError
@@ -25,6 +25,10 @@ _DROPPED = 17
 _BINS = 1 << (31 - _DROPPED)
 COUNTED = 1 << 17
 """Values of a tensor that are counted each time; of more, some."""
+APART = tuple(next(more for more in range(30) if gcd(rest + more, 30) == 1) for rest in range(30))
+"""What is added to a step by its remainder of 30, so that it shares no factor with the width of a layer: it meets every channel."""
+COUNTED_BY = "ranges by the 14 leading bits of magnitudes in all channels, with the errors of integers and of floats"
+"""How activations are counted, for the keys of what hangs on it."""
 _FINITE = 255 << (23 - _DROPPED)
 """The first bin of what is not finite."""
 
@@ -40,6 +44,12 @@ class Limit(NamedTuple):
     """Rounded to E4M3, whose levels lie the closer the smaller they are."""
 
 
+def step_of(size: int) -> int:
+    """Every how many of so many values one is counted."""
+    step = 1 + size // COUNTED
+    return step + APART[step % 30]
+
+
 class Histogram:
     """The magnitudes of a tensor's values, however many."""
 
@@ -53,7 +63,7 @@ class Histogram:
         Raises `ValueError` for one that is not finite; nothing is counted then.
         """
         flat = np.asarray(values, np.float32).ravel()
-        self.add_some(flat[:: 1 + len(flat) // COUNTED], float(np.abs(flat).max(initial=0)))
+        self.add_some(flat[:: step_of(len(flat))], float(np.abs(flat).max(initial=0)))
 
     def add_some(self, values: np.ndarray, largest: float) -> None:
         """Count float32 values that were taken of many, and the largest magnitude of those; it is not finite where one of them is not.
@@ -121,10 +131,10 @@ class Ranges(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
-    component: str
+    component: Literal["unet"]
     source: str
     """Hash of the checkpoint's files."""
-    prompts: tuple[str, ...]
+    prompts: tuple[str, ...] = Field(min_length=1)
     """Whose pictures were drawn."""
     seed: int
     sampling: dict[str, str | int | float | bool | None]

@@ -101,3 +101,11 @@ def test_plans_are_found_by_the_onnx_files_they_were_made_of(tmp_path: Path) -> 
     }
     without = [name for name in files if name != "engines/unet.plan"]
     assert list(plans_of(tmp_path, without, ["unet/model.onnx"])) == []
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", '"unet"', "{", "null"])
+def test_a_sidecar_that_is_no_object_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "engines").mkdir()
+    (tmp_path / "engines" / "unet.json").write_text(content)
+    with pytest.raises(BundleError, match=r"unet\.json does not describe an engine: build the bundle again"):
+        plans_of(tmp_path, ["engines/unet.json"], ["unet/model.onnx"])

@@ -99,6 +99,19 @@ def test_what_the_graph_thins_out_counts_as_the_whole_tensors(tmp_path: Path, mo
         np.testing.assert_array_equal(some.counts, whole.counts)
 
 
+def test_the_graph_thins_out_a_wide_tensor_through_all_its_channels(tmp_path: Path) -> None:
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, "tokens", 1280]) for name in "xy"]
+    nodes = [helper.make_node("Relu", ["x"], ["made"], name="relu"), helper.make_node("Identity", ["made"], ["y"])]
+    model = helper.make_model(helper.make_graph(nodes, "wide", ports[:1], ports[1:]), opset_imports=[helper.make_opsetid("", 18)])
+    model.ir_version = 10
+    onnx.save(model, str(tmp_path / "wide.onnx"))
+    channels = np.broadcast_to(1 + np.arange(1280, dtype=np.float32), (1, 512, 1280))
+    with OnnxRuntimeRunner(tmp_path / "wide.onnx", graph=_thinning(model, ["made"]).SerializeToString()) as runner:
+        some = runner({"x": channels})["made_some"]
+    np.testing.assert_array_equal(some.ravel(), channels.ravel()[:: ranges.step_of(channels.size)])
+    assert np.unique(some).size == 1280
+
+
 def test_a_pinned_batch_is_counted_in_its_parts(tmp_path: Path) -> None:
     graph, tensors = chain(tmp_path / "chain.onnx")
     rows, name = np.concatenate([noise(24)["x"], 2 * noise(24)["x"]]), "after0"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from nemo_edge.backends.onnxruntime import OnnxRuntimeRunner
+from nemo_edge.export.quantization import quantize as module
 from nemo_edge.export.quantization._rewriting import DATA
-from nemo_edge.export.quantization.quantize import RANGES, Files, _end, check_ranges, find_ranges, quantize_files
+from nemo_edge.export.quantization.quantize import RANGES, Files, _end, _error, _tell_error, check_ranges, find_ranges, quantize_files
 from nemo_edge.export.quantization.ranges import Limit, Ranges
 from nemo_edge.export.quantization.record import RECORD, Quantized
 from nemo_edge.graph.onnxfile import open_graph
@@ -15,7 +19,7 @@ from nemo_edge.graph.valueweights import VALUE_DATA
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.quantization import QuantizationSettings
 from nemo_edge.recipe.settings import SamplingSettings
-from nemo_edge.system.errors import InputError
+from nemo_edge.system.errors import ExportError, InputError
 from nemo_edge.system.progress import Progress
 
 
@@ -117,6 +121,30 @@ def test_a_range_that_float16_has_no_scale_for_is_told_by_its_module(files: File
     wide = {**ranges.inputs, module: tuple(limit._replace(value=1e9) for limit in limits)}
     with pytest.raises(InputError, match=f"{module} has values beyond 8e\\+06"):
         quantize_files(files, QuantizationSettings(), ranges.model_copy(update={"inputs": wide}), tmp_path, {}, Progress())
+
+
+def test_a_unet_that_says_nothing_is_told(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(OnnxRuntimeRunner):
+        def __call__(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {name: np.zeros_like(array) for name, array in super().__call__(feed).items()}
+
+    monkeypatch.setattr(module, "OnnxRuntimeRunner", Silent)
+    with pytest.raises(ExportError, match=r"unet/model\.onnx says nothing but zeros"):
+        _error(files, "baked", files.path("baked"))
+
+
+def test_an_error_beyond_what_an_engine_may_have_is_told() -> None:
+    notes: list[str] = []
+
+    class Notes(Progress):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    for error in (0.19, 0.21):
+        _tell_error("unet", error, QuantizationSettings(), Notes())
+    assert notes == [
+        "what unet says differs by 21% once it is int8, and by 20% it may: other ranges, or more in quantization.keep, may mend it"
+    ]
 
 
 def test_floats_keep_their_range_where_integers_would_clip_it() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from math import gcd
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from nemo_edge.export.quantization.ranges import Histogram, Limit, Ranges
+from nemo_edge.export.quantization.ranges import Histogram, Limit, Ranges, step_of
 from nemo_edge.recipe.quantization import SHARES
 from nemo_edge.system.errors import InputError
 
@@ -56,6 +57,22 @@ def test_of_many_values_some_are_counted_and_all_looked_at() -> None:
     many[123_457] = np.nan
     with pytest.raises(ValueError, match="not finite"):
         of(many)
+
+
+@pytest.mark.parametrize("channel", [1, 4, 1279])
+def test_one_loud_channel_of_many_is_counted_as_often_as_it_is_there(channel: int) -> None:
+    many = np.random.default_rng(1).standard_normal((2, 256, 1280)).astype(np.float32)
+    many[..., channel] *= 50
+    limit = of(many).limits()[2].value
+    assert limit == pytest.approx(np.quantile(np.abs(many), 0.9999), rel=0.2)
+    assert limit > 50
+
+
+def test_a_step_meets_every_channel_of_layers_of_usual_widths() -> None:
+    for size in range(1, 1 << 24, 99_991):
+        step = step_of(size)
+        assert gcd(step, 320 * 9) == 1
+        assert size / step <= 1 << 17
 
 
 def test_parts_in_any_order_count_as_the_whole(values: np.ndarray) -> None:
@@ -105,6 +122,20 @@ def test_limits_that_are_none_are_named(tmp_path: Path, limits: list[float], sai
     known = {"component": "unet", "source": "s", "prompts": ["a"], "seed": 0, "sampling": {}, "version": "1", "outputs": {}}
     (tmp_path / "r.json").write_text(json.dumps({**known, "inputs": {"m": broken}}))
     with pytest.raises(InputError, match=f"holds no ranges: .*{said}"):
+        Ranges.read(tmp_path / "r.json")
+
+
+def test_ranges_of_no_prompts_are_none(tmp_path: Path) -> None:
+    known = {"component": "unet", "source": "s", "seed": 0, "sampling": {}, "version": "1", "inputs": {}, "outputs": {}}
+    (tmp_path / "r.json").write_text(json.dumps({**known, "prompts": []}))
+    with pytest.raises(InputError, match=r"r\.json holds no ranges: .*at least 1 item"):
+        Ranges.read(tmp_path / "r.json")
+
+
+def test_ranges_of_another_component_are_none(tmp_path: Path) -> None:
+    known = {"source": "s", "prompts": ["a"], "seed": 0, "sampling": {}, "version": "1", "inputs": {}, "outputs": {}}
+    (tmp_path / "r.json").write_text(json.dumps({**known, "component": "vae_decoder"}))
+    with pytest.raises(InputError, match=r"r\.json holds no ranges: Input should be 'unet'"):
         Ranges.read(tmp_path / "r.json")
 
 
