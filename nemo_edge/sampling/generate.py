@@ -83,13 +83,7 @@ def draw(bundle: Path, request: Request, out: Path, progress: Progress | None = 
         parts = [seeds[i : i + _BATCH] for i in range(0, request.count, _BATCH)]
         with progress.task("generate", request.count * settings.steps) as advance:
             made = [generate(pipeline, [request.prompt] * len(part), part, settings, mask, advance) for part in parts]
-    facts = {
-        "prompt": request.prompt,
-        "silenced": _silenced(request, variant),
-        "sampling": f"{settings.scheduler}, {settings.steps} steps, guidance {settings.guidance:g}",
-        "bundle": f"{manifest.name}, manifest {identity}",
-        "Software": f"nemo-edge {__version__}",
-    }
+    facts = _facts(request, settings, variant, f"{manifest.name}, manifest {identity}")
     paths = _save(np.concatenate(made), out, [{**facts, "seed": str(seed)} for seed in seeds])
     if manifest.flaw:
         progress.note(f"this bundle {manifest.flaw}: it must not be shipped")
@@ -99,6 +93,17 @@ def draw(bundle: Path, request: Request, out: Path, progress: Progress | None = 
 def _check_memory(config: Configuration, settings: SamplingSettings, count: int) -> None:
     _, height, width = latent_shape(config, settings)
     check_drawing(height * config.factor, width * config.factor, min(count, _BATCH), count)
+
+
+def _facts(request: Request, settings: SamplingSettings, variant: str, bundle: str) -> dict[str, str]:
+    """What pictures were drawn from, but for their seeds."""
+    return {
+        "prompt": request.prompt,
+        "silenced": _silenced(request, variant),
+        "sampling": f"{settings.scheduler}, {settings.steps} steps, guidance {settings.guidance:g}",
+        "bundle": bundle,
+        "Software": f"nemo-edge {__version__}",
+    }
 
 
 def _silenced(request: Request, variant: str) -> str:
