@@ -30,6 +30,7 @@ from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import check_file, sha256_file, write_atomically
 from nemo_edge.system.memory import check_drawing
 from nemo_edge.system.progress import Progress
+from nemo_edge.system.terminal import visible
 
 _BATCH = 8
 
@@ -99,7 +100,7 @@ def _facts(request: Request, settings: SamplingSettings, variant: str, bundle: s
     """What pictures were drawn from, but for their seeds."""
     return {
         "prompt": request.prompt,
-        "silenced": _silenced(request, variant),
+        "silenced": visible(_silenced(request, variant)),  # a file's name need not be UTF-8
         "sampling": f"{settings.scheduler}, {settings.steps} steps, guidance {settings.guidance:g}",
         "bundle": bundle,
         "Software": f"nemo-edge {__version__}",

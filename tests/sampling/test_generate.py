@@ -12,7 +12,8 @@ from PIL import Image
 from nemo_edge.bundle.manifest import MANIFEST
 from nemo_edge.bundle.policies import Policies
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.sampling.generate import Request, draw
+from nemo_edge.recipe.settings import SamplingSettings
+from nemo_edge.sampling.generate import Request, _facts, draw
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import sha256_file
 from nemo_edge.system.progress import Progress
@@ -101,3 +102,8 @@ def test_a_policy_that_cannot_be_applied_is_refused(tiny_bundle: Path, tmp_path:
     with pytest.raises(InputError, match=said):
         drawn(tiny_bundle, tmp_path, **options)
     assert not (tmp_path / "p.png").exists()
+
+
+def test_a_mask_whose_name_is_not_utf_8_can_stand_in_a_picture() -> None:
+    facts = _facts(Request("a red pig", mask=Path("\udcff.npy")), SamplingSettings(), "masked", "tiny")
+    assert facts["silenced"].encode() == b"mask \\udcff.npy"
