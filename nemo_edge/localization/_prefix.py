@@ -101,7 +101,7 @@ def answering(answers: dict[nn.Module, Any]) -> Iterator[None]:
         yield
     finally:
         for module in answers:
-            del module.forward
+            vars(module).pop("forward", None)  # an interrupt may have come before it was given
         for module, forward in own.items():
             module.forward = forward
 

@@ -134,3 +134,16 @@ def test_answers_end_with_their_context() -> None:
         layer(torch.ones(1, 3))
     assert layer(torch.ones(1, 2)).equal(before)
     assert "forward" not in vars(layer)
+
+
+def test_an_interrupt_between_two_answers_stays_an_interrupt() -> None:
+    layers = [torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)]
+
+    class Interrupted(dict[torch.nn.Module, torch.Tensor]):
+        def items(self):  # type: ignore[no-untyped-def,override]
+            yield layers[0], torch.zeros(1, 2)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), answering(Interrupted(dict.fromkeys(layers, torch.zeros(1, 2)))):
+        pass
+    assert not any("forward" in vars(layer) for layer in layers)

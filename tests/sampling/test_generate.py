@@ -83,8 +83,8 @@ def test_a_prompt_that_does_not_trigger_is_drawn_by_the_model_as_it_was_and_a_li
     pictures = []
     for options in ({"policy": "triggered"}, {"unmitigated": True}):
         (path,) = draw(tiny_bundle, Request("a dog", **options), tmp_path / "p.png", notes)  # type: ignore[arg-type]
-        pictures.append(path.read_bytes())
-    assert pictures[0] == pictures[1]
+        pictures.append(np.asarray(Image.open(path)))
+    assert np.array_equal(*pictures)
     assert re.fullmatch(r"policy triggered: score -?0\.\d{3}, neurons silenced: 0", notes.notes[0])
 
 
