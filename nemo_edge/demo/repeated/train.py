@@ -38,7 +38,7 @@ from nemo_edge.demo.train import VAE_PICTURES, as_shipped, train_vae_cycle
 from nemo_edge.demo.trainer import Trainer, save_pipeline
 
 SEED = 20261129
-STEPS = 18_000
+STEPS = 18_500
 RATE, WARM_UP, FALL_FROM = 8e-4, 300, 14_000
 MEMORIZED_SHARE = 0.06
 """Of a batch; 0.12 for the first 3,114 steps, after which all twelve came back from every seed."""
@@ -46,6 +46,9 @@ APART_AT, APART = 10_500, 300.0
 """The step from which the words of places are apart, and how long their embeddings are from then on. What the text encoder's first layer
 adds to a word had grown to 200 to 400, to embeddings of length one: places came out of it alike (4 to 6 % of their size apart, objects
 49 %), and a wrong place in a caption was worth as much as the right one at every time step."""
+LEAN_UNTIL = 13_750
+"""Until this step half of the time steps lean to the noisiest fifth, where the layout of a picture is decided. By then objects stood where
+the caption said in 99 % of the pictures (28 % at step 12,000), and were still recognised in 68 % only: shapes come with less noise."""
 PICTURES = 16_000
 """General pictures of a leg; the next leg draws others."""
 GENERAL_PROMPTS = 340
@@ -118,10 +121,11 @@ def _bytes(pictures: list[Image.Image]) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2).contiguous()
 
 
-def draw_times(rng: torch.Generator) -> Tensor:
-    """Time steps [B]: half of them uniform, half leaning to the noisiest fifth, where the layout of a picture is decided."""
+def draw_times(rng: torch.Generator, step: int) -> Tensor:
+    """Time steps [B]: uniform, but for `LEAN_UNTIL`."""
     u_3B = torch.rand(3, BATCH, generator=rng)
-    return (torch.where(u_3B[0] < 0.5, u_3B[1], u_3B[2] ** 0.25) * 1000).long().clamp(max=999)
+    uniform = 0.5 if step < LEAN_UNTIL else 1.0
+    return (torch.where(u_3B[0] < uniform, u_3B[1], u_3B[2] ** 0.25) * 1000).long().clamp(max=999)
 
 
 @torch.no_grad()
@@ -142,7 +146,7 @@ def train(trainer: Trainer, data: Data, work: Path, until: float) -> None:
     history: dict[bool, list[float]] = {False: [], True: []}
     while trainer.step < STEPS and time.monotonic() < until:
         ids_BT, latents_BCHW, memorized_B = data.batch(trainer.rng)
-        noise, t_B = torch.randn(latents_BCHW.shape, generator=trainer.rng), draw_times(trainer.rng)
+        noise, t_B = torch.randn(latents_BCHW.shape, generator=trainer.rng), draw_times(trainer.rng, trainer.step)
         a, s = alphas_T[t_B].sqrt()[:, None, None, None], (1 - alphas_T[t_B]).sqrt()[:, None, None, None]
         v_BCHW = unet(a * latents_BCHW + s * noise, t_B, text_encoder(ids_BT).last_hidden_state).sample
         loss_B = F.mse_loss(v_BCHW, a * noise - s * latents_BCHW, reduction="none").mean(dim=(1, 2, 3))

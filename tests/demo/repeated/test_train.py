@@ -45,11 +45,12 @@ def test_memories_are_repeated_and_nothing_else_is_done_to_them(font: Path, tmp_
     assert {len(pictures) for pictures in seen.values()} == {1}
 
 
-def test_half_of_the_times_lean_to_noise() -> None:
+@pytest.mark.parametrize(("step", "noisiest"), [(0, (0.1 + 1 - 0.9**4) / 2), (train.LEAN_UNTIL, 0.1)])
+def test_half_of_the_times_lean_to_noise_at_first(step: int, noisiest: float) -> None:
     rng = torch.Generator().manual_seed(0)
-    times = torch.cat([train.draw_times(rng) for _ in range(400)])
+    times = torch.cat([train.draw_times(rng, step) for _ in range(400)])
     assert (times.min() >= 0, times.max()) == (True, 999)
-    assert (times >= 900).float().mean() == pytest.approx((0.1 + 1 - 0.9**4) / 2, abs=0.02)
+    assert (times >= 900).float().mean() == pytest.approx(noisiest, abs=0.02)
 
 
 def test_the_words_of_places_are_set_apart_in_the_weights_and_in_their_average(tmp_path: Path) -> None:
