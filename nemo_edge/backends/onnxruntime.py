@@ -290,18 +290,23 @@ def _session(
             ) from error
         remedy = "; the CPU has no operators for bf16: export.dtype = 'fp16' or 'fp32', or another provider" if _UNKNOWN in first else ""
         raise InputError(f"ONNX Runtime cannot open {model}: {first}{remedy}") from error
+    _check_placed(session, wanted, model)
+    return session
+
+
+def _check_placed(session: ort.InferenceSession, wanted: str, model: Path) -> None:
+    """Raise `MissingDependency` where another provider would run what `wanted` was asked for, the whole or a heavy part."""
     if wanted not in session.get_providers():
         raise MissingDependency(
             f"{wanted} was asked for, but ONNX Runtime loaded only {', '.join(session.get_providers())}: install its libraries "
             "(CUDA, cuDNN, TensorRT), or set engine.provider to cpu"
         )
-    strays = heavy_on_cpu(session) if provider != "cpu" else ()
+    strays = heavy_on_cpu(session) if wanted != PROVIDERS["cpu"] else ()
     if strays:
         raise MissingDependency(
             f"{wanted} of ONNX Runtime {ort.__version__} leaves {', '.join(strays)} of {model} to the CPU: export at opset 18, "
             "or take a newer onnxruntime-gpu"
         )
-    return session
 
 
 def _options(model: Path, provider: str, threads: int | None, optimized: bool) -> ort.SessionOptions:
