@@ -145,7 +145,7 @@ def test_a_publication_that_fails_leaves_the_former_bundle(tmp_path: Path, monke
             raise OSError(5, "Input/output error")
         replace(source, target)
 
-    monkeypatch.setattr("nemo_edge.bundle.manifest._exchange", lambda *_: False)  # as on a system that cannot
+    monkeypatch.setattr("nemo_edge.system.outputs._exchange", lambda *_: False)  # as on a system that cannot
     monkeypatch.setattr(os, "replace", failing)
     with pytest.raises(InputError, match="Input/output error"):
         published(folder, "new")
@@ -208,9 +208,10 @@ def test_a_folder_without_a_manifest_is_not_a_bundle(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ('{"name": "a web app"}', "is of schema None, and this nemo-edge reads schema 3: build the bundle again with this version"),
-        ('{"schema_version": 2, "name": "x"}', "is of schema 2, and this nemo-edge reads schema 3"),
-        ('{"schema_version": 4}', "is of schema 4, and this nemo-edge reads schema 3"),
+        ('{"name": "a web app"}', "is of schema None, and this nemo-edge reads schemas 3 to 4: build the bundle again with it"),
+        ('{"schema_version": 2, "name": "x"}', "is of schema 2, and this nemo-edge reads schemas 3 to 4"),
+        ('{"schema_version": 5}', "is of schema 5, and this nemo-edge reads schemas 3 to 4"),
+        ('{"schema_version": 4}', "is not a manifest of schema 4, as it says"),
         ('{"schema_version": 3}', "is not a manifest of schema 3, as it says"),
         ("[]", "is not a manifest: build the bundle again"),
         ("{", "is not a manifest: build the bundle again"),
@@ -230,7 +231,7 @@ def test_a_manifest_with_unknown_fields_is_refused(tmp_path: Path) -> None:
     folder = published(tmp_path / "out")
     content = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps({**content, "colour": 1}))
-    with pytest.raises(BundleError, match="not a manifest of schema 3, as it says"):
+    with pytest.raises(BundleError, match="not a manifest of schema 4, as it says"):
         open_bundle(folder)
 
 
