@@ -128,8 +128,9 @@ def _put_in_order(path: Path, texts: Sequence[str]) -> None:
     """Put the lines of a file in the order of the prompts: they come as searches end, in another order after an interruption."""
     place, found = {text: number for number, text in enumerate(dict.fromkeys(texts))}, read_results(path)
     ordered = sorted(found, key=lambda result: place.get(result.prompt, len(place)))
-    lines = (json.dumps(result.model_dump(mode="json", exclude={"seconds"})) + "\n" for result in ordered)
-    write_atomically(path, "".join(lines))
+    content = "".join(json.dumps(result.model_dump(mode="json", exclude={"seconds"})) + "\n" for result in ordered)
+    if path.read_bytes() != content.encode():
+        write_atomically(path, content)
 
 
 def _groups(

@@ -68,7 +68,7 @@ def run_stages(work: Work, keys: Mapping[str, str], *, measuring: bool = True) -
     hashes: dict[str, str] = {}
     for left in unfinished(cache_of(work.recipe.output)):
         remove(left)
-    stages = [stage for stage in stages_of(work.recipe) if measuring or not stage.measures]
+    stages = [stage for stage in stages_of(work.recipe) if measuring or not stage.apart]
     kept = [stage.name for stage in stages if stage.key is not None]
     for stage in stages:
         if stage.key is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
@@ -21,7 +20,6 @@ from nemo_edge.bundle.manifest import (
     amend,
     check_output,
     check_shippable,
-    copy_tree,
     open_bundle,
     open_verified,
     publish,
@@ -325,44 +323,13 @@ def save_with_external_data(folder: Path) -> Path:
 def test_files_of_a_bundle_have_one_name_so_that_onnx_reads_them(tmp_path: Path) -> None:
     source = save_with_external_data(tmp_path / "cache" / "unet").parent
     with staging(tmp_path / "out") as staged:
-        copy_tree(source, staged)
+        files.copy_tree(source, staged)
         publish(staged, tmp_path / "out", manifest())
     amend(tmp_path / "out", open_bundle(tmp_path / "out"), add)
     for folder in (source, tmp_path / "out"):
         assert {p.name: p.stat().st_nlink for p in folder.rglob("*") if p.is_file() and p.stat().st_nlink != 1} == {}
         loaded = onnx.load(str(folder / "unet" / "model.onnx"))
         assert numpy_helper.to_array(loaded.graph.initializer[0]).shape == (64, 64)
-
-
-def test_a_tree_is_copied_without_what_is_left_out(tmp_path: Path, written: Callable[[str, str], Path]) -> None:
-    for name in ("a/b", "a/stage.json", "stage.json", "pictures/1.png"):
-        written(f"source/{name}", name)
-    written("target/a/b", "former")
-    copy_tree(tmp_path / "source", tmp_path / "target", leave=("stage.json", "pictures"))
-    assert sorted(p.relative_to(tmp_path / "target").as_posix() for p in (tmp_path / "target").rglob("*") if p.is_file()) == [
-        "a/b",
-        "a/stage.json",
-    ]
-    assert (tmp_path / "target/a/b").read_text() == "a/b"
-
-
-def test_links_where_there_are_none_are_copies_and_a_full_disk_is_told(
-    tmp_path: Path, written: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    written("source/a", "a")
-
-    def failing(number: int) -> Callable[..., None]:
-        def fail(*_: object, **__: object) -> None:
-            raise OSError(number, os.strerror(number))
-
-        return fail
-
-    monkeypatch.setattr(os, "link", failing(errno.EPERM))
-    copy_tree(tmp_path / "source", tmp_path / "target", link=True)
-    assert (tmp_path / "target" / "a").read_text() == "a"
-    monkeypatch.setattr(os, "link", failing(errno.ENOSPC))
-    with pytest.raises(InputError, match="the disk is full"):
-        copy_tree(tmp_path / "source", tmp_path / "target", link=True)
 
 
 def test_a_bundle_that_passed_may_be_shipped_and_no_other(tmp_path: Path) -> None:
