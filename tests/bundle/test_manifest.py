@@ -20,6 +20,7 @@ from nemo_edge.bundle.manifest import (
     amend,
     check_output,
     check_shippable,
+    holding,
     open_bundle,
     open_verified,
     publish,
@@ -330,6 +331,14 @@ def test_files_of_a_bundle_have_one_name_so_that_onnx_reads_them(tmp_path: Path)
         assert {p.name: p.stat().st_nlink for p in folder.rglob("*") if p.is_file() and p.stat().st_nlink != 1} == {}
         loaded = onnx.load(str(folder / "unet" / "model.onnx"))
         assert numpy_helper.to_array(loaded.graph.initializer[0]).shape == (64, 64)
+
+
+def test_a_time_that_is_none_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = published(tmp_path / "out")
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
+    with pytest.raises(InputError, match="SOURCE_DATE_EPOCH=yesterday is no time"), holding(folder):
+        pytest.fail("it was held")
+    assert names(tmp_path) == ["out"]
 
 
 def test_a_bundle_that_passed_may_be_shipped_and_no_other(tmp_path: Path) -> None:
