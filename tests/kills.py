@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from nemo_edge.bundle import manifest
+from nemo_edge.system import outputs
 from nemo_edge.system.files import sha256_file
 from nemo_edge.system.processes import rest
 
@@ -68,7 +68,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 def unexchanged(call: Call, folder: Path) -> None:
     """Run a command as where two folders cannot be exchanged: on NFS, say, or on an overlay."""
-    manifest._exchange = lambda one, other: False
+    outputs._exchange = lambda one, other: False
     call(folder)
 
 
@@ -89,8 +89,8 @@ class _Points:
         """Put a point before everything that gives a name or takes a folder away, and one in the midst of taking it away."""
         for name in ("replace", "rename", "link"):
             setattr(os, name, self._before(name, getattr(os, name)))
-        if manifest._exchange.__module__ == manifest.__name__:
-            manifest._exchange = self._before("exchange", manifest._exchange)
+        if outputs._exchange.__module__ == outputs.__name__:
+            outputs._exchange = self._before("exchange", outputs._exchange)
         shutil.rmtree = self._before("rmtree", self._halved(shutil.rmtree))  # type: ignore[assignment]
 
     def _reach(self, name: str, place: object) -> None:

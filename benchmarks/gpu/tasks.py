@@ -129,12 +129,12 @@ def export(work: Path, smoke: bool, model: str, dtype: str) -> dict[str, Any]:
     """The UNet as ONNX files, baked and masked, each held against eager float32 on the CPU as `nemo-edge build` does."""
     import torch
 
-    from nemo_edge.bundle.manifest import copy_tree
     from nemo_edge.export import parts
     from nemo_edge.export.production import PartJob
     from nemo_edge.model.neurons import NeuronSet
     from nemo_edge.recipe.components import UNET_FOLDERS
     from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings
+    from nemo_edge.system.files import copy_tree
     from nemo_edge.system.progress import Progress
 
     source = CheckpointSettings(path=str(work / "weights" / model))

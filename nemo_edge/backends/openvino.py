@@ -69,8 +69,8 @@ class EngineFile(BaseModel):
     device: Literal["cpu", "gpu", "npu"]
     precision: Literal["fp32", "bf16", "fp16"]
     """What OpenVINO said it computes in when the build opened it."""
-    hardware: str
-    """What it said it runs on."""
+    hardware: str | None = None
+    """What it said it runs on, in a bundle from before its manifest alone said on which machine it was built."""
     model: str
     """Path of the ONNX file inside the bundle."""
     threads: int | None = None
@@ -204,7 +204,6 @@ def compile_engine(bundle: Path, component: str, model: str, engine: EngineSetti
             component=component,
             device=engine.device,
             precision=engine.precision,
-            hardware=_hardware(engine.device),
             model=model,
             threads=engine.threads,
             version=_version(),

@@ -5,7 +5,7 @@ Imports nothing of TensorRT: what there is to know is in a plan's sidecar and in
 
 from __future__ import annotations
 
-__all__ = ["PLANS", "Contents", "Engine", "Here", "Session", "Verified", "inspect", "inspect_engine", "verify"]
+__all__ = ["Contents", "Engine", "Here", "Session", "Verified", "inspect", "inspect_engine", "verify"]
 
 import platform
 from collections.abc import Iterable, Mapping
@@ -19,15 +19,13 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from nemo_edge.backends.tensorrt.fit import Fit, check_here
 from nemo_edge.backends.tensorrt.plans import Header, PlanFile, open_plan_file, read_header
 from nemo_edge.bundle import manifest as bundle
+from nemo_edge.bundle.identity import PLANS
 from nemo_edge.bundle.revocations import check_trusted
 from nemo_edge.bundle.signature import Trust, check_expected
 from nemo_edge.system.compatibility import installed
 from nemo_edge.system.environment import Gpu, gpus
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.reading import read_bytes
-
-PLANS = (".plan", ".engine", ".trt")
-"""How the files of engines end; a sidecar has the same name and ends in .json."""
 
 
 class Here(NamedTuple):
@@ -113,9 +111,9 @@ def inspect_engine(path: Path, here: Here) -> Engine:
 def verify(path: str | PathLike[str], *, expect: str | None = None, trust: Trust | None = None) -> Verified:
     """Compare a bundle's files, or one engine of a bundle and its sidecar, with the manifest.
 
-    `expect` is the identity that the bundle must have; with `trust` it must be signed by whom is trusted, and not be revoked. Files that
-    differ, and a bundle that is another's, are named in the result's `problems`. Raises `BundleError` for a folder that is not a bundle,
-    `InputError` for an engine that is not in one, and for a key or a list of revocations that cannot be used.
+    `expect` is the identity that the bundle must have, or the sha256 of its manifest; with `trust` it must be signed by whom is trusted,
+    and not be revoked. Files that differ, and a bundle that is another's, are named in the result's `problems`. Raises `BundleError` for a
+    folder that is not a bundle, `InputError` for an engine that is not in one, and for a key or a list of revocations that cannot be used.
 
     >>> found = nemo_edge.verify("out")
     >>> found.passed, found.problems
@@ -139,8 +137,8 @@ def _doubted(folder: Path, found: bundle.Verification, expect: str | None, trust
     """What was found of a bundle's files, and what is wrong with whose it is."""
     doubts = []
     try:
-        check_expected(folder, found.identity, expect)
-        if trust is not None and check_trusted(folder, trust)[1] != found.identity:
+        check_expected(folder, found, expect, engines=trust is None)
+        if trust is not None and check_trusted(folder, trust)[1] != found.manifest:
             doubts.append("its manifest was changed meanwhile")
     except BundleError as error:
         doubts.append(str(error))

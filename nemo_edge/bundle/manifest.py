@@ -14,9 +14,9 @@ __all__ = [
     "check_measurable",
     "check_output",
     "check_shippable",
-    "copy_tree",
     "holding",
     "measured_no_more",
+    "named",
     "open_bundle",
     "open_verified",
     "publish",
@@ -25,9 +25,6 @@ __all__ = [
     "verify",
 ]
 
-import ctypes
-import errno
-import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,23 +32,27 @@ from contextlib import contextmanager
 from hashlib import sha256
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, computed_field, model_validator
 
 from nemo_edge.bundle.display import Displayed
+from nemo_edge.bundle.identity import MEASURED_FILES, PLANS, identity_of, inputs_of, sidecars_in
 from nemo_edge.bundle.references import strays
+from nemo_edge.system.clock import now, written
 from nemo_edge.system.environment import Machine
 from nemo_edge.system.errors import BundleError, InputError
-from nemo_edge.system.files import check_folder, explain, followed, inside, names_in, sha256_file, temporary, write_atomically
-from nemo_edge.system.outputs import former_of, lock, put_back
+from nemo_edge.system.files import check_folder, copy_tree, explain, inside, names_in, sha256_file, temporary, write_atomically
+from nemo_edge.system.outputs import lock, put_back, put_in_place
 from nemo_edge.system.reading import read_bytes, read_json
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
 """The manifest's signature beside it, the one file without a hash in it; a bundle that is changed loses it."""
-SCHEMA: Literal[3] = 3
-"""3: judged by the published score, and by gates that count every copy; what was judged before is built again."""
+SCHEMA: Literal[4] = 4
+"""4: with an identity. 3 is read, and becomes 4 when the bundle is changed: judged by the published score, and by gates that count every
+copy; what was judged before is built again."""
+_READ = (3, SCHEMA)
 
 MEASURED = "measured"
 """Name of the one gate of a bundle whose neurons or engines are others than those that were measured; it fails."""
@@ -61,7 +62,6 @@ COPIES = "replication"
 
 _READERS = 4
 """Threads that hash a bundle's files: hashing is slower than reading."""
-_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 class GateResult(BaseModel):
@@ -89,7 +89,7 @@ class Manifest(Displayed):
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
-    schema_version: Literal[3] = SCHEMA
+    schema_version: Literal[3, 4] = SCHEMA
     name: str
     family: str
     key: str
@@ -119,6 +119,27 @@ class Manifest(Displayed):
     """Whether every gate passed; a bundle that did not must not be shipped."""
     files: dict[str, str]
     """sha256 of every other file of the bundle."""
+    plans: dict[str, str] = Field(default_factory=dict)
+    """By the sidecar of each TensorRT engine, which is never the same bytes, a hash of what it was compiled from and how."""
+    measurements: dict[str, str] = Field(default_factory=dict)
+    """When each file of what was measured was written, ISO 8601."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def identity(self) -> str:
+        """Which model it is: the same for each build of the same inputs, and whatever is measured and judged again."""
+        return identity_of(self.files, self.plans)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _check_identity(cls, told: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Take an identity that is told for what it must be; a manifest of schema 3 tells none."""
+        if not isinstance(told, dict):
+            return handler(told)
+        made = handler({name: value for name, value in told.items() if name != "identity"})
+        if told.get("identity", made.identity) != made.identity:
+            raise ValueError("the identity is not that of the files")
+        return made
 
     @property
     def measured(self) -> bool:
@@ -144,7 +165,11 @@ class Verification(BaseModel):
     random_weights: str | None = None
     """The architecture, where the bundle says that its weights are random."""
     identity: str = ""
-    """sha256 of the manifest, and so of what it says of every file: which bundle this is."""
+    """Which model it is, by the files that are relied on."""
+    manifest: str = ""
+    """sha256 of the manifest, and so of what it says of every file: which very bundle this is, with its verdict and its report."""
+    plans: int = 0
+    """TensorRT engines, of whose bytes the identity says nothing."""
 
     @property
     def passed(self) -> bool:
@@ -204,40 +229,25 @@ def publish(staged: Path, folder: Path, manifest: Manifest, known: Mapping[str, 
     `known` are hashes of files that need not be read again. Where two folders cannot be exchanged, the former bundle is aside for a
     moment; after a kill in that moment whoever looks for it next puts it back.
     """
-    hashes = known or {}
-    files = {name: hashes.get(name) or sha256_file(staged / name) for name in names_in(staged)}
-    manifest = manifest.model_copy(update={"files": files})
+    manifest = named(staged, manifest, known)
     write_atomically(staged / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
-    folder = followed(folder)
-    try:
-        if not folder.is_dir():
-            os.replace(staged, folder)
-        elif not _exchange(staged, folder):  # else the former bundle is where the staged one was, and goes with it
-            _replace(staged, folder)
-    except OSError as error:
-        raise explain(error, folder) from error
+    put_in_place(staged, folder)
     return manifest
 
 
-def _replace(staged: Path, folder: Path) -> None:
-    """Put a folder in the place of another in two steps; an error takes the first one back, `lock` does after a kill."""
-    former = former_of(folder)
-    try:
-        os.replace(folder, former)
-        os.replace(staged, folder)
-    finally:
-        if not folder.exists():
-            os.replace(former, folder)
-    shutil.rmtree(former, ignore_errors=True)
+def named(staged: Path, manifest: Manifest, known: Mapping[str, str] | None = None) -> Manifest:
+    """Return the manifest with the hash of every file of a folder, and what it says of plans and measurements.
 
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Give two folders each other's name in one step, so that there is no moment without a bundle; False where nobody can."""
-    try:
-        rename = ctypes.CDLL(None).renameat2
-    except (OSError, TypeError, AttributeError):
-        return False
-    return bool(rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0)
+    Of those that are as the manifest has them it says what it said; `known` as above. Raises `BundleError` for a sidecar that says nothing.
+    """
+    hashes = known or {}
+    files = {name: hashes.get(name) or sha256_file(staged / name) for name in names_in(staged)}
+    same = {name for name, digest in files.items() if manifest.files.get(name) == digest}
+    described = [name for name in sidecars_in(files) if name not in same or name in manifest.plans]
+    plans = {name: manifest.plans[name] if name in same else inputs_of(staged / name) for name in described}
+    measured = [name for name in MEASURED_FILES if name in files and (name not in same or name in manifest.measurements)]
+    measurements = {name: manifest.measurements[name] if name in same else written(staged / name) for name in measured}
+    return manifest.model_copy(update={"schema_version": SCHEMA, "files": files, "plans": plans, "measurements": measurements})
 
 
 def open_bundle(folder: str | PathLike[str]) -> Manifest:
@@ -271,9 +281,9 @@ def _unreadable(path: Path) -> str:
         schema = read_json(path).get("schema_version")
     except (InputError, AttributeError):
         return f"{path} is not a manifest: build the bundle again"
-    if schema == SCHEMA:
-        return f"{path} is not a manifest of schema {SCHEMA}, as it says: build the bundle again"
-    return f"{path} is of schema {schema}, and this nemo-edge reads schema {SCHEMA}: build the bundle again with this version"
+    if schema in _READ:
+        return f"{path} is not a manifest of schema {schema}, as it says: build the bundle again"
+    return f"{path} is of schema {schema}, and this nemo-edge reads schemas {_READ[0]} to {SCHEMA}: build the bundle again with it"
 
 
 def open_verified(folder: Path) -> Manifest:
@@ -317,6 +327,7 @@ def holding(folder: Path) -> Iterator[None]:
     """
     open_bundle(folder)
     check_output(folder)
+    now()  # a time that is none is refused before the work
     with lock(folder):
         yield
 
@@ -347,29 +358,6 @@ def _check_names(folder: Path, manifest: Manifest) -> None:
         raise BundleError(f"{folder} was changed since it was built ({other[0]}): build it again; nothing was written")
 
 
-def copy_tree(source: Path, target: Path, leave: Sequence[str] = (), *, link: bool = False) -> None:
-    """Copy the files of a folder into another; with `link` as hard links where the file system has them.
-
-    A bundle's files have no second name, since onnx refuses to read external data that has.
-    """
-    for path in sorted(source.rglob("*")):
-        name = path.relative_to(source)
-        if not path.is_file() or name.parts[0] in leave:
-            continue
-        place = target / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.unlink(missing_ok=True)
-        try:
-            if not link:
-                shutil.copy2(path, place)
-                continue
-            os.link(path, place)
-        except OSError as error:
-            if not link or error.errno == errno.ENOSPC:
-                raise explain(error, place) from error
-            shutil.copy2(path, place)
-
-
 def verify(folder: Path, names: Collection[str] | None = None) -> Verification:
     """Compare every file with its hash in the manifest; external data and files that were added included.
 
@@ -386,11 +374,18 @@ def verify(folder: Path, names: Collection[str] | None = None) -> Verification:
         found = pool.map(lambda name: sha256_file(folder / name), whole)
         problems += [f"{name} was changed" for name, digest in zip(whole, found, strict=True) if digest != hashes[name]]
     problems += strays(folder, [*whole, *(name for name in present if name == SIGNATURE)], manifest.files)
-    content, weights = read_bytes(folder / MANIFEST), manifest.random_weights
+    content = read_bytes(folder / MANIFEST)
     if Manifest.model_validate_json(content).files != manifest.files:  # the identity is that of what the files were compared with
         raise BundleError(f"{folder} was built again meanwhile: run the same command once more")
-    identity = sha256(content).hexdigest()
-    return Verification(bundle=str(folder), files=len(hashes), problems=tuple(problems), random_weights=weights, identity=identity)
+    return Verification(
+        bundle=str(folder),
+        files=len(hashes),
+        problems=tuple(problems),
+        random_weights=manifest.random_weights,
+        identity=manifest.identity,
+        manifest=sha256(content).hexdigest(),
+        plans=sum(name.endswith(PLANS) for name in manifest.files),
+    )
 
 
 def _mark(path: Path) -> tuple[int, int, int]:

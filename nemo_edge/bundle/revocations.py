@@ -16,10 +16,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nemo_edge.bundle.manifest import MANIFEST, Manifest, open_bundle
+from nemo_edge.bundle.manifest import Manifest, open_bundle
 from nemo_edge.bundle.signature import Signer, Trust, check_signed_bytes, public_key_of, sign_bytes, signed_manifest
 from nemo_edge.system.errors import BundleError, InputError
-from nemo_edge.system.files import check_file, sha256_file, write_atomically
+from nemo_edge.system.files import check_file, write_atomically
 from nemo_edge.system.outputs import lock
 from nemo_edge.system.reading import check_letters, read_bytes
 
@@ -47,7 +47,7 @@ class Revocations(BaseModel):
     written: str
     """ISO 8601."""
     identities: dict[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], Revocation]
-    """By the sha256 of a bundle's manifest."""
+    """By a bundle's identity; in a list from before there were any, by the sha256 of its manifest."""
     signature: str = ""
     """Of the rest: a Sigstore bundle in JSON."""
 
@@ -97,23 +97,26 @@ def identity_of(given: str) -> str:
         if _IDENTITY.fullmatch(given.lower()):
             return given.lower()
         raise InputError(f"{given[:80]!r} is neither an identity, 64 hexadecimal digits as `nemo-edge verify` prints them, nor a bundle")
-    open_bundle(given)
-    return sha256_file(Path(given) / MANIFEST)
+    return open_bundle(given).identity
 
 
-def check_not_revoked(identity: str, trust: Trust, what: str) -> None:
-    """Raise `BundleError`, which calls it `what`, for a bundle that the list revokes; `InputError` for a list that cannot be used."""
-    found = Revocations.load(trust.revocations, trust).identities.get(identity) if trust.revocations is not None else None
+def check_not_revoked(identity: str, trust: Trust, what: str, manifest: str = "") -> None:
+    """Raise `BundleError`, which calls it `what`, for a bundle that the list revokes, by its identity or by the sha256 of its `manifest`.
+
+    Raises `InputError` for a list that cannot be used.
+    """
+    listed = Revocations.load(trust.revocations, trust).identities if trust.revocations is not None else {}
+    found = listed.get(identity) or listed.get(manifest)
     if found is not None:
         reason = f" ({found.reason})" if found.reason else ""
         raise BundleError(f"{what} was revoked on {found.since}{reason}: ship another bundle; nothing was opened")
 
 
 def check_trusted(folder: Path, trust: Trust) -> tuple[Manifest, str]:
-    """Return the manifest in a folder, and its identity, once it is signed by whom is trusted and not revoked. Raises `BundleError`."""
-    manifest, identity = signed_manifest(folder, trust)
-    check_not_revoked(identity, trust, str(folder))
-    return manifest, identity
+    """Return the manifest in a folder, and its sha256, once it is signed by whom is trusted and not revoked. Raises `BundleError`."""
+    manifest, digest = signed_manifest(folder, trust)
+    check_not_revoked(manifest.identity, trust, str(folder), digest)
+    return manifest, digest
 
 
 def _own(signer: Signer, scratch: Path) -> Trust:

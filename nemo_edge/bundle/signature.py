@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from nemo_edge.bundle.manifest import MANIFEST, SIGNATURE, Manifest, holding, verify
+from nemo_edge.bundle.manifest import MANIFEST, SIGNATURE, Manifest, Verification, holding, verify
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency, first_line
 from nemo_edge.system.files import explain, temporary
 from nemo_edge.system.reading import check_letters, check_regular, read_bytes
@@ -111,7 +111,7 @@ class Signed(BaseModel):
     signature: str
     """Its path."""
     identity: str
-    """sha256 of the manifest."""
+    """Which model it is; the signature is of the whole manifest, which says so."""
 
 
 def sign(folder: Path, signer: Signer) -> Signed:
@@ -125,7 +125,7 @@ def sign(folder: Path, signer: Signer) -> Signed:
         if found.problems:
             raise BundleError(f"{folder} was changed since it was built ({found.problems[0]}): build it again; nothing was signed")
         content = read_bytes(folder / MANIFEST)
-        if sha256(content).hexdigest() != found.identity:
+        if sha256(content).hexdigest() != found.manifest:
             raise BundleError(f"{folder} was built again meanwhile: run the same command once more")
         name = folder.resolve().name.encode(errors="replace").decode()  # in the signature, as the library's own command wants it
         signature = _signed(config, content, MANIFEST, name, online=signer.sigstore)
@@ -169,10 +169,21 @@ def signed_manifest(folder: Path, trust: Trust) -> tuple[Manifest, str]:
         raise BundleError(f"{folder} has a signed manifest that this nemo-edge cannot read: build the bundle again") from error
 
 
-def check_expected(folder: Path, identity: str, expected: str | None) -> None:
-    """Raise `BundleError` for a bundle that is not the one that was expected; where none was, nothing."""
-    if expected is not None and identity != expected.lower():
-        raise BundleError(f"{folder} is not the bundle that was expected: its identity is {identity}, and not {expected}")
+def check_expected(folder: Path, found: Verification, expected: str | None, *, engines: bool) -> None:
+    """Raise `BundleError` for a bundle that has neither the identity nor the manifest that was expected; where none was, nothing.
+
+    An identity says nothing of the bytes of TensorRT engines, which are native code: where these are meant, too (`engines`), and nothing
+    else says whose they are, it is not enough for a bundle that has any.
+    """
+    if expected is None or expected.lower() == found.manifest:
+        return
+    if expected.lower() != found.identity:
+        raise BundleError(f"{folder} is not the bundle that was expected: its identity is {found.identity}, and not {expected}")
+    if engines and found.plans:
+        raise BundleError(
+            f"{folder} has TensorRT engines, of whose bytes its identity says nothing: ask for its signature, too, or expect the sha256 of "
+            f"its manifest ({found.manifest})"
+        )
 
 
 def public_key_of(key: Path) -> bytes:

@@ -183,12 +183,11 @@ def gate(
 
 def report(bundle: Bundle, summary: Summary = None, as_json: Json = False) -> None:
     """Write a bundle's report again, from what was measured on it."""
-    from nemo_edge.bundle.manifest import MANIFEST
+    from nemo_edge.bundle.manifest import open_bundle
     from nemo_edge.release.review import report_again
-    from nemo_edge.system.files import sha256_file
 
     path = report_again(bundle, summary)
-    print_result({"report": str(path), "identity": sha256_file(bundle / MANIFEST)}, as_json, _show_report)
+    print_result({"report": str(path), "identity": open_bundle(bundle).identity}, as_json, _show_report)
 
 
 def _show_report(written: dict[str, str]) -> None:

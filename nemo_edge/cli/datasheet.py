@@ -52,6 +52,7 @@ def show_verified(result: Verified, *, expected: bool = False) -> None:
     """
     show_verification(result)
     if result.passed:
+        show_line(f"manifest: {result.manifest}")
         show_identity(result.identity)
         show_line(_EXPECTED if expected and not result.signed else _SIGNATURES[result.signed, result.trusted])
     _show_engines(Console(), result.engines)

@@ -56,7 +56,7 @@ def show_localizations(found: Sequence[Localization], groups: Sequence[Group], o
     table = table_of("Prompt", "Score", "Left", "Neurons", "Samples", "s")
     for r in found:
         left = f"{r.refined_score:.3f}" + (" floor" if r.floor else "") if r.memorized else "–"
-        numbers = (str(len(r.refined)), str(r.samples), f"{r.seconds:.1f}")
+        numbers = (str(len(r.refined)), str(r.samples), _seconds(r.seconds))
         table.add_row(escape(r.prompt), f"{r.score:.3f}", left, *numbers)
     Console().print(table)
     if groups:
@@ -70,8 +70,13 @@ def _show_groups(groups: Sequence[Group]) -> None:
     for g in groups:
         leaks = [str(len(each)) for each in (g.variants, g.leaking_before, g.leaking_after)] if variants else []
         prompts = str(sum(not member.variant for member in g.members))
-        table.add_row(escape(g.name), prompts, str(len(g.neurons)), *leaks, str(g.samples), f"{g.seconds:.1f}")
+        table.add_row(escape(g.name), prompts, str(len(g.neurons)), *leaks, str(g.samples), _seconds(g.seconds))
     Console().print(table)
+
+
+def _seconds(took: float | None) -> str:
+    """How long it took, where it is known."""
+    return "–" if took is None else f"{took:.1f}"
 
 
 def show_attack(found: Campaign, output: Path) -> None:

@@ -63,6 +63,7 @@ def common(
 def build(
     recipe: Annotated[Path, typer.Argument(help="Recipe, a TOML file.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and check everything, say what would run, write nothing.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Build again beside the bundle, and say whether it is the same model.")] = False,
     random: Annotated[str | None, typer.Option("--random-weights", help="Not the checkpoint: sd15, sd21, sdxl, bk-sdm-small.")] = None,
     neurons: Annotated[Path | None, typer.Option("--neurons", help="With random weights: what is silenced (.json, .csv).")] = None,
     summary: Summary = None,
@@ -70,7 +71,8 @@ def build(
 ) -> None:
     """Build a bundle with its evidence.
 
-    Calibrate, localize, export, compile, measure, judge. Exit code 3 when a gate fails.
+    Calibrate, localize, export, compile, measure, judge. Exit code 3 when a gate fails, and with --check when what is built
+    again is another model.
     """
     from nemo_edge.cli import console
     from nemo_edge.recipe.recipe import load_recipe, with_random_weights
@@ -80,6 +82,11 @@ def build(
     settings = with_random_weights(load_recipe(recipe, random=random is not None), random, neurons)
     if summary is not None and settings.random_weights is not None:
         raise typer.BadParameter("--summary: nothing is measured on random weights that could be summarized")
+    if check:
+        if dry_run or summary is not None:
+            raise typer.BadParameter("--check builds again and writes nothing: leave out --dry-run and --summary")
+        _check_again(settings, as_json)
+        return
     if dry_run:
         from nemo_edge.cli.plans import show_plan
 
@@ -93,6 +100,18 @@ def build(
     if summary is not None:
         summarize(settings.output, summary)
     print_result(result, as_json, console.show_build)
+    if not result.passed:
+        raise typer.Exit(3)
+
+
+def _check_again(settings: Any, as_json: bool) -> None:
+    """A recipe's bundle, built again and compared."""
+    from nemo_edge.cli import console
+    from nemo_edge.cli.plans import show_reproduced
+    from nemo_edge.release.reproduce import reproduce
+
+    result = reproduce(settings, console.Bars())
+    print_result(result, as_json, show_reproduced)
     if not result.passed:
         raise typer.Exit(3)
 

@@ -1,8 +1,9 @@
-"""How a dry run looks to people: what a build would be made from, what it would take, what is done already and what would run."""
+"""How a dry run looks to people: what a build would be made from, what it would take, what is done already and what would run; and what a
+build came to that was made again."""
 
 from __future__ import annotations
 
-__all__ = ["show_plan", "words_of"]
+__all__ = ["show_plan", "show_reproduced", "words_of"]
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -11,8 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from nemo_edge.cli.screen import show_identity, show_line
+
 if TYPE_CHECKING:
     from nemo_edge.release.build import Plan
+    from nemo_edge.release.reproduce import Reproduced
 
 _MINUTE_S, _HOUR_S = 60, 3600
 
@@ -39,6 +43,17 @@ def show_plan(plan: Plan) -> None:
     for note in plan.notes:
         out.print(f"note: {escape(note)}", soft_wrap=True, highlight=False)
     out.print(f"{escape(plan.output)}: {_verdict(plan)}", soft_wrap=True, highlight=False)
+
+
+def show_reproduced(found: Reproduced) -> None:
+    """Whether a bundle that was built again is the same model; where it is not, the first file that differs."""
+    if found.passed:
+        show_line(f"{found.bundle}: built again, it is the same model")
+        show_identity(found.identity)
+        return
+    more = f", and {len(found.differing) - 1} more" if len(found.differing) > 1 else ""
+    show_line(f"{found.bundle}: built again, it is another model; {found.differing[0]} differs{more}")
+    show_line(f"identity: {found.identity}; built again: {found.again}")
 
 
 def words_of(seconds: float) -> str:

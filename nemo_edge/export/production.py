@@ -32,7 +32,7 @@ from nemo_edge.backends.tensorrt.backend import compile_engine
 from nemo_edge.backends.tensorrt.flavours import FLAVOURS
 from nemo_edge.backends.tensorrt.plans import PlanFile
 from nemo_edge.backends.tensorrt.profiles import plan_profiles
-from nemo_edge.bundle.manifest import copy_tree, staging
+from nemo_edge.bundle.manifest import staging
 from nemo_edge.export.quantization.half import for_tensorrt
 from nemo_edge.graph.agreement import Dtype, Exported
 from nemo_edge.graph.onnxfile import open_graph
@@ -43,7 +43,7 @@ from nemo_edge.recipe.random_weights import RandomSettings
 from nemo_edge.recipe.settings import CheckpointSettings, ExportSettings
 from nemo_edge.recipe.targets import EngineSettings, Flavour, PlanSettings, unfit_for_turing
 from nemo_edge.system.errors import InputError
-from nemo_edge.system.files import check_folder, followed, weight_bytes
+from nemo_edge.system.files import check_folder, copy_tree, followed, weight_bytes
 from nemo_edge.system.outputs import lock
 from nemo_edge.system.processes import beside, run
 from nemo_edge.system.progress import Advance, Progress

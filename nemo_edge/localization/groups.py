@@ -16,6 +16,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from nemo_edge.localization._times import Time, append_timed, times_beside
 from nemo_edge.localization.clusters import cluster
 from nemo_edge.localization.localizer import Examined, Localization, Localizer, union
 from nemo_edge.localization.paraphrases import Kind, Paraphrase, paraphrases
@@ -25,7 +26,7 @@ from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.recipe.prompts import Prompt
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import sha256_json
-from nemo_edge.system.journal import append, read_lines
+from nemo_edge.system.journal import read_lines
 
 GROUPS = "groups.jsonl"
 """The file of a bundle, or of a folder of results, that holds its groups."""
@@ -81,7 +82,8 @@ class Group(_Result):
     """Variants that the text encoder reads as a prompt or variant it has read already (most know no case)."""
     samples: int
     """Rows of the UNet that were run for it, those of its prompts alone left out."""
-    seconds: float
+    seconds: float | None = None
+    """Wall time; not in the file of groups but beside it. None where nobody knows."""
 
     @property
     def memorized(self) -> tuple[Variant, ...]:
@@ -145,7 +147,7 @@ class Groups:
                 raise InputError(f"{path} was made with another checkpoint, prompts or settings: give another folder")
             made.append(known.get(name) or self.make(name, found))
             if path is not None and name not in known:
-                append(path, made[-1])
+                append_timed(path, made[-1], Time(of="group", name=name, seconds=made[-1].seconds or 0.0))
             report(made[-1])
         return made
 
@@ -244,8 +246,9 @@ def clusters_of(prompts: Sequence[Prompt], group_by: Literal["prompt", "cluster"
 
 
 def read_groups(path: Path) -> list[Group]:
-    """Read the JSON lines of groups; a last line that was cut off is left out. Raises `InputError` otherwise."""
-    return list(read_lines(Group, path))
+    """Read the JSON lines of groups, and their times; a last line that was cut off is left out. Raises `InputError` otherwise."""
+    found, times = list(read_lines(Group, path)), times_beside(path, "group")
+    return [each.model_copy(update={"seconds": times.get(each.name, each.seconds)}) for each in found]
 
 
 def groups_in(folder: Path) -> list[Group]:

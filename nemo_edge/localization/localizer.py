@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from nemo_edge.backends.torch import DTYPES, open_runner
 from nemo_edge.localization._decisions import Decisions
 from nemo_edge.localization._searches import Ask, Lists, Outcome, Search, grouped, highest, published, schedule
+from nemo_edge.localization._times import Time, append_timed, times_beside
 from nemo_edge.localization.calibration import Statistics, activations, check_own, load_statistics, read_threshold
 from nemo_edge.localization.memorization import NoiseProbe, finite, firm_seed_scores
 from nemo_edge.localization.multiscale import plain_ms_ssim
@@ -39,7 +40,7 @@ from nemo_edge.model.surgery import silenced
 from nemo_edge.recipe.settings import SCORE, LocalizationSettings, check_threshold
 from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import sha256_json
-from nemo_edge.system.journal import append, read_lines
+from nemo_edge.system.journal import read_lines
 from nemo_edge.system.memory import check_room, room_bytes, rows_at_once
 
 _NO_MATTER = {"rows", "prompts", "group_by", "paraphrases"}
@@ -80,8 +81,9 @@ class Localization(BaseModel):
     """The smallest distance of a score from what it was compared with: how firm the decisions are. None: nothing was compared."""
     exact: int
     """Scores that were too close to be trusted, or are what others are compared with, and were computed anew in float32."""
-    seconds: float
-    """Wall time; of work for several prompts together, this prompt's share."""
+    seconds: float | None = None
+    """Wall time; of work for several prompts together, this prompt's share. Not in the file of results but beside it; None where nobody
+    knows."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ class Localizer:
         self, prompts: Sequence[str], results: Path | None = None, report: Callable[[Localization], None] = lambda result: None
     ) -> list[Localization]:
         """Localize each prompt; with `results`, append each as a line of JSON and take up what is there already.
+        Their times go to a file beside it.
 
         Raises `InputError` when what is there was made from other inputs.
         """
@@ -154,7 +157,7 @@ class Localizer:
                 cases.remove(case)
                 known[case.prompt] = result = case.result()
                 if results is not None:
-                    append(results, result)
+                    append_timed(results, result, Time(of="prompt", name=case.prompt, seconds=case.seconds))
                 for _ in range(times[case.prompt]):
                     report(result)
         return [known[prompt] for prompt in prompts]
@@ -220,8 +223,9 @@ def _no_matter(checkpoint: Checkpoint) -> set[str]:
 
 
 def read_results(path: Path) -> list[Localization]:
-    """Read the JSON lines of localizations; a last line that was cut off is left out. Raises `InputError` otherwise."""
-    return list(read_lines(Localization, path))
+    """Read the JSON lines of localizations, and their times; a last line that was cut off is left out. Raises `InputError` otherwise."""
+    found, times = list(read_lines(Localization, path)), times_beside(path, "prompt")
+    return [each.model_copy(update={"seconds": times.get(each.prompt, each.seconds)}) for each in found]
 
 
 def union(results: Sequence[Localization]) -> NeuronSet:

@@ -17,7 +17,7 @@ from nemo_edge.localization.calibration import Calibration, calibrate, check_own
 from nemo_edge.localization.detection import Detection, Detector
 from nemo_edge.localization.detectors import label_of, rocs_of
 from nemo_edge.localization.groups import GROUPS, Group, Groups, all_neurons, clusters_of
-from nemo_edge.localization.localizer import Localization, Localizer
+from nemo_edge.localization.localizer import Localization, Localizer, read_results
 from nemo_edge.localization.memorization import Threshold
 from nemo_edge.localization.roc import Roc
 from nemo_edge.model.checkpoint import Checkpoint, value_layers
@@ -107,18 +107,30 @@ class Localized(BaseModel):
 def find_neurons(localizer: Localizer, memorized: Sequence[Prompt], folder: Path | None, progress: Progress) -> Localized:
     """Find the neurons of each prompt, and of each group where the settings want groups or variants.
 
-    In `folder` leave `localization.jsonl` and `groups.jsonl`, both taken up where they stopped, and all neurons in `neurons.json`.
+    In `folder` leave `localization.jsonl` and `groups.jsonl`, both taken up where they stopped, all neurons in `neurons.json`, and apart
+    from what was found how long it took.
     """
     texts = [prompt.text for prompt in memorized]
     for warning in localizer.checkpoint.config.warnings(texts):
         progress.note(warning)
     with progress.task("localize", len(texts)) as advance:
         found = localizer.localize_all(texts, folder / "localization.jsonl" if folder else None, lambda _: advance(1))
+    if folder is not None:
+        _put_in_order(folder / "localization.jsonl", texts)
     groups = _groups(localizer, memorized, found, folder / GROUPS if folder else None, progress)
     localized = Localized(results=tuple(found), groups=tuple(groups), out=str(folder) if folder else None)
     if folder is not None:
         localized.neurons.save(folder / "neurons.json")
     return localized
+
+
+def _put_in_order(path: Path, texts: Sequence[str]) -> None:
+    """Put the lines of a file in the order of the prompts: they come as searches end, in another order after an interruption."""
+    place, found = {text: number for number, text in enumerate(dict.fromkeys(texts))}, read_results(path)
+    ordered = sorted(found, key=lambda result: place.get(result.prompt, len(place)))
+    content = "".join(json.dumps(result.model_dump(mode="json", exclude={"seconds"})) + "\n" for result in ordered)
+    if path.read_bytes() != content.encode():
+        write_atomically(path, content)
 
 
 def _groups(

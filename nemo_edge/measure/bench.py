@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nemo_edge.bundle.engines import PLANS
+from nemo_edge.bundle.identity import PLANS
 from nemo_edge.measure._contender import OpenContender, Runnable, Setup
 from nemo_edge.measure.latency import Case, Latency, Ratio, Timing, Visit, ratio_of, timing_of
 from nemo_edge.model.compilation import check_compiler

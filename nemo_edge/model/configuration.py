@@ -24,8 +24,8 @@ from nemo_edge.system.reading import check_letters, read_json
 
 Family = Literal["sd", "sdxl"]
 
-_PLACES = ("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file")
-"""Keys under which diffusers and transformers note where a part was read from, on whatever machine."""
+_PLACES = ("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file", "is_local", "local_files_only")
+"""Keys under which diffusers and transformers note where a part was read from, on whatever machine, and how."""
 
 LCM_PIPELINE = "LatentConsistencyModelPipeline"
 """diffusers' class of the first consistency models (LCM), whose parts are those of Stable Diffusion 1.x."""

@@ -7,6 +7,7 @@ Calls the rooms below in order, keeps their results and knows none of their insi
 takes, told by `_forecast` · `_stages` the list of stages, with `_keys` what each depends on, run and kept by `_cache` · `_judgement`
 gates, manifest and report
 · `bundlepolicies` policies from what was found · `random_weights` checkpoints to measure with · `smoke` an attack walked through on them
+`reproduce` the same once more, beside it, and compared
 `rebake` other neurons in a finished bundle, and with `_remeasure` measured again · `quantize` another of it in fewer bits · `compile` more
 engines for it · `review` timed, judged and reported again
 `doctor` what works here · `clean` what is kept and what was left, and away with it

@@ -17,10 +17,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from nemo_edge.bundle.manifest import copy_tree
 from nemo_edge.release._stages import Stage, Work, stages_of
 from nemo_edge.system.errors import InputError
-from nemo_edge.system.files import inside, sha256_file, write_atomically
+from nemo_edge.system.files import copy_tree, inside, sha256_file, write_atomically
 from nemo_edge.system.outputs import beside, discard, remove, unfinished
 from nemo_edge.system.reading import read_json
 
@@ -60,15 +59,16 @@ def times_of(output: Path) -> dict[str, float]:
     return {stage: float(seconds) for stage, seconds in told if isinstance(seconds, int | float)}
 
 
-def run_stages(work: Work, keys: Mapping[str, str]) -> dict[str, str]:
+def run_stages(work: Work, keys: Mapping[str, str], *, measuring: bool = True) -> dict[str, str]:
     """Fill `work.bundle`, stage by stage; return the hashes of the files in it that are known already.
 
-    What a stage left before is taken where its key is the same and its files are as it left them.
+    What a stage left before is taken where its key is the same and its files are as it left them. Without `measuring` those that only
+    measure are left out.
     """
     hashes: dict[str, str] = {}
     for left in unfinished(cache_of(work.recipe.output)):
         remove(left)
-    stages = stages_of(work.recipe)
+    stages = [stage for stage in stages_of(work.recipe) if measuring or not stage.apart]
     kept = [stage.name for stage in stages if stage.key is not None]
     for stage in stages:
         if stage.key is None:

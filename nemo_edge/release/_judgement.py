@@ -7,10 +7,10 @@ from __future__ import annotations
 
 __all__ = ["conclude", "judged", "write_evidence"]
 
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from pathlib import Path
 
-from nemo_edge.bundle.manifest import GateResult, Manifest
+from nemo_edge.bundle.manifest import GateResult, Manifest, named
 from nemo_edge.measure.gates import judge
 from nemo_edge.measure.mitigation import Measurement
 from nemo_edge.model.neurons import NeuronSet
@@ -20,13 +20,17 @@ from nemo_edge.release._stages import Work
 from nemo_edge.report.evidence import Evidence
 from nemo_edge.report.folder import write_report
 from nemo_edge.report.thumbnails import store_pictures, worst_first
+from nemo_edge.system.clock import now
 from nemo_edge.system.files import checkpoint_hashes
 from nemo_edge.system.reading import read_json
 
 
-def conclude(work: Work, key: str) -> Manifest:
-    """Judge a bundle whose stages are done, and write its report into it; of random weights there is nothing to judge or report."""
-    manifest, random = _manifest(work, key), work.recipe.random_weights
+def conclude(work: Work, key: str, hashes: Mapping[str, str]) -> Manifest:
+    """Judge a bundle whose stages are done, and write its report into it; of random weights there is nothing to judge or report.
+
+    `hashes` are those of its files that are known. The manifest has all of them, but for the report, which says which model it is.
+    """
+    manifest, random = named(work.bundle, _manifest(work, key), hashes), work.recipe.random_weights
     if random is not None:
         detail = f"{random.name} with random weights: for measuring, not for shipping"
         gate = GateResult(name="random_weights", limit=0, value=1, passed=False, detail=detail)
@@ -41,7 +45,7 @@ def conclude(work: Work, key: str) -> Manifest:
 def judged(manifest: Manifest, recipe: Recipe, evidence: Evidence) -> tuple[Manifest, Evidence]:
     """Return a bundle's manifest and its evidence with the verdict that the recipe's gates come to now."""
     gates = judge(evidence.measurement, evidence.localizations, recipe, evidence.latency, evidence.groups, evidence.attack)
-    changes = {"gates": tuple(gates), "passed": all(gate.passed for gate in gates), "created": _now()}
+    changes = {"gates": tuple(gates), "passed": all(gate.passed for gate in gates), "created": now()}
     manifest = manifest.model_copy(update=changes)
     return manifest, evidence.under(manifest)
 
@@ -69,14 +73,10 @@ def _manifest(work: Work, key: str) -> Manifest:
         recipe_file=work.file,
         versions=used_versions(inputs.machine, recipe),
         machine=inputs.machine,
-        created=_now(),
+        created=now(),
         neurons_hash=NeuronSet.load(work.bundle / "neurons.json").content_hash(),
         threshold=None,
         gates=(),
         passed=False,
         files={},
     )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -43,8 +43,10 @@ _NO_MATTER = ("rows", "prompts")
 """Those of them that only the time hangs on."""
 _READ = "every vector of a textual inversion"
 """How prompts are read: what was found with a token's first vector alone is not taken for it."""
-_FORMAT = f"ONNX files without the exporter's notes, {EXACT_TIMES}"
+_FORMAT = f"ONNX files without the exporter's notes, tokenizers without how they were read, {EXACT_TIMES}"
 """What exported files are like: those that were kept from before are not taken for them."""
+_ORDER = "in the order of the list, times apart"
+"""How what was localized is written: files that were kept from before are not taken for it."""
 _STEPS = "the steps of the sampler as numbers"
 """What a bundle has since then."""
 _COUNTED = "copies of every known training picture in all its readings, whole and in part, and the nearest of each picture"
@@ -108,7 +110,7 @@ def of_localize(given: Given) -> object:
     memorized = given.inputs.memorized
     search = {name: value for name, value in given.tables["localization"].items() if name not in _NO_MATTER}
     times = [EXACT_TIMES] if search["dtype"] == "bf16" else []
-    return [given.keys["calibrate"], *times, [p.text for p in memorized], [(p.url, p.cluster) for p in memorized], search]
+    return [given.keys["calibrate"], _ORDER, *times, [p.text for p in memorized], [(p.url, p.cluster) for p in memorized], search]
 
 
 def of_random_neurons(given: Given) -> object:

@@ -29,6 +29,7 @@ from nemo_edge.release._inputs import Inputs, read_inputs
 from nemo_edge.release._keys import bundle_key
 from nemo_edge.release._stages import stage_keys
 from nemo_edge.release.random_weights import weights_folder
+from nemo_edge.system.clock import now
 from nemo_edge.system.environment import DOT_PRODUCTS, int8_products
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency
 from nemo_edge.system.files import checkpoint_folder, with_commit
@@ -65,6 +66,7 @@ def preflight(recipe: Recipe, progress: Progress) -> Preflight:
     compiler, a provider or a GPU that is not here.
     """
     check_output(recipe.output)
+    now()  # a time that is none is refused before the work
     recipe = _with_weights(recipe)
     if recipe.random_weights is not None and not Path(recipe.checkpoint.path).is_dir():
         return Preflight(recipe, None, footprint=_check_unmade(recipe, recipe.random_weights.architecture, progress))

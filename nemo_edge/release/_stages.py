@@ -125,6 +125,8 @@ class Stage:
     """Names in its folder that are not for the bundle."""
     does: str = ""
     """What it does, in a few words for people."""
+    apart: bool = False
+    """Whether it only says what engines do, so that nothing of it is a part of the bundle's identity."""
 
 
 def stages_of(recipe: Recipe) -> list[Stage]:
@@ -344,8 +346,8 @@ STAGES = (
     ),
     Stage("sessions", None, describe_sessions),
     Stage("steps", None, write_steps),
-    Stage("measure", keys.of_measure, measure, _trained, goes_on=True, private=("pictures",), does="pictures, with and without"),
-    Stage("attack", keys.of_attack, attack, _attacked, goes_on=True, private=("attack.jsonl",), does="what an attack brings back"),
-    Stage("latency", keys.of_latency, take_times, partial(_has, "latency"), does="times beside eager PyTorch"),
+    Stage("measure", keys.of_measure, measure, _trained, goes_on=True, private=("pictures",), does="pictures with and without", apart=True),
+    Stage("attack", keys.of_attack, attack, _attacked, goes_on=True, private=("attack.jsonl",), does="what attacks bring back", apart=True),
+    Stage("latency", keys.of_latency, take_times, partial(_has, "latency"), does="times beside eager PyTorch", apart=True),
 )
 """Every stage there is, in order."""

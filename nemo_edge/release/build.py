@@ -5,7 +5,7 @@ A localization that was interrupted goes on where it stopped, any other stage be
 
 from __future__ import annotations
 
-__all__ = ["BuildResult", "Plan", "build", "plan"]
+__all__ = ["BuildResult", "Plan", "build", "plan", "with_weights"]
 
 from os import PathLike
 from pathlib import Path
@@ -13,13 +13,13 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from nemo_edge.bundle.display import pictures_html
-from nemo_edge.bundle.manifest import MANIFEST, Manifest, open_bundle, publish, staging
+from nemo_edge.bundle.manifest import Manifest, open_bundle, publish, staging
 from nemo_edge.recipe.recipe import Recipe, load_recipe
 from nemo_edge.release._cache import is_kept, prune, run_stages
 from nemo_edge.release._forecast import Forecast, forecast
-from nemo_edge.release._preflight import preflight
+from nemo_edge.release._preflight import Preflight, preflight
 from nemo_edge.release._stages import LazyCheckpoint, Work
-from nemo_edge.system.files import explain, sha256_file
+from nemo_edge.system.files import explain
 from nemo_edge.system.outputs import lock
 from nemo_edge.system.processes import run_in_process
 from nemo_edge.system.progress import Progress
@@ -55,7 +55,7 @@ class BuildResult(BaseModel):
     """No work was done: the bundle was up to date."""
     manifest: Manifest
     identity: str = ""
-    """sha256 of the manifest's file, by which whoever gets the bundle knows it."""
+    """Which model it is, by which whoever gets the bundle knows it."""
 
     @property
     def passed(self) -> bool:
@@ -103,9 +103,7 @@ def build(recipe: Recipe | str | PathLike[str], progress: Progress | None = None
         with progress.waiting(_LOOKS):
             seen = preflight(recipe, progress)
         with lock(output):
-            if seen.inputs is None:
-                _make_weights(seen.recipe, progress)
-                seen = preflight(recipe, progress)
+            seen = with_weights(seen, recipe, progress)
             if seen.up_to_date:
                 return _result(output, open_bundle(output), skipped=True)
             assert seen.inputs is not None
@@ -117,7 +115,8 @@ def build(recipe: Recipe | str | PathLike[str], progress: Progress | None = None
                 from nemo_edge.release._judgement import conclude  # after the stages, whose processes need the memory
 
                 with progress.waiting("judging it, and writing its report"):
-                    manifest = publish(bundle, output, conclude(work, seen.key), hashes)
+                    manifest = conclude(work, seen.key, hashes)
+                    manifest = publish(bundle, output, manifest, manifest.files)
             prune(output, progress.note)
     except OSError as error:
         raise explain(error, Path(error.filename or output)) from error
@@ -125,16 +124,19 @@ def build(recipe: Recipe | str | PathLike[str], progress: Progress | None = None
 
 
 def _result(output: Path, manifest: Manifest, *, skipped: bool) -> BuildResult:
-    return BuildResult(bundle=str(output), skipped=skipped, manifest=manifest, identity=sha256_file(output / MANIFEST))
+    return BuildResult(bundle=str(output), skipped=skipped, manifest=manifest, identity=manifest.identity)
 
 
 def _loaded(recipe: Recipe | str | PathLike[str]) -> Recipe:
     return recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
 
 
-def _make_weights(recipe: Recipe, progress: Progress) -> None:
-    """Make the random weights that a recipe wants, where its checkpoint is looked for."""
-    assert recipe.random_weights is not None
-    wanted, folder = recipe.random_weights, Path(recipe.checkpoint.path)
+def with_weights(seen: Preflight, recipe: Recipe, progress: Progress) -> Preflight:
+    """Make the random weights that a recipe wants, where its checkpoint is looked for, unless they are there; return what is seen then."""
+    if seen.inputs is not None:
+        return seen
+    assert seen.recipe.random_weights is not None
+    wanted, folder = seen.recipe.random_weights, Path(seen.recipe.checkpoint.path)
     function = "nemo_edge.release.random_weights.write_random"
     run_in_process("make random weights", progress, function, wanted.architecture, folder, "fp16", wanted.seed)
+    return preflight(recipe, progress)

@@ -14,7 +14,6 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from nemo_edge.recipe.targets import Flavour
 from nemo_edge.release._cache import cache_of, prune
 from nemo_edge.release._inputs import used_versions
 from nemo_edge.release._preflight import check_integers, slow_integers
+from nemo_edge.system.clock import now
 from nemo_edge.system.environment import machine
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency
 from nemo_edge.system.files import check_folder, explain, sha256_file, sha256_json
@@ -201,6 +201,7 @@ class _Work:
 
     def check(self) -> None:
         """Find what cannot be, before the work."""
+        now()
         if self.recipe.engine.backend == "openvino":  # what is only timed beside it is not run here
             check_integers(self.recipe)
         for note in slow_integers(self.recipe):
@@ -236,7 +237,7 @@ class _Work:
             "machine": here,
             "gates": (gate,) if self.manifest.random_weights is None else self.manifest.gates,
             "passed": False,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "created": now(),
         }
         return publish(staged, self.output, self.manifest.model_copy(update=changes), known)
 

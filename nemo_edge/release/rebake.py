@@ -11,7 +11,6 @@ __all__ = ["Rebaked", "rebake"]
 import shutil
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +38,7 @@ from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.recipe import Recipe, kept_recipe
 from nemo_edge.recipe.targets import PlanSettings
 from nemo_edge.release._preflight import check_runs
+from nemo_edge.system.clock import now
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency
 from nemo_edge.system.files import explain, sha256_json
 from nemo_edge.system.progress import Progress
@@ -188,7 +188,7 @@ class _Change:
             "neurons_hash": self.after.content_hash(),
             "gates": (gate,) if self.manifest.random_weights is None else self.manifest.gates,
             "passed": False,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "created": now(),
         }
         return self.manifest.model_copy(update=changes)
 

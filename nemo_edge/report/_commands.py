@@ -35,7 +35,7 @@ def commands_of(evidence: Evidence) -> tuple[Command, Command, Command]:
         Command(_line("verify", evidence.name), "every file of the bundle against the hashes in its manifest"),
         Command(
             _line("build", file),
-            f"a bundle of the recipe; the same build key means the same weights, prompts, settings and neurons{recipe}",
+            f"a bundle of the recipe; the same identity means the same model{recipe}",
         ),
         Command(_line("attack", evidence.name, *_attack(evidence)), f"what comes back under attack, tried by you{controls}"),
     )

@@ -18,18 +18,17 @@ from nemo_edge.system.environment import Machine
 from nemo_edge.system.reading import expanded
 
 _HASHES = (
+    (
+        "Identity",
+        "sha256 over every file but what was measured, times and this report, as nemo-edge verify BUNDLE prints it. It says which model "
+        "this is, and not who made it: that is what a signature says (nemo-edge verify BUNDLE --public-key KEY)",
+    ),
     ("Weights", "sha256 over the sha256 of each file of the checkpoint"),
     ("Hardened weights", "the same of the checkpoint that hardening made of it"),
     ("Prompts", "sha256 of the list of memorized prompts"),
     ("Neurons", "sha256 of what is silenced"),
     ("Build key", "sha256 over all that the bundle was made from"),
 )
-
-_SAID_ELSEWHERE = (
-    "prints the sha256 of manifest.json, which has the hash of this page, too, so that it cannot stand here. It says that the folder is as "
-    "its manifest says, and not who made it: that is what a signature says (nemo-edge verify BUNDLE --public-key KEY)"
-)
-
 
 IDENTIFYING = (*(name for name, _ in _HASHES), "Threshold τ", "Recipe file")
 """Facts that have rows here, beside versions."""
@@ -80,7 +79,6 @@ def _rows(evidence: Evidence) -> Iterator[Row]:
         yield Row("Versions", joined(sorted(versions, key=lambda version: not version.startswith("nemo-edge"))))
     if "Recipe file" in facts:
         yield Row("Built by", f"nemo-edge build {facts['Recipe file']}", code=True)
-    yield Row("Identity", "nemo-edge verify BUNDLE", _SAID_ELSEWHERE, code=True)
     if evidence.machine is not None:
         yield Row("Machine", _machine(evidence.machine))
     if evidence.date:

@@ -73,7 +73,8 @@ class LocalizationSummary(BaseModel):
     theta: float
     k: int
     evaluations: int
-    seconds: float
+    seconds: float | None
+    """Wall time of the search, where it is known."""
 
 
 class CopiesSummary(BaseModel):

@@ -134,9 +134,11 @@ class Evidence:
 def facts_of(manifest: Manifest) -> dict[str, str]:
     """Return what a manifest says of a bundle's origin, a line each: hashes of all that went in, and versions.
 
-    The manifest need not be the published one: the hashes of the bundle's own files are not among the facts.
+    The manifest need not be the published one: of the bundle's own files only those are among the facts, as its identity, that its report
+    is not.
     """
     return {
+        **({"Identity": manifest.identity} if manifest.files else {}),
         "Weights": sha256_json(manifest.checkpoint),
         **({"Hardened weights": sha256_json(manifest.hardened)} if manifest.hardened else {}),
         **({"Prompts": listed} if (listed := _list_hash(manifest)) else {}),

@@ -63,12 +63,12 @@ def draw(bundle: Path, request: Request, out: Path, progress: Progress | None = 
     progress = progress or Progress()
     check_file(out)
     check_seed(request.seed, request.count)
-    manifest, identity = open_verified(bundle), sha256_file(bundle / MANIFEST)
+    manifest, digest = open_verified(bundle), sha256_file(bundle / MANIFEST)
     recipe = kept_recipe(manifest.recipe, bundle)
     variant = choose_variant(manifest, request.variant, masked=_masked(request))
     policy = None
     if request.policy is not None:
-        policy = read_policies(bundle, manifest.files, identity).choose(request.policy)
+        policy = read_policies(bundle, manifest.files, digest).choose(request.policy)
     settings = from_options(SamplingSettings, recipe.sampling.model_dump(), request.overrides)
     engine = from_options(EngineSettings, recipe.engine.model_dump(), {"backend": request.backend} if request.backend else {})
     config = Configuration.load(bundle)
@@ -84,7 +84,7 @@ def draw(bundle: Path, request: Request, out: Path, progress: Progress | None = 
         parts = [seeds[i : i + _BATCH] for i in range(0, request.count, _BATCH)]
         with progress.task("generate", request.count * settings.steps) as advance:
             made = [generate(pipeline, [request.prompt] * len(part), part, settings, mask, advance) for part in parts]
-    facts = _facts(request, settings, variant, f"{manifest.name}, manifest {identity}")
+    facts = _facts(request, settings, variant, f"{manifest.name}, identity {manifest.identity}, manifest {digest}")
     paths = _save(np.concatenate(made), out, [{**facts, "seed": str(seed)} for seed in seeds])
     if manifest.flaw:
         progress.note(f"this bundle {manifest.flaw}: it must not be shipped")

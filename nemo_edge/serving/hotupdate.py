@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.bundle.manifest import MANIFEST, Manifest, check_shippable, verify
+from nemo_edge.bundle.manifest import Manifest, check_shippable, verify
 from nemo_edge.bundle.policies import ALWAYS, POLICIES, read_policies
 from nemo_edge.bundle.revocations import check_trusted
 from nemo_edge.bundle.signature import Trust, check_expected
@@ -21,7 +21,6 @@ from nemo_edge.serving.signed import SIGNED, copy_origin, origin_of
 from nemo_edge.serving.updates import put_policies
 from nemo_edge.serving.versions import MODEL, describe_engine, newest_pipeline, read_pipeline
 from nemo_edge.system.errors import BundleError, InputError
-from nemo_edge.system.files import sha256_file
 
 _READ = ("neurons.json", POLICIES)
 """What is read of a bundle, as far as it has it: one of an older version has no policies of its own."""
@@ -51,14 +50,13 @@ def ship_masks(bundle: Path, repository: Path, *, name: str = "", expect: str | 
     is for a repository that asks for signatures, which takes no other. Raises `BundleError` for a bundle that must not be shipped or was
     changed, `InputError` for a repository without its masked engine, and for one that asks otherwise.
     """
-    manifest, identity = check_shippable(bundle), sha256_file(bundle / MANIFEST)
-    check_expected(bundle, identity, expect)
+    manifest, found = check_shippable(bundle), verify(bundle, _READ)
+    check_expected(bundle, found, expect, engines=False)
     if trust is not None:
         check_trusted(bundle, trust)
-    problems = verify(bundle, _READ).problems
-    missing = [f"{name} is missing" for name in _READ[:1] if name not in manifest.files]
-    if problems or missing:
-        raise BundleError(f"{bundle} was changed since it was built ({[*problems, *missing][0]}): build it again; nothing was shipped")
+    problems = [*found.problems, *(f"{name} is missing" for name in _READ[:1] if name not in manifest.files)]
+    if problems:
+        raise BundleError(f"{bundle} was changed since it was built ({problems[0]}): build it again; nothing was shipped")
     folder = newest_pipeline(repository, name)
     pipeline = read_pipeline(folder, signed=False)
     if pipeline.trust is not None and trust is None:
@@ -68,7 +66,7 @@ def ship_masks(bundle: Path, repository: Path, *, name: str = "", expect: str | 
             f"{repository} asks for no signature, and so not for that of new neurons: ship the bundle whole, to another folder"
         )
     _check_engine(pipeline.place(folder, "unet"), bundle, manifest)
-    policies = read_policies(bundle, manifest.files, identity)
+    policies = read_policies(bundle, manifest.files, found.manifest)
     origin = partial(copy_origin, bundle, names=origin_of(manifest.files, policies=True))
     update = put_policies(folder, policies, None if pipeline.trust is None else origin)
     return ShippedMasks(

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.bundle.manifest import MANIFEST, Manifest, check_shippable, open_verified
+from nemo_edge.bundle.manifest import Manifest, check_shippable, open_verified, verify
 from nemo_edge.bundle.policies import POLICIES, Policies, baked_policies, read_policies
 from nemo_edge.bundle.revocations import check_trusted
 from nemo_edge.bundle.signature import Trust, check_expected
@@ -58,7 +58,7 @@ class Shipped(BaseModel):
     models: tuple[str, ...]
     """In the order in which a running server loads them: the pipeline is the last."""
     identity: str
-    """sha256 of the bundle's manifest."""
+    """Which model it is."""
     signed: bool
     """Whether whoever opens them asks for its signature."""
 
@@ -83,11 +83,11 @@ def ship(
     `backend` is "python" or "native", else what the recipe's engine asks for; `variant` is the masked one where the bundle has it. `name`
     stands before the names of the models, so that several share a repository. With `policies` a server knows these alone, and opens the
     components inside of the pipeline, where nobody else can call them; each of its instances has its own. `instances` pictures are drawn at
-    once; prompts are logged only with `log_prompts`. `expect` is the identity that the bundle must have; with `trust` it must be signed by
-    whom is trusted, and not be revoked, and whoever opens what was shipped asks so again, with the keys and the list where they are here,
-    or in the folder `trusted_at`. A server that runs goes on with what it has until it is told to load the models. Raises `BundleError`
-    for a bundle that must not be shipped or was changed, `InputError` for a repository of other models, or of another model under these
-    names, and while another command writes to it. What a killed one left of its version is taken back.
+    once; prompts are logged only with `log_prompts`. `expect` is the identity that the bundle must have, or the sha256 of its manifest;
+    with `trust` it must be signed by whom is trusted, and not be revoked, and whoever opens what was shipped asks so again, with the keys
+    and the list where they are here, or in the folder `trusted_at`. A server that runs goes on with what it has until it is told to load
+    the models. Raises `BundleError` for a bundle that must not be shipped or was changed, `InputError` for a repository of other models, or
+    of another model under these names, and while another command writes to it. What a killed one left of its version is taken back.
     """
     check_folder(repository / model_name(name, PIPELINE))
     manifest = _trusted(bundle, expect, trust)
@@ -103,7 +103,7 @@ def ship(
         variant=shipment.variant,
         backend=shipment.backend,
         models=tuple(shipment.names.values()),
-        identity=shipment.digest,
+        identity=manifest.identity,
         signed=placed is not None,
     )
 
@@ -111,7 +111,7 @@ def ship(
 def _trusted(bundle: Path, expect: str | None, trust: Trust | None) -> Manifest:
     """Read the manifest of a bundle that may be shipped, and is the one that is meant, whose files are as it says."""
     check_shippable(bundle)
-    check_expected(bundle, sha256_file(bundle / MANIFEST), expect)
+    check_expected(bundle, verify(bundle, ()), expect, engines=trust is None)
     if trust is not None:
         check_trusted(bundle, trust)
     return open_verified(bundle)

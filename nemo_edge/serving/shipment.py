@@ -65,8 +65,8 @@ class Shipment:
     @property
     def parameters(self) -> dict[str, str]:
         """What every configuration says of where its model came from."""
-        own = {"bundle": self.manifest.name, "manifest": self.digest, "version": str(self.number), "nemo_edge": __version__}
-        return {**own, "weights": self.weights}
+        own = {"bundle": self.manifest.name, "identity": self.manifest.identity, "manifest": self.digest, "weights": self.weights}
+        return {**own, "version": str(self.number), "nemo_edge": __version__}
 
     @property
     def weights(self) -> str:

@@ -43,25 +43,26 @@ def copy_origin(bundle: Path, folder: Path, names: Collection[str]) -> dict[str,
 
 
 def check_origin(folder: Path, trust: Trust, files: Mapping[str, str], sources: Mapping[str, tuple[str, ...]]) -> tuple[Manifest, str]:
-    """Return the manifest that a version is of, and its identity, once it is trusted and has each of these files, by their hashes.
+    """Return the manifest that a version is of, and its sha256, once it is trusted and has each of these files, by their hashes.
 
     `sources` are the names that a file of the version may have in the bundle. Raises `BundleError` for any other.
     """
-    manifest, identity = check_trusted(folder / SIGNED, trust)
+    manifest, digest = check_trusted(folder / SIGNED, trust)
     for name, places in sources.items():
         if files[name] not in [manifest.files.get(place) for place in places]:
             raise BundleError(f"{folder}: {name} is not of the bundle that was signed: ship the bundle again; nothing was opened")
-    return manifest, identity
+    return manifest, digest
 
 
-def policies_of(folder: Path, manifest: Manifest, identity: str) -> Policies:
-    """Return the policies that a trusted manifest's bundle has, by the files of it in a folder; without any its neurons are baked."""
+def policies_of(folder: Path, manifest: Manifest, digest: str) -> Policies:
+    """Return the policies of the bundle of a trusted manifest of this sha256, by the files of it in a folder; without any its neurons are
+    baked."""
     if not (folder / _NEURONS).is_file():
-        return baked_policies(identity)
+        return baked_policies(digest)
     for name in (_NEURONS, POLICIES):
         if (sha256_file(folder / name) if (folder / name).is_file() else None) != manifest.files.get(name):
             raise BundleError(f"{folder / name} is not of the bundle that was signed: ship the bundle again; nothing was opened")
-    return read_policies(folder, manifest.files, identity)
+    return read_policies(folder, manifest.files, digest)
 
 
 def masked_graph(manifest: Manifest) -> dict[str, str]:
@@ -74,7 +75,7 @@ def read_origin_policies(folder: Path, trust: Trust, graph: Mapping[str, str] | 
 
     Raises `BundleError` for any other.
     """
-    manifest, identity = check_trusted(folder, trust)
+    manifest, digest = check_trusted(folder, trust)
     if masked_graph(manifest) != graph:
         raise BundleError(f"{folder} is of a bundle with another masked engine: ship that bundle whole, to a folder of its own")
-    return policies_of(folder, manifest, identity)
+    return policies_of(folder, manifest, digest)

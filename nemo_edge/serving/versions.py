@@ -110,8 +110,8 @@ class EngineVersion(_Version):
         """As the class above; the settings that it is opened with are those of the bundle."""
         if self.trust is not None:
             sources = {name: (self._source(name),) for name in self.files if name != MODEL and not name.startswith(f"{SIGNED}/")}
-            manifest, identity = check_origin(folder, self.trust, self.files, sources)
-            if (self.manifest, self.engine) != (identity, kept_recipe(manifest.recipe, folder).engine):
+            manifest, digest = check_origin(folder, self.trust, self.files, sources)
+            if (self.manifest, self.engine) != (digest, kept_recipe(manifest.recipe, folder).engine):
                 raise _another(folder)
 
     def _source(self, name: str) -> str:
@@ -142,9 +142,9 @@ class PipelineVersion(_Version):
         if self.trust is not None:
             sources = {name: tuple(_sources(name)) for name in self.files if name not in (MODEL, POLICIES)}
             sources = {name: places for name, places in sources.items() if not name.startswith(f"{SIGNED}/")}
-            manifest, identity = check_origin(folder, self.trust, self.files, sources)
-            own = policies_of(folder / SIGNED, manifest, identity)
-            if (self.manifest, self.sampling) != (identity, kept_recipe(manifest.recipe, folder).sampling):
+            manifest, digest = check_origin(folder, self.trust, self.files, sources)
+            own = policies_of(folder / SIGNED, manifest, digest)
+            if (self.manifest, self.sampling) != (digest, kept_recipe(manifest.recipe, folder).sampling):
                 raise _another(folder)
             if Policies.load(folder / POLICIES).offering(None) != own:
                 raise _another(folder)

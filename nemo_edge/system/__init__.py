@@ -7,7 +7,8 @@ models, recipes or bundles.
 `reading` every file that others write · `files` hashes, writing whole or not at all, the way from one file to another · `outputs` one
 writer at a time, and what killed runs left · `weights` which files of a checkpoint are opened · `journal` results as JSON lines, taken up
 again · `progress` what long work reports to · `memory` what is free, and how much runs together · `processes` a function in a process of
-its own · `environment` what machine this is, which versions · `compatibility` versions that do not go together
+its own · `clock` the time, or what is said to be · `environment` what machine this is, which versions · `compatibility` versions that do
+not go together
 """
 
 from __future__ import annotations

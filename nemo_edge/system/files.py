@@ -11,6 +11,7 @@ __all__ = [
     "check_lora",
     "checkpoint_folder",
     "checkpoint_hashes",
+    "copy_tree",
     "explain",
     "followed",
     "inside",
@@ -36,7 +37,8 @@ import platform
 import posixpath
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType
@@ -195,6 +197,29 @@ def sha256_file(path: Path) -> str:
     check_regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def copy_tree(source: Path, target: Path, leave: Sequence[str] = (), *, link: bool = False) -> None:
+    """Copy the files of a folder into another; with `link` as hard links where the file system has them.
+
+    A bundle's files have no second name, since onnx refuses to read external data that has.
+    """
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source)
+        if not path.is_file() or name.parts[0] in leave:
+            continue
+        place = target / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
+        try:
+            if not link:
+                shutil.copy2(path, place)
+                continue
+            os.link(path, place)
+        except OSError as error:
+            if not link or error.errno == errno.ENOSPC:
+                raise explain(error, place) from error
+            shutil.copy2(path, place)
 
 
 def sha256_json(value: object) -> str:

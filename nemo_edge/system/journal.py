@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["append", "read_lines"]
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,12 +31,12 @@ def read_lines(kind: type[_Model], path: Path) -> Iterator[_Model]:
                 raise InputError(f"{path}, line {number} is not a {name}: delete the file and run again") from error
 
 
-def append(path: Path, result: BaseModel) -> None:
-    """Append one line; a line that an interruption cut off is removed first."""
+def append(path: Path, result: BaseModel, leave: Set[str] = frozenset()) -> None:
+    """Append one line, without the fields to `leave` out; a line that an interruption cut off is removed first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         _cut(path, file.tell())
-        file.write((json.dumps(result.model_dump(mode="json")) + "\n").encode())
+        file.write((json.dumps(result.model_dump(mode="json", exclude={*leave})) + "\n").encode())
 
 
 def _cut(path: Path, size: int) -> None:

@@ -8,8 +8,9 @@ Knows files and processes, nothing of what is in them.
 
 from __future__ import annotations
 
-__all__ = ["beside", "discard", "former_of", "lock", "put_back", "remove", "unfinished"]
+__all__ = ["beside", "discard", "former_of", "lock", "put_back", "put_in_place", "remove", "unfinished"]
 
+import ctypes
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ from nemo_edge.system.files import explain, followed, leftovers, temporary
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 _PATIENCE_S = 5.0
 """How long what only reads waits for a command that is about to put an output into its place."""
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 _held: ContextVar[frozenset[Path]] = ContextVar("_held", default=frozenset())
 """The locks that this thread of work holds."""
 
@@ -89,6 +91,42 @@ def put_back(place: Path) -> None:
     if not place.exists() and former_of(place).exists():
         with suppress(InputError), lock(place, _PATIENCE_S):
             pass
+
+
+def put_in_place(staged: Path, folder: Path) -> None:
+    """Give a folder that is whole the name of an output, whose former folder goes: where the two can be exchanged, in one step.
+
+    Where they cannot, the former one is aside for a moment; `put_back` and `lock` look for it there after a kill.
+    """
+    folder = followed(folder)
+    try:
+        if not folder.is_dir():
+            os.replace(staged, folder)
+        elif not _exchange(staged, folder):  # else the former one is where the staged one was, and goes with it
+            _replace(staged, folder)
+    except OSError as error:
+        raise explain(error, folder) from error
+
+
+def _replace(staged: Path, folder: Path) -> None:
+    """Put a folder in the place of another in two steps; an error takes the first one back, `lock` does after a kill."""
+    former = former_of(folder)
+    try:
+        os.replace(folder, former)
+        os.replace(staged, folder)
+    finally:
+        if not folder.exists():
+            os.replace(former, folder)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Give two folders each other's name in one step, so that there is no moment without a bundle; False where nobody can."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, TypeError, AttributeError):
+        return False
+    return bool(rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0)
 
 
 def _acquired(path: Path, place: Path, wait_s: float) -> FileLock:

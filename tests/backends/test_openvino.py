@@ -174,7 +174,7 @@ def test_an_engine_is_written_as_it_is_run_and_opened_again(bundle: Path) -> Non
     path = bundle / "engines" / "unet.openvino.cpu.json"
     assert EngineFile.model_validate_json(path.read_bytes()) == engine
     assert (engine.device, engine.precision, engine.threads, engine.model) == ("cpu", "fp32", 1, MODEL)
-    assert engine.hardware
+    assert engine.hardware is None  # the same file on another machine
     assert engine.inputs["sample"] == ("batch", 3)
     assert engine.outputs == {"out_sample": ("batch", 3)}
     with open_engine(bundle, "unet", ONE) as runner:

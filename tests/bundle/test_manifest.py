@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
@@ -21,7 +20,7 @@ from nemo_edge.bundle.manifest import (
     amend,
     check_output,
     check_shippable,
-    copy_tree,
+    holding,
     open_bundle,
     open_verified,
     publish,
@@ -145,7 +144,7 @@ def test_a_publication_that_fails_leaves_the_former_bundle(tmp_path: Path, monke
             raise OSError(5, "Input/output error")
         replace(source, target)
 
-    monkeypatch.setattr("nemo_edge.bundle.manifest._exchange", lambda *_: False)  # as on a system that cannot
+    monkeypatch.setattr("nemo_edge.system.outputs._exchange", lambda *_: False)  # as on a system that cannot
     monkeypatch.setattr(os, "replace", failing)
     with pytest.raises(InputError, match="Input/output error"):
         published(folder, "new")
@@ -208,9 +207,10 @@ def test_a_folder_without_a_manifest_is_not_a_bundle(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ('{"name": "a web app"}', "is of schema None, and this nemo-edge reads schema 3: build the bundle again with this version"),
-        ('{"schema_version": 2, "name": "x"}', "is of schema 2, and this nemo-edge reads schema 3"),
-        ('{"schema_version": 4}', "is of schema 4, and this nemo-edge reads schema 3"),
+        ('{"name": "a web app"}', "is of schema None, and this nemo-edge reads schemas 3 to 4: build the bundle again with it"),
+        ('{"schema_version": 2, "name": "x"}', "is of schema 2, and this nemo-edge reads schemas 3 to 4"),
+        ('{"schema_version": 5}', "is of schema 5, and this nemo-edge reads schemas 3 to 4"),
+        ('{"schema_version": 4}', "is not a manifest of schema 4, as it says"),
         ('{"schema_version": 3}', "is not a manifest of schema 3, as it says"),
         ("[]", "is not a manifest: build the bundle again"),
         ("{", "is not a manifest: build the bundle again"),
@@ -230,7 +230,7 @@ def test_a_manifest_with_unknown_fields_is_refused(tmp_path: Path) -> None:
     folder = published(tmp_path / "out")
     content = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps({**content, "colour": 1}))
-    with pytest.raises(BundleError, match="not a manifest of schema 3, as it says"):
+    with pytest.raises(BundleError, match="not a manifest of schema 4, as it says"):
         open_bundle(folder)
 
 
@@ -324,7 +324,7 @@ def save_with_external_data(folder: Path) -> Path:
 def test_files_of_a_bundle_have_one_name_so_that_onnx_reads_them(tmp_path: Path) -> None:
     source = save_with_external_data(tmp_path / "cache" / "unet").parent
     with staging(tmp_path / "out") as staged:
-        copy_tree(source, staged)
+        files.copy_tree(source, staged)
         publish(staged, tmp_path / "out", manifest())
     amend(tmp_path / "out", open_bundle(tmp_path / "out"), add)
     for folder in (source, tmp_path / "out"):
@@ -333,35 +333,12 @@ def test_files_of_a_bundle_have_one_name_so_that_onnx_reads_them(tmp_path: Path)
         assert numpy_helper.to_array(loaded.graph.initializer[0]).shape == (64, 64)
 
 
-def test_a_tree_is_copied_without_what_is_left_out(tmp_path: Path, written: Callable[[str, str], Path]) -> None:
-    for name in ("a/b", "a/stage.json", "stage.json", "pictures/1.png"):
-        written(f"source/{name}", name)
-    written("target/a/b", "former")
-    copy_tree(tmp_path / "source", tmp_path / "target", leave=("stage.json", "pictures"))
-    assert sorted(p.relative_to(tmp_path / "target").as_posix() for p in (tmp_path / "target").rglob("*") if p.is_file()) == [
-        "a/b",
-        "a/stage.json",
-    ]
-    assert (tmp_path / "target/a/b").read_text() == "a/b"
-
-
-def test_links_where_there_are_none_are_copies_and_a_full_disk_is_told(
-    tmp_path: Path, written: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    written("source/a", "a")
-
-    def failing(number: int) -> Callable[..., None]:
-        def fail(*_: object, **__: object) -> None:
-            raise OSError(number, os.strerror(number))
-
-        return fail
-
-    monkeypatch.setattr(os, "link", failing(errno.EPERM))
-    copy_tree(tmp_path / "source", tmp_path / "target", link=True)
-    assert (tmp_path / "target" / "a").read_text() == "a"
-    monkeypatch.setattr(os, "link", failing(errno.ENOSPC))
-    with pytest.raises(InputError, match="the disk is full"):
-        copy_tree(tmp_path / "source", tmp_path / "target", link=True)
+def test_a_time_that_is_none_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = published(tmp_path / "out")
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
+    with pytest.raises(InputError, match="SOURCE_DATE_EPOCH=yesterday is no time"), holding(folder):
+        pytest.fail("it was held")
+    assert names(tmp_path) == ["out"]
 
 
 def test_a_bundle_that_passed_may_be_shipped_and_no_other(tmp_path: Path) -> None:

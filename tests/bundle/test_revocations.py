@@ -11,6 +11,7 @@ from signing import write_certificates, write_key
 
 from bundle.test_manifest import published
 from nemo_edge.bundle import engines
+from nemo_edge.bundle.manifest import amend, open_bundle
 from nemo_edge.bundle.revocations import Revocations, check_not_revoked, check_trusted, identity_of, revoke
 from nemo_edge.bundle.signature import Signer, Trust, sign
 from nemo_edge.system.errors import BundleError, InputError
@@ -42,12 +43,30 @@ def test_a_revoked_bundle_is_refused_although_it_is_signed(tmp_path: Path, keys:
     sign(folder, Signer(key=keys[0]))
     revoke(path, [ONE], Signer(key=keys[0]))
     trust = Trust(public_key=keys[1], revocations=path)
-    _, identity = check_trusted(folder, trust)
+    manifest, digest = check_trusted(folder, trust)
+    assert digest == sha256_file(folder / "manifest.json")
     revoke(path, [identity_of(str(folder))], Signer(key=keys[0]), "a memory was found")
     with pytest.raises(BundleError, match=r"out was revoked on 20.*\(a memory was found\): ship another bundle; nothing was opened"):
         check_trusted(folder, trust)
     assert "was revoked on" in engines.verify(folder, trust=trust).problems[0]
-    check_not_revoked(identity, Trust(public_key=keys[1]), "out")
+    check_not_revoked(manifest.identity, Trust(public_key=keys[1]), "out")
+
+
+def test_a_revoked_bundle_stays_one_when_it_is_judged_again(tmp_path: Path, keys: tuple[Path, Path]) -> None:
+    folder, path, signer = published(tmp_path / "out"), tmp_path / "list.json", Signer(key=keys[0])
+    revoke(path, [identity_of(str(folder))], signer)
+    amend(folder, open_bundle(folder).model_copy(update={"created": "2030-01-01T00:00:00+00:00"}), lambda staged: None)
+    sign(folder, signer)
+    with pytest.raises(BundleError, match="was revoked on"):
+        check_trusted(folder, Trust(public_key=keys[1], revocations=path))
+
+
+def test_a_list_from_before_there_were_identities_revokes_by_the_manifest(tmp_path: Path, keys: tuple[Path, Path]) -> None:
+    folder, path, signer = published(tmp_path / "out"), tmp_path / "list.json", Signer(key=keys[0])
+    sign(folder, signer)
+    revoke(path, [sha256_file(folder / "manifest.json")], signer)
+    with pytest.raises(BundleError, match="was revoked on"):
+        check_trusted(folder, Trust(public_key=keys[1], revocations=path))
 
 
 def test_a_list_that_is_missing_changed_or_another_s_revokes_all(tmp_path: Path, keys: tuple[Path, Path]) -> None:
@@ -106,4 +125,4 @@ def test_a_list_has_identities_alone(tmp_path: Path, keys: tuple[Path, Path]) ->
 def test_a_bundle_in_a_folder_named_like_an_identity_has_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = published(tmp_path / ONE)
     monkeypatch.chdir(tmp_path)
-    assert identity_of(ONE) == sha256_file(folder / "manifest.json") != ONE
+    assert identity_of(ONE) == open_bundle(folder).identity != ONE

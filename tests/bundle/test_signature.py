@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import plans
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from pydantic import ValidationError
 from signing import write_certificates, write_key
 
+from bundle.test_identity import with_plan
 from bundle.test_manifest import manifest, published
 from nemo_edge.bundle import engines
 from nemo_edge.bundle.manifest import SIGNATURE, amend, open_bundle, publish, staging, verify
@@ -42,10 +44,10 @@ def test_a_signature_stands_beside_the_manifest_and_changes_nothing_else(tmp_pat
     folder = published(tmp_path / "out")
     before = {p.name: sha256_file(p) for p in folder.rglob("*") if p.is_file()}
     signed = sign(folder, Signer(key=keys[0]))
-    assert (signed.identity, signed.signature) == (sha256_file(folder / "manifest.json"), str(folder / "manifest.sig"))
+    assert (signed.identity, signed.signature) == (open_bundle(folder).identity, str(folder / "manifest.sig"))
     assert {p.name: sha256_file(p) for p in folder.rglob("*") if p.is_file() and p.name != SIGNATURE} == before
     assert verify(folder).problems == ()
-    assert signed_manifest(folder, Trust(public_key=keys[1])) == (open_bundle(folder), signed.identity)
+    assert signed_manifest(folder, Trust(public_key=keys[1])) == (open_bundle(folder), sha256_file(folder / "manifest.json"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["key.pem", "key.pub", "out"]
 
 
@@ -199,7 +201,27 @@ def test_a_bundle_that_is_built_again_has_no_signature(folder: Path) -> None:
 def test_another_identity_than_the_expected_one_is_refused(folder: Path) -> None:
     found = engines.verify(folder, expect="0" * 64)
     assert found.problems == (f"{folder} is not the bundle that was expected: its identity is {found.identity}, and not {'0' * 64}",)
-    check_expected(folder, found.identity, None)
+    check_expected(folder, found, None, engines=True)
+
+
+def test_a_bundle_is_expected_by_its_identity_or_as_the_very_manifest(folder: Path) -> None:
+    found = engines.verify(folder)
+    assert found.identity == open_bundle(folder).identity != found.manifest == sha256_file(folder / "manifest.json")
+    for expected in (found.identity, found.manifest):
+        check_expected(folder, found, expected.upper(), engines=True)
+
+
+def test_an_identity_alone_vouches_for_no_tensorrt_engine(tmp_path: Path, keys: tuple[Path, Path]) -> None:
+    folder = tmp_path / "out"
+    with_plan(folder, plans.standard())
+    found = engines.verify(folder)
+    assert found.plans == 1
+    refused = engines.verify(folder, expect=found.identity)
+    assert "has TensorRT engines, of whose bytes its identity says nothing: ask for its signature, too" in refused.problems[0]
+    assert engines.verify(folder, expect=found.manifest).problems == ()
+    check_expected(folder, found, found.identity, engines=False)
+    sign(folder, Signer(key=keys[0]))
+    assert engines.verify(folder, expect=found.identity, trust=Trust(public_key=keys[1])).problems == ()
 
 
 def test_it_is_said_whose_signature_is_meant_once(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from cli import test_main as test_cli
 from cli.test_main import Ran, Run, assert_refused, assert_refused_last_line, recipe_in
 from nemo_edge.bundle.manifest import amend, open_bundle, verify
 from nemo_edge.system.environment import gpus
-from nemo_edge.system.files import sha256_file
 
 run, prompts, model = test_cli.run, test_cli.prompts, test_cli.model
 COMMANDS = [
@@ -354,7 +353,7 @@ def test_a_report_says_where_it_is(run: Run, tmp_path: Path, tiny_bundle: Path) 
     folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
     ran = run("report", folder, "--summary", tmp_path / "summary.md", "--json")
     assert (ran.code, ran.err) == (0, "")
-    identity = sha256_file(folder / "manifest.json")
+    identity = open_bundle(folder).identity
     assert json.loads(ran.out) == {"report": str(folder / "report" / "index.html"), "identity": identity}
     assert (tmp_path / "summary.md").read_text().startswith("#")
 

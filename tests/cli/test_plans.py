@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cli.test_main import STAGES, Run, recipe_in
+from cli.test_main import STAGES, Run, assert_refused, recipe_in
 from cli.test_main import run as run
 from nemo_edge.cli.plans import show_plan, words_of
 from nemo_edge.release.build import Plan, plan
+from nemo_edge.release.reproduce import Reproduced
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +49,7 @@ def test_what_stages_took_before_is_said(capsys: pytest.CaptureFixture[str], fre
     known = fresh.model_copy(update={"forecast": fresh.forecast.model_copy(update={"seconds": seconds}), "done": STAGES[:2]})
     lines = shown(capsys, known)
     assert "1 calibrate statistics of neurons, and τ done took 100 s" in lines
-    assert "5 measure pictures, with and without would run 60 min last time" in lines
+    assert "5 measure pictures with and without would run 60 min last time" in lines
     assert lines[-1].endswith("3 of 5 stages would run, about 63 min as last time")
 
 
@@ -77,3 +79,27 @@ def test_what_does_not_fit_is_marked(capsys: pytest.CaptureFixture[str], fresh: 
 @pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (119, "119 s"), (180, "3 min"), (7000, "117 min"), (9000, "2.5 h")])
 def test_a_time_is_said_in_its_unit(seconds: float, words: str) -> None:
     assert words_of(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("again", "differing", "code", "said"),
+    [
+        ("a" * 64, (), 0, ["out: built again, it is the same model", f"identity: {'a' * 64}"]),
+        ("b" * 64, ("neurons.json",), 3, ["out: built again, it is another model; neurons.json differs"]),
+        ("b" * 64, ("neurons.json", "unet/model.onnx"), 3, ["out: built again, it is another model; neurons.json differs, and 1 more"]),
+    ],
+)
+def test_a_build_that_is_checked_ends_by_whether_it_is_the_same_model(
+    run: Run, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch, again: str, differing: tuple[str, ...], code: int, said: list[str]
+) -> None:
+    found = Reproduced(bundle="out", identity="a" * 64, again=again, differing=differing)
+    monkeypatch.setattr("nemo_edge.release.reproduce.reproduce", lambda recipe, progress: found)
+    ran = run("build", tiny_recipe, "--check")
+    assert (ran.code, ran.out.splitlines()[: len(said)]) == (code, said)
+    ran = run("build", tiny_recipe, "--check", "--json")
+    assert (ran.code, json.loads(ran.out)["again"]) == (code, again)
+
+
+def test_what_is_checked_is_neither_planned_nor_summarized(run: Run, tiny_recipe: Path, tmp_path: Path) -> None:
+    for other in (("--dry-run",), ("--summary", tmp_path / "summary.md")):
+        assert_refused(run("build", tiny_recipe, "--check", *other), "--check builds again and writes nothing: leave out")

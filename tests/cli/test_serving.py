@@ -11,7 +11,7 @@ import yaml
 from signing import write_key
 
 from cli.test_main import Run, assert_refused, run
-from nemo_edge.system.files import sha256_file
+from nemo_edge.bundle.manifest import open_bundle
 
 pytest.importorskip("tritonclient.grpc")
 
@@ -87,7 +87,7 @@ def test_kserve_names_the_option_that_is_wrong(run: Run, shippable: Path, tmp_pa
 def test_ship_asks_for_the_signature_that_is_required(run: Run, shippable: Path, tmp_path: Path) -> None:
     pytest.importorskip("model_signing.signing")
     bundle, (key, public) = shutil.copytree(shippable, tmp_path / "bundle"), write_key(tmp_path / "key.pem")
-    identity = sha256_file(bundle / "manifest.json")
+    identity = open_bundle(bundle).identity
     command = ("ship", bundle, "--to", tmp_path / "repository", "--expect", identity)
     assert_refused(run(*command, "--require-signature"), "--require-signature: say whose signature is taken")
     assert_refused(run(*command, "--require-signature", "--public-key", public), "is not signed (it has no manifest.sig)")

@@ -11,6 +11,7 @@ from bundle.test_manifest import published
 from signing import write_key
 
 from cli.test_main import Run, assert_refused, run
+from nemo_edge.bundle.manifest import open_bundle
 from nemo_edge.system.files import sha256_file
 
 __all__ = ["run"]
@@ -26,10 +27,11 @@ def keys(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_a_signed_bundle_is_verified_by_the_public_key(run: Run, tmp_path: Path, keys: tuple[Path, Path]) -> None:
     folder = published(tmp_path / "out")
-    identity = sha256_file(folder / "manifest.json")
+    identity, manifest = open_bundle(folder).identity, sha256_file(folder / "manifest.json")
     shown = run("verify", folder)
-    assert f"identity: {identity}\nnot signed: anybody can write such a manifest" in shown.out
-    assert "not signed; it is the bundle that was expected" in run("verify", folder, "--expect", identity).out
+    assert f"manifest: {manifest}\nidentity: {identity}\nnot signed: anybody can write such a manifest" in shown.out
+    for expected in (identity, manifest):
+        assert "not signed; it is the bundle that was expected" in run("verify", folder, "--expect", expected).out
     shown = run("sign", folder, "--key", keys[0])
     assert (shown.code, shown.out, shown.err) == (0, f"{folder}/manifest.sig: signed\nidentity: {identity}\n", "")
     assert "signed; by whom was not asked: --public-key" in run("verify", folder).out

@@ -41,7 +41,7 @@ from nemo_edge.system.errors import InputError
 
 VOLATILE = (
     *("manifest.json", "report/index.html", "report/report.json", "report/junit.xml", "report/model_card.md"),
-    *("stage.json", "times.json", "localization.jsonl", "exported.json", "hardening.json", "/config.json"),
+    *("stage.json", "times.json", "localization.jsonl", "localization_times.jsonl", "exported.json", "hardening.json", "/config.json"),
     *("manifest.sig", "revoked.json"),
 )
 """Files that say when they were made, or how long that took; no two signatures of one thing are alike."""

@@ -36,13 +36,19 @@ def test_what_is_saved_is_read_again(toy: Checkpoint, toy_sdxl: Checkpoint, tmp_
 
 def test_where_the_parts_were_read_from_is_not_saved(toy_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(toy_folder, tmp_path / "model")
-    noted = {"_name_or_path": "/home/jo/lab", "name_or_path": "/home/jo/t", "special_tokens_map_file": "/root/.cache/t.json"}
+    noted: dict[str, str | bool] = {
+        "_name_or_path": "/home/jo/lab",
+        "name_or_path": "/home/jo/t",
+        "special_tokens_map_file": "/root/.cache/t.json",
+    }
+    noted |= {"is_local": True, "local_files_only": True}
     for path in folder.rglob("*.json"):
         if "config" in path.name or path.name == "model_index.json":
             path.write_text(json.dumps({**json.loads(path.read_text()), **noted}))
     open_parts(CheckpointSettings(path=str(folder))).config.save(tmp_path / "bundle", ["unet", "unet_masked"])
     assert len(list((tmp_path / "bundle").rglob("*config.json"))) == 6
     assert list(traces(tmp_path / "bundle", tmp_path)) == []
+    assert not noted.keys() & json.loads((tmp_path / "bundle" / "tokenizer" / "tokenizer_config.json").read_text()).keys()
 
 
 def test_a_missing_part_is_named(toy: Checkpoint, tmp_path: Path) -> None:

@@ -345,15 +345,15 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from nemo_edge.release import rebake
-from nemo_edge.bundle import manifest as bundle
 from nemo_edge.graph import valueweights
+from nemo_edge.system import outputs
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[3] == "after":
-    exchange = bundle._exchange
-    bundle._exchange = lambda *paths: exchange(*paths) and die()
+    exchange = outputs._exchange
+    outputs._exchange = lambda *paths: exchange(*paths) and die()
 elif sys.argv[3] == "midway":
-    bundle._exchange = die
+    outputs._exchange = die
 else:
     rebake.save_rows = die
 rebake.rebake(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -15,12 +15,14 @@ from nemo_edge.system.files import sha256_json
 from report.test_evidence import MACHINE, evidence, manifest, recipe
 
 MAKERS = ReportSettings(author="Ada <script>alert(1)</script>", organisation="A & B")
-FACTS = facts_of(manifest(evidence()).model_copy(update={"recipe_file": "toy.toml"}))
+MANIFEST = manifest(evidence()).model_copy(update={"recipe_file": "toy.toml", "files": {"neurons.json": "ab"}})
+FACTS = facts_of(MANIFEST)
 
 
 def test_every_hash_and_version_has_its_row() -> None:
     rows = {row.name: row for row in identity_of(evidence(facts=FACTS, recipe=recipe("/home/someone/models/sd14", report=MAKERS)))}
-    assert list(rows)[:3] == ["Made by", "Model", "Weights"]
+    assert list(rows)[:4] == ["Made by", "Model", "Identity", "Weights"]
+    assert rows["Identity"].value == MANIFEST.identity
     assert rows["Made by"].value == "Ada <script>alert(1)</script>, A & B"
     assert rows["Model"].value == "sd14 (StableDiffusionPipeline)"
     assert rows["Weights"].value == sha256_json({"unet/weights": "ab"})
@@ -37,7 +39,7 @@ def test_every_hash_and_version_has_its_row() -> None:
 
 def test_what_is_not_known_has_no_row() -> None:
     names = [row.name for row in identity_of(evidence(facts={}, machine=None, date=None))]
-    assert names == ["Model", "Identity"]
+    assert names == ["Model"]
 
 
 def test_the_commit_of_a_hub_s_model_has_its_row() -> None:

@@ -33,6 +33,7 @@ def test_the_variant_decides_which_graph_the_unet_is(shippable: Path) -> None:
     assert shipment.places == {"text_encoder": "text_encoder", "vae_decoder": "vae_decoder", "unet": "unet_masked"}
     assert replace(shipment, variant="baked").places["unet"] == "unet"
     assert "value_mask" in shipment.signature("unet_masked").inputs
+    assert shipment.parameters["identity"] == open_bundle(shippable).identity
     assert (shipment.parameters["manifest"], shipment.parameters["version"]) == (sha256_file(shippable / "manifest.json"), "3")
 
 

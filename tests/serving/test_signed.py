@@ -223,10 +223,10 @@ def test_policies_of_another_model_are_not_in_force_although_they_are_signed(pla
         weights.write_bytes(content)
 
     amend(place.bundle, open_bundle(place.bundle), exchange)
-    identity = sign(place.bundle, Signer(key=place.key)).identity
+    sign(place.bundle, Signer(key=place.key))
     files, told = open_bundle(place.bundle).files, list[str]()
     origin = partial(copy_origin, place.bundle, names=origin_of(files, policies=True))
-    put_policies(place.version("pipeline"), read_policies(place.bundle, files, identity), origin)
+    put_policies(place.version("pipeline"), read_policies(place.bundle, files, sha256_file(place.bundle / MANIFEST)), origin)
     found = PoliciesInForce(place.version("pipeline"), told.append, place.trust)()
     assert found == Policies.load(place.version("pipeline") / "policies.json")
     assert [line.count("is of a bundle with another masked engine") for line in told] == [1]

@@ -17,6 +17,7 @@ from nemo_edge.system.files import (
     check_folder,
     checkpoint_folder,
     checkpoint_hashes,
+    copy_tree,
     number_of,
     sha256_file,
     sha256_json,
@@ -198,3 +199,34 @@ def test_an_output_that_spoils_something_is_refused(tmp_path: Path, check: Calla
     (tmp_path / "model" / "manifest.json").write_text("{}")
     with pytest.raises(InputError, match="lies in the bundle, whose files are all in its manifest: give another path"):
         check(tmp_path / "model" / "report" / "new.png")
+
+
+def test_a_tree_is_copied_without_what_is_left_out(tmp_path: Path, written: Callable[[str, str], Path]) -> None:
+    for name in ("a/b", "a/stage.json", "stage.json", "pictures/1.png"):
+        written(f"source/{name}", name)
+    written("target/a/b", "former")
+    copy_tree(tmp_path / "source", tmp_path / "target", leave=("stage.json", "pictures"))
+    assert sorted(p.relative_to(tmp_path / "target").as_posix() for p in (tmp_path / "target").rglob("*") if p.is_file()) == [
+        "a/b",
+        "a/stage.json",
+    ]
+    assert (tmp_path / "target/a/b").read_text() == "a/b"
+
+
+def test_links_where_there_are_none_are_copies_and_a_full_disk_is_told(
+    tmp_path: Path, written: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written("source/a", "a")
+
+    def failing(number: int) -> Callable[..., None]:
+        def fail(*_: object, **__: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return fail
+
+    monkeypatch.setattr(os, "link", failing(errno.EPERM))
+    copy_tree(tmp_path / "source", tmp_path / "target", link=True)
+    assert (tmp_path / "target" / "a").read_text() == "a"
+    monkeypatch.setattr(os, "link", failing(errno.ENOSPC))
+    with pytest.raises(InputError, match="the disk is full"):
+        copy_tree(tmp_path / "source", tmp_path / "target", link=True)

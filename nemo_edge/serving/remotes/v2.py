@@ -21,7 +21,7 @@ from nemo_edge.system.errors import InputError, MissingDependency, first_line
 
 _BINARY = "binary_tensor_data"
 """The extension by which tensors go as they are; without it they go as JSON."""
-_PARAMETERS = ("bundle", "manifest", "nemo_edge")
+_PARAMETERS = ("bundle", "identity", "manifest", "nemo_edge")
 """What the configuration of a pipeline that nemo-edge shipped says of where it came from."""
 _REMEDY = "name another with --model, or ask it with --command and a program of yours"
 
