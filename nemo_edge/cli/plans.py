@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["show_plan", "words_of"]
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,7 @@ def words_of(seconds: float) -> str:
 
 def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     found = plan.forecast
-    yield "model", escape(found.checkpoint)
+    yield "model", escape(os.path.normpath(found.checkpoint))
     if found.room:
         yield "parameters", ", ".join(f"{part} {count / 1e6:,.1f} M" for part, count in found.room.parameters.items())
     if found.memorized:

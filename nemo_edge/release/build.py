@@ -105,7 +105,8 @@ def build(recipe: Recipe | str | PathLike[str], progress: Progress | None = None
         with lock(output):
             if seen.inputs is None:
                 _make_weights(seen.recipe, progress)
-                seen = preflight(recipe, progress)
+                with progress.waiting(_LOOKS):
+                    seen = preflight(recipe, progress)
             if seen.up_to_date:
                 return _result(output, open_bundle(output), skipped=True)
             assert seen.inputs is not None
@@ -114,9 +115,9 @@ def build(recipe: Recipe | str | PathLike[str], progress: Progress | None = None
             with staging(output) as bundle:
                 work = Work(seen.recipe, seen.inputs, LazyCheckpoint(seen.recipe.checkpoint), bundle, progress, file=file)
                 hashes = run_stages(work, seen.keys)
-                from nemo_edge.release._judgement import conclude  # after the stages, whose processes need the memory
-
                 with progress.waiting("judging it, and writing its report"):
+                    from nemo_edge.release._judgement import conclude  # after the stages, whose processes need the memory
+
                     manifest = publish(bundle, output, conclude(work, seen.key), hashes)
             prune(output, progress.note)
     except OSError as error:
