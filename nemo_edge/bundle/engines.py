@@ -7,12 +7,13 @@ from __future__ import annotations
 
 __all__ = ["Contents", "Engine", "Here", "Session", "Verified", "inspect", "inspect_engine", "verify"]
 
+import os
 import platform
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
@@ -25,6 +26,7 @@ from nemo_edge.bundle.signature import Trust, check_expected
 from nemo_edge.system.compatibility import installed
 from nemo_edge.system.environment import Gpu, gpus
 from nemo_edge.system.errors import BundleError, InputError
+from nemo_edge.system.files import sha256_file
 from nemo_edge.system.reading import read_bytes
 
 
@@ -66,13 +68,25 @@ class Session(BaseModel):
     """What OpenVINO computes in; ONNX Runtime does not tell."""
     version: str
     model: str
+    runs: bool | None = None
+    """Whether this machine has what runs it; None for a GPU's, which only trying tells."""
 
 
 class Contents(bundle.Manifest):
-    """A bundle's manifest, how its ONNX files are run, and its engines on this machine."""
+    """A bundle's manifest, how its ONNX files are run, its engines on this machine, and what people ask of it first."""
 
     engines: tuple[Engine, ...]
     sessions: tuple[Session, ...] = ()
+    model: str = ""
+    """Where the checkpoint was, seen from this folder, or its hub id."""
+    size_bytes: int = 0
+    """Of all its files."""
+    silenced: dict[str, int] | None = None
+    """How many neurons of each value layer are silenced; None where `neurons.json` cannot be read."""
+    examined: int | None = None
+    """Prompts that were examined; None where nothing was, or `localization.jsonl` cannot be read."""
+    identity: str = ""
+    """sha256 of the manifest."""
 
 
 class Verified(bundle.Verification):
@@ -94,7 +108,16 @@ def inspect(path: Path) -> Engine | Contents | None:
     if not (path / bundle.MANIFEST).is_file():
         return None
     manifest = bundle.open_bundle(path)
-    return Contents(**dict(manifest), engines=_engines(path, manifest.files), sessions=_sessions(path, manifest.files))
+    return Contents(
+        **dict(manifest),
+        engines=_engines(path, manifest.files),
+        sessions=_sessions(path, manifest.files),
+        model=_model(path, manifest.recipe),
+        size_bytes=sum((path / name).stat().st_size for name in (*manifest.files, bundle.MANIFEST) if (path / name).is_file()),
+        silenced=_silenced(path / "neurons.json"),
+        examined=_examined(path / "localization.jsonl"),
+        identity=sha256_file(path / bundle.MANIFEST),
+    )
 
 
 def inspect_engine(path: Path, here: Here) -> Engine:
@@ -111,13 +134,22 @@ def inspect_engine(path: Path, here: Here) -> Engine:
 def verify(path: str | PathLike[str], *, expect: str | None = None, trust: Trust | None = None) -> Verified:
     """Compare a bundle's files, or one engine of a bundle and its sidecar, with the manifest.
 
-    `expect` is the identity that the bundle must have, or the sha256 of its manifest; with `trust` it must be signed by whom is trusted,
-    and not be revoked. Files that differ, and a bundle that is another's, are named in the result's `problems`. Raises `BundleError` for a
-    folder that is not a bundle, `InputError` for an engine that is not in one, and for a key or a list of revocations that cannot be used.
+    Args:
+        path: Folder of the bundle, or an engine in one.
+        expect: The identity that the bundle must have, or the sha256 of its manifest.
+        trust: By whom it must be signed, and what is revoked (`nemo_edge.bundle.signature.Trust`).
 
-    >>> found = nemo_edge.verify("out")
-    >>> found.passed, found.problems
-    (True, ())
+    Returns:
+        Files that differ, and why a bundle is another's, in `problems`; `passed` where there are none, and which engines run here.
+
+    Raises:
+        BundleError: For a folder that is not a bundle.
+        InputError: For an engine that is not in one, and for a key or a list of revocations that cannot be used.
+
+    Example:
+        >>> found = nemo_edge.verify("out")
+        >>> found.passed, found.problems
+        (True, ())
     """
     path = Path(path)
     if path.suffix not in (*PLANS, ".json") or path.is_dir():
@@ -167,12 +199,39 @@ def _engines(folder: Path, names: Iterable[str]) -> tuple[Engine, ...]:
 
 def _sessions(folder: Path, names: Iterable[str]) -> tuple[Session, ...]:
     """What the files in `engines/` say that describe no plan; one that says nothing of the kind is left to `verify`."""
-    found = []
+    found, versions = [], installed()
     for name in names:
         if name.startswith("engines/") and name.endswith(".json"):
             with suppress(InputError, ValidationError):
-                found.append(Session.model_validate_json(read_bytes(folder / name)))
+                session = Session.model_validate_json(read_bytes(folder / name))
+                here = any(package in versions for package in (session.backend, f"{session.backend}-gpu"))
+                runs = None if here and session.device != "cpu" else here
+                found.append(session.model_copy(update={"runs": runs}))
     return tuple(found)
+
+
+def _model(folder: Path, recipe: Mapping[str, Any]) -> str:
+    """What a bundle was made of: the way to a folder or a file is kept as it goes from the bundle."""
+    source = recipe.get("checkpoint")
+    path = str(source.get("path", "")) if isinstance(source, dict) else ""
+    return os.path.normpath(folder / path) if path.startswith((".", "/")) else path
+
+
+def _silenced(path: Path) -> dict[str, int] | None:
+    from nemo_edge.model.neurons import NeuronSet  # with numpy, which an engine alone does not need
+
+    try:
+        neurons = NeuronSet.load(path)
+    except InputError:
+        return None
+    return {layer.name: len(chosen) for layer, chosen in neurons.items()}
+
+
+def _examined(path: Path) -> int | None:
+    """The lines of what was found: one a prompt."""
+    with suppress(InputError):
+        return read_bytes(path).count(b"\n") if path.is_file() else None
+    return None
 
 
 def _engine(path: Path, here: Here) -> Engine:

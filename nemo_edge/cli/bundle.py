@@ -254,18 +254,19 @@ def inspect(
     lora: Loras = None,
     clip_skip: ClipSkip = 0,
     allow_pickle: AllowPickle = False,
+    hashes: Annotated[bool, typer.Option("--hashes", help="Whole hashes of a bundle's files, as sha256sum writes them.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show what a bundle, an engine or a checkpoint holds.
 
-    Says of engines whether they run here, and opens none.
+    Of a bundle: its model, date, size, neurons, prompts and gates come first. Says of engines whether they run here, and opens none.
     """
     from nemo_edge.bundle.engines import inspect as run
     from nemo_edge.cli import console, datasheet
 
     found = run(Path(path))
     if found is not None:
-        print_result(found, as_json, datasheet.show)
+        print_result(found, as_json, lambda result: datasheet.show(result, hashes=hashes))
         return
     opened = open_model(path, allow_pickle, loras=lora, clip_skip=clip_skip)
     from nemo_edge.model.checkpoint import summary

@@ -10,7 +10,6 @@ __all__ = [
     "show_comparison",
     "show_diagnosis",
     "show_export",
-    "show_manifest",
     "show_paths",
     "show_rebaked",
     "show_times",
@@ -27,16 +26,20 @@ from typing import Any
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.status import Status
 
-from nemo_edge.cli.gates import show_gates
+from nemo_edge.cli.gates import random_words, show_gates, verdict_of
 from nemo_edge.cli.screen import Console, show_identity, show_line, table_of
 from nemo_edge.system.exits import check_terminated
 from nemo_edge.system.progress import Advance, Progress
 
-_PICTURES = "report/pictures/"
-"""Where a bundle keeps the hundreds of pictures of its report."""
 _WORTH_A_LINE_S, _SILENT_S = 2.0, 60.0
 """Where nobody sees a bar: what a task takes that says one line in the end, and how long one says nothing meanwhile."""
+_LEGEND = (
+    "p50, p95: half, 95 % of the calls take no longer · ± %: standard deviation over mean · "
+    "Of eager's time: round by round, below 1 is faster, in brackets the 95 % interval · Peak MiB: of the whole process"
+)
+"""Below the tables of times."""
 _PHASE = 21
 """Letters of a phase's name that fit beside a bar in a terminal of 80 columns."""
 
@@ -47,6 +50,7 @@ class Bars(Progress):
     def __init__(self) -> None:
         self._console = Console(stderr=True)
         self._phase: Callable[[str], None] = lambda name: None
+        self._shown: Bar | Status | None = None
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Advance]:
@@ -62,7 +66,8 @@ class Bars(Progress):
         )
         started = said = time.monotonic()
         finished = 0
-        with Bar(*columns, console=self._console, disable=not self._console.is_terminal) as bar:
+        bar = Bar(*columns, console=self._console, disable=not self._console.is_terminal)
+        with self._alone(bar):
             task = bar.add_task(description, total=total, phase="")
             self._phase = lambda name: bar.update(task, phase=escape(name if len(name) <= _PHASE else name[: _PHASE - 1] + "…"))
 
@@ -82,9 +87,23 @@ class Bars(Progress):
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Show a mark that turns within the context, and nothing where nobody looks."""
-        with self._console.status(escape(what)):
+        """Show a mark that turns within the context while no task is open, and nothing where nobody looks."""
+        with self._alone(self._console.status(escape(what))):
             yield
+
+    @contextmanager
+    def _alone(self, display: Bar | Status) -> Iterator[None]:
+        """Show what moves, and take away what does so already meanwhile: a terminal has one last line."""
+        former, self._shown = self._shown, display
+        if former is not None:
+            former.stop()
+        try:
+            with display:
+                yield
+        finally:
+            self._shown = former
+            if former is not None:
+                former.start()
 
     def phase(self, name: str) -> None:
         """Show it beside the bar of the task that is open."""
@@ -108,7 +127,7 @@ def show_build(result: Any) -> None:
         out.print(f"what is in it: nemo-edge inspect {escape(result.bundle)}", soft_wrap=True, highlight=False)
         return
     show_gates(out, manifest.gates)
-    out.print(f"{escape(result.bundle)}: {_verdict(manifest)}", soft_wrap=True)
+    out.print(f"{escape(result.bundle)}: {verdict_of(manifest)}", soft_wrap=True)
     out.print(f"report: {escape(result.bundle)}/report/index.html", soft_wrap=True, highlight=False)
     show_identity(result.identity)
 
@@ -134,7 +153,7 @@ def show_rebaked(result: Any) -> None:
         out.print(f"measure it again: nemo-edge rebake {bundle} --neurons {bundle}/neurons.json --measure", soft_wrap=True, highlight=False)
         return
     show_gates(out, result.gates)
-    out.print(f"{bundle}: {_verdict(result)}", soft_wrap=True)
+    out.print(f"{bundle}: {verdict_of(result)}", soft_wrap=True)
 
 
 def show_calibration(calibration: Any, path: Path) -> None:
@@ -164,26 +183,7 @@ def show_verification(result: Any) -> None:
     state = f"{result.files} files, all as the manifest says" if result.passed else changed
     out.print(f"{escape(result.bundle)}: {state}", soft_wrap=True)
     if result.random_weights is not None:
-        out.print(_random(result.random_weights), soft_wrap=True, highlight=False)
-
-
-def show_manifest(manifest: Any) -> None:
-    """What a bundle holds."""
-    out, threshold = Console(), "" if manifest.threshold is None else f" · τ {manifest.threshold:.3f}"
-    out.print(f"[bold]{escape(manifest.name)}[/] · {manifest.family} · {', '.join(manifest.variants)}{threshold}")
-    if manifest.random_weights is not None:
-        out.print(_random(manifest.random_weights), soft_wrap=True, highlight=False)
-    else:
-        out.print(_verdict(manifest))
-        show_gates(out, manifest.gates)
-    table = table_of("File", "sha256")
-    for name, digest in manifest.files.items():
-        if not name.startswith(_PICTURES):
-            table.add_row(escape(name), digest[:16])
-    out.print(table)
-    pictures = sum(name.startswith(_PICTURES) for name in manifest.files)
-    if pictures:
-        out.print(f"and {pictures} pictures in {_PICTURES}: --json lists them too")
+        out.print(random_words(result.random_weights), soft_wrap=True, highlight=False)
 
 
 def show_checkpoint(facts: dict[str, Any]) -> None:
@@ -206,7 +206,7 @@ def show_times(timed: Any, path: Path) -> None:
     _show_latency(out, timed.latency)
     if timed.gates:
         show_gates(out, timed.gates)
-        out.print(f"{escape(timed.bundle)}: {_verdict(timed)}", soft_wrap=True)
+        out.print(f"{escape(timed.bundle)}: {verdict_of(timed)}", soft_wrap=True)
     show_paths([path])
 
 
@@ -233,9 +233,12 @@ def _show_latency(out: Console, found: Any) -> None:
                 f"{memory[timing.contender]:.0f}",
             )
         out.print(table)
-        if fastest := min((r for r in case.ratios if r.reference == "eager" and r.value < 1), key=lambda r: r.value, default=None):
-            faster = f"{1 / fastest.value:.1f}× as fast as eager ({1 / fastest.high:.1f}–{1 / fastest.low:.1f})"
-            out.print(f"{fastest.contender}: {faster}", highlight=False, soft_wrap=True)
+        beside = {reference: [r for r in case.ratios if r.reference == reference] for reference in ("eager", "unmitigated")}
+        for reference, ratios in beside.items():
+            if ratios:
+                told = ", ".join(f"{r.contender} {r.words}" for r in sorted(ratios, key=lambda r: r.value))
+                out.print(f"beside {reference}: {told}", highlight=False, soft_wrap=True)
+    out.print(_LEGEND, style="dim", highlight=False)
     out.print(f"{found.machine.words}; {found.seconds:.0f} s", highlight=False, soft_wrap=True)
     if found.noisy:
         out.print(f"[yellow]noisy, do not trust these alone[/]: {', '.join(found.noisy)}")
@@ -267,7 +270,9 @@ def show_verdict(verdict: Any) -> None:
     """The gates of a bundle that is judged again."""
     out = Console()
     show_gates(out, verdict.gates)
-    out.print(f"{escape(verdict.bundle)}: {_verdict(verdict)}{'' if verdict.written else '; the bundle was left as it is'}", soft_wrap=True)
+    out.print(
+        f"{escape(verdict.bundle)}: {verdict_of(verdict)}{'' if verdict.written else '; the bundle was left as it is'}", soft_wrap=True
+    )
 
 
 def show_diagnosis(diagnosis: Any) -> None:
@@ -350,20 +355,6 @@ def _show_remedies(out: Console, diagnosis: Any) -> None:
 
 def _gb(size_bytes: int) -> str:
     return f"{size_bytes / 1e9:.1f} GB"
-
-
-def _random(architecture: str) -> str:
-    return f"[yellow]random weights ({escape(architecture)}): nothing was measured[/]"
-
-
-def _verdict(judged: Any) -> str:
-    from nemo_edge.bundle.manifest import unjudged
-
-    if judged.passed and (gap := unjudged(judged.gates)):
-        return f"[yellow]{escape(gap)}[/]; no gate failed"
-    left = sum(gate.unmeasured for gate in judged.gates)
-    passed = f"[green]no gate failed[/], {left} not measured" if left else "[green]every gate passed[/]"
-    return passed if judged.passed else "[red]a gate failed: this bundle must not be shipped[/]"
 
 
 def _show_mitigations(out: Console, bundle: Path) -> None:

@@ -14,15 +14,15 @@ from rich.table import Table
 from nemo_edge.backends.tensorrt.fit import gpus_of, product_of
 from nemo_edge.backends.tensorrt.plans import PlanFile, Shapes
 from nemo_edge.bundle.engines import Contents, Engine, Session, Verified
-from nemo_edge.cli.console import show_manifest, show_verification
-from nemo_edge.cli.screen import Console, show_identity, show_line, table_of
+from nemo_edge.cli.console import show_verification
+from nemo_edge.cli.contents import RUNTIMES, show_facts, show_files
+from nemo_edge.cli.screen import Console, show_identity, show_line, size_words, table_of
 
 if TYPE_CHECKING:
     from nemo_edge.measure.profile import Profile
     from nemo_edge.release.compile import Compiled
     from nemo_edge.release.quantize import QuantizedBundle
 
-_RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _ROWS = 15
 """Operators of a profile that are shown."""
 _SIGNATURES = {
@@ -35,14 +35,15 @@ _RUNS = {True: "[green]yes[/]", False: "[red]no[/]", None: "[yellow]?[/]"}
 _VERDICTS = {True: "[green]runs here[/]", False: "[red]does not run here[/]", None: "[yellow]may run here[/]"}
 
 
-def show(found: Engine | Contents) -> None:
-    """One engine, or a bundle with a line for each of its engines."""
+def show(found: Engine | Contents, *, hashes: bool = False) -> None:
+    """One engine, or a bundle with a line for each of its engines and files; with `hashes` whole ones."""
     if isinstance(found, Engine):
         _show_engine(Console(), found)
         return
-    show_manifest(found)
+    show_facts(found, hashes=hashes)
     _show_sessions(Console(), found.sessions)
     _show_engines(Console(), found.engines)
+    show_files(found, hashes=hashes)
 
 
 def show_verified(result: Verified, *, expected: bool = False) -> None:
@@ -134,7 +135,10 @@ def _facts(engine: Engine) -> list[tuple[str, str]]:
     header, plan = engine.header, engine.sidecar
     if header is None:
         return []
-    facts = [("built by", f"{product_of(header.flavour)} {plan.version if plan else header.version}"), ("size", _size(header.size_bytes))]
+    facts = [
+        ("built by", f"{product_of(header.flavour)} {plan.version if plan else header.version}"),
+        ("size", size_words(header.size_bytes)),
+    ]
     targets = plan.targets if plan else header.targets
     if targets is not None:
         facts.append(("for", gpus_of(header.flavour, targets)))
@@ -169,9 +173,9 @@ def _show_sessions(out: Console, sessions: Sequence[Session]) -> None:
     """A line for each ONNX file, of what runs it."""
     if not sessions:
         return
-    table = table_of("ONNX file", "Run by", "On", "Computes in")
+    table = _table("ONNX file", "Run by", "On", "Computes in", "Runs here")
     for each in sessions:
-        table.add_row(escape(each.model), f"{_RUNTIMES[each.backend]} {each.version}", each.device, each.precision or "–")
+        table.add_row(escape(each.model), f"{RUNTIMES[each.backend]} {each.version}", each.device, each.precision or "–", _RUNS[each.runs])
     out.print()
     out.print(table)
 
@@ -192,7 +196,7 @@ def _show_engines(out: Console, engines: Sequence[Engine]) -> None:
         targets = plan.targets if plan else header.targets
         words = "–" if targets is None else " ".join(targets) or "portable"
         built = f"{product_of(header.flavour)} {plan.version if plan else header.version}"
-        table.add_row(escape(name), plan.dtype if plan else "–", built, words, _size(header.size_bytes), _RUNS[engine.fit.runs])
+        table.add_row(escape(name), plan.dtype if plan else "–", built, words, size_words(header.size_bytes), _RUNS[engine.fit.runs])
     out.print()
     out.print(table)
     for (reason, remedy, runs), names in reasons.items():
@@ -223,14 +227,6 @@ def _word(value: str | int | bool | None) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else str(value)
-
-
-def _size(size_bytes: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size_bytes < 999.5:
-            return f"{size_bytes:.3g} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:.3g} GB"
 
 
 def _table(*columns: str, title: str | None = None) -> Table:

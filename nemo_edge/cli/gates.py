@@ -1,8 +1,8 @@
-"""The gates of a bundle on a terminal, and what to do about those that failed."""
+"""The gates of a bundle on a terminal, what follows of them, and what to do about those that failed."""
 
 from __future__ import annotations
 
-__all__ = ["show_gates"]
+__all__ = ["random_words", "show_gates", "verdict_of"]
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,3 +30,19 @@ def show_gates(out: Console, gates: Sequence[Any]) -> None:
             failed.setdefault(step, []).append(gate.name)
     for step, names in failed.items():
         out.print(f"[red]{escape(', '.join(names))}[/]: {escape(step)}", highlight=False)
+
+
+def verdict_of(judged: Any) -> str:
+    """Say what the gates of a bundle come to, marked up; `judged` has `gates` and `passed`."""
+    from nemo_edge.bundle.manifest import unjudged
+
+    if judged.passed and (gap := unjudged(judged.gates)):
+        return f"[yellow]{escape(gap)}[/]; no gate failed"
+    left = sum(gate.unmeasured for gate in judged.gates)
+    passed = f"[green]no gate failed[/], {left} not measured" if left else "[green]every gate passed[/]"
+    return passed if judged.passed else "[red]a gate failed: this bundle must not be shipped[/]"
+
+
+def random_words(architecture: str) -> str:
+    """Say, marked up, what a bundle of random weights is in place of a verdict."""
+    return f"[yellow]random weights ({escape(architecture)}): nothing was measured[/]"

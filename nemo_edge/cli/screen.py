@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Console", "show_identity", "show_line", "table_of"]
+__all__ = ["Console", "show_identity", "show_line", "size_words", "table_of"]
 
 from rich import console as rich
 from rich.segment import Segment
@@ -15,7 +15,7 @@ class Console(rich.Console):
     """Standard output, or standard error; rich's own colours and movements of the cursor go through."""
 
     def __init__(self, *, stderr: bool = False) -> None:
-        super().__init__(stderr=stderr)
+        super().__init__(stderr=stderr, force_jupyter=False)  # a notebook shows a terminal's lines; rich's own ways need packages there
         self.push_render_hook(_Hook())
 
 
@@ -36,6 +36,15 @@ def table_of(*columns: str, title: str | None = None) -> Table:
         left = index == 0 or column in ("Verdict", "sha256")
         table.add_column(column, justify="left" if left else "right", overflow="fold")
     return table
+
+
+def size_words(size_bytes: float) -> str:
+    """Write a size with three digits, in the unit that suits it."""
+    for unit in ("B", "kB", "MB"):
+        if size_bytes < 999.5:
+            return f"{size_bytes:.3g} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.3g} GB"
 
 
 class _Hook(rich.RenderHook):

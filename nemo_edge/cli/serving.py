@@ -55,7 +55,10 @@ def ship(
     trusted_at: Annotated[Path | None, typer.Option("--trusted-at", help="Folder of keys and list on the server, if another.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Put a bundle into a Triton model repository, as one more version. Refuses one that failed a gate or was changed."""
+    """Put a bundle into a Triton model repository, as a new version.
+
+    Refuses one that failed a gate or was changed.
+    """
     trust = trust_of(public_key, authority, signer, issuer, revocations, "--require-signature" if signed else "")
     if trusted_at is not None and trust is None:
         raise typer.BadParameter("--trusted-at: nothing is trusted; say whose signature is, with --public-key or --authority")
@@ -90,7 +93,7 @@ def kserve(
     most: Annotated[int | None, typer.Option("--most-replicas", help="The most; else as many as the fewest.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Print the InferenceService of a repository, for `kubectl apply -f -`."""
+    """Print the InferenceService of a repository, for kubectl."""
     import yaml
 
     from nemo_edge.recipe.recipe import from_options

@@ -53,7 +53,7 @@ def revoke(
     issuer: Issuer = None,
     as_json: Json = False,
 ) -> None:
-    """Put bundles on a signed list of those that are not to be opened any more.
+    """Put bundles on a signed list of what is not to be opened.
 
     Servers refuse them that were shipped with `--revocations`. A list that is there already must be by the same key; without one, say
     whose it is.

@@ -72,13 +72,16 @@ def run_stages(work: Work, keys: Mapping[str, str], *, measuring: bool = True) -
     kept = [stage.name for stage in stages if stage.key is not None]
     for stage in stages:
         if stage.key is None:
-            stage.work(work, work.bundle)
+            with work.progress.waiting(stage.name):
+                stage.work(work, work.bundle)
             continue
         folder = _folder(work.recipe.output, stage.name, keys[stage.name])
-        found = _results(stage, work, folder, f"stage {kept.index(stage.name) + 1} of {len(kept)}, {stage.name}")
-        work.results[stage.name] = folder
+        called = f"stage {kept.index(stage.name) + 1} of {len(kept)}, {stage.name}"
         private = (_RECORD, *stage.private)
-        copy_tree(folder, work.bundle, leave=private)
+        with work.progress.waiting(called):  # what a stage opens, hashes and copies beside its tasks takes long, too
+            found = _results(stage, work, folder, called)
+            copy_tree(folder, work.bundle, leave=private)
+        work.results[stage.name] = folder
         hashes |= {name: digest for name, digest in found.items() if Path(name).parts[0] not in private}
     return hashes
 
@@ -115,14 +118,18 @@ def _results(stage: Stage, work: Work, folder: Path, called: str) -> dict[str, s
     if folder.is_dir() and (record.is_file() or not stage.goes_on):
         discard(folder)
     goes_on = folder.is_dir()
-    work.progress.note(f"{called}: {stage.does}{', from where it was interrupted' if goes_on else ''}")
+    last = times_of(work.recipe.output).get(stage.name)
+    known = ", from where it was interrupted" if goes_on else "" if last is None else f", {last:.0f} s last time"
+    work.progress.note(f"{called}: {stage.does}{known}")
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     stage.work(work, folder)
     found = {p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(folder.rglob("*")) if p.is_file()}
     write_atomically(record, json.dumps(found, indent=1) + "\n")
+    seconds = time.monotonic() - started
+    work.progress.note(f"{called}: done in {seconds:.0f} s")
     if not goes_on:
-        times = {**times_of(work.recipe.output), stage.name: round(time.monotonic() - started, 1)}
+        times = {**times_of(work.recipe.output), stage.name: round(seconds, 1)}
         write_atomically(cache_of(work.recipe.output) / _TIMES, json.dumps(times, indent=1) + "\n")
     return found
 

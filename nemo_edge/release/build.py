@@ -88,13 +88,23 @@ def plan(recipe: Recipe | str | PathLike[str], progress: Progress | None = None)
 def build(recipe: Recipe | str | PathLike[str], progress: Progress | None = None, *, file: str = "") -> BuildResult:
     """Build the bundle, or find it up to date. A failed gate does not stop the bundle, it marks it.
 
-    `recipe` is a recipe or the path of one; `file` names the file that it was read from, for the report. Raises `InputError` for inputs
-    that cannot be used and for too little memory, `MissingDependency` for a provider or a compiler that is not here, `ExportError` for a
-    graph that does not agree with eager.
+    Args:
+        recipe: A recipe, or the path of one.
+        progress: Who is told how far it is, as `nemo_edge.cli.console.Bars()`; else nobody.
+        file: Name of the file that the recipe was read from, for the report; else the path's.
 
-    >>> result = nemo_edge.build("recipe.toml")
-    >>> result.bundle, result.passed
-    ('out', True)
+    Returns:
+        The bundle's folder, its manifest, and whether every gate `passed`; pictures and gates in a notebook.
+
+    Raises:
+        InputError: For inputs that cannot be used, and for too little memory.
+        MissingDependency: For a provider or a compiler that is not here.
+        ExportError: For a graph that does not agree with eager.
+
+    Example:
+        >>> result = nemo_edge.build("recipe.toml")
+        >>> result.bundle, result.passed
+        ('out', True)
     """
     file = file or ("" if isinstance(recipe, Recipe) else Path(recipe).name)
     recipe, progress = _loaded(recipe), progress or Progress()
@@ -112,9 +122,9 @@ def build(recipe: Recipe | str | PathLike[str], progress: Progress | None = None
             with staging(output) as bundle:
                 work = Work(seen.recipe, seen.inputs, LazyCheckpoint(seen.recipe.checkpoint), bundle, progress, file=file)
                 hashes = run_stages(work, seen.keys)
-                from nemo_edge.release._judgement import conclude  # after the stages, whose processes need the memory
-
                 with progress.waiting("judging it, and writing its report"):
+                    from nemo_edge.release._judgement import conclude  # after the stages, whose processes need the memory
+
                     manifest = conclude(work, seen.key, hashes)
                     manifest = publish(bundle, output, manifest, manifest.files)
             prune(output, progress.note)
@@ -139,4 +149,5 @@ def with_weights(seen: Preflight, recipe: Recipe, progress: Progress) -> Preflig
     wanted, folder = seen.recipe.random_weights, Path(seen.recipe.checkpoint.path)
     function = "nemo_edge.release.random_weights.write_random"
     run_in_process("make random weights", progress, function, wanted.architecture, folder, "fp16", wanted.seed)
-    return preflight(recipe, progress)
+    with progress.waiting(_LOOKS):
+        return preflight(recipe, progress)

@@ -12,8 +12,10 @@ import pytest
 from nemo_edge.bundle import engines
 from nemo_edge.bundle.engines import Contents, Engine, Here, Session, inspect, inspect_engine, verify
 from nemo_edge.bundle.manifest import Manifest, publish, staging
+from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.system.environment import Gpu, machine
 from nemo_edge.system.errors import BundleError, InputError
+from nemo_edge.system.files import sha256_file
 
 RTX = "engines/unet.tensorrt-rtx.sm86.plan"
 STANDARD = "engines/unet.tensorrt.sm90.plan"
@@ -168,4 +170,45 @@ def test_a_file_of_openvino_says_what_it_computes_in(tmp_path: Path) -> None:
         "model": "unet/model.onnx",
     }
     session = Session.model_validate({**told, "schema_version": 1, "hardware": "a CPU", "inputs": {}, "outputs": {}})
-    assert session.model_dump() == told
+    assert session.model_dump() == {**told, "runs": None}
+
+
+def test_a_bundle_says_what_it_is(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny_bundle.parent)
+    found, neurons = inspect(Path(tiny_bundle.name)), NeuronSet.load(tiny_bundle / "neurons.json")
+    assert isinstance(found, Contents)
+    assert found.silenced == {layer.name: len(chosen) for layer, chosen in neurons.items()}
+    assert (found.model, found.examined, found.identity) == ("model", 2, sha256_file(tiny_bundle / "manifest.json"))
+    assert found.size_bytes == sum(path.stat().st_size for path in tiny_bundle.rglob("*") if path.is_file())
+    assert {each.runs for each in found.sessions} == {True}
+
+
+def test_a_runtime_that_is_not_installed_runs_nothing(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for versions, runs in (({"numpy": "2.4"}, False), ({"onnxruntime-gpu": "1.31"}, True), ({"onnxruntime": "1.31"}, True)):
+        monkeypatch.setattr(engines, "installed", lambda versions=versions: versions)
+        found = inspect(tiny_bundle)
+        assert isinstance(found, Contents)
+        assert {each.runs for each in found.sessions} == {runs}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "model"),
+    [
+        ({}, ""),
+        ({"checkpoint": "x"}, ""),
+        ({"checkpoint": {"path": "owner/name@main"}}, "owner/name@main"),
+        ({"checkpoint": {"path": "model.safetensors"}}, "model.safetensors"),
+        ({"checkpoint": {"path": "../../models/sd15"}}, "models/sd15"),
+        ({"checkpoint": {"path": "/models/sd15"}}, "/models/sd15"),
+    ],
+)
+def test_the_model_is_named_as_it_is_seen_from_here(recipe: dict[str, object], model: str) -> None:
+    assert engines._model(Path("out/a"), recipe) == model
+
+
+def test_what_is_damaged_is_not_known_and_hides_nothing(bundle: Path) -> None:
+    (bundle / "neurons.json").write_text("{}")
+    (bundle / "localization.jsonl").mkdir()
+    found = inspect(bundle)
+    assert isinstance(found, Contents)
+    assert (found.silenced, found.examined, len(found.engines)) == (None, None, 2)

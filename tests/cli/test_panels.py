@@ -31,6 +31,14 @@ def test_the_help_names_every_command_in_its_group(run: Run, monkeypatch: pytest
     assert commands - {"register"} <= set(COMMANDS)
 
 
+@pytest.mark.parametrize("columns", [80, 100])
+def test_no_line_of_the_help_is_cut(run: Run, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = run("--help").out.splitlines()
+    assert [line for line in lines if line.endswith(("...", "…")) and not line.startswith("Usage:")] == []
+    assert all(len(line) <= columns for line in lines)
+
+
 def test_every_command_is_in_one_group_with_an_example() -> None:
     assert list(EVERY) == COMMANDS
     assert sum(map(len, EXAMPLES.values())) == len(EVERY)

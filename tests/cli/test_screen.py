@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.table import Table
 
-from nemo_edge.cli.screen import Console, show_line
+from nemo_edge.cli.screen import Console, show_line, size_words
 
 EVIL = "pig\x1b]52;c;AAAA\x07\u202e"
 SHOWN = "pig\\x1b]52;c;AAAA\\x07\\u202e"
@@ -37,3 +37,10 @@ def test_colours_of_ours_go_through(capsys: pytest.CaptureFixture[str], monkeypa
 def test_a_line_is_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     show_line(f"[red] {EVIL}")
     assert capsys.readouterr().out == f"[red] {SHOWN}\n"
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [(0, "0 B"), (999, "999 B"), (999_600, "1 MB"), (1_218_012, "1.22 MB"), (3_456_000_000, "3.46 GB")]
+)
+def test_sizes_have_three_digits(size: int, words: str) -> None:
+    assert size_words(size) == words

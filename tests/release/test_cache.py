@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from rebuilding import Record
@@ -122,9 +125,49 @@ def test_results_of_two_settings_are_kept_of_each_stage(recipe: Recipe) -> None:
 
 def test_each_stage_says_which_of_how_many_it_is(recipe: Recipe, ran: list[str], tmp_path: Path) -> None:
     _, record = run(recipe, tmp_path / "one")
-    assert [note.partition(":")[0] for note in record.notes] == ["stage 1 of 2, first", "stage 2 of 2, second"]
+    called = ["stage 1 of 2, first", "stage 2 of 2, second"]
+    assert record.notes == [f"{name}: {said}" for name in called for said in ("", "done in 0 s")]
     _, record = run(recipe, tmp_path / "two")
-    assert record.notes == ["stage 1 of 2, first: nothing has changed", "stage 2 of 2, second: nothing has changed"]
+    assert record.notes == [f"{name}: nothing has changed" for name in called]
+    [edited] = cache_of(recipe.output).glob("second-*/sub/read.txt")
+    edited.write_text("other")
+    (cache_of(recipe.output) / "times.json").write_text('{"second": 3.2}')
+    _, record = run(recipe, tmp_path / "three")
+    assert record.notes[1:] == [f"{called[1]}: , 3 s last time", f"{called[1]}: done in 0 s"]
+
+
+def test_at_no_moment_of_a_stage_is_nothing_shown(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, list[str]]] = []
+
+    class Watched(Record):
+        shown: ClassVar[list[str]] = []
+
+        @contextmanager
+        def waiting(self, what: str) -> Iterator[None]:
+            self.shown.append(what)
+            yield
+            self.shown.remove(what)
+
+    def watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def look(*given: Any, **options: Any) -> Any:
+            seen.append((name, [*Watched.shown]))
+            return function(*given, **options)
+
+        return look
+
+    stages = [
+        Stage("first", lambda _: 0, watched("work", lambda work, folder: (folder / "a.txt").write_text("a"))),
+        Stage("always", None, watched("work", lambda work, folder: None)),
+    ]
+    monkeypatch.setattr(_cache, "stages_of", lambda _: stages)
+    for name in ("sha256_file", "copy_tree"):
+        monkeypatch.setattr(_cache, name, watched(name, getattr(_cache, name)))
+    for bundle in ("one", "two"):
+        (tmp_path / bundle).mkdir()
+        run_stages(Work(recipe, read_inputs(recipe), LazyCheckpoint(recipe.checkpoint), tmp_path / bundle, Watched()), KEYS)
+    first, always = ["stage 1 of 1, first"], ["always"]
+    made = [("work", first), ("sha256_file", first), ("copy_tree", first), ("work", always)]
+    assert seen == [*made, ("sha256_file", first), ("copy_tree", first), ("work", always)]
 
 
 def test_what_a_stage_took_is_kept_unless_it_was_interrupted(recipe: Recipe, ran: list[str], tmp_path: Path) -> None:
