@@ -56,7 +56,7 @@ def _identity(given: str | None) -> str | None:
     return given
 
 
-Expect = Annotated[str | None, typer.Option("--expect", callback=_identity, help="The identity that the bundle must have.")]
+Expect = Annotated[str | None, typer.Option("--expect", callback=_identity, help="The identity of the bundle, or its manifest's sha256.")]
 Summary = Annotated[Path | None, typer.Option("--summary", help="Add a job summary in Markdown to this file.")]
 
 
