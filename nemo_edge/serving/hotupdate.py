@@ -12,16 +12,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.bundle.manifest import MANIFEST, Manifest, check_shippable, verify
+from nemo_edge.bundle.manifest import Manifest
 from nemo_edge.bundle.policies import ALWAYS, POLICIES, read_policies
-from nemo_edge.bundle.revocations import check_trusted
-from nemo_edge.bundle.signature import Trust, check_expected
+from nemo_edge.bundle.signature import Trust
 from nemo_edge.recipe.components import UNET_FOLDERS
-from nemo_edge.serving.signed import SIGNED, copy_origin, origin_of
+from nemo_edge.serving.signed import copy_origin, is_origin, origin_of, read_meant
 from nemo_edge.serving.updates import put_policies
 from nemo_edge.serving.versions import MODEL, describe_engine, newest_pipeline, read_pipeline
 from nemo_edge.system.errors import BundleError, InputError
-from nemo_edge.system.files import sha256_file
 
 _READ = ("neurons.json", POLICIES)
 """What is read of a bundle, as far as it has it: one of an older version has no policies of its own."""
@@ -51,14 +49,9 @@ def ship_masks(bundle: Path, repository: Path, *, name: str = "", expect: str | 
     is for a repository that asks for signatures, which takes no other. Raises `BundleError` for a bundle that must not be shipped or was
     changed, `InputError` for a repository without its masked engine, and for one that asks otherwise.
     """
-    manifest, identity = check_shippable(bundle), sha256_file(bundle / MANIFEST)
-    check_expected(bundle, identity, expect)
-    if trust is not None:
-        check_trusted(bundle, trust)
-    problems = verify(bundle, _READ).problems
-    missing = [f"{name} is missing" for name in _READ[:1] if name not in manifest.files]
-    if problems or missing:
-        raise BundleError(f"{bundle} was changed since it was built ({[*problems, *missing][0]}): build it again; nothing was shipped")
+    manifest, identity = read_meant(bundle, expect, trust, _READ)
+    if _READ[0] not in manifest.files:
+        raise BundleError(f"{bundle} was changed since it was built ({_READ[0]} is missing): build it again; nothing was shipped")
     folder = newest_pipeline(repository, name)
     pipeline = read_pipeline(folder, signed=False)
     if pipeline.trust is not None and trust is None:
@@ -86,6 +79,6 @@ def _check_engine(version: Path, bundle: Path, manifest: Manifest) -> None:
     served = describe_engine(version)
     if served.place != UNET_FOLDERS["masked"]:
         raise InputError(f"{version} is baked, and takes no mask: ship the bundle without --masks-only")
-    shipped = {name: digest for name, digest in served.files.items() if name != MODEL and not name.startswith(f"{SIGNED}/")}
+    shipped = {name: digest for name, digest in served.files.items() if name != MODEL and not is_origin(name)}
     if not {*shipped.values()} <= {*manifest.files.values()}:
         raise InputError(f"{version} is not the masked engine of {bundle}: ship the bundle without --masks-only")
