@@ -9,11 +9,12 @@ MLSERVER = .venv-mlserver
 RUN = .venv-run
 PACKAGES = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 PIP_FLAGS ?=
+UV_FLAGS ?=
 # The tests of a file run in one process, of so many at once.
 WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
-.PHONY: demo test lint docs slow optimum triton mlserver serve-demo gpu-smoke clean
+.PHONY: demo test lint docs slow optimum triton mlserver serve-demo gpu-smoke lock clean
 
 demo: $(STAMP)
 	$(BIN)/nemo-edge build engines/demo.toml
@@ -47,6 +48,12 @@ triton: $(TRITON)/.installed
 
 mlserver: $(MLSERVER)/.installed
 	$(BIN)/python -m pytest -m mlserver
+
+# What the tests last ran with, of every platform, as the package index has it.
+lock: $(STAMP)
+	$(BIN)/python -m pip list --format=freeze --exclude-editable > $(VENV)/installed.txt
+	$(BIN)/uv pip compile $(UV_FLAGS) --quiet --universal --python-version 3.11.5 --extra dev --constraint $(VENV)/installed.txt \
+	  --generate-hashes --no-annotate --custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml
 
 serve-demo: demo $(TRITON)/.installed
 	$(BIN)/python -m nemo_edge.serving.showcase engines/out/demo --environment $(TRITON)

@@ -5,10 +5,13 @@ A fixed list, and seeded changes of good files; no test.
 
 from __future__ import annotations
 
+import json
 import os
 import random
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 CONTENTS: Mapping[str, bytes] = {
     "empty": b"",
@@ -62,6 +65,9 @@ def _made(path: Path, make: Callable[[Path], object]) -> str:
 
 
 SLOTS: Mapping[str, tuple[str, ...]] = {
+    "init": ("init", "{bad}.safetensors", "-o", "{out}.toml"),
+    "init-prompts": ("init", "{model}", "--prompts", "{bad}.csv", "-o", "{out}.toml"),
+    "init-general": ("init", "{model}", "--general", "{bad}.jsonl", "-o", "{out}.toml"),
     "build": ("build", "{bad}.toml"),
     "build-neurons": ("build", "{recipe}", "--random-weights", "{model}", "--neurons", "{bad}.json"),
     "build-random": ("build", "{recipe}", "--random-weights", "{bad}/"),
@@ -123,6 +129,7 @@ SLOTS: Mapping[str, tuple[str, ...]] = {
     "audit": ("audit", "http://127.0.0.1:1", "--prompts", "{bad}.json", "-o", "{out}"),
     "audit-general": ("audit", "http://127.0.0.1:1", "--prompts", "{prompts}", "--general", "{bad}.txt", "-o", "{out}"),
     "audit-vocabulary": ("audit", "http://127.0.0.1:1", "--prompts", "{prompts}", "--vocabulary", "{bad}", "-o", "{out}"),
+    "clean": ("clean", "{bad}"),
     "doctor": ("doctor", "--model", "{bad}.safetensors"),
     "quantize": ("quantize", "{bad}", "-o", "{out}"),
     "quantize-ranges": ("quantize", "{bundle}", "-o", "{out}", "--ranges", "{bad}.json"),
@@ -142,17 +149,106 @@ def filled(slot: str, bad: Callable[[str], str], good: Mapping[str, object]) -> 
     return [argument(text) for text in SLOTS[slot]]
 
 
+PIECES: tuple[bytes, ...] = (
+    *(b"null", b"true", b"0", b"-1", b"1e999", b"NaN", b"9" * 30, b"9" * 400, b"9" * 6000, b'""', b'"x"', b'"\\ud800"', b'"\\u0000"'),
+    *(b'"../../x"', b'"/dev/zero"', b"[]", b"{}", b"[[0]]", b'{"a": {}}', b"[" * 3000, b'{"a":' * 3000, b'"' + b"n" * 9000 + b'"'),
+    *(b"'", b'"', b"\0", b"\xff\xfe", b"\xed\xa0\x80", b"\x1b]52;c;AAAA\x07", b"\xe2\x80\xae", b"\r", b"\n", b",", b";", b"\t", b"="),
+)
+"""What is put into a good file, or in the place of a word or a value of it."""
+
+_WORD = re.compile(rb'"(?:[^"\\\n]|\\.)*"|[A-Za-z0-9_.+-]+')
+
+
+class Edit(NamedTuple):
+    """One thing that is done to a good file: places are counted on from its beginning, round and round."""
+
+    way: str
+    at: int
+    to: int
+    piece: bytes
+
+
+def _value(good: bytes, edit: Edit) -> bytes:
+    """A value of a JSON file, or of one of its lines, replaced whatever it holds; of another file a word."""
+    start = good.rfind(b"\n", 0, edit.at % (len(good) + 1)) + 1
+    for line in (good, good[start:].partition(b"\n")[0]):
+        try:
+            content = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        places = [*_places(content)]
+        if places:
+            parent, key = places[edit.to % len(places)]
+            parent[key] = _MARK
+            return good.replace(line, json.dumps(content).encode().replace(json.dumps(_MARK).encode(), edit.piece), 1)
+    return _word(good, edit)
+
+
+_MARK = "what is replaced"
+
+
+def _places(content: Any) -> Iterator[tuple[Any, Any]]:
+    """Where each value stands in a JSON value: what holds it, and its key or number there."""
+    found = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in found:
+        yield content, key
+        yield from _places(value)
+
+
+def _word(good: bytes, edit: Edit) -> bytes:
+    words = [*_WORD.finditer(good)]
+    if not words:
+        return good + edit.piece
+    word = words[edit.to % len(words)]
+    return good[: word.start()] + edit.piece + good[word.end() :]
+
+
+def _flipped(good: bytes, edit: Edit) -> bytes:
+    at = edit.at % max(1, len(good))
+    return good[:at] + bytes(byte ^ (1 << edit.to % 8) for byte in good[at : at + 1]) + good[at + 1 :]
+
+
+def _between(good: bytes, edit: Edit) -> tuple[int, int]:
+    at, to = sorted(place % (len(good) + 1) for place in (edit.at, edit.to))
+    return at, to
+
+
+def _spliced(pieces: Callable[[bytes, int, int, bytes], bytes]) -> Callable[[bytes, Edit], bytes]:
+    return lambda good, edit: pieces(good, *_between(good, edit), edit.piece)
+
+
+WAYS: Mapping[str, Callable[[bytes, Edit], bytes]] = {
+    "word": _word,
+    "value": _value,
+    "bit": _flipped,
+    "cut": _spliced(lambda good, at, to, piece: good[:at]),
+    "out": _spliced(lambda good, at, to, piece: good[:at] + good[to:]),
+    "again": _spliced(lambda good, at, to, piece: good[:to] + good[at:]),
+    "turned": _spliced(lambda good, at, to, piece: good[:at] + good[at:to][::-1] + good[to:]),
+    "in": _spliced(lambda good, at, to, piece: good[:at] + piece + good[at:]),
+}
+
+
+EDIT_BYTES = 8
+
+
+def edits(drawn: bytes) -> list[Edit]:
+    """What is done by bytes that somebody draws, eight for one thing; fewer that are left over do nothing."""
+    found = []
+    for start in range(0, len(drawn) - EDIT_BYTES + 1, EDIT_BYTES):
+        way, piece, *places = drawn[start : start + EDIT_BYTES]
+        at, to = (int.from_bytes(bytes(places[half : half + 3])) for half in (0, 3))
+        found.append(Edit([*WAYS][way % len(WAYS)], at, to, PIECES[piece % len(PIECES)]))
+    return found
+
+
+def edited(good: bytes, edits: Iterable[Edit]) -> bytes:
+    """A good file with some things done to it, one after the other."""
+    for edit in edits:
+        good = WAYS[edit.way](good, edit)
+    return good
+
+
 def changed(good: bytes, seed: int) -> bytes:
-    """A good file with one thing wrong: cut, a piece doubled or turned over, a byte set, a number or a word replaced."""
-    chance = random.Random(seed)
-    at, to = sorted(chance.randrange(len(good) + 1) for _ in range(2))
-    ways: tuple[Callable[[], bytes], ...] = (
-        lambda: good[:at],
-        lambda: good[:at] + good[to:],
-        lambda: good[:to] + good[at:],
-        lambda: good[:at] + chance.randbytes(1 + chance.randrange(4)) + good[at + 1 :],
-        lambda: good[:at] + chance.choice(list(CONTENTS.values()))[:2000] + good[at:],
-        lambda: good.replace(b"1", b"9" * chance.choice((5, 30, 5000)), 1 + chance.randrange(3)),
-        lambda: good.replace(b'"', chance.choice((b"'", b'""', b"\\ud800", b"\0", b"[[")), 1 + chance.randrange(9)),
-    )
-    return chance.choice(ways)()
+    """A good file with one thing wrong."""
+    return edited(good, edits(random.Random(seed).randbytes(EDIT_BYTES)))

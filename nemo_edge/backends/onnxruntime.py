@@ -32,9 +32,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nemo_edge.backends.base import Operator
+from nemo_edge.backends.base import Inside, Operator
 from nemo_edge.backends.feeds import check_feed, in_batches, pinned_batch
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.system.environment import int8_products
@@ -65,6 +65,9 @@ _INTEGERS = {
 _HEAVY = {"Attention", "Conv", "Gemm", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "MatMul", "Softmax"}
 
 
+_Provider = Literal["cpu", "cuda", "tensorrt"]
+
+
 class EngineFile(BaseModel):
     """How an ONNX file of a bundle is run: what ONNX Runtime needs beside the graph itself."""
 
@@ -73,10 +76,10 @@ class EngineFile(BaseModel):
     schema_version: Literal[1] = 1
     component: str
     backend: Literal["onnxruntime"] = "onnxruntime"
-    provider: str
-    model: str
+    provider: _Provider
+    model: Inside
     """Path of the ONNX file inside the bundle."""
-    threads: int | None = None
+    threads: int | None = Field(default=None, ge=1, le=4096)
     version: str
     inputs: dict[str, tuple[int | str | None, ...]]
     outputs: dict[str, tuple[int | str | None, ...]]
@@ -137,7 +140,7 @@ def open_runner(model: Path, provider: str = "cpu", threads: int | None = None) 
     return OnnxRuntimeRunner(model, provider, threads)
 
 
-def compile_engine(bundle: Path, component: str, model: str, provider: str, threads: int | None) -> EngineFile:
+def compile_engine(bundle: Path, component: str, model: str, provider: _Provider, threads: int | None) -> EngineFile:
     """Write `engines/<component>.onnxruntime.<provider>.json`, which says how to run the bundle's ONNX file.
 
     A GPU's provider is tried; on the CPU every file of an export has been run already.

@@ -33,10 +33,10 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nemo_edge.backends._openvinocache import compile_cached, folder_of
-from nemo_edge.backends.base import Operator
+from nemo_edge.backends.base import Inside, Operator
 from nemo_edge.backends.feeds import check_feed, in_batches, pinned_batch
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.recipe.targets import EngineSettings
@@ -71,9 +71,9 @@ class EngineFile(BaseModel):
     """What OpenVINO said it computes in when the build opened it."""
     hardware: str | None = None
     """What it said it runs on, in a bundle from before its manifest alone said on which machine it was built."""
-    model: str
+    model: Inside
     """Path of the ONNX file inside the bundle."""
-    threads: int | None = None
+    threads: int | None = Field(default=None, ge=1, le=4096)
     version: str
     inputs: dict[str, tuple[int | str | None, ...]]
     outputs: dict[str, tuple[int | str | None, ...]]

@@ -122,7 +122,7 @@ def check_trusted(folder: Path, trust: Trust) -> tuple[Manifest, str]:
 def _own(signer: Signer, scratch: Path) -> Trust:
     """Who takes what this signer signs."""
     if signer.key is None or signer.certificate is not None:
-        raise InputError("the list is there already: say who signed it, with --authority or with --signer and --issuer")
+        raise InputError("the list is there already: say who signed it, with --public-key, --authority, or --signer and --issuer")
     place = scratch / "public.pem"
     place.write_bytes(public_key_of(signer.key))
     return Trust(public_key=place)

@@ -12,9 +12,10 @@ __all__ = ["Signed", "Signer", "Trust", "check_expected", "check_signed_bytes", 
 import base64
 import json
 import os
+import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from hashlib import sha256
 from importlib import import_module
@@ -32,6 +33,7 @@ PASSWORD = "NEMO_EDGE_KEY_PASSWORD"
 """The environment's variable that has the password of a private key that is encrypted."""
 
 _MOST_BYTES = 4 * 2**20
+_PUBLIC_KEY = re.compile(rb"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", re.DOTALL)
 _CURVE = "give a PEM file of a key on P-256, P-384 or P-521, as of `openssl ecparam -name prime256v1 -genkey -noout`"
 
 
@@ -58,11 +60,12 @@ class Signer(BaseModel):
 
 
 class Trust(BaseModel):
-    """Whose signatures are taken: of one public key, of certificates by some authorities, or of a Sigstore identity."""
+    """Whose signatures are taken: of public keys, of certificates by some authorities, or of a Sigstore identity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     public_key: Path | None = None
+    """A file of one key, or of several, each of which is taken: so a new one is known before the old one goes."""
     authorities: tuple[Path, ...] = ()
     """Certificates of the authorities."""
     signer: str = ""
@@ -80,12 +83,17 @@ class Trust(BaseModel):
             raise ValueError("say whose signature is taken: --public-key, or --authority, or --signer with --issuer")
         return self
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The keys, the authorities and the list, as far as there are some."""
+        return tuple(path for path in (self.public_key, *self.authorities, self.revocations) if path is not None)
+
     def placed(self, folder: Path | None) -> Trust:
         """The same with all paths absolute or, where a folder is given, with the files in that folder, as a server finds them.
 
         Raises `InputError` for a folder that is not absolute, for files that would be one there, and for a path that is not UTF-8.
         """
-        paths = [path for path in (self.public_key, *self.authorities, self.revocations) if path is not None]
+        paths = self.files
         if folder is not None and not folder.is_absolute():
             raise InputError(f"--trusted-at {folder} is not absolute: give the folder as the server finds it, from / on")
         twice = next((path.name for path in paths if [each.name for each in paths].count(path.name) > 1), None)
@@ -158,11 +166,11 @@ def signed_manifest(folder: Path, trust: Trust) -> tuple[Manifest, str]:
 
     Raises `BundleError` without a signature and for any other, and as `check_signed_bytes`.
     """
-    config = _verifying(trust)
+    configs = _verifying(trust)
     content = read_bytes(folder / MANIFEST)
     if not (folder / SIGNATURE).exists():
         raise BundleError(f"{folder} is not signed (it has no {SIGNATURE}): sign it with `nemo-edge sign`, or get one that is")
-    _check(config, content, MANIFEST, read_bytes(folder / SIGNATURE, most=_MOST_BYTES), str(folder))
+    _check(configs, content, MANIFEST, read_bytes(folder / SIGNATURE, most=_MOST_BYTES), str(folder))
     try:
         return Manifest.model_validate_json(content), sha256(content).hexdigest()
     except ValidationError as error:
@@ -222,22 +230,36 @@ def _signing(signer: Signer) -> Any:
     return config.set_hashing_config(_everything())
 
 
-def _verifying(trust: Trust) -> Any:
-    """The library's configuration that verifies, with its key read."""
-    config = _library("model_signing.verifying").Config()
+def _verifying(trust: Trust) -> list[Any]:
+    """The library's configurations that verify, with their keys read: one for each public key, and what one of them takes is taken."""
+    make = _library("model_signing.verifying").Config
     for path in (trust.public_key, *trust.authorities):
         if path is not None:
             check_regular(path, "key" if path == trust.public_key else "certificate")
     if trust.public_key is not None:
-        with _reading(str(trust.public_key)):
-            config.use_elliptic_key_verifier(public_key=trust.public_key)
+        with _reading(str(trust.public_key)), _public_keys(trust.public_key) as keys:
+            configs = [make().use_elliptic_key_verifier(public_key=key) for key in keys]
     elif trust.authorities:
         with _reading(", ".join(map(str, trust.authorities)), "give PEM files of certificates of authorities"):
-            config.use_certificate_verifier(certificate_chain=trust.authorities)
+            configs = [make().use_certificate_verifier(certificate_chain=trust.authorities)]
     else:
         with _reaching():
-            config.use_sigstore_verifier(identity=trust.signer, oidc_issuer=trust.issuer)
-    return config.set_hashing_config(_everything())
+            configs = [make().use_sigstore_verifier(identity=trust.signer, oidc_issuer=trust.issuer)]
+    return [config.set_hashing_config(_everything()) for config in configs]
+
+
+@contextmanager
+def _public_keys(path: Path) -> Iterator[list[Path]]:
+    """A file of each key that is in one, as the library takes them; the file itself where there is one key, or none."""
+    found = _PUBLIC_KEY.findall(read_bytes(path, "key", most=_MOST_BYTES))
+    if len(found) < 2:
+        yield [path]
+        return
+    with tempfile.TemporaryDirectory(prefix="nemo-edge-") as scratch:
+        keys = [Path(scratch) / f"{number}.pub" for number in range(len(found))]
+        for key, content in zip(keys, found, strict=True):
+            key.write_bytes(content + b"\n")
+        yield keys
 
 
 def _signed(config: Any, content: bytes, name: str, folder: str, *, online: bool) -> bytes:
@@ -250,21 +272,25 @@ def _signed(config: Any, content: bytes, name: str, folder: str, *, online: bool
         return (Path(scratch) / SIGNATURE).read_bytes()
 
 
-def _check(config: Any, content: bytes, name: str, signature: bytes, what: str) -> None:
+def _check(configs: Sequence[Any], content: bytes, name: str, signature: bytes, what: str) -> None:
     with tempfile.TemporaryDirectory(prefix="nemo-edge-") as scratch:
         place = Path(scratch) / "folder"
         place.mkdir()
         (place / name).write_bytes(content)
         (Path(scratch) / SIGNATURE).write_bytes(signature)
-        try:
-            with redirect_stdout(sys.stderr):  # the library warns where a result is printed
-                config.verify(place, Path(scratch) / SIGNATURE)
-            signed = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))["predicate"]["resources"]
-            if {each["name"]: each["digest"] for each in signed} != {name: sha256(content).hexdigest()}:
-                raise ValueError("another file was signed")  # the library leaves out what a signature says is to be left out
-        except Exception as error:  # whatever cryptography, pydantic, json or sigstore raises of what is no signature, or another's
-            why = "another file was signed" if "mismatch: [" in str(error) else first_line(error)
-            raise BundleError(f"{what} is not signed by whom is trusted ({why}): get it again from who made it") from error
+        for number, config in enumerate(configs, 1):
+            try:
+                with redirect_stdout(sys.stderr):  # the library warns where a result is printed
+                    config.verify(place, Path(scratch) / SIGNATURE)
+                signed = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))["predicate"]["resources"]
+                if {each["name"]: each["digest"] for each in signed} != {name: sha256(content).hexdigest()}:
+                    raise ValueError("another file was signed")  # the library leaves out what a signature says is to be left out
+                return
+            except Exception as error:  # whatever cryptography, pydantic, json or sigstore raises of what is no signature, or another's
+                if number < len(configs):  # another key may be that of who signed
+                    continue
+                why = "another file was signed" if "mismatch: [" in str(error) else first_line(error)
+                raise BundleError(f"{what} is not signed by whom is trusted ({why}): get it again from who made it") from error
 
 
 def _everything() -> Any:

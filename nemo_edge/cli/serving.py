@@ -63,9 +63,8 @@ def ship(
     if trusted_at is not None and trust is None:
         raise typer.BadParameter("--trusted-at: nothing is trusted; say whose signature is, with --public-key or --authority")
     if masks_only:
-        _check_alone(
-            {"--backend": backend, "--variant": variant, "--policies": policies, "--log-prompts": log_prompts, "--trusted-at": trusted_at}
-        )
+        apart = {"--backend": backend, "--variant": variant, "--policies": policies, "--instances": instances}
+        _check_alone({**apart, "--log-prompts": log_prompts, "--trusted-at": trusted_at})
         from nemo_edge.serving.hotupdate import ship_masks
 
         print_result(ship_masks(bundle, repository, name=name, expect=expect, trust=trust), as_json, _show_masks)

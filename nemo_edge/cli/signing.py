@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nemo_edge.cli.options import Authorities, Bundle, Issuer, Json, SignedBy, print_result, trust_of
+from nemo_edge.cli.options import Authorities, Bundle, Issuer, Json, PublicKey, SignedBy, print_result, trust_of
 from nemo_edge.cli.screen import show_identity, show_line
 
 _Key = Annotated[Path | None, typer.Option("--key", help="Private key, PEM, on P-256, P-384 or P-521.")]
@@ -48,6 +48,7 @@ def revoke(
     chain: _Chain = None,
     sigstore: _Sigstore = False,
     reason: Annotated[str, typer.Option("--reason", help="What whoever opens one is told.")] = "",
+    public_key: PublicKey = None,
     authority: Authorities = None,
     signer: SignedBy = None,
     issuer: Issuer = None,
@@ -55,11 +56,11 @@ def revoke(
 ) -> None:
     """Put bundles on a signed list of what is not to be opened.
 
-    Servers refuse them that were shipped with `--revocations`. A list that is there already must be by the same key; without one, say
-    whose it is.
+    Servers refuse them that were shipped with `--revocations`. A list that is there already must be by the same key; of another, or
+    without one, say whose it is.
     """
     makers = _signer(key, certificate, chain, sigstore)
-    trust = trust_of(None, authority, signer, issuer, None, "")
+    trust = trust_of(public_key, authority, signer, issuer, None, "")
     from nemo_edge.bundle.revocations import identity_of
     from nemo_edge.bundle.revocations import revoke as run
 

@@ -44,12 +44,14 @@ class FileTokenizer:
         config = read_json(folder / "tokenizer_config.json")
         try:
             self._tokenizer = Tokenizer.from_str(read_text(path))
-        except Exception as error:  # tokenizers raises no class of its own
+            self._pad = _text(config.get("pad_token") or config.get("eos_token") or _END)
+            self.model_max_length = int(config.get("model_max_length") or _NO_LIMIT)
+            if self._tokenizer.token_to_id(self._pad) is None or self.model_max_length < 2:
+                raise ValueError(f"it pads with {self._pad[:20]!r} to {self.model_max_length}")
+        except Exception as error:  # tokenizers raises no class of its own, and a configuration may say anything
             raise BundleError(f"{path} is no tokenizer: {first_line(error)}; build the bundle again") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._pad = _text(config.get("pad_token") or config.get("eos_token") or _END)
-        self.model_max_length = int(config.get("model_max_length") or _NO_LIMIT)
         self.added_tokens_encoder = {token.content: number for number, token in self._tokenizer.get_added_tokens_decoder().items()}
 
     def __call__(self, texts: str | Sequence[str], *, max_length: int | None = None, **_: object) -> _Encoded:

@@ -25,6 +25,8 @@ from nemo_edge.system.reading import read_json
 
 _RECORD = "stage.json"
 _TIMES = "times.json"
+_LONGEST_S = 1e9
+"""Seconds that a stage may say it took."""
 _KEPT = 2
 """Results of each stage that are kept: of the settings used last, and of those before."""
 _WEIGHTS = "weights"
@@ -56,7 +58,7 @@ def times_of(output: Path) -> dict[str, float]:
     except InputError:
         return {}
     told = found.items() if isinstance(found, dict) else ()
-    return {stage: float(seconds) for stage, seconds in told if isinstance(seconds, int | float)}
+    return {stage: float(seconds) for stage, seconds in told if isinstance(seconds, int | float) and 0 <= seconds < _LONGEST_S}
 
 
 def run_stages(work: Work, keys: Mapping[str, str], *, measuring: bool = True) -> dict[str, str]:

@@ -13,9 +13,9 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from nemo_edge.bundle.manifest import staging
 from nemo_edge.serving.modelconfig import CONFIG, read_config, recorded_version, write_config
@@ -23,10 +23,15 @@ from nemo_edge.serving.versions import PIPELINE, describe_engine, describe_pipel
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import explain, leftovers, write_atomically
 from nemo_edge.system.outputs import discard, lock, remove
+from nemo_edge.system.reading import read_bytes
 
 _OURS = "nemo-edge"
 """By this name a repository is locked, in the repository: it may be a volume of its own. Triton takes no file for a model."""
 _RECORD = f".{_OURS}.json"
+
+
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,80}$")]
+"""A model's, as `model_name` makes it: what is taken back is inside of the repository."""
 
 
 class Delivery(BaseModel):
@@ -35,13 +40,13 @@ class Delivery(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
-    number: int
+    number: PositiveInt
     """Of the new version of each model."""
     manifest: str
     """sha256 of the manifest of its bundle."""
-    pipeline: str = PIPELINE
+    pipeline: _Name = PIPELINE
     """Name of the pipeline's model among them."""
-    former: dict[str, str | None]
+    former: dict[_Name, str | None]
     """Name of each model → its configuration before; None where there was none."""
 
 
@@ -99,7 +104,7 @@ def _settle(repository: Path) -> None:
     if not record.is_file():
         return
     try:
-        delivery = Delivery.model_validate_json(record.read_bytes())
+        delivery = Delivery.model_validate_json(read_bytes(record))
     except ValidationError as error:
         raise InputError(f"{record} does not say what was being shipped: delete it, and the versions without a pipeline's") from error
     made = _is_of(repository / delivery.pipeline / str(delivery.number), delivery)

@@ -12,12 +12,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.bundle.manifest import Manifest, check_shippable, verify
+from nemo_edge.bundle.manifest import Manifest
 from nemo_edge.bundle.policies import ALWAYS, POLICIES, read_policies
-from nemo_edge.bundle.revocations import check_trusted
-from nemo_edge.bundle.signature import Trust, check_expected
+from nemo_edge.bundle.signature import Trust
 from nemo_edge.recipe.components import UNET_FOLDERS
-from nemo_edge.serving.signed import SIGNED, copy_origin, origin_of
+from nemo_edge.serving.signed import copy_origin, is_origin, origin_of, read_meant
 from nemo_edge.serving.updates import put_policies
 from nemo_edge.serving.versions import MODEL, describe_engine, newest_pipeline, read_pipeline
 from nemo_edge.system.errors import BundleError, InputError
@@ -50,13 +49,9 @@ def ship_masks(bundle: Path, repository: Path, *, name: str = "", expect: str | 
     is for a repository that asks for signatures, which takes no other. Raises `BundleError` for a bundle that must not be shipped or was
     changed, `InputError` for a repository without its masked engine, and for one that asks otherwise.
     """
-    manifest, found = check_shippable(bundle), verify(bundle, _READ)
-    check_expected(bundle, found, expect, engines=False)
-    if trust is not None:
-        check_trusted(bundle, trust)
-    problems = [*found.problems, *(f"{name} is missing" for name in _READ[:1] if name not in manifest.files)]
-    if problems:
-        raise BundleError(f"{bundle} was changed since it was built ({problems[0]}): build it again; nothing was shipped")
+    manifest, digest = read_meant(bundle, expect, trust, _READ)
+    if _READ[0] not in manifest.files:
+        raise BundleError(f"{bundle} was changed since it was built ({_READ[0]} is missing): build it again; nothing was shipped")
     folder = newest_pipeline(repository, name)
     pipeline = read_pipeline(folder, signed=False)
     if pipeline.trust is not None and trust is None:
@@ -66,7 +61,7 @@ def ship_masks(bundle: Path, repository: Path, *, name: str = "", expect: str | 
             f"{repository} asks for no signature, and so not for that of new neurons: ship the bundle whole, to another folder"
         )
     _check_engine(pipeline.place(folder, "unet"), bundle, manifest)
-    policies = read_policies(bundle, manifest.files, found.manifest)
+    policies = read_policies(bundle, manifest.files, digest)
     origin = partial(copy_origin, bundle, names=origin_of(manifest.files, policies=True))
     update = put_policies(folder, policies, None if pipeline.trust is None else origin)
     return ShippedMasks(
@@ -84,6 +79,6 @@ def _check_engine(version: Path, bundle: Path, manifest: Manifest) -> None:
     served = describe_engine(version)
     if served.place != UNET_FOLDERS["masked"]:
         raise InputError(f"{version} is baked, and takes no mask: ship the bundle without --masks-only")
-    shipped = {name: digest for name, digest in served.files.items() if name != MODEL and not name.startswith(f"{SIGNED}/")}
+    shipped = {name: digest for name, digest in served.files.items() if name != MODEL and not is_origin(name)}
     if not {*shipped.values()} <= {*manifest.files.values()}:
         raise InputError(f"{version} is not the masked engine of {bundle}: ship the bundle without --masks-only")

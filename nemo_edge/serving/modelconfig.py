@@ -129,7 +129,7 @@ def read_config(path: Path) -> Any:
     text_format = _text_format()
     try:
         return text_format.Parse(read_text(path), _schema().ModelConfig())
-    except (InputError, RecursionError, text_format.ParseError) as error:
+    except (InputError, RecursionError, ValueError, text_format.ParseError) as error:
         raise InputError(f"{path} is no configuration of a Triton model: {first_line(error)}") from error
 
 

@@ -14,10 +14,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from nemo_edge.bundle.manifest import Manifest, check_shippable, open_verified, verify
+from nemo_edge.bundle.manifest import Manifest
 from nemo_edge.bundle.policies import POLICIES, Policies, baked_policies, read_policies
-from nemo_edge.bundle.revocations import check_trusted
-from nemo_edge.bundle.signature import Trust, check_expected
+from nemo_edge.bundle.signature import Trust
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.configuration import Configuration
 from nemo_edge.recipe.recipe import kept_recipe
@@ -25,6 +24,7 @@ from nemo_edge.sampling.generate import choose_variant
 from nemo_edge.serving._delivery import Delivery, holding, put, staged
 from nemo_edge.serving.modelconfig import CONFIG, Service, engine_config, pipeline_config, read_config, recorded_version
 from nemo_edge.serving.shipment import Shipment, choose_backend
+from nemo_edge.serving.signed import read_meant
 from nemo_edge.serving.versions import (
     COMPONENTS,
     DESCRIPTION,
@@ -90,9 +90,8 @@ def ship(
     of another model under these names, and while another command writes to it. What a killed one left of its version is taken back.
     """
     check_folder(repository / model_name(name, PIPELINE))
-    manifest = _trusted(bundle, expect, trust)
-    placed = None if trust is None else trust.placed(trusted_at)
-    shipment = replace(_shipment(bundle, manifest, backend, variant, policies), trust=placed, label=name)
+    shipment = _shipment(bundle, read_meant(bundle, expect, trust), backend, variant, policies)
+    shipment = replace(shipment, trust=None if trust is None else trust.placed(trusted_at), label=name)
     _check_backend(shipment)
     with holding(repository):
         number = _deliver(shipment, repository, instances, progress or Progress(), log_prompts=log_prompts)
@@ -103,26 +102,20 @@ def ship(
         variant=shipment.variant,
         backend=shipment.backend,
         models=tuple(shipment.names.values()),
-        identity=manifest.identity,
-        signed=placed is not None,
+        identity=shipment.manifest.identity,
+        signed=shipment.trust is not None,
     )
 
 
-def _trusted(bundle: Path, expect: str | None, trust: Trust | None) -> Manifest:
-    """Read the manifest of a bundle that may be shipped, and is the one that is meant, whose files are as it says."""
-    check_shippable(bundle)
-    check_expected(bundle, verify(bundle, ()), expect, engines=trust is None)
-    if trust is not None:
-        check_trusted(bundle, trust)
-    return open_verified(bundle)
-
-
-def _shipment(bundle: Path, manifest: Manifest, backend: str | None, variant: str | None, policies: Sequence[str] | None) -> Shipment:
+def _shipment(
+    bundle: Path, meant: tuple[Manifest, str], backend: str | None, variant: str | None, policies: Sequence[str] | None
+) -> Shipment:
     """What is to be shipped, as it was asked for. Raises `InputError` for a variant, a backend or a policy that is not there."""
+    manifest, digest = meant
     chosen = choose_variant(manifest, variant or ("masked" if "masked" in manifest.variants else None), masked=False)
     recipe, model = kept_recipe(manifest.recipe, bundle), Configuration.load(bundle, tokenizers=False)
     offered = None if policies is None else tuple(dict.fromkeys(policies))
-    found = Shipment(bundle, manifest, recipe, model, chosen, choose_backend(recipe, backend), 0, policies=offered)
+    found = Shipment(bundle, manifest, digest, recipe, model, chosen, choose_backend(recipe, backend), 0, policies=offered)
     _policies(found)
     return found
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from nemo_edge import __version__
 from nemo_edge.backends.tensorrt.plans import PlanFile, Tensor, open_plan_file
 from nemo_edge.backends.triton import Signature
-from nemo_edge.bundle.manifest import MANIFEST, Manifest
+from nemo_edge.bundle.manifest import Manifest
 from nemo_edge.bundle.signature import Trust
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.model.configuration import Configuration
@@ -26,7 +26,7 @@ from nemo_edge.serving.modelconfig import engine_signature
 from nemo_edge.serving.signed import SIGNED, copy_origin, origin_of
 from nemo_edge.serving.versions import PIPELINE, ServerBackend, model_name
 from nemo_edge.system.errors import BundleError, InputError
-from nemo_edge.system.files import explain, sha256_file, sha256_json
+from nemo_edge.system.files import explain, sha256_json
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Shipment:
 
     bundle: Path
     manifest: Manifest
+    digest: str
+    """sha256 of the manifest."""
     recipe: Recipe
     model: Configuration
     variant: str
@@ -72,11 +74,6 @@ class Shipment:
     def weights(self) -> str:
         """Of which model it is: one hash over those of the checkpoint's files."""
         return sha256_json(self.manifest.checkpoint)
-
-    @property
-    def digest(self) -> str:
-        """sha256 of the bundle's manifest."""
-        return sha256_file(self.bundle / MANIFEST)
 
     def plans(self, place: str) -> tuple[PlanFile, ...]:
         """The sidecars of a component's plans, where plans are shipped. Raises `InputError` where there is none."""

@@ -6,24 +6,59 @@ Knows bundles and signatures; nothing of what opens a version.
 
 from __future__ import annotations
 
-__all__ = ["SIGNED", "check_origin", "copy_origin", "masked_graph", "origin_of", "policies_of", "read_origin_policies"]
+__all__ = [
+    "SIGNED",
+    "check_origin",
+    "copy_origin",
+    "is_origin",
+    "masked_graph",
+    "origin_of",
+    "policies_of",
+    "read_meant",
+    "read_origin_policies",
+]
 
 import shutil
 from collections.abc import Collection, Mapping
+from hashlib import sha256
 from pathlib import Path
 
-from nemo_edge.bundle.manifest import MANIFEST, SIGNATURE, Manifest
+from nemo_edge.bundle.manifest import MANIFEST, SIGNATURE, Manifest, check_shippable, verify
 from nemo_edge.bundle.policies import POLICIES, Policies, baked_policies, read_policies
 from nemo_edge.bundle.revocations import check_trusted
-from nemo_edge.bundle.signature import Trust
+from nemo_edge.bundle.signature import Trust, check_expected
 from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.system.errors import BundleError
 from nemo_edge.system.files import explain, sha256_file
+from nemo_edge.system.reading import read_bytes
 
 SIGNED = "signed"
 """The folder of a version that has them."""
 
 _NEURONS = "neurons.json"
+
+
+def read_meant(bundle: Path, expect: str | None, trust: Trust | None, names: Collection[str] | None = None) -> tuple[Manifest, str]:
+    """Return the manifest of a bundle and its sha256: one that may be shipped, is expected and trusted, and whose files are as it says.
+
+    With `names` these files alone are read. Raises `BundleError` for any other, and for one that was built again meanwhile: all that was
+    asked of it was asked of one manifest.
+    """
+    manifest, content = check_shippable(bundle), read_bytes(bundle / MANIFEST)
+    digest = sha256(content).hexdigest()
+    check_expected(bundle, verify(bundle, ()), expect, engines=names is None and trust is None)
+    trusted = digest if trust is None else check_trusted(bundle, trust)[1]
+    found = verify(bundle, names)
+    if found.problems:
+        raise BundleError(f"{bundle} was changed since it was built ({found.problems[0]}): build it again; nothing was shipped")
+    if {trusted, found.manifest} != {digest} or Manifest.model_validate_json(content) != manifest:
+        raise BundleError(f"{bundle} was built again meanwhile: run the same command once more; nothing was shipped")
+    return manifest, digest
+
+
+def is_origin(name: str) -> bool:
+    """Whether a file of a version, by its name there, is one of these and not what is served."""
+    return name.startswith(f"{SIGNED}/")
 
 
 def origin_of(files: Collection[str], *, policies: bool) -> tuple[str, ...]:

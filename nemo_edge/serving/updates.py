@@ -28,14 +28,15 @@ _PATIENCE_S = 60.0
 """How long an update waits for another that is being put there."""
 
 _Seen = tuple[tuple[int, int, int], ...]
-"""Number, inode and time of each file."""
+"""Number, inode and time of each file; 0 is the number of keys and of the list of revocations, by which files are taken or passed over."""
 
 
 class PoliciesInForce:
     """The policies of a version folder, read anew when their files change: the newest that can be used.
 
-    `complain` gets a line on each file that cannot be; with `trust`, one whose bundle is not signed by whom is trusted, or has
-    another masked engine, is among them.
+    A file that was passed over is tried again when a key or the list of revocations changes; one that is in force stays so. `complain`
+    gets a line on each that is passed over; with `trust`, one whose bundle is not signed by whom is trusted, or has another masked engine,
+    is among them.
     """
 
     def __init__(self, folder: Path, complain: Callable[[str], None] = lambda message: None, trust: Trust | None = None) -> None:
@@ -43,6 +44,7 @@ class PoliciesInForce:
         self._own = self._policies = Policies.load(folder / POLICIES)
         self._graph = None if trust is None else masked_graph(check_trusted(folder / SIGNED, trust)[0])
         self._seen: _Seen = ()
+        self._used: tuple[int, int, int] | None = None
 
     def __call__(self) -> Policies:
         """Return what is in force now: a look at a folder, and files are read only where one has changed."""
@@ -52,25 +54,30 @@ class PoliciesInForce:
         return self._policies
 
     def _look(self) -> _Seen:
+        asked = [(0, path) for path in (() if self._trust is None else self._trust.files)]
         found = []
-        for number in _numbers(self._updates):
+        for number, path in (*asked, *((number, self._updates / f"{number}.json") for number in _numbers(self._updates))):
             with suppress(OSError):  # one was taken away at this moment, or is a link to nothing
-                state = (self._updates / f"{number}.json").stat()
+                state = path.stat()
                 found.append((number, state.st_ino, state.st_mtime_ns))
         return tuple(sorted(found))
 
     def _newest(self, seen: _Seen) -> Policies:
-        for number, *_ in reversed(seen):
-            path = self._updates / f"{number}.json"
+        for each in reversed([each for each in seen if each[0]]):
+            if each == self._used:
+                return self._policies
+            path = self._updates / f"{each[0]}.json"
             try:
                 found = Policies.load(path)
                 if self._trust is not None and read_origin_policies(path.with_suffix(""), self._trust, self._graph) != found:
                     raise InputError(f"{path} has other neurons than the bundle that was signed")
                 if found.fits(self._own):
+                    self._used = each
                     return found.model_copy(update={"offered": self._own.offered})
                 self._complain(f"{path} has neurons of another model and is passed over")
             except InputError as error:
                 self._complain(f"{error}; it is passed over")
+        self._used = None
         return self._own
 
 

@@ -25,9 +25,9 @@ __all__ = [
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from nemo_edge.backends.base import Runner
 from nemo_edge.backends.triton import Signature
@@ -39,7 +39,7 @@ from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.recipe import kept_recipe
 from nemo_edge.recipe.settings import SamplingSettings
 from nemo_edge.recipe.targets import EngineSettings
-from nemo_edge.serving.signed import SIGNED, check_origin, policies_of
+from nemo_edge.serving.signed import SIGNED, check_origin, is_origin, policies_of
 from nemo_edge.serving.updates import UPDATES
 from nemo_edge.system.errors import BundleError, InputError, lacking
 from nemo_edge.system.files import inside, names_in, number_of, sha256_file
@@ -109,7 +109,7 @@ class EngineVersion(_Version):
     def check(self, folder: Path) -> None:
         """As the class above; the settings that it is opened with are those of the bundle."""
         if self.trust is not None:
-            sources = {name: (self._source(name),) for name in self.files if name != MODEL and not name.startswith(f"{SIGNED}/")}
+            sources = {name: (self._source(name),) for name in self.files if name != MODEL and not is_origin(name)}
             manifest, digest = check_origin(folder, self.trust, self.files, sources)
             if (self.manifest, self.engine) != (digest, kept_recipe(manifest.recipe, folder).engine):
                 raise _another(folder)
@@ -123,13 +123,19 @@ class EngineVersion(_Version):
 class PipelineVersion(_Version):
     """The pipeline: which version of which models it calls, and how pictures are made where a request does not say."""
 
-    number: int
+    number: PositiveInt
     """Its own version, and that of the models it calls."""
-    models: dict[str, Signature]
+    models: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")], Signature]
     """The text encoders in their order, `unet` and `vae_decoder`, as they are served."""
     sampling: SamplingSettings
     inside: bool = False
     """Whether the components are in its own folder, and no models that somebody else could call."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not {"unet", "vae_decoder"} <= {*self.models}:
+            raise ValueError("a pipeline calls a unet and a vae_decoder")
+        return self
 
     def place(self, folder: Path, name: str) -> Path:
         """The version folder of a component that it calls; `folder` is its own."""
@@ -141,7 +147,7 @@ class PipelineVersion(_Version):
         """As the class above; policies and sampling are those of the bundle."""
         if self.trust is not None:
             sources = {name: tuple(_sources(name)) for name in self.files if name not in (MODEL, POLICIES)}
-            sources = {name: places for name, places in sources.items() if not name.startswith(f"{SIGNED}/")}
+            sources = {name: places for name, places in sources.items() if not is_origin(name)}
             manifest, digest = check_origin(folder, self.trust, self.files, sources)
             own = policies_of(folder / SIGNED, manifest, digest)
             if (self.manifest, self.sampling) != (digest, kept_recipe(manifest.recipe, folder).sampling):

@@ -237,10 +237,17 @@ def user_cache(name: str) -> Path:
     return root / "nemo-edge" / name
 
 
+_LONGEST_PART = 255
+"""Bytes of a file's or a folder's own name that file systems take."""
+_LONGEST_NAME = 1000
+
+
 def inside(name: str) -> bool:
-    """Whether a name is one of a file below a folder, on any system: relative, in its shortest form, and never upwards."""
+    """Whether a name is one of a file below a folder, on any system: relative, in its shortest form, never upwards, and not too long."""
     parts = PurePosixPath(name).parts
     windows = PureWindowsPath(name)
+    if "\0" in name or len(name) > _LONGEST_NAME or any(len(part.encode(errors="surrogatepass")) > _LONGEST_PART for part in parts):
+        return False
     return bool(parts) and posixpath.normpath(name) == name and ".." not in parts and not windows.anchor and "\\" not in name
 
 

@@ -28,7 +28,7 @@ from nemo_edge.backends.onnxruntime import (
     profile,
 )
 from nemo_edge.model.component import VALUE_MASK
-from nemo_edge.system.errors import InputError, MissingDependency
+from nemo_edge.system.errors import BundleError, InputError, MissingDependency
 
 MODEL = "unet/model.onnx"
 
@@ -204,6 +204,17 @@ def test_an_engine_file_with_unknown_fields_is_refused(bundle: Path) -> None:
     fields = json.loads(compile_engine(bundle, "unet", MODEL, "cpu", None).model_dump_json())
     with pytest.raises(ValidationError, match="surprise"):
         EngineFile.model_validate({**fields, "surprise": 1})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"model": "../model.onnx"}, {"model": "/model.onnx"}, {"model": "n" * 300}, {"provider": "gpu"}, {"threads": 0}, {"threads": 10**30}],
+)
+def test_an_engine_file_that_names_what_no_bundle_has_is_refused(bundle: Path, change: dict[str, object]) -> None:
+    fields = json.loads(compile_engine(bundle, "unet", MODEL, "cpu", None).model_dump_json())
+    (bundle / "engines" / "unet.onnxruntime.cpu.json").write_text(json.dumps({**fields, **change}))
+    with pytest.raises(BundleError, match="does not describe an engine: build the bundle again"):
+        open_engine(bundle, "unet", "cpu")
 
 
 def test_an_engine_that_was_not_built_is_refused(bundle: Path) -> None:

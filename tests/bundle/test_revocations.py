@@ -95,7 +95,7 @@ def test_a_list_signed_with_a_certificate_is_taken_by_its_authority(tmp_path: Pa
     path, (key, certificate, authority) = tmp_path / "list.json", write_certificates(tmp_path)
     signer = Signer(key=key, certificate=certificate)
     revoke(path, [ONE], signer)
-    with pytest.raises(InputError, match="the list is there already: say who signed it, with --authority"):
+    with pytest.raises(InputError, match="the list is there already: say who signed it, with --public-key, --authority"):
         revoke(path, [TWO], signer)
     revoke(path, [TWO], signer, trust=Trust(authorities=(authority,)))
     assert Revocations.load(path, Trust(authorities=(authority,))).identities.keys() == {ONE, TWO}

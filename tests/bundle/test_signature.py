@@ -58,6 +58,27 @@ def test_verify_says_whether_it_was_asked_whose_it_is(folder: Path, keys: tuple[
     assert (found.problems, found.signed, found.trusted) == ((), True, True)
 
 
+def test_each_key_of_a_file_of_several_is_taken(folder: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
+    new, other = (write_key(tmp_path / f"{name}.pem") for name in ("new", "other"))
+    trust = Trust(public_key=tmp_path / "trusted.pub")
+    both = [keys[1].read_text(), new[1].read_text()]
+    for content in ("".join(both), "# old, then new\n" + "".join(both[::-1])):
+        trust.files[0].write_text(content)
+        for key in (keys[0], new[0]):
+            sign(folder, Signer(key=key))
+            assert signed_manifest(folder, trust)[0] == open_bundle(folder)
+        sign(folder, Signer(key=other[0]))
+        with pytest.raises(BundleError, match="is not signed by whom is trusted"):
+            signed_manifest(folder, trust)
+    trust.files[0].write_text(both[1])  # the old one is taken no more
+    sign(folder, Signer(key=keys[0]))
+    with pytest.raises(BundleError, match="is not signed by whom is trusted"):
+        signed_manifest(folder, trust)
+    trust.files[0].write_text(both[1] + "-----BEGIN PUBLIC KEY-----\nMFkw\n-----END PUBLIC KEY-----\n")
+    with pytest.raises(InputError, match=r"trusted\.pub cannot be used"):
+        signed_manifest(folder, trust)
+
+
 def test_the_signature_is_exempt_from_the_hashes_by_its_name_alone(folder: Path) -> None:
     signature = (folder / SIGNATURE).read_bytes()
     for name in ("unet/manifest.sig", "manifest.sig.bak", "manifest.json.sig"):

@@ -62,8 +62,9 @@ def test_masks_only_needs_a_repository(run: Run, shippable: Path, tmp_path: Path
 
 
 def test_masks_only_takes_no_option_of_engines(run: Run, shippable: Path, tmp_path: Path) -> None:
-    options = ("--masks-only", "--variant", "baked")
-    assert_refused(run("ship", shippable, "--to", tmp_path / "repository", *options), "--masks-only ships no engine: leave out --variant")
+    for option, value in (("--variant", "baked"), ("--instances", "4")):
+        ran = run("ship", shippable, "--to", tmp_path / "repository", "--masks-only", option, value)
+        assert_refused(ran, f"--masks-only ships no engine: leave out {option}")
 
 
 def test_kserve_prints_what_kubectl_takes(run: Run, shippable: Path, tmp_path: Path) -> None:

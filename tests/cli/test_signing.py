@@ -12,6 +12,8 @@ from signing import write_key
 
 from cli.test_main import Run, assert_refused, run
 from nemo_edge.bundle.manifest import open_bundle
+from nemo_edge.bundle.revocations import Revocations
+from nemo_edge.bundle.signature import Trust
 from nemo_edge.system.files import sha256_file
 
 __all__ = ["run"]
@@ -61,6 +63,14 @@ def test_a_revoked_bundle_is_refused(run: Run, tmp_path: Path, keys: tuple[Path,
     assert shown.code == 2
     assert "(a memory was found): ship another bundle" in shown.out
     assert json.loads(run("revoke", "2" * 64, "--list", path, "--key", keys[0], "--json").out)["identities"].keys() >= {"1" * 64, "2" * 64}
+
+
+def test_a_list_goes_over_to_a_new_key(run: Run, tmp_path: Path, keys: tuple[Path, Path]) -> None:
+    path, (new, public) = tmp_path / "revoked.json", write_key(tmp_path / "new.pem")
+    run("revoke", "1" * 64, "--list", path, "--key", keys[0])
+    assert_refused(run("revoke", "2" * 64, "--list", path, "--key", new), "is not signed by whom is trusted")
+    assert run("revoke", "2" * 64, "--list", path, "--key", new, "--public-key", keys[1]).out == f"{path}: 2 revoked, signed\n"
+    assert set(Revocations.load(path, Trust(public_key=public)).identities) == {"1" * 64, "2" * 64}
 
 
 @pytest.mark.parametrize(

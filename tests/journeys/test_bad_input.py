@@ -1,4 +1,8 @@
-"""Whatever stands where a file is expected: a line on standard error, exit code 2, 3 or 4, no hang, and nothing half-written."""
+"""Whatever stands where a file is expected: a line on standard error, exit code 2, 3 or 4, no hang, and nothing half-written.
+
+Commands are called in this process, as a shell would call them, up to their exit code; to start Python anew for each would take hours. A
+few are processes of their own, which end as the others do.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,13 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 
 import hostile
 import pytest
 from cli import test_main as test_cli
+from cli.test_bundle import COMMANDS
 from cli.test_main import Ran, Run
 from signing import write_key
 
@@ -49,7 +55,8 @@ def assert_told(ran: Ran, out: Path, what: object) -> None:
         assert visible(text).replace("\\r", "") == text.replace("\r", ""), (what, "a control character reaches the terminal")
     if ran.code in (2, 4) and (ran.err or not ran.out):  # `verify` says on standard output what differs
         assert ran.err.splitlines()[-1].startswith("nemo-edge: "), (what, ran)
-        assert not out.exists(), (what, "something is left of a command that was refused")
+        for path in (out, out.with_suffix(".toml")):
+            assert not path.exists(), (what, "something is left of a command that was refused")
 
 
 def tried(run: Run, slot: str, good: Good, folder: Path, names: list[str]) -> None:
@@ -64,15 +71,21 @@ def tried(run: Run, slot: str, good: Good, folder: Path, names: list[str]) -> No
                 return str(path)
             return hostile.PLACES[name](folder)
 
-        assert_told(run(*hostile.filled(slot, bad, good)), Path(str(good["out"])), (slot, name))
+        with chdir(folder):  # which an empty path stands for
+            ran = run(*hostile.filled(slot, bad, good))
+        assert_told(ran, Path(str(good["out"])), (slot, name))
 
 
 NAMES = [*hostile.CONTENTS, *hostile.PLACES]
 
 
+def share(slot: str) -> list[str]:
+    return NAMES[list(hostile.SLOTS).index(slot) % _SHARE :: _SHARE]
+
+
 @pytest.mark.parametrize("slot", hostile.SLOTS)
 def test_what_is_no_input_is_told(run: Run, good: Good, tmp_path: Path, slot: str) -> None:
-    tried(run, slot, good, tmp_path / "in", NAMES[list(hostile.SLOTS).index(slot) % _SHARE :: _SHARE])
+    tried(run, slot, good, tmp_path / "in", share(slot))
 
 
 @pytest.mark.slow
@@ -102,18 +115,22 @@ def consistent(bundle: Path) -> None:
     (bundle / MANIFEST).write_text(json.dumps(content))
 
 
+def of_member(name: str) -> list[tuple[str, list[list[str]]]]:
+    """What takes the place of a bundle's member, and the commands that are then given the bundle."""
+    numbered = [(number, kind) for number, kind in enumerate(hostile.CONTENTS) if (number + MEMBERS.index(name)) % 5 == 0]
+    return [(kind, [READERS[0], READERS[1 + number % (len(READERS) - 1)]]) for number, kind in numbered]
+
+
 @pytest.mark.parametrize("name", MEMBERS)
 def test_a_bundle_with_a_broken_member_is_told(run: Run, good: Good, tmp_path: Path, name: str) -> None:
-    for number, (kind, content) in enumerate(hostile.CONTENTS.items()):
-        if (number + MEMBERS.index(name)) % 5:
-            continue
+    for kind, commands in of_member(name):
         bundle = tmp_path / "bundle"
         shutil.rmtree(bundle, ignore_errors=True)
         shutil.copytree(Path(str(good["bundle"])), bundle, ignore=shutil.ignore_patterns("pictures"))
-        (bundle / name).write_bytes(content)
+        (bundle / name).write_bytes(hostile.CONTENTS[kind])
         if name != MANIFEST:
             consistent(bundle)
-        for command, *options in (READERS[0], READERS[1 + number % (len(READERS) - 1)]):
+        for command, *options in commands:
             out = Path(str(good["out"]))
             assert_told(run(command, bundle, *(option.format(**good) for option in options)), out, (command, name, kind))
             shutil.rmtree(out, ignore_errors=True)
@@ -127,14 +144,20 @@ PARTS = [
 ]
 
 
+SEEDS = range(8)
+
+
+def of_part(name: str) -> list[str]:
+    """What takes the place of a checkpoint's part; beside it are `SEEDS` changes of the part itself."""
+    return [kind for number, kind in enumerate(hostile.CONTENTS) if (number + PARTS.index(name)) % 3 == 0]
+
+
 @pytest.mark.parametrize("name", PARTS)
 def test_a_checkpoint_with_a_broken_part_is_told(run: Run, good: Good, tmp_path: Path, name: str) -> None:
     kept = (Path(str(good["model"])) / name).read_bytes()
     model = shutil.copytree(Path(str(good["model"])), tmp_path / "model")
-    broken = {**hostile.CONTENTS, **{f"changed {seed}": hostile.changed(kept, seed) for seed in range(8)}}
-    for number, (kind, content) in enumerate(broken.items()):
-        if kind in hostile.CONTENTS and (number + PARTS.index(name)) % 3:
-            continue
+    broken = {kind: hostile.CONTENTS[kind] for kind in of_part(name)} | {f"{seed}": hostile.changed(kept, seed) for seed in SEEDS}
+    for kind, content in broken.items():
         (model / name).write_bytes(content)
         assert_told(run("inspect", model), tmp_path / "nothing", (name, kind))
 
@@ -180,3 +203,18 @@ def test_a_process_ends_as_the_command_line_does_here(good: Good, tmp_path: Path
         )  # fmt: skip
         assert (done.returncode, done.stdout) == (2, ""), (name, done)
         assert re.fullmatch(r"nemo-edge: [^\x00-\x1f\x7f-\x9f\u202e]+\n", done.stderr), (name, done)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "what-is-taken.md"
+
+
+def test_the_inputs_are_of_every_command_and_as_many_as_the_page_says() -> None:
+    tried = [hostile.SLOTS[slot][0] for slot in hostile.SLOTS for _ in share(slot)]
+    tried += [command for name in MEMBERS for _, commands in of_member(name) for command, *_ in commands]
+    tried += ["inspect" for name in PARTS for _ in (*of_part(name), *SEEDS)]
+    tried += [command for command, *_ in NUMBERS]
+    more = len(hostile.SLOTS) * len(NAMES)
+    print(f"{len(tried)} bad inputs of {len({*tried})} commands, and {more:,} in `make slow`")
+    assert {*tried} == {*COMMANDS}
+    assert len(tried) >= 300
+    assert f"{len(tried)} inputs of {len(COMMANDS)} commands, {more:,} in `make slow`" in PAGE.read_text()

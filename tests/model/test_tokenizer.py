@@ -10,6 +10,7 @@ from transformers import CLIPTokenizer
 
 from nemo_edge.model._tokenizer import FileTokenizer
 from nemo_edge.model.configuration import Configuration
+from nemo_edge.system.errors import BundleError
 
 PROMPTS = ["a pig on a red background", "", "  Zürich’s 3 PIGS,\tand\na   whale!! ", "ﬁne “quotes” 🦊", "pig " * 60, "<|endoftext|> a pig"]
 
@@ -36,6 +37,17 @@ def test_ids_of_one_text_are_whole_and_decode(folder: Path, tokenizer: CLIPToken
         assert list(ours(prompt, verbose=False).input_ids) == list(ids)
         assert ours.decode(ids[1:-1]) == tokenizer.decode(ids[1:-1]).strip()
         assert ours.tokenize(prompt) == tokenizer.tokenize(prompt)
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["null", "[]", '{"model_max_length": "many"}', '{"model_max_length": -1}', '{"model_max_length": 1e999}', '{"pad_token": {"a": 1}}',
+     '{"pad_token": "no word"}'],
+)  # fmt: skip
+def test_a_configuration_that_says_nothing_of_use_is_refused(folder: Path, config: str) -> None:
+    (folder / "tokenizer_config.json").write_text(config)
+    with pytest.raises(BundleError, match=r"tokenizer\.json is no tokenizer: .*; build the bundle again"):
+        FileTokenizer(folder)
 
 
 def test_another_padding_token_is_kept(folder: Path) -> None:

@@ -84,7 +84,11 @@ def test_a_version_of_another_bundle_is_not_taken_back(shippable: Path, reposito
     assert tree(repository) == before
 
 
-@pytest.mark.parametrize("content", ["", "{", json.dumps({"schema_version": 2})])
+RECORDED = {"schema_version": 1, "number": 1, "manifest": "m", "pipeline": "pipeline", "former": {}}
+WRONG = ({"schema_version": 2}, {"former": {"../outside": None}}, {"pipeline": ".."}, {"number": -1})
+
+
+@pytest.mark.parametrize("content", ["", "{", *(json.dumps({**RECORDED, **wrong}) for wrong in WRONG)])
 def test_a_record_that_cannot_be_read_is_told(shippable: Path, repository: Path, content: str) -> None:
     (repository / RECORD).write_text(content)
     before = tree(repository)

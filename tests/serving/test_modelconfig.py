@@ -57,6 +57,12 @@ def test_a_configuration_is_read_as_it_was_written(tmp_path: Path, config: Any) 
     assert list(tmp_path.iterdir()) == [tmp_path / "config.pbtxt"]
 
 
+def test_a_number_that_is_too_great_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.pbtxt").write_text(f"max_batch_size: {'9' * 30}\n")
+    with pytest.raises(InputError, match=r"config.pbtxt is no configuration of a Triton model: .*out of range"):
+        read_config(tmp_path / "config.pbtxt")
+
+
 def test_text_that_the_schema_does_not_take_is_refused_with_its_place(tmp_path: Path) -> None:
     (tmp_path / "config.pbtxt").write_text('name: "unet"\nmax_batchsize: 3\n')
     with pytest.raises(InputError, match=r"config.pbtxt is no configuration of a Triton model: 2:1"):

@@ -25,7 +25,9 @@ from nemo_edge.system.files import sha256_file
 def shipment_of(bundle: Path) -> Shipment:
     manifest = open_bundle(bundle)
     recipe = Recipe.model_validate(manifest.recipe)
-    return Shipment(bundle, manifest, recipe, Configuration.load(bundle, tokenizers=False), "masked", "python", 3)
+    return Shipment(
+        bundle, manifest, sha256_file(bundle / "manifest.json"), recipe, Configuration.load(bundle, tokenizers=False), "masked", "python", 3
+    )
 
 
 def test_the_variant_decides_which_graph_the_unet_is(shippable: Path) -> None:

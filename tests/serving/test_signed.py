@@ -20,7 +20,7 @@ from backendutils import TritonModelException, served
 from served import pass_gates
 from signing import write_key
 
-from nemo_edge.bundle.manifest import MANIFEST, SIGNATURE, amend, open_bundle
+from nemo_edge.bundle.manifest import MANIFEST, SIGNATURE, amend, open_bundle, verify
 from nemo_edge.bundle.policies import Policies, baked_policies, masked_policies, read_policies
 from nemo_edge.bundle.revocations import identity_of, revoke
 from nemo_edge.bundle.signature import Signer, Trust, sign
@@ -30,7 +30,7 @@ from nemo_edge.serving.hotupdate import ship_masks
 from nemo_edge.serving.local import open_painter
 from nemo_edge.serving.repository import ship
 from nemo_edge.serving.server import Environment, serve
-from nemo_edge.serving.signed import copy_origin, origin_of
+from nemo_edge.serving.signed import copy_origin, origin_of, read_meant
 from nemo_edge.serving.updates import PoliciesInForce, put_policies
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.files import sha256_file
@@ -230,6 +230,39 @@ def test_policies_of_another_model_are_not_in_force_although_they_are_signed(pla
     found = PoliciesInForce(place.version("pipeline"), told.append, place.trust)()
     assert found == Policies.load(place.version("pipeline") / "policies.json")
     assert [line.count("is of a bundle with another masked engine") for line in told] == [1]
+
+
+def test_masks_that_were_passed_over_are_tried_again_with_a_new_list_and_those_in_force_stay(place: Place, tmp_path: Path) -> None:
+    told, revoked = list[str](), place.trust.files[-1]
+    in_force = PoliciesInForce(place.version("pipeline"), told.append, place.trust)
+    assert in_force() == Policies.load(place.version("pipeline") / "policies.json")
+    ship_masks(place.bundle, place.repository, trust=place.trust)
+    revoked.rename(tmp_path / "away")
+    own = in_force()
+    assert len(told) == 1
+    assert "does not exist" in told[0]
+    assert in_force() is own  # and nothing is read
+    (tmp_path / "away").rename(revoked)
+    update = in_force()
+    assert (update, update is own, len(told)) == (Policies.load(place.version("pipeline") / "policies" / "1.json"), False, 1)
+    revoked.unlink()
+    assert in_force() is update
+
+
+def test_what_is_asked_of_a_bundle_is_asked_of_one_manifest(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, found = read_meant(place.bundle, None, place.trust)
+    assert (manifest, found) == (open_bundle(place.bundle), identity_of(str(place.bundle)))
+
+    def exchanged(bundle: Path, names: object = None) -> object:
+        (bundle / MANIFEST).write_text((bundle / MANIFEST).read_text() + " ")
+        return verify(bundle)
+
+    monkeypatch.setattr("nemo_edge.serving.signed.verify", exchanged)
+    for trust in (place.trust, None):
+        with pytest.raises(BundleError, match="was built again meanwhile: run the same command once more; nothing was shipped"):
+            ship(place.bundle, tmp_path / "other", trust=trust)
+        sign(place.bundle, Signer(key=place.key))
+    assert not (tmp_path / "other").exists()
 
 
 def test_signed_and_unsigned_do_not_mix(place: Place, shippable: Path, tmp_path: Path) -> None:

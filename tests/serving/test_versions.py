@@ -68,6 +68,17 @@ def test_a_changed_version_is_not_opened(repository: Path, tmp_path: Path, damag
         open_engine(version)
 
 
+def test_a_pipeline_calls_models_of_its_repository_a_unet_among_them(repository: Path, tmp_path: Path) -> None:
+    version = shutil.copytree(repository / "pipeline" / "1", tmp_path / "1")
+    described = read_description(version)
+    models = described["models"]
+    assert isinstance(models, dict)
+    for others in ({name: models[name] for name in models if name != "unet"}, {**models, "../../unet": models["unet"]}):
+        (version / DESCRIPTION).write_text(json.dumps({**described, "models": others}))
+        with pytest.raises(BundleError, match="is not a version that nemo-edge shipped"):
+            read_pipeline(version)
+
+
 def test_a_library_that_an_engine_needs_and_that_is_not_here_is_named(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setattr("nemo_edge.serving.versions._opened", lambda *_: importlib.import_module("torch"))

@@ -18,6 +18,7 @@ from nemo_edge.system.files import (
     checkpoint_folder,
     checkpoint_hashes,
     copy_tree,
+    inside,
     number_of,
     sha256_file,
     sha256_json,
@@ -136,6 +137,12 @@ def test_a_checkpoint_is_its_weights_and_configurations(tmp_path: Path) -> None:
 def test_a_hub_id_without_a_readable_revision_is_refused(path: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         checkpoint_folder(path)
+
+
+def test_a_name_is_inside_that_leads_nowhere_else_and_that_a_file_system_takes() -> None:
+    assert all(map(inside, ("a", "unet/model.onnx", "é" * 127, "/".join(["n" * 99] * 10))))
+    outside = ("", "/a", "..", "a/../b", "../a", "a/", "./a", "C:/a", "a\\b")
+    assert not any(map(inside, (*outside, "a\0b", "é" * 128, "n" * 256, "/".join(["n" * 99] * 11))))
 
 
 def test_a_number_has_digits_of_this_alphabet_and_no_zero_in_front() -> None:

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nemo_edge.backends.base import Inside
 from nemo_edge.recipe.targets import COMPUTE_CAPABILITIES, Flavour
 from nemo_edge.system.errors import BundleError, InputError
 from nemo_edge.system.reading import check_regular, read_bytes, read_json
@@ -54,10 +55,10 @@ class PlanFile(BaseModel):
     backend: Flavour
     version: str
     """Version of TensorRT or TensorRT-RTX that built it, e.g. 1.7.1.116."""
-    plan: str
+    plan: Inside
     """Path of the plan inside the bundle."""
     size_bytes: int
-    model: str
+    model: Inside
     """Path of the ONNX file inside the bundle."""
     graph_hash: str
     """One hash of the ONNX file and its external data."""
