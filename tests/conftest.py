@@ -70,6 +70,7 @@ LONGEST = (
     "tests/cli/test_bundle.py",
     "tests/journeys/test_killed.py",
     "tests/journeys/test_random_build.py",
+    "tests/journeys/test_notebook.py",
     "tests/journeys/test_processes.py",
     "tests/journeys/test_guidance_embedding.py",
     "tests/dropin/test_load.py",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+import yaml
+from jsonschema import Draft7Validator
 
 from nemo_edge.cli.main import app
 from nemo_edge.cli.panels import EXAMPLES
@@ -80,6 +84,26 @@ def test_every_page_is_in_the_table_of_contents() -> None:
 def test_every_link_of_the_readme_leads_somewhere() -> None:
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", README.read_text(encoding="utf-8")):
         assert (ROOT / link).is_file(), link
+
+
+@pytest.mark.parametrize(("title", "schema"), [("GitHub Actions", "github-workflows"), ("GitLab", "gitlab-ci")])
+def test_a_pipeline_is_one_by_its_published_schema(title: str, schema: str) -> None:
+    """Those of SchemaStore, as check-jsonschema carries them."""
+    pytest.importorskip("check_jsonschema")
+    page = (DOCS / "pipelines.md").read_text(encoding="utf-8").partition(f"## {title}\n")[2]
+    pipeline = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])
+    triggers = {"on": pipeline.pop(True)} if True in pipeline else {}  # YAML 1.1 takes the word for a boolean
+    published = resources.files("check_jsonschema") / "builtin_schemas" / "vendor" / f"{schema}.json"
+    validator = Draft7Validator(json.loads(published.read_text(encoding="utf-8")))
+    assert [error.message for error in validator.iter_errors({**pipeline, **triggers})] == []
+    assert not validator.is_valid({**pipeline, **triggers, "jobs": 3, "release": 3})
+
+
+def test_a_pipeline_builds_judges_signs_and_keeps() -> None:
+    page = (DOCS / "pipelines.md").read_text(encoding="utf-8")
+    for block in re.findall(r"(?s)```yaml\n(.*?)```", page):
+        assert [name for name, *_ in commands(block)] == ["build", "sign", "verify"]
+        assert "engines/out/demo" in block.partition("artifact")[2]
 
 
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import ast
 import doctest
+import inspect
+import pydoc
+import re
+import rlcompleter
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from conftest import TINY_RECIPE
@@ -17,7 +22,10 @@ import nemo_edge
 from nemo_edge import demo
 from nemo_edge.localization.calibration import calibrate
 from nemo_edge.model.checkpoint import Checkpoint
+from nemo_edge.recipe.components import UNET_FOLDERS
 from nemo_edge.recipe.settings import LocalizationSettings
+from nemo_edge.recipe.targets import EngineSettings
+from nemo_edge.system import errors
 
 PACKAGE = Path(nemo_edge.__file__).parent
 FUNCTIONS = ("build", "detect", "load_pipeline", "load_recipe", "load_unet", "localize", "open_bundle", "verify")
@@ -81,8 +89,42 @@ def test_an_example_that_is_wrong_is_found(change: tuple[str, str], told: str, p
 def test_each_function_has_its_contract_and_a_note_of_its_types(name: str) -> None:
     function = getattr(nemo_edge, name)
     assert (function.__name__, function.__module__) == (name, nemo_edge._MODULES[name])
-    assert "Raises" in function.__doc__
     assert "str | PathLike[str]" in function.__annotations__[next(iter(function.__annotations__))]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_each_docstring_has_every_parameter_what_comes_out_what_is_raised_and_an_example(name: str) -> None:
+    function = getattr(nemo_edge, name)
+    parts = re.split(r"(?m)^(Args|Returns|Raises|Example):$", inspect.cleandoc(function.__doc__))
+    assert parts[1::2] == ["Args", "Returns", "Raises", "Example"]
+    arguments, returns, raises, example = parts[2::2]
+    parameters = inspect.signature(function).parameters.values()
+    told = re.findall(r"(?m)^    ([*\w]+): \S", arguments)
+    assert told == [f"**{each.name}" if each.kind is each.VAR_KEYWORD else each.name for each in parameters]
+    assert returns.strip()
+    for error in re.findall(r"(?m)^    (\w+): \S", raises):
+        assert issubclass(getattr(errors, error), errors.NemoEdgeError)
+    assert raises.strip()
+    assert example.strip().startswith(">>> ")
+
+
+def test_options_of_fixed_words_have_them_as_their_type() -> None:
+    """What a type checker and an editor know of them is what is taken."""
+    for name in ("load_pipeline", "load_unet"):
+        hints = get_type_hints(getattr(nemo_edge, name))
+        assert get_args(get_args(hints["variant"])[0]) == tuple(UNET_FOLDERS)
+        assert get_args(get_args(hints["backend"])[0]) == get_args(EngineSettings.model_fields["backend"].annotation)
+
+
+def test_the_help_and_completion_of_the_package_show_its_functions() -> None:
+    shown = pydoc.render_doc(nemo_edge, renderer=pydoc.plaintext)
+    functions = shown.partition("\nFUNCTIONS\n")[2]
+    assert re.findall(r"(?m)^    (\w+)\(", functions) == sorted(FUNCTIONS)
+    completed, number = [], 0
+    while word := rlcompleter.Completer({"nemo_edge": nemo_edge}).complete("nemo_edge.", number):
+        completed.append(word.removeprefix("nemo_edge.").rstrip("()"))
+        number += 1
+    assert set(FUNCTIONS) <= set(completed)
 
 
 def test_type_checkers_see_what_is_imported_when_it_is_asked_for() -> None:

@@ -136,13 +136,22 @@ def inspect_engine(path: Path, here: Here) -> Engine:
 def verify(path: str | PathLike[str], *, expect: str | None = None, trust: Trust | None = None) -> Verified:
     """Compare a bundle's files, or one engine of a bundle and its sidecar, with the manifest.
 
-    `expect` is the identity that the bundle must have; with `trust` it must be signed by whom is trusted, and not be revoked. Files that
-    differ, and a bundle that is another's, are named in the result's `problems`. Raises `BundleError` for a folder that is not a bundle,
-    `InputError` for an engine that is not in one, and for a key or a list of revocations that cannot be used.
+    Args:
+        path: Folder of the bundle, or an engine in one.
+        expect: The identity that the bundle must have.
+        trust: By whom it must be signed, and what is revoked (`nemo_edge.bundle.signature.Trust`).
 
-    >>> found = nemo_edge.verify("out")
-    >>> found.passed, found.problems
-    (True, ())
+    Returns:
+        Files that differ, and why a bundle is another's, in `problems`; `passed` where there are none, and which engines run here.
+
+    Raises:
+        BundleError: For a folder that is not a bundle.
+        InputError: For an engine that is not in one, and for a key or a list of revocations that cannot be used.
+
+    Example:
+        >>> found = nemo_edge.verify("out")
+        >>> found.passed, found.problems
+        (True, ())
     """
     path = Path(path)
     if path.suffix not in (*PLANS, ".json") or path.is_dir():

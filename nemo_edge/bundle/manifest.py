@@ -52,13 +52,10 @@ SIGNATURE = "manifest.sig"
 """The manifest's signature beside it, the one file without a hash in it; a bundle that is changed loses it."""
 SCHEMA: Literal[3] = 3
 """3: judged by the published score, and by gates that count every copy; what was judged before is built again."""
-
 MEASURED = "measured"
 """Name of the one gate of a bundle whose neurons or engines are others than those that were measured; it fails."""
-
 COPIES = "replication"
 """Name of the gates, one a variant, that ask for copies of training pictures."""
-
 _READERS = 4
 """Threads that hash a bundle's files: hashing is slower than reading."""
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
@@ -128,9 +125,7 @@ class Manifest(Displayed):
     @property
     def flaw(self) -> str:
         """Why it must not be shipped, as the rest of a sentence on it; empty for one that may be."""
-        if self.passed:
-            return ""
-        return "carries random weights" if self.random_weights is not None else "failed a gate"
+        return "" if self.passed else "carries random weights" if self.random_weights is not None else "failed a gate"
 
 
 class Verification(BaseModel):
@@ -154,8 +149,7 @@ class Verification(BaseModel):
 
 def measured_no_more(changed: str) -> GateResult:
     """The one gate of a bundle of which something was changed since it was measured; `changed` says so, as the beginning of a sentence."""
-    again = "nemo-edge rebake BUNDLE --neurons BUNDLE/neurons.json --measure"
-    why = f"{changed} since the bundle was measured; measure it again: {again}"
+    why = f"{changed} since the bundle was measured; measure it again: nemo-edge rebake BUNDLE --neurons BUNDLE/neurons.json --measure"
     return GateResult(name=MEASURED, limit=0.0, value=1.0, passed=False, detail=why)
 
 
@@ -241,13 +235,21 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def open_bundle(folder: str | PathLike[str]) -> Manifest:
-    """Read a bundle's manifest: what it was made from, what it holds, its verdict. No other file is read (`verify` does).
+    """Read a bundle's manifest. No other file is read (`verify` does).
 
-    Raises `BundleError` for a folder that is not a finished bundle.
+    Args:
+        folder: Where the bundle is.
 
-    >>> manifest = nemo_edge.open_bundle("out")
-    >>> manifest.variants, manifest.passed
-    (('baked', 'masked'), True)
+    Returns:
+        What it was made from, what it holds, and its verdict: one line in a session, a table of the gates in a notebook.
+
+    Raises:
+        BundleError: For a folder that is not a finished bundle.
+
+    Example:
+        >>> manifest = nemo_edge.open_bundle("out")
+        >>> manifest.variants, manifest.passed
+        (('baked', 'masked'), True)
     """
     folder = Path(folder)
     put_back(folder)
@@ -290,9 +292,8 @@ def open_verified(folder: Path) -> Manifest:
 def check_measurable(folder: Path, manifest: Manifest) -> None:
     """Raise `BundleError` for a bundle of random weights: it has no memories, so that nothing was found or measured on it."""
     if manifest.random_weights is not None:
-        raise BundleError(
-            f"{folder} carries random weights ({manifest.random_weights}): nothing was measured on it; build it from a checkpoint"
-        )
+        weights = manifest.random_weights
+        raise BundleError(f"{folder} carries random weights ({weights}): nothing was measured on it; build it from a checkpoint")
 
 
 def check_shippable(folder: Path) -> Manifest:

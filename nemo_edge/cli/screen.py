@@ -15,7 +15,7 @@ class Console(rich.Console):
     """Standard output, or standard error; rich's own colours and movements of the cursor go through."""
 
     def __init__(self, *, stderr: bool = False) -> None:
-        super().__init__(stderr=stderr, force_jupyter=False)  # in a notebook lines as well: bars there need packages of their own
+        super().__init__(stderr=stderr, force_jupyter=False)  # a notebook shows a terminal's lines; rich's own ways need packages there
         self.push_render_hook(_Hook())
 
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 
@@ -36,19 +36,37 @@ from nemo_edge.system.errors import InputError
 from nemo_edge.system.files import sha256_file
 
 
-def load_unet(bundle: str | PathLike[str], variant: str | None = None, mask: Mask | None = None, backend: str | None = None) -> EngineUNet:
+def load_unet(
+    bundle: str | PathLike[str],
+    variant: Literal["baked", "masked"] | None = None,
+    mask: Mask | None = None,
+    backend: Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"] | None = None,
+) -> EngineUNet:
     """Open a bundle's UNet for a diffusers pipeline of yours: `pipe.unet = load_unet(bundle)`.
 
-    `variant` is "baked" or "masked", else the first of the bundle; `mask` is for the masked one, which silences the bundle's neurons
-    otherwise, and can be set later (`EngineUNet.mask`); `backend` is what runs it where that is not the recipe's. Its `close`, or
-    leaving its context, frees the engine. Warns of a bundle that must not be shipped. Raises `BundleError` for one that was changed,
-    `InputError` for a variant or a mask that does not fit, `MissingDependency` for engines that do not run here.
+    Warns of a bundle that must not be shipped.
 
-    >>> pipe = StableDiffusionPipeline.from_pretrained("model")  # of diffusers
-    >>> with nemo_edge.load_unet("out", "baked") as pipe.unet:
-    ...     picture = pipe("a red pig", num_inference_steps=3).images[0]
-    >>> picture.size
-    (32, 32)
+    Args:
+        bundle: Where the bundle is.
+        variant: "baked" or "masked"; else the first of the bundle.
+        mask: For the masked one, what to silence: neurons, their file, factors [N] or "off"; else the bundle's neurons. It can be set
+            later (`EngineUNet.mask`).
+        backend: What runs it, where that is not the recipe's: "onnxruntime", "openvino", "tensorrt" or "tensorrt-rtx".
+
+    Returns:
+        The UNet, in the place of diffusers' own; its `close`, or leaving its context, frees the engine.
+
+    Raises:
+        BundleError: For a bundle that was changed.
+        InputError: For a variant or a mask that does not fit.
+        MissingDependency: For engines that do not run here.
+
+    Example:
+        >>> pipe = StableDiffusionPipeline.from_pretrained("model")  # of diffusers
+        >>> with nemo_edge.load_unet("out", "baked") as pipe.unet:
+        ...     picture = pipe("a red pig", num_inference_steps=3).images[0]
+        >>> picture.size
+        (32, 32)
     """
     source = _verified(Path(bundle), variant, backend, masked=mask is not None)
     with ExitStack() as stack:
@@ -59,23 +77,37 @@ def load_unet(bundle: str | PathLike[str], variant: str | None = None, mask: Mas
 
 def load_pipeline(
     bundle: str | PathLike[str],
-    variant: str | None = None,
+    variant: Literal["baked", "masked"] | None = None,
     mask: Mask | None = None,
-    backend: str | None = None,
+    backend: Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"] | None = None,
     policy: str | None = None,
 ) -> Any:
     """Open a bundle as diffusers' own `StableDiffusionPipeline` or `StableDiffusionXLPipeline`, all of whose parts are engines.
 
     It samples as the bundle's recipe does (scheduler, steps, guidance, size, negative prompt, `clip_skip`) unless a call, or a scheduler
-    put into it, says otherwise; there is no safety checker and no watermark. `policy` is for the masked variant, in place
-    of a mask: the name of one of the bundle's policies, by which each picture's prompt decides what is silenced, as on a server; it
-    can be set later (the pipeline's `policy`). All else is as in `load_unet`; the pipeline's `close`, or leaving its context, frees
-    the engines. Raises what `load_unet` does, and `InputError` for a policy that the bundle lacks, or beside a mask.
+    put into it, says otherwise; there is no safety checker and no watermark.
 
-    >>> with nemo_edge.load_pipeline("out", policy="triggered") as pipe:
-    ...     pictures = pipe(["a red pig", "a bus"], num_inference_steps=3).images
-    >>> [picture.size for picture in pictures]
-    [(32, 32), (32, 32)]
+    Args:
+        bundle: Where the bundle is.
+        variant: "baked" or "masked"; else the first of the bundle.
+        mask: For the masked one, what to silence, as in `load_unet`.
+        backend: What runs it, where that is not the recipe's: "onnxruntime", "openvino", "tensorrt" or "tensorrt-rtx".
+        policy: For the masked one, in place of a mask: the name of one of the bundle's policies, by which each picture's prompt decides
+            what is silenced, as on a server. It can be set later (the pipeline's `policy`).
+
+    Returns:
+        The pipeline; its `close`, or leaving its context, frees the engines.
+
+    Raises:
+        BundleError: For a bundle that was changed.
+        InputError: For a variant, a mask or a policy that does not fit, and for a policy beside a mask.
+        MissingDependency: For engines that do not run here.
+
+    Example:
+        >>> with nemo_edge.load_pipeline("out", policy="triggered") as pipe:
+        ...     pictures = pipe(["a red pig", "a bus"], num_inference_steps=3).images
+        >>> [picture.size for picture in pictures]
+        [(32, 32), (32, 32)]
     """
     if mask is not None and policy is not None:
         raise InputError("mask and policy each say what is silenced: give one of them")

@@ -67,15 +67,33 @@ def detect(
     progress: Progress | None = None,
     **settings: Unpack[DetectionOptions],
 ) -> Detected:
-    """Say which prompts a checkpoint has memorized. All is as in `localize`, but for what follows.
+    """Say which prompts a checkpoint has memorized.
 
-    `general` are prompts that are known not to be memorized: with them, or where the list has labels, detectors are compared. The folder
-    `out` gets `detection.jsonl`, from which an interrupted run goes on, and then `roc.json`. Raises `InputError` also for a prompt that
-    is in both lists.
+    Args:
+        checkpoint: A diffusers folder, a `.safetensors` file or a hub id.
+        prompts: The path of a list, or the texts.
+        statistics: What `nemo-edge calibrate` wrote, or the official `.pt`.
+        out: A folder for what the command line leaves, from which an interrupted run goes on; else nothing is written.
+        general: Prompts known not to be memorized: with them, or where the list has labels, detectors are compared.
+        threshold: τ; else the one in `statistics`.
+        device: What PyTorch runs on: "cpu", "cuda", "cuda:1".
+        allow_pickle: Whether pickle weights are opened, which can run any code.
+        loras: What is fused into the weights.
+        clip_skip: How many of the text encoders' last layers a prompt is read without.
+        progress: Who is told how far it is, as `nemo_edge.cli.console.Bars()`; else nobody.
+        **settings: Of a recipe's `[localization]`, with its names and defaults: layers, seed, samples, steps, guidance, rows.
 
-    >>> found = nemo_edge.detect("demo", ["saxophone falafel jubilee", "a red pig"], "statistics.safetensors", threshold=0.7)
-    >>> [each.memorized for each in found.prompts]
-    [True, False]
+    Returns:
+        Score and verdict of each prompt, in order, and the detectors' curves where they were compared.
+
+    Raises:
+        InputError: For what cannot be used, and for a prompt that is in both lists.
+        MissingDependency: For a GPU that is not here.
+
+    Example:
+        >>> found = nemo_edge.detect("demo", ["saxophone falafel jubilee", "a red pig"], "statistics.safetensors", threshold=0.7)
+        >>> [each.memorized for each in found.prompts]
+        [True, False]
     """
     progress = progress or Progress()
     listed, folder = read_labelled(prompts, general, progress.note), _folder(out)
@@ -104,15 +122,30 @@ def localize(
 ) -> Localized:
     """Find the value neurons that hold each prompt's memory; a prompt that is not memorized has none.
 
-    `checkpoint` is a diffusers folder, a `.safetensors` file or a hub id, `loras` what is fused into its weights, `clip_skip` how many of
-    its text encoders' last layers a prompt is read without; `prompts` the path of a list, or texts; `statistics` what
-    `nemo-edge calibrate` wrote, or the official `.pt`; `threshold` τ, else the file's own. The folder `out` gets what the command line
-    leaves; an interrupted run goes on from it. `settings` have the names and defaults of a recipe's `[localization]`. Raises `InputError`
-    for what cannot be used, `MissingDependency` for a GPU or a compiler that is not here.
+    Args:
+        checkpoint: A diffusers folder, a `.safetensors` file or a hub id.
+        prompts: The path of a list, or the texts.
+        statistics: What `nemo-edge calibrate` wrote, or the official `.pt`.
+        out: A folder for what the command line leaves, from which an interrupted run goes on; else nothing is written.
+        threshold: τ; else the one in `statistics`.
+        device: What PyTorch runs on: "cpu", "cuda", "cuda:1".
+        allow_pickle: Whether pickle weights are opened, which can run any code.
+        loras: What is fused into the weights.
+        clip_skip: How many of the text encoders' last layers a prompt is read without.
+        progress: Who is told how far it is, as `nemo_edge.cli.console.Bars()`; else nobody.
+        **settings: Of a recipe's `[localization]`, with its names and defaults, as `mode="fast"`.
 
-    >>> found = nemo_edge.localize("demo", ["saxophone falafel jubilee"], "statistics.safetensors", threshold=0.7, mode="fast")
-    >>> found.neurons.indices[0]  # of the first value layer
-    (57,)
+    Returns:
+        What was found of each prompt, in order, of groups of prompts where the settings want them, and all `neurons` together.
+
+    Raises:
+        InputError: For what cannot be used.
+        MissingDependency: For a GPU or a compiler that is not here.
+
+    Example:
+        >>> found = nemo_edge.localize("demo", ["saxophone falafel jubilee"], "statistics.safetensors", threshold=0.7, mode="fast")
+        >>> found.neurons.indices[0]  # of the first value layer
+        (57,)
     """
     progress = progress or Progress()
     listed, folder = as_prompts(prompts, progress.note), _folder(out)

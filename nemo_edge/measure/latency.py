@@ -103,6 +103,13 @@ class Ratio(_Result):
     high: float
     rounds: int
 
+    @property
+    def words(self) -> str:
+        """What it means for people: how many times as fast, or as long; neither where the interval has 1 in it."""
+        if self.low <= 1 <= self.high:
+            return "no difference seen"
+        return f"{1 / self.value:.3g}× as fast" if self.value < 1 else f"{self.value:.3g}× as long"
+
     def problem(self, limit: float) -> str:
         """Say why it is uncertain whether this ratio is at or below `limit`; empty when it is not.
 

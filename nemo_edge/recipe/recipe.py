@@ -195,13 +195,22 @@ class Recipe(Settings):
 
 
 def load_recipe(path: str | PathLike[str], *, random: bool = False) -> Recipe:
-    """Read a recipe; its relative paths are relative to the recipe's folder. `random` says that it is for random weights.
+    """Read a recipe; its relative paths are relative to the recipe's folder.
 
-    Raises `InputError` for TOML that is not valid, an unknown key (naming the nearest right one) or a value out of range.
+    Args:
+        path: A TOML file, with the settings of docs/recipe.md.
+        random: Whether it is for random weights in place of the checkpoint's.
 
-    >>> recipe = nemo_edge.load_recipe("recipe.toml")
-    >>> recipe.name, recipe.localization.mode
-    ('tiny', 'paper')
+    Returns:
+        The settings, each with its value or its default. `build` takes them, as they are or changed with `model_copy`.
+
+    Raises:
+        InputError: For TOML that is not valid, an unknown key (naming the nearest right one) or a value out of range.
+
+    Example:
+        >>> recipe = nemo_edge.load_recipe("recipe.toml")
+        >>> recipe.name, recipe.localization.mode
+        ('tiny', 'paper')
     """
     path = Path(path)
     text = read_text(path, "recipe", most=_MOST_BYTES, remedy="`nemo-edge build RECIPE.toml`")

@@ -88,13 +88,23 @@ def plan(recipe: Recipe | str | PathLike[str], progress: Progress | None = None)
 def build(recipe: Recipe | str | PathLike[str], progress: Progress | None = None, *, file: str = "") -> BuildResult:
     """Build the bundle, or find it up to date. A failed gate does not stop the bundle, it marks it.
 
-    `recipe` is a recipe or the path of one; `file` names the file that it was read from, for the report. Raises `InputError` for inputs
-    that cannot be used and for too little memory, `MissingDependency` for a provider or a compiler that is not here, `ExportError` for a
-    graph that does not agree with eager.
+    Args:
+        recipe: A recipe, or the path of one.
+        progress: Who is told how far it is, as `nemo_edge.cli.console.Bars()`; else nobody.
+        file: Name of the file that the recipe was read from, for the report; else the path's.
 
-    >>> result = nemo_edge.build("recipe.toml")
-    >>> result.bundle, result.passed
-    ('out', True)
+    Returns:
+        The bundle's folder, its manifest, and whether every gate `passed`; pictures and gates in a notebook.
+
+    Raises:
+        InputError: For inputs that cannot be used, and for too little memory.
+        MissingDependency: For a provider or a compiler that is not here.
+        ExportError: For a graph that does not agree with eager.
+
+    Example:
+        >>> result = nemo_edge.build("recipe.toml")
+        >>> result.bundle, result.passed
+        ('out', True)
     """
     file = file or ("" if isinstance(recipe, Recipe) else Path(recipe).name)
     recipe, progress = _loaded(recipe), progress or Progress()

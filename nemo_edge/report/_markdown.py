@@ -94,6 +94,8 @@ def latency_table(evidence: Evidence, targets: Sequence[str] = ("text_encoder", 
         ratios = {r.contender: r for r in case.ratios if r.reference == "eager"}
         for t in case.timings:
             name = t.contender + (" (noisy)" if t.noisy else "")
-            times = (number(t.p50_ms), number(t.p99_ms), number(t.images_per_s), ratio(ratios.get(t.contender)))
+            beside = ratios.get(t.contender)
+            words = f", {beside.words}" if beside else ""
+            times = (number(t.p50_ms), number(t.p99_ms), number(t.images_per_s), ratio(beside) + words)
             rows.append((f"{case.target}, {case.height}×{case.width}", name, *times, number(memory.get(t.contender))))
     return table(("Target", "Contender", "p50 ms", "p99 ms", "Pictures/s", "Time over eager (95 %)", "Peak MiB"), rows, right=2)

@@ -166,7 +166,8 @@ def test_times_stand_side_by_side_and_noise_is_named(capsys: pytest.CaptureFixtu
     assert "b: a gate failed: this bundle must not be shipped index.html" in out
     assert "pipeline: batch 1, 64 × 32, 10 steps" in out
     assert "0.500" in out
-    assert "baked: 2.0× as fast as eager (2.0–2.0)" in out
+    assert "beside eager: baked 2× as fast beside unmitigated: baked 5× as long" in out
+    assert "in brackets the 95 % interval" in out
     assert "512" in out
     assert "noisy, do not trust these alone: pipeline: unmitigated" in out
     for name in ("eager", "unmitigated", "baked"):

@@ -189,6 +189,20 @@ def test_timings_that_did_not_take_turns_have_no_ratio() -> None:
         ratio_of(timing([[3.0]] * 5), timing([[4.0]] * 6))
 
 
+@pytest.mark.parametrize(
+    ("value", "low", "high", "words"),
+    [
+        (0.48, 0.45, 0.51, "2.08× as fast"),
+        (0.1, 0.09, 0.11, "10× as fast"),
+        (1.3, 1.2, 1.4, "1.3× as long"),
+        (0.98, 0.9, 1.02, "no difference seen"),
+        (1.0, 1.0, 1.0, "no difference seen"),
+    ],
+)
+def test_a_ratio_is_told_in_words(value: float, low: float, high: float, words: str) -> None:
+    assert Ratio(contender="a", reference="b", value=value, low=low, high=high, rounds=10).words == words
+
+
 def test_a_ratio_of_few_rounds_or_a_wide_interval_is_a_problem() -> None:
     assert "4 rounds are too few" in ratio_of(timing([[3.0]] * 4), timing([[4.0]] * 4)).problem(1.0)
     wide = ratio_of(noisy(3.0, 10, 0, sigma=1.0), noisy(4.0, 10, 1, sigma=1.0))
