@@ -75,4 +75,6 @@ def _show(made: Draft) -> None:
     out.print(f"written to {escape(made.recipe)}", soft_wrap=True, highlight=False)
     for path in made.missing:
         out.print(f"still to do: put your prompts into {escape(path)} beside it (docs/prompts.md)", soft_wrap=True, highlight=False)
+    if made.missing:
+        out.print("general prompts are in the repository too: --general calib/general.txt", soft_wrap=True, highlight=False)
     out.print(f"then: nemo-edge build {escape(shlex.quote(made.recipe))} --dry-run", soft_wrap=True, highlight=False)

@@ -55,8 +55,9 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     if found.room:
         yield "parameters", ", ".join(f"{part} {count / 1e6:,.1f} M" for part, count in found.room.parameters.items())
     if found.memorized:
-        known = f"{found.with_pictures} with {'its' if found.with_pictures == 1 else 'their'} training picture"
-        yield "prompts", f"{found.memorized} memorized, {known if found.with_pictures else 'no training picture known'}"
+        pictures = f"{found.with_pictures} with {'its' if found.with_pictures == 1 else 'their'} training picture"
+        known = pictures if found.with_pictures else "no training picture known: copies will not be counted"
+        yield "prompts", f"{found.memorized} memorized, {known}"
         yield "", f"{found.calibrating} general to calibrate, {found.held_out} to compare"
     if found.height:
         each = f", {found.seeds} of each memorized prompt" if found.memorized else ""

@@ -52,7 +52,9 @@ def read_rows(path: Path) -> list[Row]:
     with its line for a row that does not fit its header, an open quote, and what is not JSON.
     """
     reader = _READERS.get(path.suffix.lower())
-    data = read_bytes(path, "prompts file", most=MAX_SIZE_BYTES, remedy=f"give one of {', '.join(ENDINGS)}")
+    data = read_bytes(
+        path, "prompts file", most=MAX_SIZE_BYTES, remedy=f"give one of {', '.join(ENDINGS)}; docs/prompts.md says where lists come from"
+    )
     if reader is None:
         ending = f"the ending {path.suffix}" if path.suffix else "no ending"
         raise InputError(f"prompts file {path} has {ending}: give one of {', '.join(ENDINGS)}")

@@ -37,7 +37,7 @@ def recipe_text(recipe: Recipe, found: Found, engines: Sequence[str], missing: S
         ["[calibration]", f"prompts = {recipe.calibration.prompts}"],
         *([["[localization]", f'layers = "{recipe.localization.layers}"']] if recipe.localization.layers != "paper" else []),
         _export(recipe),
-        [*_lines(engines), "[engine]", f'backend = "{recipe.engine.backend}"', f'provider = "{recipe.engine.provider}"'],
+        [*_lines(engines), "[engine]", f'backend = "{recipe.engine.backend}"', _place(recipe)],
         *([_targets(recipe)] if recipe.tensorrt_rtx else []),
         _sampling(recipe, found),
         _fidelity(recipe),
@@ -85,6 +85,12 @@ def _export(recipe: Recipe) -> list[str]:
     variants = ", ".join(f'"{variant}"' for variant in recipe.export.variants)
     said = _comment('"baked": the neurons are zeroed for good; "masked": each request brings a mask of neurons, for policies')
     return ["[export]", *said, f"variants = [{variants}]", f'dtype = "{recipe.export.dtype}"']
+
+
+def _place(recipe: Recipe) -> str:
+    """Where the engine runs, in the word of who runs it."""
+    engine = recipe.engine
+    return f'device = "{engine.device}"' if engine.backend == "openvino" else f'provider = "{engine.provider}"'
 
 
 def _targets(recipe: Recipe) -> list[str]:

@@ -49,6 +49,7 @@ def test_what_is_not_given_is_asked_for_in_a_terminal(
     assert "Checkpoint (diffusers folder" in ran.err
     assert "List of general prompts" in ran.err
     assert "still to do: put your prompts into prompts/general.txt beside it" in ran.out
+    assert "general prompts are in the repository too: --general calib/general.txt" in ran.out
     assert 'memorized = "m.csv"' in Path("first.toml").read_text()
 
 

@@ -32,7 +32,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path) -> Plan:
 
 def test_what_it_is_made_from_and_takes_is_said_in_words(capsys: pytest.CaptureFixture[str], fresh: Plan) -> None:
     lines = shown(capsys, fresh)
-    assert "prompts 2 memorized, no training picture known" in lines
+    assert "prompts 2 memorized, no training picture known: copies will not be counted" in lines
     assert "4 general to calibrate, 2 to compare" in lines
     assert "pictures 32 × 32 pixels, 3 steps, guidance 7, 2 of each memorized prompt" in lines
     assert any(line.startswith("memory about ") and line.endswith(" GB free") for line in lines)

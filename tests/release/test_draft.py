@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> Draft:
 def test_lists_that_are_still_to_be_made_are_named(made: Draft) -> None:
     assert made.missing == ("prompts/memorized.csv", "prompts/general.txt")
     assert "still to be made: prompts/memorized.csv, prompts/general.txt" in Path(made.recipe).read_text(encoding="utf-8")
-    with pytest.raises(InputError, match=r"memorized\.csv does not exist"):
+    with pytest.raises(InputError, match=r"memorized\.csv does not exist: .*docs/prompts.md says where lists come from"):
         plan(made.recipe)
 
 
@@ -77,6 +78,8 @@ def test_what_runs_here_is_what_doctor_finds(made: Draft) -> None:
     assert made.engines[0].startswith("runs here: ONNX Runtime on cpu")
     recipe = load_recipe(made.recipe)
     assert recipe.engine.backend == ("openvino" if "OpenVINO" in made.engines[0] else "onnxruntime")
+    [table] = re.findall(r"(?ms)^\[engine\]$(.*?)^$", Path(made.recipe).read_text(encoding="utf-8"))
+    assert ("device = " in table, "provider = " in table) == (recipe.engine.backend == "openvino", recipe.engine.backend != "openvino")
     assert Draft.model_validate_json(made.model_dump_json()) == made
 
 
