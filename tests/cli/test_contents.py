@@ -15,6 +15,7 @@ from nemo_edge.backends.tensorrt.fit import Fit
 from nemo_edge.bundle.engines import Contents, Engine, inspect
 from nemo_edge.bundle.manifest import GateResult
 from nemo_edge.cli.contents import show_facts, show_files
+from nemo_edge.cli.screen import size_words
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.system.files import sha256_file
 
@@ -58,7 +59,7 @@ def test_what_people_ask_comes_first(capsys: pytest.CaptureFixture[str], found: 
     assert list(told) == ["verdict", "model", "built", "size", "variants", "silenced", "prompts", "gates", "engines", "identity"]
     assert told["model"] == "model (StableDiffusionPipeline)"
     assert told["built"] == f"{found.created[:16].replace('T', ' ')} UTC by nemo-edge {__version__}"
-    assert told["size"] == f"{size / 1000:.3g} kB in {len(found.files) + 1} files"
+    assert told["size"] == f"{size_words(size)} in {len(found.files) + 1} files"
     assert told["silenced"].startswith(
         f"{len(neurons)} neurons in {sum(map(bool, neurons.counts))} of {len(neurons.layers)} value layers: "
     )
