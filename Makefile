@@ -7,6 +7,7 @@ OPTIMUM = .venv-optimum
 TRITON = .venv-triton
 MLSERVER = .venv-mlserver
 RUN = .venv-run
+LOWEST = .venv-lowest
 PACKAGES = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 PIP_FLAGS ?=
 UV_FLAGS ?=
@@ -14,7 +15,7 @@ UV_FLAGS ?=
 WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
-.PHONY: demo test lint docs slow optimum triton mlserver serve-demo gpu-smoke lock clean
+.PHONY: demo test lint docs slow optimum triton mlserver serve-demo gpu-smoke lowest lock clean
 
 demo: $(STAMP)
 	$(BIN)/nemo-edge build engines/demo.toml
@@ -48,6 +49,10 @@ triton: $(TRITON)/.installed
 
 mlserver: $(MLSERVER)/.installed
 	$(BIN)/python -m pytest -m mlserver
+
+# The readers, after a toy's way from its build to a server's folder, and what is refused of a checkpoint.
+lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest tests/model/test_code.py tests/journeys/test_readers.py
 
 # What the tests last ran with, of every platform, as the package index has it.
 lock: $(STAMP)
@@ -86,6 +91,17 @@ $(RUN)/.installed: $(STAMP)
 	$(RUN)/bin/python -m pip install --quiet $(PIP_FLAGS) --editable '.[run,openvino]'
 	touch $@
 
+# The lowest versions that pyproject.toml allows, but of PyTorch, which is large: that, and what the tests need, they see in $(VENV).
+$(LOWEST)/.installed: $(STAMP)
+	$(BIN)/python -m venv --clear --without-pip $(LOWEST)
+	$(BIN)/python $(PACKAGES) > "$$($(LOWEST)/bin/python $(PACKAGES))/behind.pth"
+	echo '$(CURDIR)' >> "$$($(LOWEST)/bin/python $(PACKAGES))/behind.pth"
+	$(BIN)/uv pip compile $(UV_FLAGS) --quiet --resolution lowest-direct --python $(BIN)/python --extra build --extra serve --extra sign \
+	  --no-annotate --no-header pyproject.toml > $(LOWEST)/all.txt
+	grep -vE '^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==' $(LOWEST)/all.txt > $(LOWEST)/requirements.txt
+	$(BIN)/uv pip install $(UV_FLAGS) --quiet --no-deps --python $(LOWEST)/bin/python --requirements $(LOWEST)/requirements.txt
+	touch $@
+
 # MLServer, another server of the KServe protocol. It pins FastAPI below what Ray needs; all else it sees in $(VENV).
 $(MLSERVER)/.installed: $(STAMP)
 	$(BIN)/python -m venv --clear --without-pip $(MLSERVER)
@@ -95,4 +111,4 @@ $(MLSERVER)/.installed: $(STAMP)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OPTIMUM) $(TRITON) $(MLSERVER) $(RUN) engines/out .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OPTIMUM) $(TRITON) $(MLSERVER) $(RUN) $(LOWEST) engines/out .mypy_cache .pytest_cache .ruff_cache

@@ -24,6 +24,7 @@ from safetensors.numpy import save
 from serving.audit.test_base import BEGUN, made
 from signing import write_certificates, write_key
 
+from nemo_edge import demo
 from nemo_edge.backends import onnxruntime
 from nemo_edge.backends.tensorrt.plans import open_plan_file, plans_of, read_header
 from nemo_edge.bundle.engines import inspect
@@ -99,6 +100,7 @@ def folders(bundle: Path, recipe: Path, folder: Path) -> Folders:
     sign(whole, Signer(key=key))
     ship(whole, folder / "repository", trust=trust)
     parts = shutil.copytree(bundle, folder / "parts", ignore=shutil.ignore_patterns("report", "*.onnx*"))
+    shutil.copyfile(demo.CHECKPOINT / "tokenizer/tokenizer.json", parts / "tokenizer/tokenizer.json")  # transformers 4 writes none
     model = shutil.copytree(recipe.parent / "model", folder / "model")
     return Folders(recipe, model, whole, parts, folder / "repository", folder, trust)
 

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["Inside", "Operator", "Runner"]
+__all__ = ["Operator", "Runner"]
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Annotated, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
-from pydantic import AfterValidator
-
-from nemo_edge.system.files import inside
-
-
-def _check_inside(name: str) -> str:
-    if not inside(name):
-        raise ValueError("it is no file below the folder")
-    return name
-
-
-Inside = Annotated[str, AfterValidator(_check_inside)]
-"""What the description of an engine names: a file of its bundle, by the path from the bundle's folder."""
 
 
 @dataclass(frozen=True)

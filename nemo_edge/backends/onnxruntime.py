@@ -34,12 +34,12 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nemo_edge.backends.base import Inside, Operator
+from nemo_edge.backends.base import Operator
 from nemo_edge.backends.feeds import check_feed, in_batches, pinned_batch
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.system.environment import int8_products
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency, first_line
-from nemo_edge.system.files import write_atomically
+from nemo_edge.system.files import Inside, write_atomically
 from nemo_edge.system.reading import read_bytes
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}

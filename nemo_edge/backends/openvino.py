@@ -36,13 +36,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nemo_edge.backends._openvinocache import compile_cached, folder_of
-from nemo_edge.backends.base import Inside, Operator
+from nemo_edge.backends.base import Operator
 from nemo_edge.backends.feeds import check_feed, in_batches, pinned_batch
 from nemo_edge.graph.onnxfile import open_graph
 from nemo_edge.recipe.targets import EngineSettings
 from nemo_edge.system.environment import cores, int8_products
 from nemo_edge.system.errors import BundleError, InputError, MissingDependency, first_line
-from nemo_edge.system.files import write_atomically
+from nemo_edge.system.files import Inside, write_atomically
 from nemo_edge.system.reading import read_bytes
 
 DEVICES = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}

@@ -137,6 +137,7 @@ class Graph:
             tensor.CopyFrom(wanted[name])
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
                 load_external_data_for_tensor(tensor, str(self.path.parent))
+                tensor.data_location = onnx.TensorProto.DEFAULT  # else older releases of onnx look for the file once more, here
             found[name] = onnx.numpy_helper.to_array(tensor)
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "Inside",
     "PICKLE_FILES",
     "WEIGHT_FILES",
     "append",
@@ -42,6 +43,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 try:
     import fcntl
@@ -249,6 +253,16 @@ def inside(name: str) -> bool:
     if "\0" in name or len(name) > _LONGEST_NAME or any(len(part.encode(errors="surrogatepass")) > _LONGEST_PART for part in parts):
         return False
     return bool(parts) and posixpath.normpath(name) == name and ".." not in parts and not windows.anchor and "\\" not in name
+
+
+def _check_inside(name: str) -> str:
+    if not inside(name):
+        raise ValueError("it is no file below the folder")
+    return name
+
+
+Inside = Annotated[str, AfterValidator(_check_inside)]
+"""Such a name, in what describes an engine: of a file of its bundle."""
 
 
 def way_to(path: Path, folder: Path) -> Path:

@@ -13,9 +13,9 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nemo_edge.backends.base import Inside
 from nemo_edge.recipe.targets import COMPUTE_CAPABILITIES, Flavour
 from nemo_edge.system.errors import BundleError, InputError
+from nemo_edge.system.files import Inside
 from nemo_edge.system.reading import check_regular, read_bytes, read_json
 
 _HEADER_BYTES = 64
