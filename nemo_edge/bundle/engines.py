@@ -26,7 +26,6 @@ from nemo_edge.bundle.signature import Trust, check_expected
 from nemo_edge.system.compatibility import installed
 from nemo_edge.system.environment import Gpu, gpus
 from nemo_edge.system.errors import BundleError, InputError
-from nemo_edge.system.files import sha256_file
 from nemo_edge.system.reading import read_bytes
 
 
@@ -85,8 +84,6 @@ class Contents(bundle.Manifest):
     """How many neurons of each value layer are silenced; None where `neurons.json` cannot be read."""
     examined: int | None = None
     """Prompts that were examined; None where nothing was, or `localization.jsonl` cannot be read."""
-    identity: str = ""
-    """sha256 of the manifest."""
 
 
 class Verified(bundle.Verification):
@@ -116,7 +113,6 @@ def inspect(path: Path) -> Engine | Contents | None:
         size_bytes=sum((path / name).stat().st_size for name in (*manifest.files, bundle.MANIFEST) if (path / name).is_file()),
         silenced=_silenced(path / "neurons.json"),
         examined=_examined(path / "localization.jsonl"),
-        identity=sha256_file(path / bundle.MANIFEST),
     )
 
 

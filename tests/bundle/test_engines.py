@@ -11,11 +11,10 @@ import pytest
 
 from nemo_edge.bundle import engines
 from nemo_edge.bundle.engines import Contents, Engine, Here, Session, inspect, inspect_engine, verify
-from nemo_edge.bundle.manifest import Manifest, publish, staging
+from nemo_edge.bundle.manifest import Manifest, open_bundle, publish, staging
 from nemo_edge.model.neurons import NeuronSet
 from nemo_edge.system.environment import Gpu, machine
 from nemo_edge.system.errors import BundleError, InputError
-from nemo_edge.system.files import sha256_file
 
 RTX = "engines/unet.tensorrt-rtx.sm86.plan"
 STANDARD = "engines/unet.tensorrt.sm90.plan"
@@ -178,7 +177,7 @@ def test_a_bundle_says_what_it_is(tiny_bundle: Path, monkeypatch: pytest.MonkeyP
     found, neurons = inspect(Path(tiny_bundle.name)), NeuronSet.load(tiny_bundle / "neurons.json")
     assert isinstance(found, Contents)
     assert found.silenced == {layer.name: len(chosen) for layer, chosen in neurons.items()}
-    assert (found.model, found.examined, found.identity) == ("model", 2, sha256_file(tiny_bundle / "manifest.json"))
+    assert (found.model, found.examined, found.identity) == ("model", 2, open_bundle(tiny_bundle).identity)
     assert found.size_bytes == sum(path.stat().st_size for path in tiny_bundle.rglob("*") if path.is_file())
     assert {each.runs for each in found.sessions} == {True}
 

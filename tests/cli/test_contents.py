@@ -13,11 +13,10 @@ import pytest
 from nemo_edge import __version__
 from nemo_edge.backends.tensorrt.fit import Fit
 from nemo_edge.bundle.engines import Contents, Engine, inspect
-from nemo_edge.bundle.manifest import GateResult
+from nemo_edge.bundle.manifest import GateResult, open_bundle
 from nemo_edge.cli.contents import show_facts, show_files
 from nemo_edge.cli.screen import size_words
 from nemo_edge.model.neurons import NeuronSet
-from nemo_edge.system.files import sha256_file
 
 GATES = (
     GateResult(name="good", limit=1, value=0.5, passed=True),
@@ -65,7 +64,7 @@ def test_what_people_ask_comes_first(capsys: pytest.CaptureFixture[str], found: 
     )
     assert told["prompts"] == f"2 examined, τ {found.threshold:.3f}"
     assert told["engines"] == "4 ONNX files in ONNX Runtime, cpu: runs here"
-    assert told["identity"] == sha256_file(tiny_bundle / "manifest.json")[:16]
+    assert told["identity"] == open_bundle(tiny_bundle).identity[:16]
 
 
 def test_gates_are_counted_and_show_their_verdict(capsys: pytest.CaptureFixture[str], found: Contents) -> None:
@@ -125,7 +124,7 @@ def test_pictures_are_counted_and_hashes_are_short(capsys: pytest.CaptureFixture
 def test_whole_hashes_are_what_sha256sum_reads(
     capsys: pytest.CaptureFixture[str], found: Contents, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    assert facts(capsys, found, hashes=True)["identity"] == sha256_file(tiny_bundle / "manifest.json")
+    assert facts(capsys, found, hashes=True)["identity"] == open_bundle(tiny_bundle).identity
     show_files(found, hashes=True)
     listed = tmp_path / "sums"
     listed.write_text(capsys.readouterr().out)
