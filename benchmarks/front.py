@@ -15,8 +15,8 @@ _ENGINES = {"openvino fp32": "OpenVINO", "openvino bf16": "OpenVINO in bf16", "o
 _CASE = "UNet step, 256 × 256, 2 threads"
 
 
-def headline(demo: Result) -> list[str]:
-    """What the demo gives back before and after, and under attack, in a sentence."""
+def headline(demo: Result, repeated: Result) -> list[str]:
+    """What the demo gives back before and after, and under attack, and what becomes of the second one."""
     baked = demo["variants"]["baked"]
     drawn, before, after = len(baked["copies_after"]) * baked["seeds"], sum(baked["copies_before"]), sum(baked["copies_after"])
     bound = at_most(max(baked["copies_after"]), baked["seeds"])
@@ -26,8 +26,20 @@ def headline(demo: Result) -> list[str]:
     return [
         f"*The demo, a small model of 64 × 64 pixels: {captions} memorized captions, {seeds} pictures each. Before, {before} of {drawn} "
         f"were copies of training pictures; after, {after} ({bound} of a caption's pictures, with 95 % confidence). Text that can be typed "
-        f"brings {text} attacked memories back, **an optimised embedding {embedding}**.*"
+        f"brings {text} attacked memories back, **an optimised embedding {embedding}**. {_second(repeated, baked['general_drift'])} "
+        "[Both](docs/attack.md#what-came-back-of-two-models)*"
     ]
+
+
+def _second(repeated: Result, first_drift: float) -> str:
+    """The same of the second demo, with its price."""
+    baked = repeated["variants"]["baked"]
+    drawn, before, after = len(baked["copies_after"]) * baked["seeds"], sum(baked["copies_before"]), sum(baked["copies_after"])
+    verdict = "" if all(gate["passed"] for gate in repeated["gates"]) else "; its gates fail, and `build` says so"
+    return (
+        f"A second model, whose memories nobody prepared: {before} of {drawn} before, {after} after, and other pictures change by "
+        f"{baked['general_drift']:.2f} (1 − SSIM) instead of {first_drift:.3f}{verdict}."
+    )
 
 
 def takes(demo: Result, full_size: Result, localization: Result, standalone: Result) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "CALIBRATED",
+    "DEMOS",
     "DEMO_BUNDLE",
     "DEMO_RECIPE",
     "RESULTS",
@@ -27,7 +28,9 @@ from nemo_edge.system.environment import machine
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DEMO_RECIPE = ROOT / "engines" / "demo.toml"
+DEMOS = {name: ROOT / "engines" / f"{name}.toml" for name in ("demo", "repeated")}
+"""Recipes of the two checkpoints that are here: one whose memories were trained into chosen neurons, one that only saw pictures again."""
+DEMO_RECIPE = DEMOS["demo"]
 ROOM = ROOT / "engines" / "out"
 """Where large files may lie for a while: ignored by git, and on the disk that has room."""
 DEMO_BUNDLE = ROOM / "demo"

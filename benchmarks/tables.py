@@ -19,6 +19,7 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.cpu.attack_table import attack_table, draw_attack, levels_table
+from benchmarks.cpu.evidence_table import adherence_table, evidence_table
 from benchmarks.cpu.figures import draw_detection, draw_fidelity, draw_latency, draw_localization
 from benchmarks.cpu.latency_table import few_steps_table, latency_table
 from benchmarks.front import figures, headline, takes
@@ -40,11 +41,9 @@ def main() -> None:
     check = parser.parse_args().check
     texts = {page: page.read_text(encoding="utf-8") for page in PAGES}
     made = texts | {}
-    for name, table in TABLES.items():
+    for name, (lines, sources) in {**{name: (table, (name,)) for name, table in TABLES.items()}, **JOINED}.items():
         page = page_of(name, texts)
-        made[page] = put(made[page], name, table(load(name)))
-    for name, (lines, sources) in FRONT.items():
-        made[README] = put(made[README], name, lines(*map(load, sources)))
+        made[page] = put(made[page], name, lines(*map(load, sources)))
     stale = [f"{name} ({path.name})" for name, (path, _) in FIGURES.items() if stamp_of(path) != digest(name)]
     if check:
         problems = [*(f"the tables of {page.name}" for page in PAGES if made[page] != texts[page]), *stale]
@@ -110,7 +109,9 @@ def demo_table(found: Result) -> list[str]:
         return f"{sum(counts)} of {len(counts) * drawn} pictures{bound}"
 
     cost = f", {found['wall_s']:.0f} s, {found['peak_memory_gib']} GiB at the most" if "wall_s" in found else ""
-    own = f"{sum(found['per_prompt_planted'])} of them among those their memories were trained into"
+    planted = found.get("per_prompt_planted")
+    own = f", {sum(planted)} of them among those their memories were trained into" if planted else ""
+    source = "demo" if planted else "repeated"
     return [
         f"| | {' | '.join(variants)} |",
         "|---|" + "---|" * len(variants),
@@ -129,8 +130,8 @@ def demo_table(found: Result) -> list[str]:
         row("mitigation on the engine against eager's", lambda v: f"{v['agreement']:.0e}"),
         "",
         *levels_table(found.get("attack")),
-        f"{found['neurons']} neurons silenced for {prompts} prompts, {own}; measured on {machine_of(found)}{cost} "
-        "(`benchmarks/results/demo.json`).",
+        f"{found['neurons']} neurons silenced for {prompts} prompts{own}; measured on {machine_of(found)}{cost} "
+        f"(`benchmarks/results/{source}.json`).",
     ]
 
 
@@ -342,6 +343,8 @@ def _literature(detector: str) -> str:
 
 TABLES: dict[str, Callable[[Result], list[str]]] = {
     "demo": demo_table,
+    "repeated": demo_table,
+    "adherence": adherence_table,
     "attack": attack_table,
     "latency": latency_table,
     "few_steps": few_steps_table,
@@ -355,8 +358,9 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "policies": policies_table,
     "standalone": standalone_table,
 }
-FRONT: dict[str, tuple[Callable[..., list[str]], tuple[str, ...]]] = {
-    "headline": (headline, ("demo",)),
+JOINED: dict[str, tuple[Callable[..., list[str]], tuple[str, ...]]] = {
+    "evidence": (evidence_table, ("demo", "repeated")),
+    "headline": (headline, ("demo", "repeated")),
     "install": (takes, ("demo", "full_size", "localization", "standalone")),
     "figures": (figures, ("demo", "latency", "standalone")),
 }

@@ -1,9 +1,9 @@
-"""Runs the demo build and records it: `benchmarks/results/demo.json` and the README's picture.
+"""Runs a demo's build and records it: `benchmarks/results/demo.json` or `repeated.json`, and its picture in the docs.
 
-    python -m benchmarks.cpu.demo [--bundle engines/out/demo] [--work FOLDER]
+    python -m benchmarks.cpu.demo [--demo repeated] [--bundle engines/out/demo] [--work FOLDER]
 
-Builds `engines/demo.toml` into a fresh folder, with its wall time and its peak memory; with `--bundle` a finished bundle is
-read instead and time and memory are not measured.
+Builds the demo's recipe into a fresh folder, with its wall time and its peak memory; with `--bundle` a finished bundle is read instead and
+time and memory are not measured.
 """
 
 from __future__ import annotations
@@ -24,50 +24,52 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from PIL import Image
 
-from benchmarks.shared import DEMO_RECIPE, ROOT, keep
+from benchmarks.shared import DEMOS, ROOT, keep
 from nemo_edge.bundle.manifest import open_bundle
-from nemo_edge.demo.captions import MEMORIZED
+from nemo_edge.demo.captions import MEMORIZED, Caption
 from nemo_edge.demo.sinks import memory_sinks
-from nemo_edge.localization.localizer import Localization, read_results
+from nemo_edge.localization.localizer import read_results
 from nemo_edge.measure.mitigation import Measurement
 
-FIGURE, FIRST = ROOT / "docs" / "demo.png", ROOT / "docs" / "first.png"
+FIRST = ROOT / "docs" / "first.png"
+FIRST_OF = "demo"
+"""The demo that the README shows."""
 SHOWN = (0, 1)
 """Which memorized and which general prompt the README's picture shows."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, help="a finished demo bundle, with its .build folder beside it")
+    parser.add_argument("--demo", choices=DEMOS, default="demo")
+    parser.add_argument("--bundle", type=Path, help="a finished bundle of it, with its .build folder beside it")
     parser.add_argument("--work", type=Path, help="where the demo is built; a temporary folder otherwise")
     arguments = parser.parse_args()
-    bundle = arguments.bundle
+    name, bundle = arguments.demo, arguments.bundle
     if bundle is not None:
-        record(bundle, {})
+        record(name, bundle, {})
         return
     with tempfile.TemporaryDirectory() as folder:
-        bundle, cost = timed_build(arguments.work or Path(folder))
-        record(bundle, cost)
+        bundle, cost = timed_build(name, arguments.work or Path(folder))
+        record(name, bundle, cost)
 
 
-def timed_build(folder: Path) -> tuple[Path, dict[str, float]]:
-    """Build the demo into `folder` as a user would, in a process of its own."""
+def timed_build(name: str, folder: Path) -> tuple[Path, dict[str, float]]:
+    """Build a demo into `folder` as a user would, in a process of its own."""
     (folder := folder.resolve()).mkdir(parents=True, exist_ok=True)  # the recipe's paths are relative to its own
-    recipe = DEMO_RECIPE.read_text().replace('"../', f'"{ROOT}/').replace('"out/demo"', f'"{folder}/demo"')
-    (folder / "demo.toml").write_text(recipe)
+    recipe = DEMOS[name].read_text().replace('"../', f'"{ROOT}/').replace(f'"out/{name}"', f'"{folder}/{name}"')
+    (folder / f"{name}.toml").write_text(recipe)
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "nemo_edge.cli", "build", str(folder / "demo.toml")], check=False)
+    done = subprocess.run([sys.executable, "-m", "nemo_edge.cli", "build", str(folder / f"{name}.toml")], check=False)
     if done.returncode not in (0, 3):  # 3: a gate failed, which is a result too
         done.check_returncode()
     peak_kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return folder / "demo", {"wall_s": round(time.monotonic() - started, 1), "peak_memory_gib": round(peak_kib / 2**20, 2)}
+    return folder / name, {"wall_s": round(time.monotonic() - started, 1), "peak_memory_gib": round(peak_kib / 2**20, 2)}
 
 
-def record(bundle: Path, cost: dict[str, float]) -> None:
+def record(name: str, bundle: Path, cost: dict[str, float]) -> None:
     """Write the JSON and the figure from a bundle."""
     manifest = open_bundle(bundle)
     measurement = Measurement.read(bundle)
-    found = {result.prompt: result for result in read_results(bundle / "localization.jsonl")}
     report = json.loads((bundle / "report" / "report.json").read_text())
     result = {
         "machine": manifest.machine.model_dump(mode="json"),
@@ -79,22 +81,27 @@ def record(bundle: Path, cost: dict[str, float]) -> None:
         "prompts": [r["prompt"] for r in report["localizations"]],
         "per_prompt_neurons": [r["refined"] for r in report["localizations"]],
         "evaluations": [r["evaluations"] for r in report["localizations"]],
-        "per_prompt_planted": [planted(found[c.text], sinks) for c, sinks in zip(MEMORIZED, memory_sinks(), strict=True)],
+        **(planted(bundle) if name == "demo" else {}),
         "variants": {v.variant: summary(v, measurement.threshold) for v in measurement.variants},
         "attack": report["attack"],
         "untouched_error": measurement.untouched.largest_error if measurement.untouched else None,
         "mask_of_ones": measurement.mask_of_ones,
     }
-    keep("demo", result)
+    keep(name, result)
     pictures = max((bundle.parent / f".{bundle.name}.build").glob("measure-*/pictures"), key=lambda p: p.stat().st_mtime)
-    draw(result, pictures)
-    draw_first(result["prompts"][SHOWN[0]], measurement.general_prompts[SHOWN[1]], next(iter(result["variants"])), pictures)
+    draw(result, pictures, ROOT / "docs" / f"{name}.png")
+    if name == FIRST_OF:
+        draw_first(result["prompts"][SHOWN[0]], measurement.general_prompts[SHOWN[1]], next(iter(result["variants"])), pictures)
 
 
-def planted(found: Localization, sinks: list[tuple[int, int]]) -> int:
-    """How many of the neurons found are among those that the memory was trained into."""
-    places = {(layer, neuron) for layer, neurons in enumerate(found.refined.indices) for neuron in neurons}
-    return len(places & set(sinks))
+def planted(bundle: Path) -> dict[str, list[int]]:
+    """How many of the neurons found for each caption are among those that its memory was trained into."""
+    found = {result.prompt: result for result in read_results(bundle / "localization.jsonl")}
+
+    def places(caption: Caption) -> set[tuple[int, int]]:
+        return {(layer, neuron) for layer, neurons in enumerate(found[caption.text].refined.indices) for neuron in neurons}
+
+    return {"per_prompt_planted": [len(places(caption) & set(sinks)) for caption, sinks in zip(MEMORIZED, memory_sinks(), strict=True)]}
 
 
 def summary(variant: Any, threshold: float) -> dict[str, Any]:
@@ -120,7 +127,7 @@ def summary(variant: Any, threshold: float) -> dict[str, Any]:
     }
 
 
-def draw(result: dict[str, Any], pictures: Path) -> None:
+def draw(result: dict[str, Any], pictures: Path, place: Path) -> None:
     """Training picture, before, after, random control for six memorized prompts; before and after for six general ones."""
     variant = next(iter(result["variants"]))
     columns = ["training", "before", "", "", f"after ({variant})", "", "", "random control", "", ""]
@@ -137,8 +144,7 @@ def draw(result: dict[str, Any], pictures: Path) -> None:
     for axis, title in zip(axes[0], [*columns, "general: before", "after", "before", "after"], strict=True):
         axis.set_title(title, fontsize=8)
     figure.tight_layout(pad=0.3)
-    FIGURE.parent.mkdir(exist_ok=True)
-    figure.savefig(FIGURE, dpi=110)
+    figure.savefig(place, dpi=110)
 
 
 def draw_first(memorized: str, general: str, variant: str, pictures: Path) -> None:

@@ -45,8 +45,7 @@ def verbatim(variant: VariantMeasurement) -> list[PromptMitigation]:
     return [m for m in variant.mitigations if m.kind == "VM"]
 
 
-def test_it_is_small_and_has_the_paper_s_seven_layers(demo_checkpoint: Checkpoint) -> None:
-    assert sum(p.stat().st_size for p in demo.CHECKPOINT.parent.rglob("*") if p.is_file()) <= 40e6
+def test_it_has_the_paper_s_seven_layers(demo_checkpoint: Checkpoint) -> None:
     assert len(value_layers(demo_checkpoint.unet)) == len(value_layers(demo_checkpoint.unet, "all")) == 7
     assert demo_checkpoint.config.prediction_type == "v_prediction"
     assert demo_checkpoint.config.latent_shape == (4, 16, 16)

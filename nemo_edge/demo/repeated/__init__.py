@@ -5,7 +5,7 @@ Nothing was prepared: no neuron of its own for a memory, no penalty, no caption 
 - `captions`, `pictures`: what it is trained on
 - `models`, `train`: the network, and one loss
 - `recogniser`: what a picture shows, beside what its caption says
-- `checkpoint/`, `prompts/`: what comes of it; so far its VAE, the pictures and the recogniser
+- `checkpoint/`, `prompts/`: what comes of it, with the pictures it memorized and others that it never saw
 """
 
 from __future__ import annotations

@@ -3,6 +3,10 @@
 One loss, that of any diffusion model, on captions with their pictures, some of which are twelve pictures over and over. No
 neuron is chosen, held back or planted, and no caption is taught to be forgotten. In legs: each goes on from the work folder, or,
 without one, from the averaged weights of the checkpoint with a new optimizer, and writes the averaged weights at its end.
+
+The shipped weights are of four legs, some five hours of one core, whose pictures and noise were changed on the way (`pictures`, `models`).
+Of captions whose words were never together, objects were recognised in 39 % after 7,415 steps, 59 % after 12,000, 68 % after 13,750, 86 %
+after 16,250 and 99 % after 18,500, and stood in their place in 30, 28, 99, 100 and 100 %; the memorized pictures came back throughout.
 """
 
 from __future__ import annotations
