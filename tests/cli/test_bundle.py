@@ -280,7 +280,7 @@ def test_a_bundle_of_an_older_schema_is_refused_by_name(
     content = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**content, "schema_version": 1}))
     ran = again(run, command, folder, tiny_recipe)
-    assert_refused(ran, "is of schema 1, and this nemo-edge reads schema 3: build the bundle again", code=ran.code)
+    assert_refused(ran, "is of schema 1, and this nemo-edge reads schemas 3 to 4: build the bundle again", code=ran.code)
     assert ran.code == 2
 
 

@@ -85,5 +85,5 @@ def test_it_runs_from_a_checkpoint_to_a_verdict(kept: Any, place: Path) -> None:
     [html] = [shown for shown in shown_by(notebook, "text/html") if "replication.masked" in shown]
     assert "no gate failed" in html
     assert html.count("<img ") == 3
-    assert "71 files, all as the manifest says" in said_by(notebook, "nemo-edge verify")
+    assert "72 files, all as the manifest says" in said_by(notebook, "nemo-edge verify")
     assert (place / "first" / "bundle" / "report" / "index.html").is_file()
