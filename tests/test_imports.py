@@ -150,7 +150,8 @@ def test_the_tests_mirror_the_package() -> None:
     tested = {p.relative_to(PACKAGE).with_name(p.name.removeprefix("_")) for p in PACKAGE.rglob("*.py") if not p.name.startswith("__")}
     found = {p.relative_to(tests).with_name(p.name.removeprefix("test_")) for p in tests.rglob("test_*.py")}
     mirror = {path for path in found if path.parts[0] not in ("journeys", "benchmarks")}
-    own = ("calib.py", "claims.py", "docs.py", "face.py", "imports.py", "recipes.py", "reference.py", "rooms.py", "where.py")
+    own = ("calib.py", "claims.py", "docs.py", "face.py", "imports.py", "lock.py", "recipes.py", "reference.py", "rooms.py", "where.py")
     house = {Path(name) for name in own}
-    assert mirror - tested == {*house, Path("demo/demo.py"), Path("backends/tensorrt/gpu.py")}  # and the checkpoint itself, and a GPU's
+    checkpoints = {Path("demo/demo.py"), Path("demo/repeated/repeated.py")}
+    assert mirror - tested == {*house, *checkpoints, Path("backends/tensorrt/gpu.py")}  # and a GPU's
     assert tested - mirror == set()

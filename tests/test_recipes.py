@@ -15,7 +15,7 @@ from nemo_edge.release.build import plan
 from nemo_edge.system.errors import InputError
 
 ROOT = Path(__file__).parents[1]
-DEMOS = {"demo", "demo-hardened", "demo-int8"}
+DEMOS = {"demo", "demo-hardened", "demo-int8", "repeated"}
 PUBLISHED = {"sd-turbo-cpu": "sd21", "sd15-cpu": "sd15", "sd15-int8": "sd15", "sd15-rtx": "sd15", "sdxl-rtx": "sdxl"}
 """Recipes of checkpoints on the hub, and the architecture whose random weights they take."""
 

@@ -10,7 +10,7 @@ _OTHERS = (
 )
 ADVICE = {
     "memorization_score": 'these neurons leave the prompt\'s score above τ: localize with [localization] mode = "paper" or layers = "all"',
-    "schedule_floor": 'the search for these prompts ended above τ, with the most neurons that it takes for one: try [localization] '
+    "schedule_floor": "the search for these prompts ended above τ, with the most neurons that it takes for one: try [localization] "
     'layers = "all", or take them off the list and refuse them in front of the engine',
     "paraphrases": "raise [localization] paraphrases, so that the neurons of the variants join",
     "replication": 'the report shows which prompts, and whose pictures: localize with [localization] layers = "all" or with paraphrases; a '
